@@ -1,0 +1,49 @@
+.DEFAULT_GOAL := help
+.PHONY: help install test demo lint types benchmarks docs clean
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+# torch is named by its exact version so that an index with a CPU build of it is not passed over for a newer one.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convexmoe needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@echo "Installing into $(VENV), once; a few minutes on a new machine."
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(PIP) 'torch==2.13.0' -e '.[interop,plot,test]'
+	@touch $@
+
+install: $(INSTALLED)  ## Make .venv and install everything in it
+
+demo: $(INSTALLED)  ## Train on real data in JAX, load it in PyTorch, draw a picture in demo-run/
+	$(BIN)/convexmoe fit --out demo-run
+
+test: $(INSTALLED)  ## Lint, types, doctests and every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n $(WORKERS)
+
+lint: $(INSTALLED)  ## Only ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)  ## Only mypy
+	$(BIN)/mypy
+
+benchmarks: $(INSTALLED)  ## Print the cost table of the README
+	$(BIN)/python benchmarks/hull_cost.py
+
+docs: $(INSTALLED)  ## Build the documentation into site/
+	@$(PIP) -e '.[docs]'
+	$(BIN)/mkdocs build --strict -f docs/mkdocs.yml
+
+clean:  ## Remove .venv and everything that was built
+	rm -rf $(VENV) build dist site demo-run *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
