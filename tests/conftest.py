@@ -1,0 +1,41 @@
+"""What every test gets: one thread to a process, seeds, no deadlines; and a fixture for JAX in float64."""
+
+import os
+import sys
+
+# Before any framework starts: workers share the cores, and torch's sums differ between one thread and two.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import numpy as np
+import pytest
+
+# The first call of a jitted function is slow, which is no failure; the same examples each time.
+hypothesis.settings.register_profile("convexmoe", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("convexmoe")
+
+
+def pytest_ignore_collect(collection_path):
+    """Modules that tests share hold no doctests, and must not be imported twice under two names."""
+    if collection_path.suffix == ".py" and "tests" in collection_path.parts:
+        return None if collection_path.name.startswith("test_") else True
+    return None
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Global generators start alike in every test, whatever ran before it."""
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def x64():
+    """JAX in float64 inside this test."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield

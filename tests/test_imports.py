@@ -1,0 +1,95 @@
+"""Each package imports its own framework only, says what to install where that is missing, and names the same things.
+
+Every check of absence has a control: the same check on a program that does import the wrong thing.
+"""
+
+import importlib
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+FOREIGN = {
+    "convexmoe_jax": {"torch", "convexmoe_torch", "interop"},
+    "convexmoe_torch": {"jax", "jaxlib", "flax", "optax", "convexmoe_jax", "interop"},
+}
+MISSING = {
+    "convexmoe_jax": ("jax", 'convexmoe_jax needs JAX: pip install "convexmoe[jax]"'),
+    "convexmoe_torch": ("torch", 'convexmoe_torch needs PyTorch: pip install "convexmoe[torch]"'),
+}
+# Public names that one package has and the other has not, each with its reason.
+ONE_SIDED: dict[str, set[str]] = {"convexmoe_jax": set(), "convexmoe_torch": set()}
+
+
+def run(program: str, blocked: set[str] = frozenset()) -> subprocess.CompletedProcess:
+    """Run a program in a new interpreter in which every module of `blocked` fails to import."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({sorted(blocked)!r}))\n"
+    return subprocess.run([sys.executable, "-c", block + program], capture_output=True, text=True, timeout=120)
+
+
+def loaded(program: str, watched: set[str]) -> set[str]:
+    """The modules of `watched` that are loaded after `program` ran in a new interpreter."""
+    result = run(f"{program}\nimport sys\nprint('loaded:', *(set({sorted(watched)!r}) & set(sys.modules)))")
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.rpartition("loaded:")[2].split())
+
+
+@pytest.mark.parametrize("package", FOREIGN)
+def test_import_leaves_the_other_framework_alone(package):
+    assert loaded(f"import {package}", FOREIGN[package]) == set()
+
+
+@pytest.mark.parametrize("package", FOREIGN)
+def test_control_a_foreign_import_is_seen(package):
+    [other] = FOREIGN.keys() - {package}
+    framework, _ = MISSING[other]
+    assert {framework, other} <= loaded(f"import {package}, {other}", FOREIGN[package])
+
+
+@pytest.mark.parametrize("package", FOREIGN)
+def test_works_where_the_other_framework_cannot_be_imported(package):
+    rngs = ", rngs=nnx.Rngs(0)" if package == "convexmoe_jax" else ""
+    first = "from flax import nnx\n" if package == "convexmoe_jax" else ""
+    result = run(f"{first}import {package} as cm\ncm.VectorHull(3, petals=2{rngs})", FOREIGN[package])
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("package", FOREIGN)
+def test_control_a_blocked_module_cannot_be_imported(package):
+    framework, _ = MISSING[next(iter(FOREIGN.keys() - {package}))]
+    result = run(f"import {package}, {framework}", FOREIGN[package])
+    assert result.returncode != 0
+    assert "ModuleNotFoundError" in result.stderr
+
+
+@pytest.mark.parametrize("package", FOREIGN)
+def test_missing_framework_names_the_line_to_run(package):
+    framework, message = MISSING[package]
+    program = f"try:\n    import {package}\nexcept ImportError as error:\n    print(error)"
+    result = run(program, {framework})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == message
+
+
+def public_names(package: str) -> set[str]:
+    module = importlib.import_module(package)
+    assert len(module.__all__) == len(set(module.__all__)), f"{package}.__all__ names something twice"
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+    return set(module.__all__)
+
+
+@pytest.mark.parametrize("package", FOREIGN)
+def test_all_is_complete(package):
+    found = {
+        name
+        for name, value in vars(importlib.import_module(package)).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert found <= public_names(package)
+
+
+def test_both_packages_have_the_same_names():
+    in_jax, in_torch = public_names("convexmoe_jax"), public_names("convexmoe_torch")
+    assert in_jax - in_torch == ONE_SIDED["convexmoe_jax"]
+    assert in_torch - in_jax == ONE_SIDED["convexmoe_torch"]
