@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 # Before any framework starts: workers share the cores, and torch's sums differ between one thread and two.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,9 +20,8 @@ hypothesis.settings.load_profile("convexmoe")
 
 def pytest_ignore_collect(collection_path):
     """Modules that tests share hold no doctests, and must not be imported twice under two names."""
-    if collection_path.suffix == ".py" and "tests" in collection_path.parts:
-        return None if collection_path.name.startswith("test_") else True
-    return None
+    shared = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
+    return True if shared and Path(__file__).parent in collection_path.parents else None
 
 
 @pytest.fixture(autouse=True)

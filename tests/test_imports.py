@@ -25,7 +25,9 @@ ONE_SIDED: dict[str, set[str]] = {"convexmoe_jax": set(), "convexmoe_torch": set
 def run(program: str, blocked: set[str] = frozenset()) -> subprocess.CompletedProcess:
     """Run a program in a new interpreter in which every module of `blocked` fails to import."""
     block = f"import sys; sys.modules.update(dict.fromkeys({sorted(blocked)!r}))\n"
-    return subprocess.run([sys.executable, "-c", block + program], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", block + program], capture_output=True, text=True, timeout=120
+    )
 
 
 def loaded(program: str, watched: set[str]) -> set[str]:

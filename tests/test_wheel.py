@@ -74,7 +74,9 @@ def test_alone(wheel, tmp_path):
     data += "print(*(entry.name for entry in (files('interop') / 'data').iterdir()))"
     assert ".csv" in base.python(data).stdout
     for package in ("convexmoe_jax", "convexmoe_torch", "interop"):
-        typed = f"from importlib.util import find_spec\nprint(*find_spec('{package}').submodule_search_locations)"
+        typed = (
+            f"from importlib.util import find_spec\nprint(*find_spec('{package}').submodule_search_locations)"
+        )
         assert (Path(base.python(typed).stdout.strip()) / "py.typed").is_file()
 
     for package, extra in (("convexmoe_jax", "jax"), ("convexmoe_torch", "torch")):

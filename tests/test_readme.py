@@ -1,0 +1,146 @@
+"""Every block of the README runs, or, where it would take minutes, names only what exists.
+
+Python blocks run in order, each in its own interpreter, in one empty folder, so that a later block can load what an
+earlier one saved. In shell blocks each make target, subcommand, option, extra and file must exist.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SHELL = ("bash", "console", "sh", "shell")
+FENCE = re.compile(r"^```[ ]*(\w*)[^\n]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    line: int
+
+
+def blocks(markdown: str) -> list[Block]:
+    return [
+        Block(match[1].lower(), match[2], markdown[: match.start()].count("\n") + 1)
+        for match in FENCE.finditer(markdown)
+    ]
+
+
+def run_python(found: list[Block], folder: Path) -> list[str]:
+    """Failures of the Python blocks, run in order."""
+    failures = []
+    for block in found:
+        if block.language in ("python", "py"):
+            program = [sys.executable, "-c", block.text]
+            result = subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=300)
+            if result.returncode:
+                failures.append(f"line {block.line}: {result.stderr}")
+    return failures
+
+
+def commands(block: Block) -> list[list[str]]:
+    """The commands of a shell block; in a `console` block only what stands behind a prompt."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    if block.language == "console":
+        lines = [line.lstrip()[2:] for line in lines if line.lstrip().startswith("$ ")]
+    words = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+    return [command for command in words if command]
+
+
+def command_help(*subcommand: str) -> str | None:
+    """What `convexmoe SUBCOMMAND --help` prints, or None if there is no such subcommand."""
+    program = [sys.executable, "-c", "from interop.cli import main; main()", *subcommand, "--help"]
+    wide = {**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    result = subprocess.run(program, capture_output=True, text=True, timeout=120, env=wide)
+    return result.stdout if result.returncode == 0 else None
+
+
+def problem(command: list[str]) -> str | None:
+    """Why a reader could not run this command as it stands, or None."""
+    program, *args = command
+    name = Path(program).name
+    options = {arg.partition("=")[0] for arg in args if arg.startswith("-")}
+    if name == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        unknown = {arg for arg in args if "=" not in arg and not arg.startswith("-")} - set(targets)
+    elif name == "convexmoe":
+        subcommand = [arg for arg in args[:1] if not arg.startswith("-")]
+        text = command_help(*subcommand)
+        unknown = set(subcommand) if text is None else {option for option in options if option not in text}
+    elif name == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        used = {
+            e.strip() for arg in args for group in re.findall(r"\[(.*?)\]", arg) for e in group.split(",")
+        }
+        unknown = used - set(extras)
+    elif name in ("python", "python3"):
+        unknown = {arg for arg in args if arg.endswith(".py") and not (ROOT / arg).is_file()}
+    elif name in ("cd", "git", "source", "."):
+        unknown = set()
+    else:
+        unknown = {program}
+    return f"{shlex.join(command)}: unknown {', '.join(sorted(unknown))}" if unknown else None
+
+
+def problems(found: list[Block]) -> list[str]:
+    shell = [block for block in found if block.language in SHELL]
+    return [text for block in shell for command in commands(block) if (text := problem(command))]
+
+
+@pytest.mark.slow
+def test_python_blocks_run(tmp_path):
+    assert run_python(blocks(README), tmp_path) == []
+
+
+def test_shell_blocks_name_only_what_exists():
+    assert problems(blocks(README)) == []
+
+
+def test_readme_starts_with_the_two_commands():
+    first = blocks(README)[0]
+    assert [args for name, *args in commands(first) if name == "make"] == [["demo"], ["test"]]
+
+
+def test_every_block_is_of_a_known_language():
+    assert {block.language for block in blocks(README)} <= {"python", "py", "text", *SHELL}
+
+
+def test_control_a_failing_block_is_found(tmp_path):
+    sample = (
+        "```python\nopen('made', 'w').close()\n```\n\n"
+        "```python\nopen('made').close()\n```\n\n"
+        "```text\nnot run\n```\n\n```python\nassert 1 == 2\n```\n"
+    )
+    [failure] = run_python(blocks(sample), tmp_path)
+    assert failure.startswith("line 13:") and "AssertionError" in failure
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "make nothing",
+        "pip install 'convexmoe[jax,nothing]'",
+        "convexmoe nothing",
+        "convexmoe fit --nothing",
+        "python benchmarks/nothing.py",
+        "nothing",
+    ],
+)
+def test_control_a_command_that_cannot_run_is_found(line):
+    [failure] = problems(blocks(f"```console\n$ {line}\nits output\n```\n"))
+    assert "nothing" in failure.rpartition("unknown")[2]
+
+
+def test_control_what_can_run_is_not_flagged():
+    lines = (
+        "make test  # all\nmake demo && pip install 'convexmoe[torch]'\nconvexmoe fit data.csv --petals 4\n"
+    )
+    assert problems(blocks(f"```bash\n{lines}```\n")) == []
