@@ -28,7 +28,7 @@ test: $(INSTALLED)  ## Lint, types, doctests and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 lint: $(INSTALLED)  ## Only ruff
 	$(BIN)/ruff check .
