@@ -1,5 +1,6 @@
 """A built wheel, installed alone in a new environment, works, and says what to install where something is missing."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -37,10 +38,10 @@ class Environment(NamedTuple):
 
     def run(self, command: str, *args: str) -> subprocess.CompletedProcess:
         program = [str(self.folder / "bin" / command), *args]
-        return subprocess.run(program, cwd=self.folder, capture_output=True, text=True, timeout=600)
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        return subprocess.run(program, cwd=self.folder, env=own, capture_output=True, text=True, timeout=600)
 
     def python(self, program: str) -> subprocess.CompletedProcess:
-        # -I: neither PYTHONPATH nor the working directory may lend it the sources.
         return self.run("python", "-I", "-c", program)
 
 
