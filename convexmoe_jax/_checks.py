@@ -1,0 +1,83 @@
+"""Every check of a value or a shape, and the one form of message they all use."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+
+def fail(owner: str, argument: str, expected: str, got: str, fix: str, kind: type[Exception] = ValueError) -> NoReturn:
+    """Raise `kind` with the house's message: what was required, what came, one fix."""
+    raise kind(f"{owner}.{argument}: expected {expected}; got {got}. {fix}")
+
+
+def describe(value: Any) -> str:
+    """Return `dtype[shape]` for an array and `repr` for anything else.
+
+    >>> describe(3)
+    '3'
+    """
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{dtype}[{', '.join(str(size) for size in value.shape)}]"
+    return repr(value)
+
+
+def whole_number(owner: str, argument: str, value: Any, least: int) -> int:
+    """Return `value` as an int of at least `least`."""
+    fix = f"Pass {argument}={least} or more."
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        fail(owner, argument, f"a whole number >= {least}", repr(value), fix, TypeError)
+    number = operator.index(value)
+    if number < least:
+        fail(owner, argument, f"a whole number >= {least}", repr(value), fix)
+    return number
+
+
+def one_of(owner: str, argument: str, value: Any, known: tuple[Any, ...]) -> Any:
+    """Return `value` if it is one of `known`."""
+    if type(value) not in {type(item) for item in known} or value not in known:
+        fail(owner, argument, f"one of {list(known)}", repr(value), f"Pass {argument}={known[0]!r}, for example.")
+    return value
+
+
+def last_axis(owner: str, argument: str, value: Any, size: int, kinds: tuple[type, ...]) -> None:
+    """Check that `value` is an array, of one of `kinds`, whose last axis has `size` entries."""
+    if not isinstance(value, kinds):
+        fix = "Convert it to an array of this framework first."
+        fail(owner, argument, "an array", type(value).__name__, fix, TypeError)
+    if len(value.shape) == 0:
+        fail(owner, argument, f"last axis in_dim={size}", describe(value), "Give it one axis at least.")
+    if value.shape[-1] != size:
+        fix = f"Build it with in_dim={value.shape[-1]} or project the input."
+        fail(owner, argument, f"last axis in_dim={size}", describe(value), fix)
+
+
+def same_dtype(owner: str, argument: str, value: Any, dtype: Any) -> None:
+    """Check that `value` has the dtype of the parameters: a silent cast would hide a loss of precision."""
+    if value.dtype != dtype:
+        name = str(dtype).removeprefix("torch.")
+        fix = f"Cast it to {name}, or build the model with its dtype."
+        fail(owner, argument, f"dtype {name}, as the parameters have", describe(value), fix, TypeError)
+
+
+def same_keys(owner: str, expected: Mapping[str, tuple], got: Mapping[str, tuple]) -> None:
+    """Check names, shapes and dtypes of weights, and report every difference at once.
+
+    Args:
+        owner: who asks, for the message.
+        expected: name -> (shape, dtype name or None where any will do).
+        got: name -> (shape, dtype name).
+    """
+    faults = [f"missing {name}" for name in sorted(expected.keys() - got.keys())]
+    faults += [f"unexpected {name}" for name in sorted(got.keys() - expected.keys())]
+    for name in sorted(expected.keys() & got.keys()):
+        (shape, dtype), (got_shape, got_dtype) = expected[name], got[name]
+        if tuple(shape) != tuple(got_shape):
+            faults.append(f"{name} has shape {list(got_shape)}, not {list(shape)}")
+        if dtype is not None and dtype != got_dtype:
+            faults.append(f"{name} has dtype {got_dtype}, not {dtype}")
+    if faults:
+        fix = "Use the config that the weights were made with."
+        fail(owner, "weights", f"the {len(expected)} arrays of its config", "; ".join(faults), fix)

@@ -1,0 +1,55 @@
+"""Overlapping max-of-means: the fusion of the petals into one convex function.
+
+Letters: N rows, P petals (and groups), O out.
+
+    g_i = (f_i + f_{i+1 mod P}) / 2 + s_i           group_size 2;  g_i = f_i + s_i at group_size 1
+    y   = max_i g_i                                 temperature 0
+    y   = T (log sum_i exp(g_i / T) - log P)        temperature T > 0
+
+Both are non-decreasing and convex in f, so y is convex where every f_p is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .positive import softplus
+
+LEAST_TEMPERATURE = 1e-3
+
+
+def learned_temperature(raw: Tensor) -> Tensor:
+    """Return `softplus(raw) + LEAST_TEMPERATURE`: positive for every raw value."""
+    return softplus(raw) + LEAST_TEMPERATURE
+
+
+def group_values(f_NPO: Tensor, shifts_P: Tensor, group_size: int) -> Tensor:
+    """Return g, the shifted means of neighbouring petals, (N, P, O)."""
+    if group_size == 1:
+        return shifts_P[:, None] + f_NPO
+    return torch.add(shifts_P[:, None], f_NPO + torch.roll(f_NPO, -1, dims=-2), alpha=0.5)
+
+
+def maximum(g_NPO: Tensor) -> Tensor:
+    """Return the maximum over groups, (N, O). A tie shares the gradient evenly."""
+    return torch.amax(g_NPO, dim=-2)
+
+
+def smooth_maximum(g_NPO: Tensor, temperature: Tensor | float) -> Tensor:
+    """Return `T (log sum_i exp(g_i / T) - log P)`, (N, O): below the maximum by at most `T log P`.
+
+    Half precision is widened to float32 inside, where `g / T` would overflow.
+
+    Args:
+        g_NPO: group values.
+        temperature: T > 0, a number or one an output, (O,).
+    """
+    dtype = g_NPO.dtype
+    wide = g_NPO.to(torch.promote_types(dtype, torch.float32))
+    T = temperature.to(wide.dtype) if isinstance(temperature, Tensor) else temperature
+    top = torch.amax(wide, dim=-2, keepdim=True).detach()
+    total = torch.sum(torch.exp((wide - top) / T), dim=-2)
+    return (top.squeeze(-2) + T * (torch.log(total) - math.log(g_NPO.shape[-2]))).to(dtype)

@@ -1,0 +1,92 @@
+"""Names, shapes and initial values of a hull's parameters.
+
+Letters: D in, H hidden, P petals, O out. Weights are laid out (in, [petal,] out).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .config import LEARNED, HullConfig
+from .fusion import LEAST_TEMPERATURE
+from .positive import POSITIVE_SHARE
+
+INITIAL_TEMPERATURE = 1.0
+
+
+class Law(NamedTuple):
+    """The distribution a parameter is drawn from: "constant", "normal" or "raw_log_normal"."""
+
+    kind: str
+    mean: float
+    deviation: float
+
+
+def parameter_shapes(config: HullConfig) -> dict[str, tuple[int, ...]]:
+    """Return dotted name -> shape of every parameter, in the order of computation.
+
+    >>> parameter_shapes(HullConfig(5, petals=3, out_dim=2, hidden_dim=7))["readout.weight"]
+    (5, 3, 2)
+    """
+    D, H, P, O = config.in_dim, config.hidden_dim, config.petals, config.out_dim
+    unit = (H,) if config.trunk == "shared" else (P, H)
+    shapes: dict[str, tuple[int, ...]] = {}
+    if config.gate:
+        shapes |= {"gate.weight": (D, H), "gate.bias": (H,)}
+    for k in range(config.depth):
+        if k > 0:
+            shapes[f"trunk.{k}.raw_weight"] = (H, *unit)
+        shapes |= {f"trunk.{k}.weight": (D, *unit), f"trunk.{k}.bias": unit}
+    shapes |= {"readout.raw_weight": (H, P, O), "readout.weight": (D, P, O), "readout.bias": (P, O)}
+    shapes["shifts"] = (P,)
+    if config.temperature == LEARNED:
+        shapes["raw_temperature"] = (O,)
+    return shapes
+
+
+def initial_law(name: str, config: HullConfig) -> Law:
+    """Return the distribution of the parameter called `name`.
+
+    Non-negative weights have a mean, so He's rule explodes with depth. Here a layer takes its variance in
+    two shares: tau^2 = POSITIVE_SHARE through log-normal non-negative weights w with `E w = tau / N` and
+    `E w^2 = tau^2 / N` (N the fan-in) on a standardised activation, 1 - tau^2 through the signed weights
+    on the input, `N(0, (1 - tau^2) / D)`. The first layer is `N(0, 1 / D)` with biases `N(0, 1 / 4)`,
+    shared with the gate where there is one.
+
+    Source: Hoedt and Klambauer, Principled weight initialisation for input-convex neural networks
+    (arXiv 2312.12474), for the log-normal weights. Differs from the source: the variance is split
+    between the two paths, without which deep stacks die.
+    """
+    first = name.startswith(("trunk.0.", "gate."))
+    share = 1.0 - POSITIVE_SHARE
+    if first:
+        share = 0.5 if config.gate else 1.0
+    if name == "raw_temperature":
+        return Law("constant", math.log(math.expm1(INITIAL_TEMPERATURE - LEAST_TEMPERATURE)), 0.0)
+    if name.endswith("raw_weight"):  # softplus(raw) = w sqrt(N) / tau has mean N^(-1/2) and second moment 1
+        return Law("raw_log_normal", -math.log(config.hidden_dim), math.sqrt(math.log(config.hidden_dim)))
+    if name.endswith("weight"):
+        return Law("normal", 0.0, math.sqrt(share / config.in_dim))
+    if name.endswith("bias") and first:
+        return Law("normal", 0.0, math.sqrt(share / 4))
+    return Law("constant", 0.0, 0.0)
+
+
+def draw(law: Law, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
+    """Draw one parameter from its law, on the default device and generator."""
+    if law.kind == "constant":
+        return torch.full(shape, law.mean, dtype=dtype)
+    values = law.mean + law.deviation * torch.randn(shape, dtype=dtype)
+    if law.kind == "normal":
+        return values
+    positive = torch.exp(values)
+    return positive + torch.log(-torch.expm1(-positive))  # the inverse of softplus
+
+
+def initial_parameters(config: HullConfig, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Draw every parameter (dotted name -> tensor) from its `initial_law`."""
+    return {name: draw(initial_law(name, config), shape, dtype) for name, shape in parameter_shapes(config).items()}
