@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ._checks import last_axis, same_dtype, same_keys
-from .config import LEARNED, HullConfig, Normalization
+from ._checks import dtype_name, last_axis, same_dtype, same_keys
+from .config import HullConfig, Normalization
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .init import initial_parameters, parameter_shapes
 from .petals import Tree, effective, petal_values
@@ -107,9 +107,9 @@ def fused(params: Tree, x_ND: jax.Array, config: HullConfig) -> jax.Array:
     g_NPO = group_values(f_NPO, params["shifts"], config.group_size)
     if config.temperature == 0.0:
         return maximum(g_NPO)
-    learned = config.temperature == LEARNED
-    temperature = learned_temperature(params["raw_temperature"]) if learned else config.temperature
-    return smooth_maximum(g_NPO, temperature)
+    if isinstance(config.temperature, str):  # LEARNED
+        return smooth_maximum(g_NPO, learned_temperature(params["raw_temperature"]))
+    return smooth_maximum(g_NPO, config.temperature)
 
 
 def in_blocks(function: Any, x_ND: jax.Array, values_per_row: int) -> jax.Array:
@@ -254,7 +254,9 @@ class VectorHull(nnx.Module):
     @classmethod
     def from_config(cls, config: HullConfig, *, dtype: Any = None, rngs: nnx.Rngs) -> VectorHull:
         """Return a new hull with this config."""
-        return cls(**{field.name: getattr(config, field.name) for field in fields(config)}, dtype=dtype, rngs=rngs)
+        return cls(
+            **{field.name: getattr(config, field.name) for field in fields(config)}, dtype=dtype, rngs=rngs
+        )
 
     @classmethod
     def from_params(cls, config: HullConfig, params: Tree) -> VectorHull:
@@ -265,7 +267,11 @@ class VectorHull(nnx.Module):
         """
         flat = flatten(params)
         expected = {name: (shape, None) for name, shape in parameter_shapes(config).items()}
-        same_keys("VectorHull", expected, {name: (value.shape, str(value.dtype)) for name, value in flat.items()})
+        same_keys(
+            "VectorHull",
+            expected,
+            {name: (value.shape, dtype_name(value.dtype)) for name, value in flat.items()},
+        )
         model = nnx.eval_shape(lambda: cls.from_config(config, rngs=nnx.Rngs(0)))
         nnx.update(model, jax.tree.map(nnx.Param, nest({name: flat[name] for name in expected})))
         return model

@@ -6,7 +6,26 @@ if _find_spec("torch") is None:
     raise ImportError('convexmoe_torch needs PyTorch: pip install "convexmoe[torch]"')
 
 from . import hull
+from .certificate import Violation, find_violation
+from .checkpoint import load, read_notes, save
 from .config import HullConfig, Normalization
 from .hull import FoldedHull, VectorHull, Winners
+from .training import FitResult, History, fit, train
 
-__all__ = ["FoldedHull", "HullConfig", "Normalization", "VectorHull", "Winners", "hull"]
+__all__ = [
+    "FitResult",
+    "FoldedHull",
+    "History",
+    "HullConfig",
+    "Normalization",
+    "VectorHull",
+    "Violation",
+    "Winners",
+    "find_violation",
+    "fit",
+    "hull",
+    "load",
+    "read_notes",
+    "save",
+    "train",
+]

@@ -7,9 +7,16 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 
-def fail(owner: str, argument: str, expected: str, got: str, fix: str, kind: type[Exception] = ValueError) -> NoReturn:
+def fail(
+    owner: str, argument: str, expected: str, got: str, fix: str, kind: type[Exception] = ValueError
+) -> NoReturn:
     """Raise `kind` with the house's message: what was required, what came, one fix."""
     raise kind(f"{owner}.{argument}: expected {expected}; got {got}. {fix}")
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return the name of a dtype without its framework, as in `float32`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def describe(value: Any) -> str:
@@ -19,8 +26,7 @@ def describe(value: Any) -> str:
     '3'
     """
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        dtype = str(value.dtype).removeprefix("torch.")
-        return f"{dtype}[{', '.join(str(size) for size in value.shape)}]"
+        return f"{dtype_name(value.dtype)}[{', '.join(str(size) for size in value.shape)}]"
     return repr(value)
 
 
@@ -38,11 +44,17 @@ def whole_number(owner: str, argument: str, value: Any, least: int) -> int:
 def one_of(owner: str, argument: str, value: Any, known: tuple[Any, ...]) -> Any:
     """Return `value` if it is one of `known`."""
     if type(value) not in {type(item) for item in known} or value not in known:
-        fail(owner, argument, f"one of {list(known)}", repr(value), f"Pass {argument}={known[0]!r}, for example.")
+        fail(
+            owner,
+            argument,
+            f"one of {list(known)}",
+            repr(value),
+            f"Pass {argument}={known[0]!r}, for example.",
+        )
     return value
 
 
-def last_axis(owner: str, argument: str, value: Any, size: int, kinds: tuple[type, ...]) -> None:
+def last_axis(owner: str, argument: str, value: Any, size: int, kinds: tuple[Any, ...]) -> None:
     """Check that `value` is an array, of one of `kinds`, whose last axis has `size` entries."""
     if not isinstance(value, kinds):
         fix = "Convert it to an array of this framework first."
@@ -57,7 +69,7 @@ def last_axis(owner: str, argument: str, value: Any, size: int, kinds: tuple[typ
 def same_dtype(owner: str, argument: str, value: Any, dtype: Any) -> None:
     """Check that `value` has the dtype of the parameters: a silent cast would hide a loss of precision."""
     if value.dtype != dtype:
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         fix = f"Cast it to {name}, or build the model with its dtype."
         fail(owner, argument, f"dtype {name}, as the parameters have", describe(value), fix, TypeError)
 

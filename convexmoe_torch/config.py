@@ -50,11 +50,23 @@ class Normalization:
             rule = "finite numbers > 0" if scale else "finite numbers"
             bad = [value for value in values if not math.isfinite(value) or (scale and value <= 0)]
             if bad:
-                fail("Normalization", field.name, rule, repr(bad[0]), "Use 1.0 for a constant column." if scale else "Remove it.")
+                fail(
+                    "Normalization",
+                    field.name,
+                    rule,
+                    repr(bad[0]),
+                    "Use 1.0 for a constant column." if scale else "Remove it.",
+                )
         for side in ("input", "output"):
             mean, scale = getattr(self, f"{side}_mean"), getattr(self, f"{side}_scale")
             if len(mean) != len(scale):
-                fail("Normalization", f"{side}_scale", f"{len(mean)} numbers, as {side}_mean has", str(len(scale)), "Make them equal.")
+                fail(
+                    "Normalization",
+                    f"{side}_scale",
+                    f"{len(mean)} numbers, as {side}_mean has",
+                    str(len(scale)),
+                    "Make them equal.",
+                )
 
 
 @dataclass(frozen=True)
@@ -125,11 +137,24 @@ class HullConfig:
             return
         if not isinstance(self.normalization, Normalization):
             got = type(self.normalization).__name__
-            fail("HullConfig", "normalization", "a Normalization or None", got, "Build a Normalization.", TypeError)
+            fail(
+                "HullConfig",
+                "normalization",
+                "a Normalization or None",
+                got,
+                "Build a Normalization.",
+                TypeError,
+            )
         for side, size in (("input", self.in_dim), ("output", self.out_dim)):
             got = len(getattr(self.normalization, f"{side}_mean"))
             if got != size:
-                fail("HullConfig", "normalization", f"{size} numbers for the {side}", str(got), "Give one for each coordinate.")
+                fail(
+                    "HullConfig",
+                    "normalization",
+                    f"{size} numbers for the {side}",
+                    str(got),
+                    "Give one for each coordinate.",
+                )
 
     def to_json(self) -> str:
         """Return the config as JSON with sorted keys; equal configs give equal text."""
@@ -150,8 +175,17 @@ def _check_fields(cls: type, values: Any) -> None:
     """Check that `values` is an object with exactly the fields of the dataclass `cls`."""
     known = [field.name for field in fields(cls)]
     if not isinstance(values, dict):
-        fail(cls.__name__, "from_json", "an object", type(values).__name__, "Pass what to_json wrote.", TypeError)
+        fail(
+            cls.__name__,
+            "from_json",
+            "an object",
+            type(values).__name__,
+            "Pass what to_json wrote.",
+            TypeError,
+        )
     unknown, missing = sorted(values.keys() - set(known)), sorted(set(known) - values.keys())
     if unknown or missing:
         got = "; ".join([f"unknown {name}" for name in unknown] + [f"missing {name}" for name in missing])
-        fail(cls.__name__, "from_json", f"the fields {known}", got, "Pass what to_json of this version wrote.")
+        fail(
+            cls.__name__, "from_json", f"the fields {known}", got, "Pass what to_json of this version wrote."
+        )

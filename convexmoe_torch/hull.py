@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._checks import last_axis, same_dtype, same_keys
-from .config import LEARNED, HullConfig, Normalization
+from ._checks import dtype_name, last_axis, same_dtype, same_keys
+from .config import HullConfig, Normalization
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .init import initial_parameters, parameter_shapes
 from .petals import Tree, effective, petal_values
 
 Units = dict[str, Tensor]
+
 
 class Winners(NamedTuple):
     """Which group is the maximum where.
@@ -106,9 +107,9 @@ def fused(params: Tree, x_ND: Tensor, config: HullConfig) -> Tensor:
     g_NPO = group_values(f_NPO, params["shifts"], config.group_size)
     if config.temperature == 0.0:
         return maximum(g_NPO)
-    learned = config.temperature == LEARNED
-    temperature = learned_temperature(params["raw_temperature"]) if learned else config.temperature
-    return smooth_maximum(g_NPO, temperature)
+    if isinstance(config.temperature, str):  # LEARNED
+        return smooth_maximum(g_NPO, learned_temperature(params["raw_temperature"]))
+    return smooth_maximum(g_NPO, config.temperature)
 
 
 def winners(params: Tree, x: Any, config: HullConfig, units: Units | None = None) -> Winners:
@@ -209,10 +210,12 @@ class HullModule(nn.Module):
     @property
     def units(self) -> Units | None:
         """The normalization as tensors, None without one."""
-        return None if self.normalization is None else self.normalization._buffers
+        return None if self.normalization is None else dict(self.normalization.named_buffers())
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{field.name}={getattr(self.config, field.name)!r}" for field in fields(self.config))
+        return ", ".join(
+            f"{field.name}={getattr(self.config, field.name)!r}" for field in fields(self.config)
+        )
 
 
 def _read_normalization(module: Any, _: Any) -> None:
@@ -305,10 +308,16 @@ class VectorHull(HullModule):
         """
         flat = flatten(params)
         expected = {name: (shape, None) for name, shape in parameter_shapes(config).items()}
-        same_keys("VectorHull", expected, {name: (tuple(value.shape), str(value.dtype)) for name, value in flat.items()})
+        same_keys(
+            "VectorHull",
+            expected,
+            {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in flat.items()},
+        )
         with torch.device("meta"):
             model = cls.from_config(config, dtype=flat["shifts"].dtype)
-        HullModule.__init__(model, config, nest({name: flat[name].detach().clone() for name in expected}), trainable=True)
+        HullModule.__init__(
+            model, config, nest({name: flat[name].detach().clone() for name in expected}), trainable=True
+        )
         return model
 
     @property

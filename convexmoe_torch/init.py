@@ -89,4 +89,7 @@ def draw(law: Law, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
 
 def initial_parameters(config: HullConfig, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Draw every parameter (dotted name -> tensor) from its `initial_law`."""
-    return {name: draw(initial_law(name, config), shape, dtype) for name, shape in parameter_shapes(config).items()}
+    return {
+        name: draw(initial_law(name, config), shape, dtype)
+        for name, shape in parameter_shapes(config).items()
+    }

@@ -1,0 +1,177 @@
+"""The neutral file: one `.safetensors` file that both packages read and write, byte for byte the same.
+
+Tensors are named `params/<dotted name>`, raw parameters in the layout of `init.parameter_shapes`. One metadata
+entry, `convexmoe`, holds JSON with sorted keys: schema, kind, config, notes, and the sha256 of all of it and of
+every tensor. There is no pickle in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
+
+from ._checks import dtype_name, fail, same_keys
+from .config import HullConfig
+from .hull import VectorHull, flatten, nest
+from .init import parameter_shapes
+
+SCHEMA = 1
+KIND = "VectorHull"
+ENTRY = "convexmoe"
+PREFIX = "params/"
+DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+FRAMEWORK = "numpy"
+DAMAGED = "Fetch the file again or save the model anew."
+
+
+def save(model: VectorHull, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None) -> None:
+    """Write a hull to a neutral file. An existing file is replaced whole or not at all.
+
+    Args:
+        model: the hull.
+        path: the file; its folder must exist.
+        notes: what JSON can hold, to be read by `read_notes`, for example the names of the columns.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        OSError: it cannot be written to.
+
+    >>> import tempfile
+    >>> from flax import nnx
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(VectorHull(3, petals=4, rngs=nnx.Rngs(0)), f"{folder}/hull.safetensors")
+    ...     load(f"{folder}/hull.safetensors").config.petals
+    4
+    """
+    # C order and an own copy: the serialiser reads strided memory as if it were contiguous
+    arrays = {
+        PREFIX + name: np.array(value, order="C", copy=True) for name, value in flatten(model.params).items()
+    }
+    config = json.loads(model.config.to_json())
+    header = {"schema": SCHEMA, "kind": KIND, "config": config, "notes": notes or {}}
+    header["sha256"] = digest(header, arrays)
+    write_whole(
+        Path(path), to_safetensors(arrays, {ENTRY: json.dumps(header, sort_keys=True, allow_nan=False)})
+    )
+
+
+def load(path: str | os.PathLike[str]) -> VectorHull:
+    """Return the hull of a neutral file, in the dtype it was saved in.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no neutral file, is damaged, of a newer schema, or does not fit its config; everything
+            that is missing, unexpected, mis-shaped or mis-typed is listed.
+    """
+    header, arrays = read(path)
+    config = HullConfig.from_json(json.dumps(header["config"]))
+    dtypes = {name: dtype_name(value.dtype) for name, value in arrays.items()}
+    dtype = dtypes.get(PREFIX + "shifts", "float32")
+    if dtype not in DTYPES:
+        fail(
+            "load",
+            "path",
+            f"parameters of one of {list(DTYPES)}",
+            f"{os.fspath(path)!r} with {dtype}",
+            DAMAGED,
+        )
+    expected = {PREFIX + name: (shape, dtype) for name, shape in parameter_shapes(config).items()}
+    same_keys("load", expected, {name: (value.shape, dtypes[name]) for name, value in arrays.items()})
+    if header["sha256"] != digest({k: v for k, v in header.items() if k != "sha256"}, arrays):
+        fail(
+            "load",
+            "path",
+            "a file whose content has the sha256 it states",
+            f"{os.fspath(path)!r}, which differs",
+            DAMAGED,
+        )
+    if dtype == "float64" and jnp.zeros(0, jnp.float64).dtype != "float64":
+        fix = 'Call jax.config.update("jax_enable_x64", True) first.'
+        fail("load", "path", "a dtype that JAX has switched on", f"{os.fspath(path)!r} in float64", fix)
+    return VectorHull.from_params(
+        config, nest({k.removeprefix(PREFIX): jnp.asarray(v) for k, v in arrays.items()})
+    )
+
+
+def read_notes(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the notes that `save` wrote."""
+    return read(path)[0]["notes"]
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return header and tensors of a neutral file after the checks of its form."""
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        fail("load", "path", "a file", repr(name), "Check the name.", FileNotFoundError)
+    try:
+        with safe_open(name, framework=FRAMEWORK) as file:
+            text = (file.metadata() or {}).get(ENTRY)
+            arrays = {} if text is None else {key: file.get_tensor(key) for key in sorted(file.keys())}
+    except SafetensorError as error:
+        fail("load", "path", "a .safetensors file", f"{name!r} ({error})", DAMAGED)
+    if text is None:
+        fail("load", "path", "a file that convexmoe saved", repr(name), "Write it with save(model, path).")
+    return checked_header(name, text), arrays
+
+
+def checked_header(name: str, text: str) -> dict[str, Any]:
+    """Return the metadata entry as a dict with all its fields."""
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        fail("load", "path", "metadata in JSON", f"{name!r} ({error})", DAMAGED)
+    fields = {"schema", "kind", "config", "notes", "sha256"}
+    if not isinstance(header, dict) or not isinstance(header.get("schema"), int):
+        fail("load", "path", f"metadata with the fields {sorted(fields)}", repr(name), DAMAGED)
+    if header["schema"] > SCHEMA:
+        fix = "Install a newer convexmoe."
+        fail("load", "path", f"schema {SCHEMA} or older", f"{name!r} with schema {header['schema']}", fix)
+    if set(header) != fields or header["kind"] != KIND or not isinstance(header["notes"], dict):
+        fail("load", "path", f"a {KIND} with the fields {sorted(fields)}", repr(name), DAMAGED)
+    return header
+
+
+def digest(header: dict[str, Any], arrays: dict[str, Any]) -> str:
+    """Return the sha256 of the header and of every tensor: name, dtype, shape, bytes."""
+    total = hashlib.sha256(json.dumps(header, sort_keys=True, allow_nan=False).encode())
+    for name, value in sorted(arrays.items()):
+        dtype = DTYPES[dtype_name(value.dtype)]
+        total.update(f"\n{name} {dtype} {list(value.shape)}\n".encode())
+        total.update(bytes_of(value))
+    return total.hexdigest()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside `path`, flush it to the disk, and rename it: `path` is always whole."""
+    if not path.parent.is_dir():
+        fail(
+            "save",
+            "path",
+            "a folder that exists",
+            repr(str(path)),
+            "Make the folder first.",
+            FileNotFoundError,
+        )
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(beside, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def bytes_of(value: np.ndarray) -> bytes:
+    """Return the elements in C order, little-endian."""
+    return value.tobytes()

@@ -1,0 +1,381 @@
+"""Fitting by mean squared error: one train step, the loop around it, and `fit` for a hull.
+
+Data, batches, learning rates and stopping are computed by numpy in float64, so that the same call trains the
+same model in both packages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ._checks import describe, fail, whole_number
+from .config import HullConfig, Normalization
+from .hull import VectorHull, apply
+from .petals import Tree
+
+LEARNING_RATE = 1e-2
+LARGEST_NORM = 1.0
+EVALUATIONS = 40
+PATIENCE = 12
+WARM_UP = 0.05
+
+Data = tuple[np.ndarray, np.ndarray]
+
+
+class History(NamedTuple):
+    """Losses at each evaluation, in standardised units.
+
+    Args:
+        step: steps taken so far.
+        train_loss: mean over the batches since the evaluation before.
+        validation_loss: of the whole validation set; empty without one.
+    """
+
+    step: tuple[int, ...]
+    train_loss: tuple[float, ...]
+    validation_loss: tuple[float, ...]
+
+
+class FitResult(NamedTuple):
+    """What `fit` returns.
+
+    Args:
+        model: the fitted hull, in the units of the data.
+        history: its losses.
+        best_step: the step whose weights the model has.
+    """
+
+    model: VectorHull
+    history: History
+    best_step: int
+
+
+class Trained(NamedTuple):
+    """What `train` returns: the weights of the best step, the losses, the step."""
+
+    params: Any
+    history: History
+    best_step: int
+
+
+def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Return Adam's direction (Kingma and Ba, arXiv 1412.6980, algorithm 1), to be scaled by the learning rate.
+
+    Differs from `optax.scale_by_adam`: the bias correction is `-expm1(count log(decay))`, exact in float32,
+    where `1 - decay**count` is not; so PyTorch's Adam takes the same steps. The state is optax's own.
+    """
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = partial(jax.tree.map, jnp.zeros_like)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        count = optax.safe_increment(state.count)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+
+        def direction(m: jax.Array, v: jax.Array) -> jax.Array:
+            first, second = (-jnp.expm1(count.astype(m.dtype) * math.log(b)) for b in (b1, b2))
+            return (m / first) / (jnp.sqrt(v) / jnp.sqrt(second) + eps)
+
+        return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def clipped(grads: Any) -> Any:
+    """Return the gradients scaled to a global norm of `LARGEST_NORM` at most."""
+    norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))
+    factor = jnp.minimum(LARGEST_NORM / (norm + 1e-6), 1.0)
+    return jax.tree.map(lambda g: g * factor, grads)
+
+
+def train_step(model: Callable[[Any, jax.Array], jax.Array], carry: Any, batch: Any) -> tuple[Any, jax.Array]:
+    """Take one step of Adam on the mean squared error; returns the new carry and the loss before it.
+
+    Args:
+        model: `(params, x) -> y`, pure.
+        carry: params and the state of `adam`.
+        batch: x, y and the learning rate.
+    """
+    params, state = carry
+    x, y, learning_rate = batch
+    loss, grads = jax.value_and_grad(lambda p: mean_squared_error(model(p, x), y))(params)
+    directions, state = adam().update(clipped(grads), state)
+    return (jax.tree.map(lambda p, d: p - learning_rate.astype(p.dtype) * d, params, directions), state), loss
+
+
+def mean_squared_error(prediction: jax.Array, y: jax.Array) -> jax.Array:
+    """Return the mean over rows and coordinates of the squared error."""
+    return jnp.mean((prediction - y) ** 2)
+
+
+@partial(jax.jit, static_argnames="model", donate_argnames="carry")
+def _train_steps(
+    model: Any, carry: Any, x: jax.Array, y: jax.Array, rows: jax.Array, rates: jax.Array
+) -> Any:
+    """Take one step for each line of `rows` (steps, batch)."""
+    return jax.lax.scan(lambda c, s: train_step(model, c, (x[s[0]], y[s[0]], s[1])), carry, (rows, rates))
+
+
+@partial(jax.jit, static_argnames="model")
+def _loss(model: Any, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return mean_squared_error(model(params, x), y)
+
+
+def train(
+    model: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    validation: Data | None = None,
+    steps: int = 2000,
+    batch_size: int = 128,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Trained:
+    """Minimise the mean squared error of any model by Adam, with warm-up, cosine decay and clipping.
+
+    Args:
+        model: `(params, x) -> y`, pure and hashable; a new function compiles anew.
+        params: pytree of arrays of one dtype.
+        x, y: `[rows, ...]`, standardised.
+        validation: the same for held-out rows: the best weights by its loss are returned, and training
+            stops when `PATIENCE` of the `EVALUATIONS` have brought none.
+        steps, batch_size, learning_rate, seed, progress: as for `fit`.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+    """
+    learning_rate = checked_schedule(steps, batch_size, learning_rate)
+    dtype = jax.tree.leaves(params)[0].dtype
+    x_train, y_train = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+    held_out = None if validation is None else tuple(jnp.asarray(part, dtype) for part in validation)
+    params = jax.tree.map(jnp.array, params)  # a copy: the carry is donated
+    carry = (params, adam().init(params))
+    record = Record(steps, progress)
+    with record.bar:
+        for rows, rates in chunks(len(x), steps, batch_size, learning_rate, seed):
+            carry, losses = _train_steps(
+                model, carry, x_train, y_train, jnp.asarray(rows), jnp.asarray(rates, dtype)
+            )
+            held = None if held_out is None else float(_loss(model, carry[0], *held_out))
+            if record.add(len(rows), float(jnp.mean(losses)), held):
+                record.best = jax.tree.map(np.asarray, carry[0])
+            if record.finished:
+                break
+    return Trained(jax.tree.map(jnp.asarray, record.best), record.history, record.best_step)
+
+
+class HullFunction(NamedTuple):
+    """A hull as `(params, x) -> y`; equal configs are one function to jit."""
+
+    config: HullConfig
+
+    def __call__(self, params: Tree, x: jax.Array) -> jax.Array:
+        return apply(params, x, self.config)
+
+
+def fit(
+    model: VectorHull,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    validation: Data | None = None,
+    steps: int = 2000,
+    batch_size: int = 128,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> FitResult:
+    """Fit a hull to data by least squares and return it; the given model stays as it is.
+
+    The data are standardised; means and deviations go into the config of the fitted model, which takes and
+    gives original units. A model that has a normalization keeps it.
+
+    Args:
+        model: the hull to start from.
+        x: `[rows, in_dim]`, finite, original units.
+        y: `[rows, out_dim]` (or `[rows]` for one output), finite, original units.
+        validation: held-out `(x, y)`: chooses the best step and stops early.
+        steps: steps of Adam, >= 1.
+        batch_size: rows a step, >= 1; all rows where there are fewer.
+        learning_rate: peak of the schedule; None means `LEARNING_RATE`.
+        seed: of the batches.
+        progress: show a bar with the loss and the time left.
+
+    Raises:
+        TypeError, ValueError: data of the wrong shape, not finite, or too few.
+        FloatingPointError: the loss is no longer finite.
+
+    >>> from flax import nnx
+    >>> rows = np.linspace(-1, 1, 64)[:, None]
+    >>> hull = VectorHull(1, petals=4, out_dim=1, rngs=nnx.Rngs(0))
+    >>> fitted = fit(hull, rows, rows**2, steps=200).model
+    """
+    config = model.config
+    x, y = checked_data("x", x, y, config)
+    if validation is not None:
+        validation = checked_data("validation", *validation, config)
+    normalization = config.normalization or standardisation(x, y)
+    function = HullFunction(replace(config, normalization=None))
+    options: Any = {
+        "validation": None if validation is None else standardised(*validation, normalization),
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "progress": progress,
+    }
+    params, history, best_step = train(function, model.params, *standardised(x, y, normalization), **options)
+    fitted = VectorHull.from_params(replace(config, normalization=normalization), params)
+    return FitResult(fitted, history, best_step)
+
+
+def checked_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:
+    """Return x `(rows, in_dim)` and y `(rows, out_dim)` as float64 after their checks."""
+    x, y = np.asarray(x), np.asarray(y)
+    for array in (x, y):
+        if array.dtype.kind not in "fiu":
+            fail(
+                "fit",
+                argument,
+                "numbers",
+                describe(array),
+                "Encode text and missing values first.",
+                TypeError,
+            )
+    y = y[:, None] if y.ndim == 1 else y
+    if x.ndim != 2 or x.shape[1] != config.in_dim:
+        rule = f"[rows, in_dim={config.in_dim}]"
+        fail("fit", argument, rule, describe(x), "Give one column for each input of the hull.")
+    if y.ndim != 2 or y.shape[1] != config.out_dim or len(y) != len(x):
+        rule = f"targets [rows={len(x)}, out_dim={config.out_dim}]"
+        fail(
+            "fit",
+            argument,
+            rule,
+            describe(y),
+            f"Give one target row for each row of x, out_dim={config.out_dim} wide.",
+        )
+    if len(x) < 2 and argument == "x":
+        fail("fit", argument, "2 rows at least", str(len(x)), "Give more rows.")
+    for array in (x, y):
+        bad = np.argwhere(~np.isfinite(array))
+        if len(bad):
+            row, column = bad[0]
+            fail(
+                "fit",
+                argument,
+                "finite numbers",
+                f"{array[row, column]} at row {row}, column {column}",
+                "Remove that row or fill it.",
+            )
+    return x.astype(np.float64), y.astype(np.float64)
+
+
+def checked_schedule(steps: Any, batch_size: Any, learning_rate: Any) -> float:
+    """Return the peak learning rate after the checks of the schedule."""
+    whole_number("fit", "steps", steps, 1)
+    whole_number("fit", "batch_size", batch_size, 1)
+    rate = LEARNING_RATE if learning_rate is None else learning_rate
+    if not math.isfinite(rate) or rate <= 0:
+        fail("fit", "learning_rate", "a finite number > 0", repr(rate), f"Pass None for {LEARNING_RATE}.")
+    return float(rate)
+
+
+def standardisation(x: np.ndarray, y: np.ndarray) -> Normalization:
+    """Return mean and deviation of each column; 1 for the deviation of a constant column."""
+    numbers = []
+    for array in (x, y):
+        deviation = array.std(axis=0)
+        constant = deviation <= 1e-12 * np.abs(array).max(axis=0)
+        numbers += [tuple(array.mean(axis=0).tolist()), tuple(np.where(constant, 1.0, deviation).tolist())]
+    return Normalization(*numbers)
+
+
+def standardised(x: np.ndarray, y: np.ndarray, units: Normalization) -> Data:
+    """Return x and y in standardised units."""
+    x = (x - np.asarray(units.input_mean)) / np.asarray(units.input_scale)
+    return x, (y - np.asarray(units.output_mean)) / np.asarray(units.output_scale)
+
+
+def learning_rates(steps: int, peak: float) -> np.ndarray:
+    """Return the rate of every step: a linear warm-up, then half a cosine down to zero."""
+    warm = max(1, round(WARM_UP * steps))
+    step = np.arange(steps)
+    decay = 0.5 * (1 + np.cos(np.pi * np.clip((step - warm) / max(1, steps - warm), 0, 1)))
+    return peak * np.where(step < warm, (step + 1) / warm, decay)
+
+
+def chunks(rows: int, steps: int, batch_size: int, peak: float, seed: int) -> Iterator[Data]:
+    """Yield row numbers (steps, batch) and rates (steps,) up to each evaluation; an epoch is a permutation."""
+    rng = np.random.default_rng(seed)
+    batch, rates = min(batch_size, rows), learning_rates(steps, peak)
+    size, queue = math.ceil(steps / EVALUATIONS), np.empty(0, np.int64)
+    for start in range(0, steps, size):
+        length = min(size, steps - start)
+        while len(queue) < length * batch:
+            queue = np.concatenate([queue, rng.permutation(rows)])
+        yield queue[: length * batch].reshape(length, batch), rates[start : start + length]
+        queue = queue[length * batch :]
+
+
+class Record:
+    """What a run has seen so far: its losses, its best weights, whether to go on, and its progress bar."""
+
+    def __init__(self, steps: int, progress: bool) -> None:
+        self.history = History((), (), ())
+        self.best: Any = None
+        self.best_step = 0
+        self.finished = False
+        self.bar: Any = nullcontext()
+        if progress:
+            self.bar = progress_bar()
+        self._task: Any = self.bar.add_task("training", total=steps, loss="") if progress else None
+
+    def add(self, steps: int, train_loss: float, validation_loss: float | None) -> bool:
+        """Add an evaluation; returns whether its weights are the best so far."""
+        for loss in (train_loss, validation_loss):
+            if loss is not None and not math.isfinite(loss):
+                fail("fit", "loss", "a finite number", repr(loss), "Lower learning_rate.", FloatingPointError)
+        old = self.history
+        held = () if validation_loss is None else (validation_loss,)
+        step = (old.step[-1] if old.step else 0) + steps
+        self.history = History(
+            (*old.step, step), (*old.train_loss, train_loss), (*old.validation_loss, *held)
+        )
+        losses = self.history.validation_loss
+        best = not losses or losses[-1] <= min(losses)
+        if best:
+            self.best_step = step
+        self.finished = len(losses) - losses.index(min(losses)) > PATIENCE if losses else False
+        if self._task is not None:
+            shown = train_loss if validation_loss is None else validation_loss
+            self.bar.update(self._task, completed=step, loss=f"loss {shown:.4g}")
+        return best
+
+
+def progress_bar() -> Any:
+    """Return a bar that shows the loss and the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    text = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
+    return Progress(*text, TimeRemainingColumn())

@@ -1,0 +1,334 @@
+"""Fitting by mean squared error: one train step, the loop around it, and `fit` for a hull.
+
+Data, batches, learning rates and stopping are computed by numpy in float64, so that the same call trains the
+same model in both packages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ._checks import describe, fail, whole_number
+from .config import HullConfig, Normalization
+from .hull import VectorHull
+
+LEARNING_RATE = 1e-2
+LARGEST_NORM = 1.0
+EVALUATIONS = 40
+PATIENCE = 12
+WARM_UP = 0.05
+
+Data = tuple[np.ndarray, np.ndarray]
+
+
+class History(NamedTuple):
+    """Losses at each evaluation, in standardised units.
+
+    Args:
+        step: steps taken so far.
+        train_loss: mean over the batches since the evaluation before.
+        validation_loss: of the whole validation set; empty without one.
+    """
+
+    step: tuple[int, ...]
+    train_loss: tuple[float, ...]
+    validation_loss: tuple[float, ...]
+
+
+class FitResult(NamedTuple):
+    """What `fit` returns.
+
+    Args:
+        model: the fitted hull, in the units of the data.
+        history: its losses.
+        best_step: the step whose weights the model has.
+    """
+
+    model: VectorHull
+    history: History
+    best_step: int
+
+
+class Trained(NamedTuple):
+    """What `train` returns: the losses, and the step whose weights the module has."""
+
+    history: History
+    best_step: int
+
+
+def adam(module: nn.Module) -> torch.optim.Adam:
+    """Return Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1); `train_step` sets its learning rate."""
+    return torch.optim.Adam([p for p in module.parameters() if p.requires_grad])
+
+
+def train_step(
+    module: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, float]
+) -> Tensor:
+    """Take one step of the optimiser on the mean squared error; returns the loss before it.
+
+    Args:
+        module: the model, changed in place.
+        optimizer: as `adam` gives it.
+        batch: x, y and the learning rate.
+    """
+    x, y, learning_rate = batch
+    loss = mean_squared_error(module(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), LARGEST_NORM)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    return loss.detach()
+
+
+def mean_squared_error(prediction: Tensor, y: Tensor) -> Tensor:
+    """Return the mean over rows and coordinates of the squared error."""
+    return torch.mean((prediction - y) ** 2)
+
+
+def train(
+    module: nn.Module,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    validation: Data | None = None,
+    steps: int = 2000,
+    batch_size: int = 128,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Trained:
+    """Minimise the mean squared error of any module by Adam, with warm-up, cosine decay and clipping.
+
+    Args:
+        module: the model, on any device, trained in place.
+        x, y: `[rows, ...]`, standardised.
+        validation: the same for held-out rows: the best weights by its loss are kept, and training
+            stops when `PATIENCE` of the `EVALUATIONS` have brought none.
+        steps, batch_size, learning_rate, seed, progress: as for `fit`.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+    """
+    learning_rate = checked_schedule(steps, batch_size, learning_rate)
+    like = next(module.parameters())
+    x_train, y_train = (torch.as_tensor(part).to(like) for part in (x, y))
+    held_out = None if validation is None else [torch.as_tensor(part).to(like) for part in validation]
+    optimizer = adam(module)
+    record = Record(steps, progress)
+    with record.bar:
+        for rows, rates in chunks(len(x), steps, batch_size, learning_rate, seed):
+            picked = torch.as_tensor(rows).to(like.device)
+            batches = ((x_train[r], y_train[r], rate) for r, rate in zip(picked, rates.tolist(), strict=True))
+            losses = [train_step(module, optimizer, batch) for batch in batches]
+            held = None
+            if held_out is not None:
+                with torch.no_grad():
+                    held = float(mean_squared_error(module(held_out[0]), held_out[1]))
+            if record.add(len(rows), float(torch.stack(losses).mean()), held):
+                record.best = {name: value.clone() for name, value in module.state_dict().items()}
+            if record.finished:
+                break
+    module.load_state_dict(record.best)
+    return Trained(record.history, record.best_step)
+
+
+def fit(
+    model: VectorHull,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    validation: Data | None = None,
+    steps: int = 2000,
+    batch_size: int = 128,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> FitResult:
+    """Fit a hull to data by least squares and return it; the given model stays as it is.
+
+    The data are standardised; means and deviations go into the config of the fitted model, which takes and
+    gives original units. A model that has a normalization keeps it.
+
+    Args:
+        model: the hull to start from.
+        x: `[rows, in_dim]`, finite, original units.
+        y: `[rows, out_dim]` (or `[rows]` for one output), finite, original units.
+        validation: held-out `(x, y)`: chooses the best step and stops early.
+        steps: steps of Adam, >= 1.
+        batch_size: rows a step, >= 1; all rows where there are fewer.
+        learning_rate: peak of the schedule; None means `LEARNING_RATE`.
+        seed: of the batches.
+        progress: show a bar with the loss and the time left.
+
+    Raises:
+        TypeError, ValueError: data of the wrong shape, not finite, or too few.
+        FloatingPointError: the loss is no longer finite.
+
+    >>> rows = np.linspace(-1, 1, 64)[:, None]
+    >>> hull = VectorHull(1, petals=4, out_dim=1)
+    >>> fitted = fit(hull, rows, rows**2, steps=200).model
+    """
+    config = model.config
+    x, y = checked_data("x", x, y, config)
+    if validation is not None:
+        validation = checked_data("validation", *validation, config)
+    normalization = config.normalization or standardisation(x, y)
+    options: Any = {
+        "validation": None if validation is None else standardised(*validation, normalization),
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "progress": progress,
+    }
+    hull = VectorHull.from_params(replace(config, normalization=None), model.params)
+    history, best_step = train(hull, *standardised(x, y, normalization), **options)
+    fitted = VectorHull.from_params(replace(config, normalization=normalization), hull.params)
+    return FitResult(fitted, history, best_step)
+
+
+def checked_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:
+    """Return x `(rows, in_dim)` and y `(rows, out_dim)` as float64 after their checks."""
+    x, y = np.asarray(x), np.asarray(y)
+    for array in (x, y):
+        if array.dtype.kind not in "fiu":
+            fail(
+                "fit",
+                argument,
+                "numbers",
+                describe(array),
+                "Encode text and missing values first.",
+                TypeError,
+            )
+    y = y[:, None] if y.ndim == 1 else y
+    if x.ndim != 2 or x.shape[1] != config.in_dim:
+        rule = f"[rows, in_dim={config.in_dim}]"
+        fail("fit", argument, rule, describe(x), "Give one column for each input of the hull.")
+    if y.ndim != 2 or y.shape[1] != config.out_dim or len(y) != len(x):
+        rule = f"targets [rows={len(x)}, out_dim={config.out_dim}]"
+        fail(
+            "fit",
+            argument,
+            rule,
+            describe(y),
+            f"Give one target row for each row of x, out_dim={config.out_dim} wide.",
+        )
+    if len(x) < 2 and argument == "x":
+        fail("fit", argument, "2 rows at least", str(len(x)), "Give more rows.")
+    for array in (x, y):
+        bad = np.argwhere(~np.isfinite(array))
+        if len(bad):
+            row, column = bad[0]
+            fail(
+                "fit",
+                argument,
+                "finite numbers",
+                f"{array[row, column]} at row {row}, column {column}",
+                "Remove that row or fill it.",
+            )
+    return x.astype(np.float64), y.astype(np.float64)
+
+
+def checked_schedule(steps: Any, batch_size: Any, learning_rate: Any) -> float:
+    """Return the peak learning rate after the checks of the schedule."""
+    whole_number("fit", "steps", steps, 1)
+    whole_number("fit", "batch_size", batch_size, 1)
+    rate = LEARNING_RATE if learning_rate is None else learning_rate
+    if not math.isfinite(rate) or rate <= 0:
+        fail("fit", "learning_rate", "a finite number > 0", repr(rate), f"Pass None for {LEARNING_RATE}.")
+    return float(rate)
+
+
+def standardisation(x: np.ndarray, y: np.ndarray) -> Normalization:
+    """Return mean and deviation of each column; 1 for the deviation of a constant column."""
+    numbers = []
+    for array in (x, y):
+        deviation = array.std(axis=0)
+        constant = deviation <= 1e-12 * np.abs(array).max(axis=0)
+        numbers += [tuple(array.mean(axis=0).tolist()), tuple(np.where(constant, 1.0, deviation).tolist())]
+    return Normalization(*numbers)
+
+
+def standardised(x: np.ndarray, y: np.ndarray, units: Normalization) -> Data:
+    """Return x and y in standardised units."""
+    x = (x - np.asarray(units.input_mean)) / np.asarray(units.input_scale)
+    return x, (y - np.asarray(units.output_mean)) / np.asarray(units.output_scale)
+
+
+def learning_rates(steps: int, peak: float) -> np.ndarray:
+    """Return the rate of every step: a linear warm-up, then half a cosine down to zero."""
+    warm = max(1, round(WARM_UP * steps))
+    step = np.arange(steps)
+    decay = 0.5 * (1 + np.cos(np.pi * np.clip((step - warm) / max(1, steps - warm), 0, 1)))
+    return peak * np.where(step < warm, (step + 1) / warm, decay)
+
+
+def chunks(rows: int, steps: int, batch_size: int, peak: float, seed: int) -> Iterator[Data]:
+    """Yield row numbers (steps, batch) and rates (steps,) up to each evaluation; an epoch is a permutation."""
+    rng = np.random.default_rng(seed)
+    batch, rates = min(batch_size, rows), learning_rates(steps, peak)
+    size, queue = math.ceil(steps / EVALUATIONS), np.empty(0, np.int64)
+    for start in range(0, steps, size):
+        length = min(size, steps - start)
+        while len(queue) < length * batch:
+            queue = np.concatenate([queue, rng.permutation(rows)])
+        yield queue[: length * batch].reshape(length, batch), rates[start : start + length]
+        queue = queue[length * batch :]
+
+
+class Record:
+    """What a run has seen so far: its losses, its best weights, whether to go on, and its progress bar."""
+
+    def __init__(self, steps: int, progress: bool) -> None:
+        self.history = History((), (), ())
+        self.best: Any = None
+        self.best_step = 0
+        self.finished = False
+        self.bar: Any = nullcontext()
+        if progress:
+            self.bar = progress_bar()
+        self._task: Any = self.bar.add_task("training", total=steps, loss="") if progress else None
+
+    def add(self, steps: int, train_loss: float, validation_loss: float | None) -> bool:
+        """Add an evaluation; returns whether its weights are the best so far."""
+        for loss in (train_loss, validation_loss):
+            if loss is not None and not math.isfinite(loss):
+                fail("fit", "loss", "a finite number", repr(loss), "Lower learning_rate.", FloatingPointError)
+        old = self.history
+        held = () if validation_loss is None else (validation_loss,)
+        step = (old.step[-1] if old.step else 0) + steps
+        self.history = History(
+            (*old.step, step), (*old.train_loss, train_loss), (*old.validation_loss, *held)
+        )
+        losses = self.history.validation_loss
+        best = not losses or losses[-1] <= min(losses)
+        if best:
+            self.best_step = step
+        self.finished = len(losses) - losses.index(min(losses)) > PATIENCE if losses else False
+        if self._task is not None:
+            shown = train_loss if validation_loss is None else validation_loss
+            self.bar.update(self._task, completed=step, loss=f"loss {shown:.4g}")
+        return best
+
+
+def progress_bar() -> Any:
+    """Return a bar that shows the loss and the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    text = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
+    return Progress(*text, TimeRemainingColumn())
