@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -179,7 +179,8 @@ def train(
     return Trained(jax.tree.map(jnp.asarray, record.best), record.history, record.best_step)
 
 
-class HullFunction(NamedTuple):
+@dataclass(frozen=True)
+class HullFunction:
     """A hull as `(params, x) -> y`; equal configs are one function to jit."""
 
     config: HullConfig

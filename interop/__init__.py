@@ -1,0 +1,30 @@
+"""Between `convexmoe_jax` and `convexmoe_torch`: weights, files, proofs of parity, and the command line.
+
+This package may import both frameworks' packages; they never import it. What needs a framework is imported when
+it is first used, so that the command line runs with either one.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .parity import Comparison, ParityReport, check_parity
+    from .weights import to_jax, to_torch
+
+__distribution__ = "convexmoe"  # another distribution has a package of this name: see cli.py
+_HOMES = {
+    "Comparison": "parity",
+    "ParityReport": "parity",
+    "check_parity": "parity",
+    "to_jax": "weights",
+    "to_torch": "weights",
+}
+__all__ = ["Comparison", "ParityReport", "check_parity", "to_jax", "to_torch"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'interop' has no attribute {name!r}")
+    return getattr(import_module(f"interop.{_HOMES[name]}"), name)
