@@ -1,0 +1,103 @@
+"""What a hull is compared with: linear regression, and an MLP with as many parameters, trained by the same loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .frameworks import Framework
+
+__all__ = ["Baseline", "fit_linear", "fit_mlp", "mlp_width"]
+
+Rows = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A fitted model for comparison.
+
+    Attributes:
+        predict: rows `[N, in_dim]` to `[N]`, both in original units.
+        num_parameters: how many numbers were trained.
+    """
+
+    predict: Callable[[Rows], Rows]
+    num_parameters: int
+
+
+def fit_linear(x: Rows, y: Rows) -> Baseline:
+    """Return the least-squares plane, with intercept, through rows `[N, in_dim]` and targets `[N]`.
+
+    >>> rows = np.arange(6.0).reshape(3, 2)
+    >>> bool(np.allclose(fit_linear(rows, rows[:, 0] - 2).predict(rows), rows[:, 0] - 2))
+    True
+    """
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+
+    def design(rows: Rows) -> Rows:
+        return np.column_stack([(rows - mean) / scale, np.ones(len(rows))])
+
+    solution = np.linalg.lstsq(design(x), y, rcond=None)[0]
+    return Baseline(lambda rows: design(rows) @ solution, solution.size)
+
+
+def mlp_width(in_dim: int, num_parameters: int) -> int:
+    """Return the width H of two hidden layers whose `H^2 + (in_dim + 3) H + 1` is nearest to `num_parameters`.
+
+    >>> mlp_width(6, 1313)
+    32
+    """
+    middle = (in_dim + 3) / 2
+    return max(1, round(math.sqrt(middle**2 + max(0, num_parameters - 1)) - middle))
+
+
+def fit_mlp(
+    framework: Framework,
+    x: Rows,
+    y: Rows,
+    validation: tuple[Rows, Rows],
+    *,
+    num_parameters: int,
+    steps: int,
+    seed: int,
+) -> Baseline:
+    """Return an MLP of two hidden ReLU layers, standardised, trained and stopped early as the hull is.
+
+    Args:
+        framework: trains it.
+        x, y: `[N, in_dim]` and `[N]`.
+        validation: the same for the rows that choose the best step.
+        num_parameters: how many it should have, as nearly as its width allows.
+        steps, seed: as for the hull.
+    """
+    mean, scale, y_mean, y_scale = x.mean(axis=0), x.std(axis=0), y.mean(), y.std()
+
+    def standard(rows: Rows, targets: Rows) -> tuple[Rows, Rows]:
+        return (rows - mean) / scale, ((targets - y_mean) / y_scale)[:, None]
+
+    weights = _initial_weights(x.shape[1], mlp_width(x.shape[1], num_parameters), seed)
+    forward = framework.train_mlp(
+        weights, *standard(x, y), validation=standard(*validation), steps=steps, seed=seed
+    )
+    return Baseline(
+        lambda rows: forward((rows - mean) / scale)[:, 0] * y_scale + y_mean,
+        sum(value.size for value in weights.values()),
+    )
+
+
+def _initial_weights(in_dim: int, width: int, seed: int) -> dict[str, Any]:
+    """Return He's normal initialisation (arXiv 1502.01852), drawn by numpy: the same in both frameworks."""
+    rng = np.random.default_rng(seed)
+    weights: dict[str, Any] = {}
+    for k, (fan_in, fan_out) in enumerate([(in_dim, width), (width, width), (width, 1)]):
+        gain = 2.0 if k < 2 else 1.0
+        weights[f"weight_{k}"] = rng.normal(scale=math.sqrt(gain / fan_in), size=(fan_in, fan_out)).astype(
+            np.float32
+        )
+        weights[f"bias_{k}"] = np.zeros(fan_out, np.float32)
+    return weights

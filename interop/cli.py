@@ -1,0 +1,65 @@
+"""The `convexmoe` command: start-up checks, then `interop.commands`.
+
+This file imports nothing but the standard library before the checks, so that each of them can speak in one line.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any
+
+import interop
+
+__all__ = ["app", "main", "startup_problem"]  # noqa: F822  (app: see __getattr__)
+
+
+def startup_problem() -> str | None:
+    """Return why the command cannot start, with the remedy, in one line; None where it can.
+
+    >>> startup_problem() is None
+    True
+    """
+    if getattr(interop, "__distribution__", None) != "convexmoe":
+        found = getattr(interop, "__file__", None) or list(interop.__path__)
+        return (
+            f"convexmoe: expected its own package `interop`; found another distribution's at {found}. "
+            "Install convexmoe in a fresh environment."
+        )
+    missing = [name for name in ("typer", "rich") if not _is_installed(name)]
+    if missing:
+        return (
+            f"convexmoe: expected the packages typer and rich; {' and '.join(missing)} not installed. "
+            'Run: pip install "convexmoe[jax]" (or "convexmoe[torch]").'
+        )
+    return None
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # sys.modules holds None for it
+        return False
+
+
+def main() -> None:
+    """Run the command; a start-up problem is one line on stderr and exit code 2."""
+    problem = startup_problem()
+    if problem is not None:
+        print(problem, file=sys.stderr)
+        raise SystemExit(2)
+    from .commands import app
+
+    app()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":  # imported on demand: it needs typer
+        from .commands import app
+
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if __name__ == "__main__":
+    main()

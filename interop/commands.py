@@ -1,0 +1,213 @@
+"""`convexmoe fit` and `convexmoe predict`: options, checks of them, and errors in one line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from . import frameworks, job
+from .saved import read_model
+from .tables import (
+    EMBEDDED_TARGET,
+    InputError,
+    Table,
+    embedded_table,
+    read_table,
+    require_columns,
+    shorten,
+)
+from .writing import new_directory, written_beside, written_together
+
+__all__ = ["app"]
+
+BAD_INPUT = 2
+
+
+class OneLineErrors(TyperGroup):
+    """A command group that reports every fault of the input as one line on stderr, with exit code 2."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command; in standalone mode end the process, as a command does."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except InputError as error:
+            message = str(error)
+        except OSError as error:
+            message = (
+                f"convexmoe: expected files to be read and written; got {error}. Check disk and permissions."
+            )
+        except typer.Abort:
+            raise SystemExit(130) from None
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # not a usage error: our fault, shown in full
+                raise
+            message = (
+                f"convexmoe: {error.format_message().rstrip('.')}. Run convexmoe --help for the options."
+            )
+        else:
+            raise SystemExit(code if isinstance(code, int) else 0)
+        typer.echo(" ".join(message.split()), err=True)
+        raise SystemExit(BAD_INPUT)
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def start(context: typer.Context) -> None:
+    """Convex mixtures of experts: fit one to a table of numbers, predict from the saved file."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def fit(
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DATA.csv]",
+            help="Table to learn from; without it, the embedded Auto MPG data.",
+            show_default=False,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Column to predict.", show_default="mpg for the embedded data")
+    ] = None,
+    framework: Annotated[
+        str | None, typer.Option(help="jax or torch.", show_default="jax where installed, else torch")
+    ] = None,
+    petals: Annotated[int, typer.Option(help="Convex networks in the mixture.")] = 8,
+    depth: Annotated[int, typer.Option(help="Hidden layers of each.")] = 1,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the split, the weights and the batches.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to write to.", show_default="a new ./convexmoe-fit")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="Column to leave out; may be repeated.", show_default=False)
+    ] = None,
+) -> None:
+    """Fit a convex mixture of experts to a table: writes model.safetensors, metrics.json and report.png."""
+    _check_whole_numbers(
+        {
+            "petals": (petals, 1, 1024, 8),
+            "depth": (depth, 1, 32, 1),
+            "steps": (steps, 1, 10**7, 2000),
+            "seed": (seed, 0, 2**31 - 1, 0),
+        }
+    )
+    chosen = frameworks.choose(framework)
+    if not frameworks.is_installed("matplotlib"):
+        raise InputError(
+            "convexmoe fit: expected matplotlib for report.png; it is not installed. "
+            'Run: pip install "convexmoe[plot]".'
+        )
+    table, predicted = _table_and_target(data, target)
+    dataset = job.prepare(table, predicted, tuple(drop or ()), seed)
+    out = new_directory("convexmoe-fit") if out is None else out
+    console = Console()
+    with written_together(out) as staging, chosen.quiet():
+        plan = job.Plan(petals=petals, depth=depth, steps=steps, seed=seed)
+        job.run(dataset, chosen, plan, staging, console)
+    console.print(
+        f"Written to {out}: model.safetensors, metrics.json, report.png",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A model.safetensors that `convexmoe fit` wrote.", show_default=False
+        ),
+    ],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA.csv",
+            help="Table with the model's input columns; others are ignored.",
+            show_default=False,
+        ),
+    ],
+    framework: Annotated[
+        str | None, typer.Option(help="jax or torch.", show_default="jax where installed, else torch")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write.", show_default="the terminal")] = None,
+) -> None:
+    """Predict a row for each row of a table, from a saved model: a CSV with the column predicted_<target>."""
+    saved = read_model(model, frameworks.choose(framework))
+    table = read_table(data)
+    require_columns(table, saved.columns, "convexmoe predict")
+    if not table.rows:
+        raise InputError(f"{table.name}: expected at least one row under the header; got none. Add rows.")
+    predictions = saved.predict(table.numbers(saved.columns, may_drop=False))
+    if not np.isfinite(predictions).all():
+        line = table.lines[int(np.flatnonzero(~np.isfinite(predictions))[0])]
+        raise InputError(
+            f"{table.name}: expected inputs near those of the fitted table; got values on line {line} that overflow. "
+            "Correct that row."
+        )
+    lines = [f"{value:.9g}" for value in predictions]
+    if out is None:
+        typer.echo("\n".join([_cell(f"predicted_{saved.target}"), *lines]))
+        return
+    for other in (data, model):
+        if out.exists() and other.exists() and out.samefile(other):
+            raise InputError(
+                f"convexmoe predict --out: expected a file of its own; got {out}, which is an input. Name another file."
+            )
+    with written_beside(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(
+            [[f"predicted_{saved.target}"], *([line] for line in lines)]
+        )
+    typer.echo(f"{len(lines)} predictions written to {out}", err=True)
+
+
+def _check_whole_numbers(options: dict[str, tuple[int, int, int, int]]) -> None:
+    for name, (value, least, most, usual) in options.items():
+        if not least <= value <= most:
+            raise InputError(
+                f"convexmoe fit --{name}: expected a whole number from {least} to {most}; got {value}. "
+                f"Try --{name} {usual}."
+            )
+
+
+def _table_and_target(data: Path | None, target: str | None) -> tuple[Table, str]:
+    if data is None:
+        return embedded_table(), target or EMBEDDED_TARGET
+    table = read_table(data)
+    if target is None:
+        raise InputError(
+            f"convexmoe fit --target: expected the column to predict; got none. "
+            f"Choose one of {shorten(table.columns)}: for example --target {table.columns[-1]}."
+        )
+    return table, target
+
+
+def _cell(text: str) -> str:
+    return f'"{text}"' if any(mark in text for mark in ',"\n') else text

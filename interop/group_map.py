@@ -1,0 +1,116 @@
+"""Which inputs matter most to a fitted hull, and which of its groups wins where over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .frameworks import Framework
+
+__all__ = ["GroupMap", "importance", "map_groups", "rmse"]
+
+_SHUFFLES = 20
+_GRID = 120
+
+
+@dataclass(frozen=True)
+class GroupMap:
+    """Which group of petals wins over one or two inputs, the other inputs at their median.
+
+    Attributes:
+        names: the inputs shown, the more important first.
+        axes: grid values of each, `[G]`.
+        group: winning group, `int[G]` for one input, `int[G, G]` for two (the second along axis 0).
+        value: predicted target on the same grid.
+        points: the test rows in these inputs, `[N, 1 or 2]`.
+        point_group: winning group of each test row, `[N]`, its other inputs as they are.
+        point_value: true target of each test row, `[N]`.
+        members: the petals of each group.
+    """
+
+    names: tuple[str, ...]
+    axes: tuple[NDArray[np.float64], ...]
+    group: NDArray[np.int64]
+    value: NDArray[np.float64]
+    points: NDArray[np.float64]
+    point_group: NDArray[np.int64]
+    point_value: NDArray[np.float64]
+    members: tuple[tuple[int, ...], ...]
+
+
+def rmse(predicted: NDArray[np.float64], true: NDArray[np.float64]) -> float:
+    """Return the root of the mean squared difference of two `[N]`.
+
+    >>> rmse(np.array([3.0, 5.0]), np.array([0.0, 2.0]))
+    3.0
+    """
+    return float(np.sqrt(np.mean((predicted - true) ** 2)))
+
+
+def importance(
+    framework: Framework, model: Any, x: NDArray[np.float64], y: NDArray[np.float64], seed: int
+) -> NDArray[np.float64]:
+    """Return by how much the RMSE grows when one column is shuffled, `[in_dim]`: the mean of 20 shuffles.
+
+    Source: permutation importance (Breiman, "Random Forests", 2001, section 10).
+
+    Args:
+        x: `[N, in_dim]`, rows that the model was not trained on.
+        y: `[N]`.
+        seed: of the shuffles.
+    """
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(len(x)) for _ in range(_SHUFFLES)]
+    growth = np.empty(x.shape[1])
+    exact = rmse(framework.predict(model, x), y)
+    for column in range(x.shape[1]):
+        shuffled = np.tile(x, (_SHUFFLES, 1))
+        shuffled[:, column] = np.concatenate([x[order, column] for order in orders])
+        predicted = framework.predict(model, shuffled).reshape(_SHUFFLES, len(x))
+        growth[column] = np.mean([rmse(row, y) for row in predicted]) - exact
+    return growth
+
+
+def map_groups(
+    framework: Framework,
+    model: Any,
+    names: tuple[str, ...],
+    growth: NDArray[np.float64],
+    x: NDArray[np.float64],
+    x_test: NDArray[np.float64],
+    y_test: NDArray[np.float64],
+) -> GroupMap:
+    """Return the map over the two inputs of the largest `growth` (one where there is but one).
+
+    Args:
+        names: `in_dim` names.
+        growth: `[in_dim]`, from `importance`.
+        x: `[M, in_dim]`, all rows: they give the medians and the ranges.
+        x_test, y_test: `[N, in_dim]` and `[N]`, the rows shown as points.
+    """
+    shown = np.argsort(-growth, kind="stable")[:2]
+    low, high = x[:, shown].min(axis=0), x[:, shown].max(axis=0)
+    axes = tuple(np.linspace(a, b, _GRID) for a, b in zip(low, high, strict=True))
+    grid = np.meshgrid(*axes)
+    rows = np.tile(np.median(x, axis=0), (grid[0].size, 1))
+    for column, values in zip(shown, grid, strict=True):
+        rows[:, column] = values.ravel()
+    return GroupMap(
+        names=tuple(names[column] for column in shown),
+        axes=axes,
+        group=framework.winners(model, rows).reshape(grid[0].shape),
+        value=framework.predict(model, rows).reshape(grid[0].shape),
+        points=x_test[:, shown],
+        point_group=framework.winners(model, x_test),
+        point_value=y_test,
+        members=_members(model.config.petals, model.config.group_size),
+    )
+
+
+def _members(petals: int, group_size: int) -> tuple[tuple[int, ...], ...]:
+    if petals == 1 or group_size == 1:
+        return tuple((group,) for group in range(petals))
+    return tuple((group, (group + 1) % petals) for group in range(petals))

@@ -1,0 +1,68 @@
+"""A model read back from the file that `convexmoe fit` wrote, with the names of its columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .frameworks import Framework
+from .tables import InputError
+
+__all__ = ["SavedModel", "notes_of", "read_model"]
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A hull and what its numbers mean.
+
+    Attributes:
+        framework: the one that runs it.
+        model: the hull, one output.
+        columns: names of the inputs, `in_dim` of them, in the model's order.
+        target: name of what it predicts.
+    """
+
+    framework: Framework
+    model: Any
+    columns: tuple[str, ...]
+    target: str
+
+    def predict(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return predictions, `[N]`, for rows `[N, in_dim]`, both in original units."""
+        return self.framework.predict(self.model, x)
+
+
+def notes_of(columns: tuple[str, ...], target: str) -> dict[str, Any]:
+    """Return the notes that `read_model` expects in the file."""
+    return {"columns": list(columns), "target": target}
+
+
+def read_model(path: Path, framework: Framework) -> SavedModel:
+    """Return the model in a file, in the framework given.
+
+    Raises:
+        InputError: no file there, not a model, or a model without column names.
+    """
+    fix = "Name a model.safetensors that convexmoe fit wrote."
+    if not path.exists():
+        raise InputError(f"{path}: expected a model; found no such file. Check the path.")
+    if path.is_dir():
+        raise InputError(f"{path}: expected a model; got a directory. Name the model.safetensors in it.")
+    try:
+        model = framework.package.load(path)
+        notes = framework.package.checkpoint.read_notes(path)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= 160 else reason[:157] + "..."
+        raise InputError(
+            f"{path}: expected a model; got a file that cannot be read as one ({reason}). {fix}"
+        ) from None
+    notes = notes or {}
+    columns, target = notes.get("columns"), notes.get("target")
+    if not isinstance(columns, list) or not isinstance(target, str) or len(columns) != model.config.in_dim:
+        raise InputError(f"{path}: expected a model with its column names; got one without them. {fix}")
+    return SavedModel(framework, model, tuple(columns), target)

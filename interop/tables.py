@@ -1,0 +1,240 @@
+"""Tables of numbers read from CSV files, checked so that every fault has a one-line remedy."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "EMBEDDED_TARGET",
+    "MIN_ROWS",
+    "InputError",
+    "Table",
+    "check_varies",
+    "embedded_table",
+    "read_table",
+    "require_columns",
+    "shorten",
+]
+
+EMBEDDED_TARGET = "mpg"
+MIN_ROWS = 20
+_LARGEST = 1e30  # squares of standardised float32 values stay finite
+_MISSING = frozenset({"", "?", "-", "na", "n/a", "nan", "none", "null", "."})
+
+
+class InputError(ValueError):
+    """A fault in what the user gave: what was expected, what came, one fix."""
+
+
+def shorten(names: Sequence[object], limit: int = 8, width: int = 40) -> str:
+    """Return the names in one line, at most `limit` of them, each cut at `width` characters.
+
+    >>> shorten(["weight", "horsepower", "displacement"], limit=2, width=7)
+    'weight, hors... and 1 more'
+    """
+    shown = [text if len(text) <= width else text[: width - 3] + "..." for text in map(str, names[:limit])]
+    return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cells of a CSV file as text.
+
+    Attributes:
+        name: the file's name, for messages.
+        columns: names from the header line, distinct and not empty.
+        rows: one tuple a row, as long as `columns`.
+        lines: the line of the file on which each row ends, counted from 1.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    lines: tuple[int, ...]
+
+    def numbers(self, names: Sequence[str], *, may_drop: bool = True) -> NDArray[np.float64]:
+        """Return the named columns as `float64[rows, len(names)]`.
+
+        Args:
+            names: columns of the table.
+            may_drop: whether leaving a column out is a remedy to offer.
+
+        Raises:
+            InputError: a cell is text, missing, infinite or too large; the worst kind of fault is reported, in
+                that order, for all columns at once.
+        """
+        values = np.empty((len(self.rows), len(names)))
+        texts: dict[str, str] = {}
+        missing: dict[str, list[int]] = {}
+        unusable: dict[str, str] = {}
+        for k, name in enumerate(names):
+            column = self.columns.index(name)
+            for n, row in enumerate(self.rows):
+                cell = row[column].strip()
+                if cell.lower() in _MISSING:
+                    missing.setdefault(name, []).append(self.lines[n])
+                    continue
+                value = _number(cell)
+                if value is None:
+                    texts.setdefault(name, f"{shorten([cell])!r} in column {name!r} on line {self.lines[n]}")
+                elif not abs(value) <= _LARGEST:
+                    unusable.setdefault(name, f"{cell} in column {name!r} on line {self.lines[n]}")
+                else:
+                    values[n, k] = value
+        if texts:
+            leave_out = " ".join(f"--drop {_quoted(name)}" for name in texts)
+            fix = (
+                f"Leave it out with {leave_out}, or write it as numbers."
+                if may_drop
+                else "Write it as numbers."
+            )
+            raise InputError(
+                f"{self.name}: expected numbers; got the text {shorten(list(texts.values()), 3, 120)}. {fix}"
+            )
+        if missing:
+            found = [f"{len(at)} in column {name!r} (first on line {at[0]})" for name, at in missing.items()]
+            fix = "Fill in or remove those rows" + (
+                ", or leave the column out with --drop." if may_drop else "."
+            )
+            raise InputError(f"{self.name}: expected no missing values; got {shorten(found, 3, 120)}. {fix}")
+        if unusable:
+            raise InputError(
+                f"{self.name}: expected finite numbers up to {_LARGEST:g} in size; "
+                f"got {shorten(list(unusable.values()), 3, 120)}. Correct or remove those rows."
+            )
+        return values
+
+
+def read_table(path: Path) -> Table:
+    """Return the table in a CSV file: UTF-8, commas, a header line, every row as long as the header."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected a CSV file; found no such file. Check the path.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: expected a CSV file; got a directory. Name a file in it.") from None
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected a readable CSV file; got {error.strerror}. Check the path."
+        ) from None
+    return _parse(content, path.name)
+
+
+def embedded_table() -> Table:
+    """Return the Auto MPG table that ships with the package (`interop/data/SOURCE.md`).
+
+    >>> len(embedded_table().rows)
+    392
+    """
+    return _parse((files("interop") / "data" / "auto_mpg.csv").read_bytes(), "auto_mpg.csv")
+
+
+def require_columns(table: Table, names: Sequence[str], owner: str) -> None:
+    """Check that the table has the named columns; the message names the closest one."""
+    absent = [name for name in names if name not in table.columns]
+    if not absent:
+        return
+    wanted = (
+        f"expected columns of {table.name} ({shorten(table.columns)}); got {shorten(list(map(repr, absent)))}"
+    )
+    lower = {column.lower(): column for column in table.columns}
+    close = difflib.get_close_matches(absent[0].lower(), lower, n=1, cutoff=0.0)
+    raise InputError(f"{owner}: {wanted}. The closest column to {absent[0]!r} is {lower[close[0]]!r}.")
+
+
+def check_varies(values: NDArray[np.float64], names: Sequence[str], target: str, where: str) -> None:
+    """Check that every column of `float64[rows, len(names)]` varies, by enough for float32 to tell."""
+    span = values.max(axis=0) - values.min(axis=0)
+    size = np.abs(values).max(axis=0)
+    for name, width, largest, first in zip(names, span, size, values[0], strict=True):
+        if width > 1e-5 * largest:
+            continue
+        got = f"the value {first:g} throughout" if width == 0 else f"{largest:g} with a spread of {width:g}"
+        if width > 0:
+            fix = f"Subtract {first:g} from it first."
+        elif name == target:
+            fix = "Choose another --target, or add rows in which it varies."
+        else:
+            fix = f"Leave it out with --drop {_quoted(name)}."
+        raise InputError(f"{where}: expected column {name!r} to vary; got {got}. {fix}")
+
+
+def _parse(content: bytes, name: str) -> Table:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise InputError(
+            f"{name}: expected CSV text in UTF-8; got binary data. Export the table as CSV (UTF-8)."
+        )
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    records: list[tuple[int, list[str]]] = []
+    try:
+        for record in reader:
+            if any(cell.strip() for cell in record):  # blank lines are no rows
+                records.append((reader.line_num, record))
+    except csv.Error as error:
+        raise InputError(
+            f"{name}: expected CSV; got a fault on line {reader.line_num} ({error}). Correct the quotes there."
+        ) from None
+    if not records:
+        raise InputError(
+            f"{name}: expected a header line and rows; got an empty file. Export the table again."
+        )
+    columns = tuple(cell.strip() for cell in records[0][1])
+    _check_header(columns, name)
+    for line, record in records[1:]:
+        if len(record) != len(columns):
+            raise InputError(
+                f"{name}: expected {len(columns)} cells a line, as in the header; "
+                f"got {len(record)} on line {line}. Correct that line, or export the table as CSV again."
+            )
+    rows = tuple(tuple(record) for _, record in records[1:])
+    return Table(name, columns, rows, tuple(line for line, _ in records[1:]))
+
+
+def _check_header(columns: tuple[str, ...], name: str) -> None:
+    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
+        raise InputError(
+            f"{name}: expected commas between cells; got {shorten([repr(columns[0])])}. Export it with commas."
+        )
+    if all(_number(cell) is not None for cell in columns):
+        raise InputError(
+            f"{name}: expected a header line with column names; got the numbers {shorten(columns)}. "
+            "Put the names on the first line."
+        )
+    if "" in columns:
+        raise InputError(
+            f"{name}: expected a name for every column; got none for column {columns.index('') + 1}. "
+            "Name it on the first line."
+        )
+    twice = sorted({column for column in columns if columns.count(column) > 1})
+    if twice:
+        raise InputError(
+            f"{name}: expected distinct column names; got {shorten(twice)} more than once. Rename one."
+        )
+
+
+def _number(cell: str) -> float | None:
+    if "_" in cell:  # Python reads 1_000 as a number, tables do not mean it
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return math.inf if math.isnan(value) else value
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"' if not name.replace("_", "").isalnum() else name

@@ -1,0 +1,402 @@
+"""The command: every fault of the input is one line with its remedy; a good run writes what it says."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import convexmoe_jax
+import convexmoe_torch
+import interop
+from interop import cli, frameworks
+from interop.tables import embedded_table, read_table
+
+FRAMEWORKS = ("jax", "torch")
+QUICK = ["--steps", "30", "--petals", "3"]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def rows(n=40, change=None):
+    """A well-formed table: a, b and y, where y is convex in a and b; `change(cells)` spoils it."""
+    rng = np.random.default_rng(7)
+    cells = [["a", "b", "y"]]
+    for a, b in rng.normal(size=(n, 2)):
+        cells.append([f"{a:.4f}", f"{b:.4f}", f"{a * a + abs(b):.4f}"])
+    if change is not None:
+        change(cells)
+    return cells
+
+
+def write(path, cells):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(cells)
+    return path
+
+
+def put(row, column, text):
+    return lambda cells: cells[row].__setitem__(column, text)
+
+
+def fill(column, text):
+    return lambda cells: [row.__setitem__(column, text) for row in cells[1:]]
+
+
+def assert_one_line_refusal(result, *parts):
+    """Exit code 2, one line on stderr that names the fault and the remedy, nothing else."""
+    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+    assert isinstance(result.exception, SystemExit)
+    [line] = result.stderr.splitlines()
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    for part in parts:
+        assert part in line
+    return line
+
+
+# What is wrong with the table: (change, parts of the message: what came, the remedy).
+BAD_TABLES = {
+    "missing value": (put(3, 0, ""), ["no missing values", "'a'", "line 4", "Fill in or remove"]),
+    "question mark": (put(3, 1, "?"), ["no missing values", "'b'", "--drop"]),
+    "text column": (fill(1, "red"), ["'red'", "'b'", "--drop b"]),
+    "text in the target": (put(5, 2, "high"), ["'high'", "'y'", "Write it as numbers"]),
+    "NaN in the target": (put(5, 2, "nan"), ["no missing values", "'y'", "line 6"]),
+    "infinity in the target": (put(5, 2, "inf"), ["finite", "'y'", "line 6", "remove"]),
+    "a huge value": (put(5, 0, "1e200"), ["1e+30", "'a'", "line 6"]),
+    "underscores": (put(5, 0, "1_000"), ["'1_000'", "--drop a"]),
+    "constant column": (fill(0, "4"), ["'a' to vary", "--drop a"]),
+    "constant target": (fill(2, "4"), ["'y' to vary", "--target"]),
+    "almost constant column": (
+        lambda cells: [row.__setitem__(0, f"{1e9 + k}") for k, row in enumerate(cells[1:])],
+        ["'a' to vary", "Subtract"],
+    ),
+    "one row": (lambda cells: cells.__delitem__(slice(2, None)), ["at least 20 rows", "got 1", "Add rows"]),
+    "no rows": (lambda cells: cells.__delitem__(slice(1, None)), ["at least 20 rows", "got 0"]),
+    "a short row": (lambda cells: cells[9].pop(), ["3 cells", "got 2 on line 10", "Correct that line"]),
+    "a long row": (lambda cells: cells[9].append("1"), ["3 cells", "got 4 on line 10"]),
+    "duplicate header": (put(0, 1, "a"), ["distinct column names", "a more than once", "Rename"]),
+    "nameless column": (put(0, 1, ""), ["a name for every column", "column 2", "Name it"]),
+    "no header": (lambda cells: cells.pop(0), ["header line", "Put the names on the first line"]),
+    "only the target": (
+        lambda cells: [row.__delitem__(slice(0, 2)) for row in cells],
+        ["at least one input column", "Add a column"],
+    ),
+}
+
+
+@pytest.mark.parametrize("change, parts", BAD_TABLES.values(), ids=BAD_TABLES)
+def test_a_bad_table_is_refused_in_one_line(tmp_path, change, parts):
+    data, out = write(tmp_path / "t.csv", rows(change=change)), tmp_path / "out"
+    line = assert_one_line_refusal(invoke("fit", data, "--target", "y", "--out", out, *QUICK), *parts)
+    assert line.startswith("t.csv")
+    assert sorted(os.listdir(tmp_path)) == ["t.csv"]
+
+
+NOT_CSV = {
+    "binary": (b"\x89PNG\r\n\x1a\n\x00\x01\x02\x03", ["binary data", "Export"]),
+    "UTF-16": ("a,b,y\n1,2,3\n".encode("utf-16"), ["UTF-8", "Export"]),
+    "empty": (b"", ["empty file", "Export"]),
+    "blank lines": (b"\n\n\n", ["empty file"]),
+    "semicolons": (b"a;b;y\n1;2;3\n", ["commas", "Export"]),
+    "an open quote": (b'a,b,y\n1,"2,3\n1,2,3\n', ["fault on line", "quotes"]),
+    "prose": (b"It was the best of times,\nit was the worst of times, and, well,\n", ["Name it"]),
+}
+
+
+@pytest.mark.parametrize("content, parts", NOT_CSV.values(), ids=NOT_CSV)
+def test_a_file_that_is_not_csv_is_refused_in_one_line(tmp_path, content, parts):
+    data = tmp_path / "t.csv"
+    data.write_bytes(content)
+    assert_one_line_refusal(invoke("fit", data, "--target", "y", "--out", tmp_path / "out"), "t.csv", *parts)
+    assert sorted(os.listdir(tmp_path)) == ["t.csv"]
+
+
+# Options over a good table; OUT stands for the output directory, DATA for the table.
+BAD_OPTIONS = {
+    "wrong target": (["DATA", "--target", "yy"], ["'yy'", "closest column", "is 'y'"]),
+    "target in capitals": (["DATA", "--target", "Y"], ["is 'y'"]),
+    "no target": (["DATA"], ["--target", "a, b, y"]),
+    "wrong drop": (["DATA", "--target", "y", "--drop", "c"], ["--drop", "'c'", "closest"]),
+    "target dropped": (["DATA", "--target", "y", "--drop", "y"], ["Leave --drop y out"]),
+    "everything dropped": (["DATA", "--target", "y", "--drop", "a", "--drop", "b"], ["one input column"]),
+    "no such file": (["nowhere.csv", "--target", "y"], ["nowhere.csv", "no such file", "Check the path"]),
+    "a directory": ([".", "--target", "y"], ["got a directory", "Name a file"]),
+    "petals 0": (["--petals", "0"], ["--petals", "got 0", "Try --petals 8"]),
+    "depth 0": (["--depth", "0"], ["--depth", "got 0", "Try"]),
+    "steps 0": (["--steps", "0"], ["--steps", "got 0", "Try --steps 2000"]),
+    "negative seed": (["--seed", "-1"], ["--seed", "got -1", "Try"]),
+    "petals in words": (["--petals", "many"], ["--petals", "integer", "--help"]),
+    "unknown framework": (["--framework", "tensorflow"], ["'tensorflow'", "Try --framework jax"]),
+    "unknown option": (["--petal", "3"], ["--petal", "--help"]),
+    "out under a file": (["--out", "DATA/run"], ["--out", "a file", "Name another"]),
+    "out is a file": (["--out", "DATA"], ["--out", "a file", "Name another"]),
+    "wrong target of the embedded data": (["--target", "mgp"], ["closest column", "'mpg'"]),
+}
+
+
+@pytest.mark.parametrize("options, parts", BAD_OPTIONS.values(), ids=BAD_OPTIONS)
+def test_bad_options_are_refused_in_one_line(tmp_path, monkeypatch, options, parts):
+    monkeypatch.chdir(tmp_path)
+    data = write(tmp_path / "t.csv", rows())
+    options = [option.replace("DATA", str(data)) for option in options]
+    assert_one_line_refusal(invoke("fit", *options), *parts)
+    assert sorted(os.listdir(tmp_path)) == ["t.csv"]
+
+
+def test_an_unwritable_directory_is_refused_before_training(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # root may write anywhere, so the refusal is simulated
+    result = invoke("fit", "--out", tmp_path / "run", *QUICK)
+    assert_one_line_refusal(result, "--out", "Permission denied", "Name another")
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("interop.job.draw_report", stop)
+    result = invoke("fit", "--framework", "torch", "--out", tmp_path / "run", *QUICK)
+    assert result.exit_code == 130
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture(scope="module", params=FRAMEWORKS)
+def trained(request, tmp_path_factory):
+    """(framework, directory, console output) of a short run on the embedded data."""
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    result = invoke("fit", "--framework", request.param, "--out", out, *QUICK)
+    assert result.exit_code == 0, result.output
+    return request.param, out, result.stdout
+
+
+def test_a_run_writes_three_files(trained):
+    _, out, printed = trained
+    assert sorted(os.listdir(out)) == ["metrics.json", "model.safetensors", "report.png"]
+    assert str(out) in printed
+    from matplotlib.image import imread
+
+    height, width, _ = imread(out / "report.png").shape
+    assert width > height > 300
+
+
+def test_the_metrics_are_those_of_the_saved_model(trained):
+    name, out, printed = trained
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["framework"] == name
+    assert metrics["data"]["rows"] == {"train": 274, "validation": 59, "test": 59}
+    assert set(metrics["test_rmse"]) == set(metrics["parameters"]) == {"hull", "linear", "mlp"}
+    assert all(0 < error < 20 for error in metrics["test_rmse"].values())
+    assert abs(metrics["parameters"]["mlp"] / metrics["parameters"]["hull"] - 1) < 0.05
+    assert metrics["convexity"]["violation"] is None
+    assert metrics["convexity"]["segments"] >= 10_000
+    assert metrics["parity"]["framework"] != name
+    assert 0 < metrics["parity"]["max_difference"] < 2e-6
+    assert f"{metrics['test_rmse']['hull']:.2f}" in printed
+
+    from interop import job
+
+    table = embedded_table()
+    data = job.prepare(table, "mpg", (), seed=0)
+    saved = job.read_model(out / "model.safetensors", frameworks.get(name))
+    error = np.sqrt(np.mean((saved.predict(data.x[data.test]) - data.y[data.test]) ** 2))
+    assert error == pytest.approx(metrics["test_rmse"]["hull"], rel=1e-6)
+
+
+def test_the_split_uses_every_row_once():
+    from interop import job
+
+    first, second = (job.prepare(embedded_table(), "mpg", (), seed=seed) for seed in (0, 1))
+    for data in (first, second):
+        together = np.concatenate([data.train, data.validation, data.test])
+        assert sorted(together) == list(range(392))
+    assert set(first.test) != set(second.test)
+
+
+@pytest.mark.parametrize("reader", FRAMEWORKS)
+def test_predict_reads_the_file_in_either_framework(trained, tmp_path, reader):
+    name, out, _ = trained
+    table = embedded_table()
+    columns = list(reversed(table.columns))  # by name, whatever the order; mpg and an extra one are ignored
+    shuffled = [[*columns, "note"]] + [
+        [*(row[table.columns.index(column)] for column in columns), "text"] for row in table.rows
+    ]
+    data, target = write(tmp_path / "cars.csv", shuffled), tmp_path / "p.csv"
+    result = invoke("predict", out / "model.safetensors", data, "--framework", reader, "--out", target)
+    assert result.exit_code == 0, result.output
+    predicted = read_table(target)
+    assert predicted.columns == ("predicted_mpg",)
+
+    inputs = [column for column in table.columns if column != "mpg"]
+    x = np.float32(table.numbers(inputs))
+    if name == "jax":
+        expected = np.asarray(convexmoe_jax.load(out / "model.safetensors")(x))
+    else:
+        expected = convexmoe_torch.load(out / "model.safetensors")(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(predicted.numbers(["predicted_mpg"]), expected, rtol=2e-6)
+    assert sorted(os.listdir(tmp_path)) == ["cars.csv", "p.csv"]
+
+
+def test_predict_prints_without_out(trained, tmp_path):
+    _, out, _ = trained
+    table = embedded_table()
+    data = write(tmp_path / "cars.csv", [table.columns, *table.rows[:2]])
+    result = invoke("predict", out / "model.safetensors", data)
+    assert result.exit_code == 0, result.output
+    heading, *values = result.stdout.splitlines()
+    assert heading == "predicted_mpg"
+    assert len([float(value) for value in values]) == 2
+
+
+def test_bad_input_to_predict_is_refused_in_one_line(trained, tmp_path):
+    _, out, _ = trained
+    model, table = out / "model.safetensors", embedded_table()
+    good = write(tmp_path / "good.csv", [table.columns, *table.rows[:3]])
+    renamed = write(
+        tmp_path / "renamed.csv", [["wait" if c == "weight" else c for c in table.columns], *table.rows[:3]]
+    )
+    gap = write(tmp_path / "gap.csv", [table.columns, *table.rows[:2], ["", *table.rows[2][1:-1], ""]])
+    empty = write(tmp_path / "empty.csv", [table.columns])
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(model.read_bytes()[:-40])
+    before = sorted(os.listdir(tmp_path))
+    for arguments, parts in [
+        ([good, good], ["good.csv", "a model", "convexmoe fit"]),
+        ([cut, good], ["cut.safetensors", "a model", "convexmoe fit"]),
+        ([tmp_path / "nowhere", good], ["nowhere", "no such file", "Check the path"]),
+        ([tmp_path, good], ["directory", "Name"]),
+        ([model, renamed], ["'weight'", "closest", "'wait'"]),
+        ([model, gap], ["'model_year'", "line 4", "Fill in or remove"]),
+        ([model, empty], ["at least one row", "Add rows"]),
+        ([model, model], ["binary data", "Export"]),
+        ([model, good, "--out", good], ["--out", "is an input", "Name another"]),
+        ([model, good, "--out", model], ["--out", "is an input", "Name another"]),
+        ([model, good, "--out", tmp_path], ["--out", "a directory", "Name a file"]),
+        ([model, good, "--out", tmp_path / "no" / "p.csv"], ["--out", "No such file", "Name another"]),
+        ([model], ["DATA.csv", "--help"]),
+    ]:
+        assert_one_line_refusal(invoke("predict", *arguments), *parts)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_model_without_column_names_is_refused(tmp_path):
+    torch_side = frameworks.get("torch")
+    path = tmp_path / "bare.safetensors"
+    torch_side.package.save(torch_side.hull(0, in_dim=2, petals=3, out_dim=1), path)
+    data = write(tmp_path / "t.csv", rows())
+    assert_one_line_refusal(
+        invoke("predict", path, data), "bare.safetensors", "column names", "convexmoe fit"
+    )
+
+
+def test_a_seed_gives_the_same_files(trained, tmp_path):
+    name, out, _ = trained
+    again, other = tmp_path / "again", tmp_path / "other"
+    for target, seed in ((again, 0), (other, 1)):
+        result = invoke("fit", "--framework", name, "--out", target, "--seed", seed, *QUICK)
+        assert result.exit_code == 0, result.output
+    for file in ("model.safetensors", "metrics.json", "report.png"):
+        assert (again / file).read_bytes() == (out / file).read_bytes(), file
+        assert (other / file).read_bytes() != (out / file).read_bytes(), f"control: another seed, {file}"
+
+
+def test_one_input_column_petals_one_and_an_existing_directory(tmp_path):
+    data = write(tmp_path / "t.csv", rows())
+    (tmp_path / "run").mkdir()
+    kept = tmp_path / "run" / "notes.txt"
+    kept.write_text("mine")
+    options = ["--target", "y", "--drop", "b", "--petals", "1", "--depth", "2", "--steps", "5"]
+    result = invoke("fit", data, *options, "--out", tmp_path / "run", "--framework", "torch")
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir(tmp_path / "run")) == [
+        "metrics.json",
+        "model.safetensors",
+        "notes.txt",
+        "report.png",
+    ]
+    assert kept.read_text() == "mine"
+
+
+def in_a_new_interpreter(program, blocked=()):
+    block = f"import sys; sys.modules.update(dict.fromkeys({sorted(blocked)!r}))\n"
+    run = "from interop.cli import main\nsys.argv = ['convexmoe', *sys.argv[1:]]\nmain()"
+    path = os.pathsep.join([str(Path(interop.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", block + program + "\n" + run, "fit", "--petals", "0"],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+
+
+# What is amiss with the installation: (modules that cannot be imported, a program run first, parts of the message).
+BAD_INSTALLATIONS = {
+    "base only": ({"typer", "rich", "jax", "torch"}, "", ["typer and rich", 'pip install "convexmoe[jax]"']),
+    "another distribution's interop": (
+        (),
+        "import interop; del interop.__distribution__",
+        ["interop", "__init__.py", "fresh environment"],
+    ),
+}
+
+
+@pytest.mark.parametrize("blocked, program, parts", BAD_INSTALLATIONS.values(), ids=BAD_INSTALLATIONS)
+def test_a_bad_installation_is_one_line(blocked, program, parts):
+    result = in_a_new_interpreter(program, blocked)
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert all(part in line for part in parts), line
+
+
+def test_control_a_good_installation_starts():
+    result = in_a_new_interpreter("")
+    assert result.returncode == 2
+    assert "--petals" in result.stderr
+
+
+def hide(monkeypatch, *modules):
+    monkeypatch.setattr(
+        frameworks, "is_installed", lambda module: module not in modules and find_spec(module) is not None
+    )
+
+
+MISSING = {
+    "no framework": (["jax", "torch"], [], ["JAX or PyTorch", 'pip install "convexmoe[jax]"']),
+    "no torch": (["torch"], ["--framework", "torch"], ["PyTorch", 'pip install "convexmoe[torch]"']),
+    "no optax": (["optax"], ["--framework", "jax"], ["JAX", 'pip install "convexmoe[jax]"']),
+    "no matplotlib": (["matplotlib"], [], ["matplotlib", 'pip install "convexmoe[plot]"']),
+}
+
+
+@pytest.mark.parametrize("hidden, options, parts", MISSING.values(), ids=MISSING)
+def test_a_missing_extra_names_the_line_to_run(tmp_path, monkeypatch, hidden, options, parts):
+    hide(monkeypatch, *hidden)
+    assert_one_line_refusal(invoke("fit", *options, "--out", tmp_path / "run", *QUICK), *parts)
+    assert os.listdir(tmp_path) == []
+
+
+def test_torch_serves_where_jax_is_not_installed(tmp_path, monkeypatch):
+    hide(monkeypatch, "jax")
+    result = invoke("fit", "--out", tmp_path / "run", "--steps", "5")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["framework"] == "torch"
+    assert metrics["parity"] is None
+    assert 'pip install "convexmoe[interop]"' in result.stdout
+
+
+def test_help_names_both_commands():
+    for arguments in ([], ["--help"]):
+        result = invoke(*arguments)
+        assert result.exit_code == 0
+        assert "fit" in result.stdout and "predict" in result.stdout
