@@ -86,7 +86,7 @@ def fit(
     data: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DATA.csv]",
+            metavar="DATA.csv",
             help="Table to learn from; without it, the embedded Auto MPG data.",
             show_default=False,
         ),
@@ -160,12 +160,16 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="CSV file to write.", show_default="the terminal")] = None,
 ) -> None:
     """Predict a row for each row of a table, from a saved model: a CSV with the column predicted_<target>."""
-    saved = read_model(model, frameworks.choose(framework))
+    chosen = frameworks.choose(framework)
+    with chosen.quiet():
+        saved = read_model(model, chosen)
     table = read_table(data)
     require_columns(table, saved.columns, "convexmoe predict")
     if not table.rows:
         raise InputError(f"{table.name}: expected at least one row under the header; got none. Add rows.")
-    predictions = saved.predict(table.numbers(saved.columns, may_drop=False))
+    inputs = table.numbers(saved.columns, may_drop=False)
+    with chosen.quiet():
+        predictions = saved.predict(inputs)
     if not np.isfinite(predictions).all():
         line = table.lines[int(np.flatnonzero(~np.isfinite(predictions))[0])]
         raise InputError(

@@ -93,7 +93,8 @@ def map_groups(
     """
     shown = np.argsort(-growth, kind="stable")[:2]
     low, high = x[:, shown].min(axis=0), x[:, shown].max(axis=0)
-    axes = tuple(np.linspace(a, b, _GRID) for a, b in zip(low, high, strict=True))
+    edge = 0.03 * (high - low)  # so that no point is cut by the frame
+    axes = tuple(np.linspace(a, b, _GRID) for a, b in zip(low - edge, high + edge, strict=True))
     grid = np.meshgrid(*axes)
     rows = np.tile(np.median(x, axis=0), (grid[0].size, 1))
     for column, values in zip(shown, grid, strict=True):

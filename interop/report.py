@@ -122,7 +122,7 @@ def _draw_loss(axes: Axes, curves: LossCurves) -> None:
     axes.set_yscale("log")
     axes.set(title="Loss while training", xlabel="step", ylabel="mean squared error (standardised)")
     axes.grid(True, which="both", alpha=0.2)
-    axes.legend(frameon=False)
+    axes.legend(facecolor="white", framealpha=0.9, edgecolor="none")
 
 
 def _draw_predictions(axes: Axes, predictions: Predictions) -> None:
@@ -183,7 +183,7 @@ def _draw_groups(axes: Axes, group_map: GroupMap, target: str) -> None:
             rasterized=True,
         )
         lines = axes.contour(across, up, group_map.value, levels=7, colors=_INK, linewidths=0.6, alpha=0.7)
-        axes.clabel(lines, fontsize=8, fmt="%.3g")
+        axes.clabel(lines, fontsize=8, fmt=lambda value: f"{value:.5g}")
         draw_rows(group_map.points[:, 1])
         axes.set(xlabel=group_map.names[0], ylabel=group_map.names[1])
         axes.set_title(
