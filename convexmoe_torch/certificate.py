@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._checks import describe, dtype_name, fail, whole_number
 
-# What rounding alone can make of a convex function, relative to its values.
+# What rounding alone can make of a convex function, relative to its largest value.
 TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
 BATCH = 8192
 
@@ -54,8 +54,9 @@ def find_violation(
         points: `[rows, in_dim]`, of the dtype the function takes: the search covers twice their bounding box.
         segments: how many to try.
         seed: of the search.
-        tolerance: what counts as rounding, relative to the size of the three values; None means
-            `TOLERANCES` for the dtype of `points`.
+        tolerance: what counts as rounding, relative to the largest value of a batch of `BATCH` segments
+            (near a zero of the function its rounding does not shrink); None means `TOLERANCES` for the
+            dtype of `points`.
 
     Raises:
         ValueError: points are not `[rows, in_dim]` with two rows at least.
@@ -106,8 +107,8 @@ def _worst(
     """Return the segment with the largest gap beyond the tolerance, None where there is none."""
     value_left, value_right, value = (part.reshape(len(left), -1) for part in values)
     gap = value - (weight * value_left + (1 - weight) * value_right)
-    size = np.maximum(np.maximum(np.abs(value_left), np.abs(value_right)), np.abs(value))
-    excess = np.where(gap > tolerance * np.maximum(size, 1e-300), gap, -np.inf)
+    size = max(float(np.max(np.abs(part), initial=1e-300)) for part in (value_left, value_right, value))
+    excess = np.where(gap > tolerance * size, gap, -np.inf)
     row, output = np.unravel_index(np.argmax(excess), excess.shape)
     if not np.isfinite(excess[row, output]):
         return None

@@ -294,6 +294,7 @@ class Record:
         self.best: Any = None
         self.best_step = 0
         self.finished = False
+        self._steps = steps
         self.bar: Any = nullcontext()
         if progress:
             self.bar = progress_bar()
@@ -317,7 +318,8 @@ class Record:
         self.finished = len(losses) - losses.index(min(losses)) > PATIENCE if losses else False
         if self._task is not None:
             shown = train_loss if validation_loss is None else validation_loss
-            self.bar.update(self._task, completed=step, loss=f"loss {shown:.4g}")
+            total = step if self.finished else self._steps
+            self.bar.update(self._task, completed=step, total=total, loss=f"loss {shown:.4g}")
         return best
 
 
