@@ -23,7 +23,7 @@ from .config import HullConfig, Normalization
 from .hull import VectorHull, apply
 from .petals import Tree
 
-LEARNING_RATE = 1e-2
+LEARNING_RATE = 3e-2
 LARGEST_NORM = 1.0
 EVALUATIONS = 40
 PATIENCE = 12

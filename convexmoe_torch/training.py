@@ -20,7 +20,7 @@ from ._checks import describe, fail, whole_number
 from .config import HullConfig, Normalization
 from .hull import VectorHull
 
-LEARNING_RATE = 1e-2
+LEARNING_RATE = 3e-2
 LARGEST_NORM = 1.0
 EVALUATIONS = 40
 PATIENCE = 12

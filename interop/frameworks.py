@@ -64,6 +64,7 @@ class Framework(Protocol):
         validation: tuple[Rows, Rows],
         steps: int,
         seed: int,
+        learning_rate: float,
     ) -> Callable[[Rows], Rows]:
         """Return the trained function of an MLP with two hidden ReLU layers, `[N, in_dim]` -> `[N, 1]`.
 
