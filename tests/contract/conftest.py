@@ -1,0 +1,29 @@
+"""Every contract runs on both packages."""
+
+import backends
+import cases
+import pytest
+
+
+@pytest.fixture(params=backends.BACKENDS, ids=lambda backend: backend.name)
+def backend(request):
+    """The package under test."""
+    return request.param
+
+
+@pytest.fixture(params=cases.HULLS)
+def fields(request):
+    """The fields of a hull, one of the table."""
+    return cases.HULLS[request.param]
+
+
+@pytest.fixture
+def replace(backend, monkeypatch):
+    """`replace(module, name, value)` puts something broken into the package under test, for a control."""
+
+    def put(module, name, value):
+        backend.forget()
+        monkeypatch.setattr(module, name, value)
+
+    yield put
+    backend.forget()

@@ -1,0 +1,124 @@
+"""New weights follow their laws, and layer after layer the pre-activations keep mean 0 and deviation 1."""
+
+import math
+
+import cases
+import numpy as np
+import pytest
+import reference
+
+ROWS, SEEDS = 211, range(3)
+DEEP = cases.fields(in_dim=61, hidden_dim=127, depth=12, petals=2, out_dim=3)
+
+
+def units_of_layers(weights, fields, positive=None):
+    """Pre-activations (ROWS, H) of every layer at standard normal inputs."""
+    x = np.random.default_rng(1).standard_normal((ROWS, fields["in_dim"]))
+    exact = {name: value.astype(np.float64) for name, value in weights.items()}
+    return reference.pre_activations(exact, x, 0, fields)
+
+
+@pytest.mark.parametrize("activation", ["softplus", "relu", "huber_relu"])
+def test_pre_activations_stay_alive_and_do_not_explode(backend, activation):
+    fields = DEEP | {"activation": activation}
+    for seed in SEEDS:
+        layers = units_of_layers(backend.weights(backend.fresh(fields, seed)), fields)
+        assert len(layers) == 12
+        for u in layers:
+            assert abs(u.mean()) < 0.5 and 0.6 < u.std() < 1.6
+            # every unit still moves with x: the median unit's deviation over the rows
+            assert 0.5 < np.median(u.std(axis=0)) < 1.6
+            # and rows are told apart: units of one layer do not all say the same
+            assert np.median(np.abs(np.corrcoef(u.T)[np.triu_indices(u.shape[1], 1)])) < 0.95
+
+
+def test_control_he_initialisation_of_non_negative_weights_explodes(backend, monkeypatch):
+    weights = backend.weights(backend.fresh(DEEP, 0))
+    rng = np.random.default_rng(0)
+    for name in weights:
+        if name.endswith("raw_weight"):
+            weights[name] = np.abs(rng.standard_normal(weights[name].shape)) * math.sqrt(2 / DEEP["hidden_dim"])
+    monkeypatch.setattr(reference, "positive", lambda weight, fan_in: weight)
+    assert np.abs(units_of_layers(weights, DEEP)[-1]).max() > 1e4
+
+
+def test_control_without_the_signed_weights_the_layers_fade(backend):
+    weights = backend.weights(backend.fresh(DEEP, 0))
+    for k in range(1, DEEP["depth"]):
+        weights[f"trunk.{k}.weight"] *= 0
+    assert np.median(units_of_layers(weights, DEEP)[-1].std(axis=0)) < 0.1
+
+
+@pytest.mark.parametrize("hidden_dim", [3, 127])
+def test_positive_weights_are_log_normal(backend, hidden_dim):
+    """E w = tau / N and E w^2 = tau^2 / N, through the logarithm: the moments themselves converge too slowly."""
+    fields = cases.fields(in_dim=2, hidden_dim=hidden_dim, depth=2, petals=401, out_dim=23)
+    for seed in SEEDS:
+        raw = backend.weights(backend.fresh(fields, seed))["readout.raw_weight"].astype(np.float64).ravel()
+        log_weight = np.log(reference.positive(raw, hidden_dim))
+        mean, variance, error = log_weight.mean(), log_weight.var(), 5 / math.sqrt(raw.size)
+        first = mean + variance / 2  # ln E w of a log-normal w
+        second = 2 * mean + 2 * variance  # ln E w^2
+        deviation = math.sqrt(math.log(hidden_dim))
+        assert abs(first - math.log(reference.TAU / hidden_dim)) < error * deviation * (1 + deviation)
+        assert abs(second - math.log(reference.TAU**2 / hidden_dim)) < 2 * error * deviation * (1 + 2 * deviation)
+        quantiles = np.quantile((log_weight - mean) / math.sqrt(variance), [0.025, 0.16, 0.5, 0.84, 0.975])
+        assert np.allclose(quantiles, [-1.960, -0.9945, 0, 0.9945, 1.960], atol=0.08)
+
+
+def test_positive_weights_have_the_moments_themselves(backend):
+    """At fan-in 3 the tail is light enough to average directly."""
+    fields = cases.fields(in_dim=2, hidden_dim=3, petals=401, out_dim=599)
+    raw = backend.weights(backend.fresh(fields, 0))["readout.raw_weight"].astype(np.float64)
+    weight = reference.positive(raw, 3)
+    assert np.isclose(weight.mean(), reference.TAU / 3, rtol=0.01)
+    assert np.isclose((weight**2).mean(), reference.TAU**2 / 3, rtol=0.06)
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_signed_weights_are_normal_with_their_share_of_the_variance(backend, gate):
+    fields = cases.fields(in_dim=151, hidden_dim=211, depth=2, gate=gate)
+    first = 0.5 if gate else 1.0
+    variances = {"trunk.0.weight": first / 151, "trunk.0.bias": first / 4, "trunk.1.weight": 0.5 / 151}
+    variances["readout.weight"] = 0.5 / 151
+    if gate:
+        variances |= {"gate.weight": first / 151, "gate.bias": first / 4}
+    for seed in SEEDS:
+        weights = backend.weights(backend.fresh(fields, seed))
+        for name, variance in variances.items():
+            values = weights[name].astype(np.float64)
+            error = 5 * variance * math.sqrt(2 / values.size)
+            assert abs(values.var() - variance) < error, name
+            assert abs(values.mean()) < 5 * math.sqrt(variance / values.size), name
+        assert not any(weights[name].any() for name in ("trunk.1.bias", "readout.bias", "shifts"))
+
+
+def test_the_learned_temperature_starts_at_one(backend):
+    weights = backend.weights(backend.fresh(cases.HULLS["learned"], 0))
+    assert np.allclose(reference.softplus(weights["raw_temperature"]) + 1e-3, 1.0, atol=1e-6)
+
+
+def test_seeds_draw_different_weights_and_one_seed_the_same(backend):
+    fields = cases.HULLS["default"]
+    first, again, other = (backend.weights(backend.fresh(fields, seed)) for seed in (0, 0, 1))
+    for name, value in first.items():
+        assert np.array_equal(value, again[name])
+        assert not value.any() or not np.array_equal(value, other[name])
+    drawn = [value.ravel()[:5] for value in first.values() if value.any() and value.size >= 5]
+    assert len({tuple(np.sign(v) * v**0) + tuple(v) for v in drawn}) == len(drawn)
+
+
+@pytest.mark.parametrize("activation", ["softplus", "relu", "huber_relu"])
+def test_activations_are_standardised_by_quadrature(backend, activation):
+    got = backend.package.petals.STANDARD[activation]
+    assert np.allclose(got, reference.standard_moments(activation), rtol=1e-13, atol=0)
+    u = np.random.default_rng(0).standard_normal(10**5)
+    z = backend.numpy(backend.package.petals.act(backend.array(u.astype(np.float32)), activation))
+    assert abs(z.mean()) < 0.015 and abs(z.std() - 1) < 0.015
+
+
+def test_the_quadrature_agrees_with_closed_forms():
+    """Control of the reference: relu's moments are 1/sqrt(2 pi) and 1/2 - 1/(2 pi)."""
+    mean, deviation = reference.standard_moments("relu")
+    assert np.isclose(mean, 1 / math.sqrt(2 * math.pi), rtol=1e-14)
+    assert np.isclose(deviation**2, 0.5 - 0.5 / math.pi, rtol=1e-14)

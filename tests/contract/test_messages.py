@@ -1,0 +1,67 @@
+"""Wrong fields, inputs and weights raise the text of the table: the same in both packages."""
+
+import cases
+import numpy as np
+import pytest
+
+
+@pytest.mark.parametrize(("fields", "kind", "message"), cases.BAD_FIELDS, ids=[m[:60] for *_, m in cases.BAD_FIELDS])
+def test_a_wrong_field_is_refused(backend, fields, kind, message):
+    with pytest.raises(kind) as error:
+        backend.config(fields)
+    assert type(error.value) is kind and str(error.value) == message
+
+
+def test_control_every_right_field_is_taken(backend, fields):
+    assert backend.config(fields).petals == fields["petals"]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "kind", "message"), cases.BAD_INPUTS)
+def test_a_wrong_input_is_refused(backend, shape, dtype, kind, message):
+    fields = cases.HULLS["default"]
+    model = backend.model(fields, cases.random_weights(fields), "float32")
+    x = backend.array(np.zeros(shape, dtype))
+    for call in (model, model.winners, backend.fold(model)):
+        with pytest.raises(kind) as error:
+            call(x)
+        assert type(error.value) is kind and str(error.value) == message
+
+
+def test_what_is_no_array_is_refused(backend):
+    fields = cases.HULLS["default"]
+    model = backend.model(fields, cases.random_weights(fields), "float32")
+    message = "VectorHull.x: expected an array; got list. Convert it to an array of this framework first."
+    with pytest.raises(TypeError) as error:
+        model([[0.0] * 5])
+    assert str(error.value) == message
+
+
+def test_all_faults_of_weights_are_named_at_once(backend):
+    fields = cases.HULLS["default"]
+    weights = cases.random_weights(fields)
+    weights["extra.weight"] = weights.pop("shifts")
+    weights["readout.weight"] = weights["readout.weight"].swapaxes(1, 2)
+    weights["trunk.0.weight"] = weights["trunk.0.weight"].T
+    with pytest.raises(ValueError) as error:
+        backend.model(fields, weights)
+    assert str(error.value) == (
+        "VectorHull.weights: expected the 6 arrays of its config; got missing shifts; unexpected extra.weight; "
+        "readout.weight has shape [5, 2, 3], not [5, 3, 2]; trunk.0.weight has shape [7, 5], not [5, 7]. "
+        "Use the config that the weights were made with."
+    )
+
+
+def test_weights_of_two_dtypes_are_refused(backend):
+    """One array of another dtype would promote the output silently, or fail deep inside a product."""
+    fields = cases.HULLS["default"]
+    model = backend.model(fields, cases.random_weights(fields), "float32")
+    flat = backend.package.hull.flatten(model.params)
+    flat["readout.bias"] = backend.array(np.zeros((3, 2), np.float16))
+    with pytest.raises(ValueError, match="readout.bias has dtype float16, not float32"):
+        backend.package.VectorHull.from_params(model.config, backend.package.hull.nest(flat))
+
+
+def test_positional_and_unknown_options_are_refused(backend):
+    for arguments, options in [((5, 3, 2, 7), {}), ((5, 3), {"grouping": 2})]:
+        with pytest.raises(TypeError, match=r"positional argument|unexpected keyword"):
+            backend.package.VectorHull(*arguments, **options)
