@@ -1,0 +1,109 @@
+"""The cost benchmark runs and counts right; the hull keeps its bound on parameters and multiply-adds. No times here."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "hull_cost.py"
+BOUND = 1.5
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+hull_cost = load(SCRIPT)
+MODELS = {"jax": hull_cost.jax_models, "torch": hull_cost.torch_models}
+
+
+def counts(framework: str, D: int, P: int, **options) -> dict[str, dict[str, int]]:
+    shapes, _, _ = MODELS[framework](D, P, 1, options)
+    return {name: hull_cost.count(shape) for name, shape in shapes.items()}
+
+
+def ratios(framework: str, D: int, P: int, **options) -> list[float]:
+    """Parameters and multiply-adds of the hull over those of the MLP."""
+    both = counts(framework, D, P, **options)
+    return [both["hull"][key] / both["MLP"][key] for key in ("parameters", "macs")]
+
+
+@pytest.mark.parametrize("framework", MODELS)
+def test_counts_are_those_made_by_hand(framework):
+    trunk, readout, hidden_of_readout = 5 * 7, 5 * 3 * 5, 7 * 3 * 5
+    hull = {"macs": trunk + readout + hidden_of_readout}
+    hull["parameters"] = hull["macs"] + 7 + 3 * 5 + 3  # biases of the trunk and the read-out, shifts
+    mlp = {"macs": 5 * 20 + 20 * 5, "parameters": 5 * 20 + 20 + 20 * 5 + 5}
+    assert counts(framework, 5, 3, hidden_dim=7) == {"MLP": mlp, "hull": hull}
+
+
+@pytest.mark.parametrize("framework", MODELS)
+def test_parameters_and_multiply_adds_at_512_and_8_petals(framework):
+    assert counts(framework, 512, 8)["MLP"]["parameters"] == 2 * 512 * 2048 + 2048 + 512
+    assert max(ratios(framework, 512, 8)) <= BOUND
+
+
+@pytest.mark.parametrize("framework", MODELS)
+def test_control_a_wrong_hidden_dim_breaks_the_bound(framework):
+    assert min(ratios(framework, 512, 8, hidden_dim=512)) > BOUND
+
+
+def test_multiply_adds_are_those_pytorch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rows = 3
+    shapes, forwards, _ = hull_cost.torch_models(5, 3, rows, {"hidden_dim": 7})
+    for name, forward in forwards.items():
+        with FlopCounterMode(display=False) as counter:
+            forward()
+        assert counter.get_total_flops() == 2 * rows * hull_cost.count(shapes[name])["macs"], name
+
+
+def test_rounds_alternate_and_ratios_are_taken_within_a_round(monkeypatch):
+    """The machine slows down from call to call; a ratio within a round still finds the factor of two, nearly."""
+    names = []
+
+    def slower_and_slower(call, repeats):
+        names.append(call())
+        return {"MLP": 1.0, "hull": 2.0}[names[-1]] * 1.01 ** len(names)
+
+    monkeypatch.setattr(hull_cost, "duration", slower_and_slower)
+    result = hull_cost.compare({"MLP": lambda: "MLP", "hull": lambda: "hull"}, rounds=100)
+    timed = names[2 * hull_cost.WARM_UP :]
+    assert timed[:4] == ["MLP", "hull", "hull", "MLP"] and len(timed) == 200
+    assert result["ratio"] == pytest.approx([2 / 1.01, 2, 2 * 1.01], rel=2e-4)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    root = str(SCRIPT.parents[1])
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], env=env, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.slow
+def test_script_prints_three_tables_and_writes_its_records(tmp_path):
+    path = tmp_path / "cost.json"
+    result = run("--quick", "--threads", "1", "--sizes", "5,3", "--rows", "4", "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| --- |") == 3
+    records = json.loads(path.read_text())["records"]
+    found = [(record["framework"], record["kind"]) for record in records]
+    assert found == [("jax", "model"), ("jax", "fusion"), ("torch", "model"), ("torch", "fusion")]
+    assert records[0]["counts"] == records[2]["counts"]
+    for record in records:
+        assert min(record["forward"]["ratio"] + record["step"]["ratio"]) > 0
+
+
+def test_script_refuses_more_threads_than_cores():
+    result = run("--threads", "100000")
+    assert result.returncode == 2
+    assert "the cores there are; got [100000]" in result.stderr
