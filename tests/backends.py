@@ -63,6 +63,10 @@ class Backend:
         with self.precision(self.dtype(model)):
             return self.call(model, "fold")
 
+    def gradients(self, model: Any, x: np.ndarray, c: np.ndarray) -> dict[str, np.ndarray]:
+        """Gradients of sum(c y) by every weight, by name, and by "x"."""
+        return self.value_and_gradients(model, x, c)[1]
+
     def dtype(self, model: Any) -> str:
         """The name of the dtype of the parameters."""
         return str(model.params["shifts"].dtype).removeprefix("torch.")
@@ -103,26 +107,22 @@ class Jax(Backend):
     def fresh(self, fields: dict[str, Any], seed: int, dtype: str = "float32") -> Any:
         """A newly drawn hull."""
         with self.precision(dtype):
-            config, hull = self.config(fields), self.package.VectorHull
+            rngs = nnx.Rngs(seed)
+            return self.package.VectorHull.from_config(self.config(fields), dtype=NAMES[dtype], rngs=rngs)
 
-            def params() -> Any:
-                return hull.from_config(config, dtype=NAMES[dtype], rngs=nnx.Rngs(seed)).params
-
-            return hull.from_params(config, self.jit((seed, config, dtype), params))
-
-    def gradients(self, model: Any, x: np.ndarray, c: np.ndarray) -> dict[str, np.ndarray]:
-        """Gradients of sum(c y) by every weight and by x."""
+    def value_and_gradients(self, model: Any, x: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, dict]:
+        """y, and the gradients of sum(c y) by every weight and by x."""
         with self.precision(str(x.dtype)):
 
             def total(params: Any, at: jax.Array, c: jax.Array) -> jax.Array:
                 y = self.package.hull.apply(params, at, model.config)
-                return jnp.sum(c.astype(y.dtype) * y)
+                return jnp.sum(c.astype(y.dtype) * y), y
 
-            by_weight, by_x = self.jit(
-                (model.config, "gradients"), jax.grad(total, argnums=(0, 1)), model.params, self.array(x), self.array(c)
-            )
+            grad = jax.grad(total, argnums=(0, 1), has_aux=True)
+            arrays = (model.params, self.array(x), self.array(c))
+            (by_weight, by_x), y = self.jit((model.config, "gradients"), grad, *arrays)
             flat = self.package.hull.flatten(by_weight) | {"x": by_x}
-            return {name: self.numpy(value) for name, value in flat.items()}
+            return self.numpy(y), {name: self.numpy(value) for name, value in flat.items()}
 
     def first_of_ties(self, g: jax.Array) -> jax.Array:
         """A maximum over groups whose gradient goes to the first of a tie alone: what the packages must not do."""
@@ -159,14 +159,15 @@ class Torch(Backend):
         torch.manual_seed(seed)
         return self.package.VectorHull.from_config(self.config(fields), dtype=getattr(torch, dtype))
 
-    def gradients(self, model: Any, x: np.ndarray, c: np.ndarray) -> dict[str, np.ndarray]:
-        """Gradients of sum(c y) by every weight and by x."""
+    def value_and_gradients(self, model: Any, x: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, dict]:
+        """y, and the gradients of sum(c y) by every weight and by x."""
         names, weights = zip(*model.named_parameters(), strict=True)
         at = self.array(x).requires_grad_()
         y = model(at)
         total = torch.sum(torch.from_numpy(c).to(y.dtype) * y)
         found = torch.autograd.grad(total, [*weights, at], allow_unused=True, materialize_grads=True)
-        return {name: self.numpy(value) for name, value in zip([*names, "x"], found, strict=True)}
+        gradients = {name: self.numpy(value) for name, value in zip([*names, "x"], found, strict=True)}
+        return self.numpy(y), gradients
 
     def first_of_ties(self, g: torch.Tensor) -> torch.Tensor:
         """A maximum over groups whose gradient goes to the first of a tie alone: what the packages must not do."""

@@ -1,0 +1,181 @@
+"""`fit`: the same run in both packages, in original units, the best step kept, the given model left alone."""
+
+import functools
+
+import backends
+import cases
+import numpy as np
+import pytest
+import tolerances
+
+FIELDS = cases.fields(in_dim=3, petals=5, out_dim=2, hidden_dim=13, temperature="learned")
+STEPS = 120
+
+
+def data(rows=97, seed=0, noise=0.0):
+    """A convex function of three inputs, in units far from standard."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, 3))
+    y = np.stack([np.abs(x).sum(1), (x**2).sum(1)], 1) + noise * rng.normal(size=(rows, 2))
+    return x * [1000.0, 0.01, 3.0] + [5000.0, 0.0, -7.0], y * [300.0, 0.2] - [70.0, 5.0]
+
+
+def fitted(backend, rows=97, noise=0.0, dtype="float32", given=FIELDS, data=data, **options):
+    """The result of a fit from the weights that both packages start from."""
+    model = backend.model(given, cases.random_weights(given, 5), dtype)
+    x, y = data(rows, noise=noise)
+    if options.pop("validate", False):
+        options["validation"] = data(61, seed=1, noise=noise)
+    with backend.precision(dtype):
+        return backend.package.fit(model, x, y, **({"steps": STEPS, "batch_size": 31} | options))
+
+
+RUNS = {
+    "plain": {},
+    "validated": {"validate": True},
+    "other_seed": {"seed": 3},
+    "odd_steps": {"steps": 83, "batch_size": 29, "validate": True},
+    "few_rows": {"rows": 17},
+    "hard": {"given": FIELDS | {"temperature": 0.0, "trunk": "private", "depth": 2}, "validate": True},
+}
+
+
+@functools.cache
+def run_of(backend, name):
+    return fitted(backend, **RUNS[name])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_both_packages_take_the_same_run(name):
+    jax_run, torch_run = (run_of(backend, name) for backend in backends.BACKENDS)
+    assert jax_run.history.step == torch_run.history.step
+    assert jax_run.best_step == torch_run.best_step
+    for kind in ("train_loss", "validation_loss"):
+        first, second = getattr(jax_run.history, kind), getattr(torch_run.history, kind)
+        assert len(first) == len(second) == (0 if kind[0] == "v" and not RUNS[name].get("validate") else len(first))
+        assert np.allclose(first, second, rtol=tolerances.HISTORY, atol=0)
+    assert jax_run.model.config.to_json() == torch_run.model.config.to_json()
+    x, _ = data()
+    outputs = [b.apply(run_of(b, name).model, x.astype(np.float32)) for b in backends.BACKENDS]
+    assert tolerances.relative_error(*outputs) < 10 * tolerances.HISTORY
+
+
+def test_control_another_seed_takes_another_run():
+    jax_run, torch_run = run_of(backends.BACKENDS[0], "plain"), run_of(backends.BACKENDS[1], "other_seed")
+    assert not np.allclose(jax_run.history.train_loss, torch_run.history.train_loss, rtol=1e-3)
+
+
+def test_a_run_repeats_to_the_bit(backend):
+    first, again = run_of(backend, "validated"), fitted(backend, **RUNS["validated"])
+    assert first.history == again.history and first.best_step == again.best_step
+    weights = backend.weights(again.model)
+    assert all(np.array_equal(value, weights[name]) for name, value in backend.weights(first.model).items())
+    assert first.history != run_of(backend, "other_seed").history
+
+
+def test_history_has_one_entry_an_evaluation(backend):
+    history = run_of(backend, "odd_steps").history
+    assert history.step == (*range(3, 83, 3), 83)
+    assert len(history.step) == len(history.train_loss) == len(history.validation_loss)
+    assert all(isinstance(value, float) for value in history.train_loss + history.validation_loss)
+    assert run_of(backend, "plain").history.validation_loss == ()
+    assert run_of(backend, "plain").best_step == STEPS
+
+
+def test_the_model_takes_and_gives_original_units(backend):
+    result = run_of(backend, "plain")
+    x, y = data()
+    units = result.model.config.normalization
+    for got, wanted in [(units.input_mean, x.mean(0)), (units.input_scale, x.std(0))]:
+        assert np.allclose(got, wanted, rtol=1e-12, atol=0)
+    for got, wanted in [(units.output_mean, y.mean(0)), (units.output_scale, y.std(0))]:
+        assert np.allclose(got, wanted, rtol=1e-12, atol=0)
+    error = backend.apply(result.model, x.astype(np.float32)) - y
+    explained = 1 - error.var(axis=0) / y.var(axis=0)
+    assert (explained > 0.9).all(), explained
+    # control: the same weights without the units explain nothing
+    bare = backend.model(FIELDS, backend.weights(result.model), "float32")
+    error = backend.apply(bare, x.astype(np.float32)) - y
+    assert (1 - error.var(axis=0) / y.var(axis=0) < 0.5).any()
+
+
+def test_units_of_the_data_do_not_matter(backend):
+    def moved(rows, seed=0, noise=0.0):
+        x, y = data(rows, seed, noise)
+        return 64.0 * x + 1.0, y / 16.0 - 3.0
+
+    first, second = run_of(backend, "plain"), fitted(backend, data=moved)
+    assert np.allclose(first.history.train_loss, second.history.train_loss, rtol=1e-3)
+
+
+def test_a_model_with_units_keeps_them(backend):
+    units = {"input_mean": (5e3, 0, 1), "input_scale": (900, 0.02, 2), "output_mean": (1, 2), "output_scale": (200, 1)}
+    given = FIELDS | {"normalization": units}
+    result = fitted(backend, given=given, steps=40)
+    assert result.model.config == backend.config(given)
+
+
+def test_the_given_model_stays_as_it_is(backend):
+    model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), "float32")
+    before, config = backend.weights(model), model.config
+    x, y = data()
+    kept = x.copy(), y.copy()
+    result = backend.package.fit(model, x, y, steps=40, batch_size=31)
+    after = backend.weights(model)
+    assert model.config == config and model.config.normalization is None
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert np.array_equal(x, kept[0]) and np.array_equal(y, kept[1])
+    # control: the result did move
+    moved = backend.weights(result.model)
+    assert not any(np.array_equal(before[name], moved[name]) for name in before)
+
+
+def validation_loss(backend, model, x, y):
+    """In the standardised units that the history is in."""
+    units = model.config.normalization
+    error = (backend.apply(model, x.astype(np.float32)) - y) / np.asarray(units.output_scale)
+    return np.mean(error**2)
+
+
+def test_training_stops_early_and_gives_back_the_best_step(backend):
+    """The held-out targets are the negative: what is learned makes them worse."""
+    x, y = data(noise=1.0)
+    model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), "float32")
+    held_out = data(61, seed=1)[0], 2 * y.mean(0) - data(61, seed=1)[1]
+    result = backend.package.fit(model, x, y, steps=200, batch_size=31, validation=held_out)
+    losses = result.history.validation_loss
+    best = losses.index(min(losses))
+    assert result.best_step == result.history.step[best]
+    assert len(losses) == best + 1 + 12 < 40
+    got = validation_loss(backend, result.model, *held_out)
+    assert np.isclose(got, min(losses), rtol=1e-4)
+    assert not np.isclose(got, losses[-1], rtol=1e-2)  # control: the last step's weights would be seen
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_the_fitted_model_has_the_dtype_of_the_given(backend, dtype):
+    result = fitted(backend, dtype=dtype, steps=40)
+    assert backend.dtype(result.model) == dtype
+    assert np.isfinite(result.history.train_loss).all()
+
+
+def test_constant_columns_do_no_harm(backend):
+    x, y = data()
+    x[:, 1], y[:, 0] = 1e9 + 0.1, -123.456
+    model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), "float64")
+    with backend.precision("float64"):
+        result = backend.package.fit(model, x, y, steps=200, batch_size=31)
+    units = result.model.config.normalization
+    assert units.input_scale[1] == units.output_scale[0] == 1.0
+    fit = backend.apply(result.model, x)
+    assert np.isfinite(fit).all() and np.abs(fit[:, 0] + 123.456).max() < 1.0
+
+
+def test_one_output_takes_a_flat_target(backend):
+    fields = cases.fields(in_dim=3, petals=5, out_dim=1, hidden_dim=13)
+    x, y = data()
+    results = []
+    for target in (y[:, 0], y[:, :1]):
+        model = backend.model(fields, cases.random_weights(fields, 5), "float32")
+        results.append(backend.package.fit(model, x, target, steps=40, batch_size=31))
+    assert results[0].history == results[1].history
