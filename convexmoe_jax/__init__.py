@@ -8,24 +8,49 @@ if any(_find_spec(_name) is None for _name in ("jax", "flax", "optax")):
 from . import hull
 from .certificate import Violation, find_violation
 from .checkpoint import load, read_notes, save
-from .config import HullConfig, Normalization
+from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
+from .experts import ExpertBatch, ExpertModule, ExpertResult, HullExpert, LinearExpert, MLPExpert
+from .hierarchy import CELMoEOutput, HierarchicalCELMoE, LearnedFusion, LevelOutput
 from .hull import FoldedHull, VectorHull, Winners
+from .losses import CELMoELossAPI, LossBundle, LossTerm
+from .routing import Shared, constant_routes, encode_routes, merged_routes, routing_summary
 from .training import FitResult, History, fit, train
 
 __all__ = [
+    "CELMoEConfig",
+    "CELMoELossAPI",
+    "CELMoEOutput",
+    "ExpertBatch",
+    "ExpertConfig",
+    "ExpertModule",
+    "ExpertResult",
     "FitResult",
     "FoldedHull",
+    "HierarchicalCELMoE",
+    "HierarchyLevelConfig",
     "History",
     "HullConfig",
+    "HullExpert",
+    "LearnedFusion",
+    "LevelOutput",
+    "LinearExpert",
+    "LossBundle",
+    "LossTerm",
+    "MLPExpert",
     "Normalization",
+    "Shared",
     "VectorHull",
     "Violation",
     "Winners",
+    "constant_routes",
+    "encode_routes",
     "find_violation",
     "fit",
     "hull",
     "load",
+    "merged_routes",
     "read_notes",
+    "routing_summary",
     "save",
     "train",
 ]

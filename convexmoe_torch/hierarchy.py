@@ -1,0 +1,304 @@
+"""HierarchicalCELMoE: levels of named experts, one after the other, every sample on its own route."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._checks import describe, fail
+from .config import CELMoEConfig, HierarchyLevelConfig
+from .dispatch import Plan, make_plan, permuted, touched
+from .experts import ExpertBatch, ExpertResult
+from .routing import Routing, Shared, concrete, encode_routes
+
+EPSILON = 1e-5  # of the fusion's LayerNorm
+
+
+@dataclass(frozen=True)
+class LevelOutput:
+    """What one level gives.
+
+    Args:
+        name: of the level.
+        hidden: `[rows, ..., width]`.
+        routes: index of each sample's expert, int64 `[rows]`.
+        losses: `level.expert.loss` -> mean over the rows of the expert; experts without rows have none.
+        aux: expert -> its aux, for its rows in their order.
+    """
+
+    name: str
+    hidden: Tensor
+    routes: Tensor
+    losses: dict[str, Tensor]
+    aux: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CELMoEOutput:
+    """What the hierarchy gives.
+
+    Args:
+        levels: one `LevelOutput` for each enabled level, in order.
+        fused_hidden: `[rows, ..., hidden_size]`.
+        losses: the losses of all levels by name, unweighted.
+        aux: level -> its aux.
+        weights: (name, `loss_weight`) of every loss.
+    """
+
+    levels: tuple[LevelOutput, ...]
+    fused_hidden: Tensor
+    losses: dict[str, Tensor]
+    aux: dict[str, Any]
+    weights: tuple[tuple[str, float], ...]
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The `loss_weight` of every loss by name."""
+        return dict(self.weights)
+
+
+class LearnedFusion(nn.Module):
+    """`dropout(LayerNorm(mean over levels of W_l h_l))`, with W_l a Linear without bias.
+
+    Args:
+        hidden_size: width of the fused output.
+        widths: width of each level's output.
+        dropout: share of the units that training drops.
+        dtype: floating dtype of the parameters.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        widths: Sequence[int],
+        dropout: float = 0.0,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        gates = [nn.Linear(width, hidden_size, bias=False, dtype=dtype) for width in widths]
+        for gate, width in zip(gates, widths, strict=True):
+            nn.init.normal_(gate.weight, std=width**-0.5)
+        self.gates = nn.ModuleList(gates)
+        self.norm = nn.LayerNorm(hidden_size, eps=EPSILON, dtype=dtype)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hiddens: Sequence[Tensor]) -> Tensor:
+        """Return the fusion of the levels' outputs, `[rows, ..., hidden_size]`."""
+        mixed = [gate(hidden) for gate, hidden in zip(self.gates, hiddens, strict=True)]
+        mean = sum(mixed[1:], start=mixed[0]) / len(mixed)
+        return self.dropout(self.norm(mean))
+
+
+class HierarchicalCELMoE(nn.Module):
+    """Levels of named experts, in order; every sample carries a route for each level.
+
+    Guarantee: a sample's output depends on its own row and routes only
+    (tests/contract/test_hierarchy.py, tests/torch/test_hierarchy.py).
+
+    Args:
+        config: levels, experts, fusion.
+        expert_factory: `(level_name, expert_name, metadata) -> ExpertModule`.
+        fusion_module: takes the list of the levels' outputs, gives the fused one; None means what the config says.
+
+    Raises:
+        TypeError, ValueError: an expert is no module, or gives another width than its level's.
+    """
+
+    def __init__(
+        self,
+        config: CELMoEConfig,
+        expert_factory: Callable[..., nn.Module],
+        fusion_module: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.level_modules = nn.ModuleDict()
+        for level in config.enabled_levels:
+            experts = nn.ModuleDict()
+            for expert in level.experts:
+                module = expert_factory(level.name, expert.name, dict(expert.metadata))
+                if not isinstance(module, nn.Module):
+                    name, fix = f"{level.name}.{expert.name}", "Return an ExpertModule from the factory."
+                    fail("HierarchicalCELMoE", name, "an nn.Module", type(module).__name__, fix, TypeError)
+                _add(experts, expert.name, module)
+            _add(self.level_modules, level.name, experts)
+        if fusion_module is None and config.use_learned_fusion:
+            widths = [config.width_of(level) for level in config.enabled_levels]
+            fusion_module = LearnedFusion(config.hidden_size, widths, config.fusion_dropout)
+        self.fusion = fusion_module
+
+    def forward(
+        self,
+        hidden: Tensor,
+        routing: Routing | None = None,
+        *,
+        context: Any = None,
+        mask: Tensor | None = None,
+        state: Any = None,
+    ) -> CELMoEOutput:
+        """Run the levels and fuse their outputs.
+
+        Args:
+            hidden: `[rows, hidden_size]` or `[rows, length, hidden_size]`.
+            routing: level -> names or integers, one for each row (see `encode_routes`). Under `torch.compile` an
+                integer out of range gives that row NaN, and no gradient.
+            context: tensor or nested dicts and lists of tensors with a leading axis of rows; anything else must be
+                marked: `Shared(value)`.
+            mask: `[rows, ...]`.
+            state: handed to every expert as it is.
+        """
+        rows = _checked_rows(hidden, self.config)
+        routes = encode_routes(self.config, routing, rows)
+        _take_context(context, lambda leaf: _check_leading("context", leaf, rows))
+        if mask is not None:
+            _check_leading("mask", mask, rows)
+        outputs: list[LevelOutput] = []
+        for index, level in enumerate(self.config.enabled_levels):
+            given = {"context": context, "mask": mask, "state": state}
+            cut = index > 0 or self.config.stop_gradient_from_input
+            outputs.append(self._run_level(level, hidden, routes[level.name], given, cut))
+            hidden = outputs[-1].hidden
+        losses = {name: value for output in outputs for name, value in output.losses.items()}
+        factors = {f"{lv.name}.{ex.name}": ex.loss_weight for lv in self.config.levels for ex in lv.experts}
+        weights = tuple((name, factors[name[: name.index(".", name.index(".") + 1)]]) for name in losses)
+        aux = {output.name: output.aux for output in outputs}
+        hiddens = [output.hidden for output in outputs]
+        fused = hiddens[-1] if self.fusion is None else self.fusion(hiddens)
+        return CELMoEOutput(tuple(outputs), fused, losses, aux, weights)
+
+    def _run_level(
+        self, level: HierarchyLevelConfig, hidden: Any, routes: Any, given: Any, cut: bool
+    ) -> LevelOutput:
+        checked = concrete(routes) is not None
+        routes = torch.as_tensor(routes, device=hidden.device)
+        experts = list(self.level_modules[level.name].children())
+        plan = make_plan(routes, len(experts))
+        stops = [cut and expert.stop_gradient_from_parent for expert in level.experts]
+        kinds = {type(expert) for expert in experts}
+        losses: dict[str, Tensor] = {}
+        aux: dict[str, Any] = {}
+        if len(kinds) == 1 and hasattr(experts[0], "grouped"):
+            sorted_hidden = _grouped(
+                experts, permuted(_cut_rows(hidden, routes, stops), plan.take, plan.back), plan
+            )
+        else:
+            sorted_hidden, losses, aux = _one_by_one(level, experts, hidden, given, plan, stops)
+        _check_width(self.config, level, hidden, sorted_hidden)
+        total = permuted(sorted_hidden, plan.back, plan.take)
+        if not checked:
+            valid = (routes >= 0) & (routes < len(experts))
+            total = torch.where(valid.reshape(-1, *[1] * (total.ndim - 1)), total, torch.nan)
+        return LevelOutput(level.name, total, routes, losses, aux)
+
+
+def _add(modules: nn.ModuleDict, name: str, module: nn.Module) -> None:
+    """Add a module under a name, unless PyTorch uses that name itself."""
+    if hasattr(modules, name):
+        fix = "Rename it."
+        fail("HierarchicalCELMoE", "config", "names that nn.ModuleDict has no attribute of", repr(name), fix)
+    modules[name] = module
+
+
+def _grouped(experts: list[Any], hidden: Tensor, plan: Plan) -> Tensor:
+    """Run experts that have a grouped form on sorted rows; positions of a sequence are rows as well."""
+    length = hidden.shape[1] if hidden.ndim == 3 else 1
+    flat = type(experts[0]).grouped(experts, hidden.reshape(-1, hidden.shape[-1]), plan.counts * length)
+    return flat.reshape(*hidden.shape[:-1], flat.shape[-1])
+
+
+def _one_by_one(
+    level: HierarchyLevelConfig, experts: list[Any], hidden: Tensor, given: Any, plan: Plan, stops: list[bool]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+    """Call every expert that has rows on a view of the sorted rows."""
+
+    def take(leaf: Tensor) -> Tensor:
+        return permuted(leaf, plan.take, plan.back)
+
+    counts = plan.counts.tolist()
+    hidden = take(hidden)
+    context = _take_context(given["context"], take)
+    mask = None if given["mask"] is None else take(given["mask"])
+    parts, unused = [], []
+    losses: dict[str, Tensor] = {}
+    aux: dict[str, Any] = {}
+    at = 0
+    for config, expert, count, stop in zip(level.experts, experts, counts, stops, strict=False):
+        rows = slice(at, at + count)
+        at += count
+        if count == 0:
+            unused.extend(expert.parameters())
+            continue
+        own = hidden[rows].detach() if stop else hidden[rows]
+        own_context = _take_context(context, itemgetter(rows), open_shared=True)
+        result = expert(ExpertBatch(own, own_context, None if mask is None else mask[rows], given["state"]))
+        if not isinstance(result, ExpertResult):
+            fix = "Wrap the hidden."
+            fail("ExpertModule", "forward", "an ExpertResult", type(result).__name__, fix, TypeError)
+        parts.append(result.hidden)
+        aux[config.name] = result.aux
+        for loss, value in result.losses.items():
+            losses[f"{level.name}.{config.name}.{loss}"] = value
+    if not parts:
+        return touched(hidden, unused), losses, aux
+    if at < len(hidden):
+        parts.append(parts[0].new_full((len(hidden) - at, *parts[0].shape[1:]), torch.nan))
+    return touched(torch.cat(parts), unused), losses, aux
+
+
+def _cut_rows(hidden: Tensor, routes: Tensor, stops: list[bool]) -> Tensor:
+    """Return `hidden` without gradient in the rows whose expert does not pass it on."""
+    if not any(stops):
+        return hidden
+    if all(stops):
+        return hidden.detach()
+    stop = torch.tensor(stops, device=hidden.device)[routes.clamp(0, len(stops) - 1)]
+    return torch.where(stop.reshape(-1, *[1] * (hidden.ndim - 1)), hidden.detach(), hidden)
+
+
+def _take_context(context: Any, take: Callable[[Tensor], Any], open_shared: bool = False) -> Any:
+    """Return the context with `take` done to every leaf that each sample has its own of."""
+    if context is None:
+        return None
+    if isinstance(context, Shared):
+        return context.value if open_shared else context
+    if isinstance(context, Mapping):
+        return {name: _take_context(value, take, open_shared) for name, value in context.items()}
+    if isinstance(context, (list, tuple)):
+        return [_take_context(value, take, open_shared) for value in context]
+    return take(context)
+
+
+def _checked_rows(hidden: Any, config: CELMoEConfig) -> int:
+    """Return the number of samples after the checks of `hidden`."""
+    rule = f"[rows, hidden_size={config.hidden_size}] or [rows, length, hidden_size={config.hidden_size}]"
+    if not isinstance(hidden, Tensor):
+        fix = "Convert it to an array of this framework first."
+        fail("HierarchicalCELMoE", "hidden", rule, type(hidden).__name__, fix, TypeError)
+    if hidden.ndim not in (2, 3) or hidden.shape[-1] != config.hidden_size:
+        fail("HierarchicalCELMoE", "hidden", rule, describe(hidden), "Project or reshape it.")
+    return hidden.shape[0]
+
+
+def _check_leading(argument: str, value: Any, rows: int) -> None:
+    """Check that `value` is an array with a leading axis of `rows`."""
+    if not hasattr(value, "shape") or len(value.shape) == 0 or value.shape[0] != rows:
+        fix = (
+            "Give it one entry for each sample, or mark it: Shared(value)."
+            if argument == "context"
+            else "Give it one."
+        )
+        fail("HierarchicalCELMoE", argument, f"a leading axis of {rows} samples", describe(value), fix)
+
+
+def _check_width(config: CELMoEConfig, level: HierarchyLevelConfig, hidden: Tensor, new: Tensor) -> None:
+    """Check that an expert kept all axes of its input but the last, and gave the width of its level."""
+    expected = (*hidden.shape[:-1], config.width_of(level))
+    if tuple(new.shape) != expected:
+        fix = "Change the expert, or set hidden_size on the level."
+        fail("HierarchicalCELMoE", level.name, f"hidden of shape {list(expected)}", describe(new), fix)

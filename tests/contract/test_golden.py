@@ -1,0 +1,152 @@
+"""Both packages reproduce what celmoe-vp 1.1.1 computed: outputs, every loss, every gradient, to 1e-10 in float64."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import convexmoe_jax
+import convexmoe_torch
+
+FILES = sorted((Path(__file__).parents[1] / "data").glob("celmoe_1.1.1_*.npz"))
+BOUND = 1e-10
+
+
+def config_of(package, meta):
+    levels = []
+    for name, names in meta["levels"]:
+        stop = name in meta["stop"]
+        experts = [package.ExpertConfig(expert, stop_gradient_from_parent=stop) for expert in names]
+        levels.append(package.HierarchyLevelConfig(name, experts, fallback_expert=names[0]))
+    return package.CELMoEConfig(meta["hidden"], levels, fusion_dropout=0.0)
+
+
+def losses_of(package, meta):
+    api = package.CELMoELossAPI()
+    first, last = meta["levels"][0][0], meta["levels"][-1][0]
+    api.add_global("l2", lambda output: (output.fused_hidden**2).mean(), weight=0.5)
+    api.add_level(last, "norm", lambda o: {"a": abs(o.hidden).mean(), "b": (o.hidden**2).mean()}, weight=2.0)
+    api.add_bridge(first, last, "gap", lambda p, c: ((p.hidden - c.hidden) ** 2).mean(), weight=0.1)
+    return api
+
+
+class TorchExpert(convexmoe_torch.ExpertModule):
+    def __init__(self, size):
+        super().__init__()
+        self.proj = torch.nn.Linear(size, size)
+
+    def forward(self, batch):
+        hidden = torch.tanh(self.proj(batch.hidden)) * batch.mask[..., None] + batch.context[:, None]
+        return convexmoe_torch.ExpertResult(hidden, {"act": (hidden**2).mean()})
+
+
+def run_torch(data, meta):
+    config = config_of(convexmoe_torch, meta)
+    model = convexmoe_torch.HierarchicalCELMoE(config, lambda *_: TorchExpert(meta["hidden"])).double()
+    state = {name[6:]: torch.tensor(data[name]) for name in data if name.startswith("state/")}
+    model.load_state_dict(state)  # the documented names
+    x = torch.tensor(data["x"], requires_grad=True)
+    output = model(x, meta["routing"], context=torch.tensor(data["context"]), mask=torch.tensor(data["mask"]))
+    bundle = losses_of(convexmoe_torch, meta).compute(output)
+    bundle.total.backward()
+    gradients = {"x": x.grad, **{name: parameter.grad for name, parameter in model.named_parameters()}}
+    return output, bundle, {name: value.numpy() for name, value in gradients.items()}
+
+
+class JaxExpert(convexmoe_jax.ExpertModule):
+    def __init__(self, size, rngs):
+        self.proj = nnx.Linear(size, size, rngs=rngs, param_dtype=jnp.float64)
+
+    def __call__(self, batch):
+        hidden = jnp.tanh(self.proj(batch.hidden)) * batch.mask[..., None] + batch.context[None]
+        return convexmoe_jax.ExpertResult(hidden, {"act": (hidden**2).mean()})
+
+
+def run_jax(data, meta):
+    config, size = config_of(convexmoe_jax, meta), meta["hidden"]
+    model = convexmoe_jax.HierarchicalCELMoE(config, lambda *_, rngs: JaxExpert(size, rngs), rngs=nnx.Rngs(0))
+    widths = [size] * len(meta["levels"])
+    model.fusion = convexmoe_jax.LearnedFusion(size, widths, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    for level, experts in meta["levels"]:
+        proj = model.level_modules[level]["0"]["proj"]
+        names = [f"state/level_modules.{level}.{expert}.proj" for expert in experts]
+        proj["kernel"][...] = jnp.stack([data[f"{name}.weight"].T for name in names])
+        proj["bias"][...] = jnp.stack([data[f"{name}.bias"] for name in names])
+    for i, gate in model.fusion.gates.items():
+        gate["weight"][...] = data[f"state/fusion.gates.{i}.weight"].T
+    for name, parameter in model.fusion.norm.items():
+        parameter[...] = data[f"state/fusion.norm.{name}"]
+    graph, state = nnx.split(model)
+    api = losses_of(convexmoe_jax, meta)
+
+    @jax.jit
+    def losses(state, x):
+        given = {"context": jnp.asarray(data["context"]), "mask": jnp.asarray(data["mask"])}
+
+        def total(state, x):
+            output = nnx.merge(graph, state)(x, meta["routing"], **given)
+            bundle = api.compute(output)
+            return bundle.total, (output, bundle)
+
+        return jax.grad(total, argnums=(0, 1), has_aux=True)(state, x)
+
+    (by_state, by_x), (output, bundle) = losses(state, jnp.asarray(data["x"]))
+    by_state = nnx.to_pure_dict(by_state)
+    gradients = {"x": by_x}
+    for level, experts in meta["levels"]:
+        proj = by_state["level_modules"][level]["0"]["proj"]
+        for i, expert in enumerate(experts):
+            gradients[f"level_modules.{level}.{expert}.proj.weight"] = proj["kernel"][i].T
+            gradients[f"level_modules.{level}.{expert}.proj.bias"] = proj["bias"][i]
+    for i, gate in by_state["fusion"]["gates"].items():
+        gradients[f"fusion.gates.{i}.weight"] = gate["weight"].T
+    for name, value in by_state["fusion"]["norm"].items():
+        gradients[f"fusion.norm.{name}"] = value
+    return output, bundle, {name: np.asarray(value) for name, value in gradients.items()}
+
+
+def run(framework, path, change=None):
+    with np.load(path, allow_pickle=False) as archive:
+        data = {name: archive[name] for name in archive.files}
+    meta = json.loads(str(data["meta"]))
+    if change:
+        change(data)
+    return data, *{"jax": run_jax, "torch": run_torch}[framework](data, meta)
+
+
+def largest_difference(data, output, bundle, gradients):
+    """Over outputs, losses and gradients; a wrong set of names is infinitely far."""
+    pairs = [(output.fused_hidden, data["fused"]), (bundle.total, data["loss_total"])]
+    pairs += [(level.hidden, data[f"level/{level.name}"]) for level in output.levels]
+    pairs += [(gradients[name], data[f"grad/{name}"]) for name in gradients]
+    recorded, ours = json.loads(str(data["loss_terms"])), bundle.as_dict()
+    pairs += [(ours[name], value) for name, value in recorded.items()]
+    names = {name for name in ours if name != "total" and not name.endswith(".weighted")}
+    expected = {name for name in data if name.startswith("grad/")}
+    if names != set(recorded) or {f"grad/{name}" for name in gradients} != expected:
+        return float("inf")
+    plain = [(a.detach() if isinstance(a, torch.Tensor) else a, b) for a, b in pairs]
+    return max(float(np.max(np.abs(np.asarray(a) - b))) for a, b in plain)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_the_recorded_behaviour_is_reproduced(framework, path, x64):
+    assert largest_difference(*run(framework, path)) <= BOUND
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_another_weight_would_be_seen(framework, x64):
+    def change(data):
+        data["state/fusion.gates.0.weight"] = data["state/fusion.gates.0.weight"] * (1 + 1e-6)
+
+    assert largest_difference(*run(framework, FILES[0], change)) > BOUND
+
+
+def test_there_are_recordings():
+    assert len(FILES) == 2
