@@ -20,12 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from ._checks import dtype_name, fail, same_keys
-from .config import HullConfig
+from .config import CELMoEConfig, HullConfig
+from .hierarchy import HierarchicalCELMoE
 from .hull import VectorHull, flatten, nest
 from .init import parameter_shapes
+from .names import built, fill, neutral_arrays, recipes_of
 
 SCHEMA = 1
-KIND = "VectorHull"
+KINDS = ("VectorHull", "HierarchicalCELMoE")
 ENTRY = "convexmoe"
 PREFIX = "params/"
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
@@ -33,17 +35,21 @@ FRAMEWORK = "numpy"
 DAMAGED = "Fetch the file again or save the model anew."
 
 
-def save(model: VectorHull, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None) -> None:
-    """Write a hull to a neutral file. An existing file is replaced whole or not at all.
+Model = VectorHull | HierarchicalCELMoE
+
+
+def save(model: Model, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None) -> None:
+    """Write a hull or a hierarchy to a neutral file. An existing file is replaced whole or not at all.
 
     Args:
-        model: the hull.
+        model: the model. A hierarchy's own layers need a rule each (`names.RULES`).
         path: the file; its folder must exist.
         notes: what JSON can hold, to be read by `read_notes`, for example the names of the columns.
 
     Raises:
         FileNotFoundError: the folder does not exist.
         OSError: it cannot be written to.
+        TypeError: a layer of a hierarchy has no rule.
 
     >>> import tempfile
     >>> from flax import nnx
@@ -52,20 +58,37 @@ def save(model: VectorHull, path: str | os.PathLike[str], *, notes: dict[str, An
     ...     load(f"{folder}/hull.safetensors").config.petals
     4
     """
-    # C order and an own copy: the serialiser reads strided memory as if it were contiguous
-    arrays = {
-        PREFIX + name: np.array(value, order="C", copy=True) for name, value in flatten(model.params).items()
-    }
-    config = json.loads(model.config.to_json())
-    header = {"schema": SCHEMA, "kind": KIND, "config": config, "notes": notes or {}}
+    header, arrays = content_of(model)
+    header |= {"schema": SCHEMA, "notes": notes or {}}
     header["sha256"] = digest(header, arrays)
-    write_whole(
-        Path(path), to_safetensors(arrays, {ENTRY: json.dumps(header, sort_keys=True, allow_nan=False)})
-    )
+    text = json.dumps(header, sort_keys=True, allow_nan=False)
+    write_whole(Path(path), to_safetensors(arrays, {ENTRY: text}))
 
 
-def load(path: str | os.PathLike[str]) -> VectorHull:
-    """Return the hull of a neutral file, in the dtype it was saved in.
+def content_of(model: Model) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return kind and config of a model, and its arrays as the file names them."""
+    if isinstance(model, HierarchicalCELMoE):
+        config = {"hierarchy": json.loads(model.config.to_json()), **recipes_of(model)}
+        arrays = neutral_arrays(model)
+    elif isinstance(model, VectorHull):
+        config = json.loads(model.config.to_json())
+        # C order and an own copy: the serialiser reads strided memory as if it were contiguous
+        arrays = {
+            name: np.array(value, order="C", copy=True) for name, value in flatten(model.params).items()
+        }
+    else:
+        fail("save", "model", f"one of {list(KINDS)}", type(model).__name__, "Pass such a model.", TypeError)
+    header = {"kind": type(model).__name__, "config": config}
+    return header, {PREFIX + name: value for name, value in arrays.items()}
+
+
+def load(path: str | os.PathLike[str], *, expert_factory: Any = None, fusion_module: Any = None) -> Any:
+    """Return the model of a neutral file, in the dtype it was saved in.
+
+    Args:
+        path: the file.
+        expert_factory: of a hierarchy with experts of your own: what it was built with. Ready experts need none.
+        fusion_module: of a hierarchy with a fusion of your own: such a module.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -73,33 +96,35 @@ def load(path: str | os.PathLike[str]) -> VectorHull:
             that is missing, unexpected, mis-shaped or mis-typed is listed.
     """
     header, arrays = read(path)
-    config = HullConfig.from_json(json.dumps(header["config"]))
-    dtypes = {name: dtype_name(value.dtype) for name, value in arrays.items()}
-    dtype = dtypes.get(PREFIX + "shifts", "float32")
-    if dtype not in DTYPES:
-        fail(
-            "load",
-            "path",
-            f"parameters of one of {list(DTYPES)}",
-            f"{os.fspath(path)!r} with {dtype}",
-            DAMAGED,
-        )
-    expected = {PREFIX + name: (shape, dtype) for name, shape in parameter_shapes(config).items()}
-    same_keys("load", expected, {name: (value.shape, dtypes[name]) for name, value in arrays.items()})
+    name = os.fspath(path)
+    dtypes = {key: dtype_name(value.dtype) for key, value in arrays.items()}
+    unknown = sorted(set(dtypes.values()) - set(DTYPES))
+    if unknown:
+        fail("load", "path", f"parameters of one of {list(DTYPES)}", f"{name!r} with {unknown[0]}", DAMAGED)
+    own = {key.removeprefix(PREFIX): value for key, value in arrays.items()}
+    if header["kind"] == "VectorHull":
+        config = HullConfig.from_json(json.dumps(header["config"]))
+        dtype = dtypes.get(PREFIX + "shifts", "float32")
+        expected = {PREFIX + key: (shape, dtype) for key, shape in parameter_shapes(config).items()}
+        same_keys("load", expected, {key: (value.shape, dtypes[key]) for key, value in arrays.items()})
     if header["sha256"] != digest({k: v for k, v in header.items() if k != "sha256"}, arrays):
         fail(
             "load",
             "path",
             "a file whose content has the sha256 it states",
-            f"{os.fspath(path)!r}, which differs",
+            f"{name!r}, which differs",
             DAMAGED,
         )
-    if dtype == "float64" and jnp.zeros(0, jnp.float64).dtype != "float64":
+    if "float64" in dtypes.values() and jnp.zeros(0, jnp.float64).dtype != "float64":
         fix = 'Call jax.config.update("jax_enable_x64", True) first.'
-        fail("load", "path", "a dtype that JAX has switched on", f"{os.fspath(path)!r} in float64", fix)
-    return VectorHull.from_params(
-        config, nest({k.removeprefix(PREFIX): jnp.asarray(v) for k, v in arrays.items()})
-    )
+        fail("load", "path", "a dtype that JAX has switched on", f"{name!r} in float64", fix)
+    if header["kind"] == "VectorHull":
+        return VectorHull.from_params(config, nest({key: jnp.asarray(value) for key, value in own.items()}))
+    recipes = header["config"]
+    hierarchy = CELMoEConfig.from_json(json.dumps(recipes["hierarchy"]))
+    model = built(hierarchy, recipes, expert_factory, fusion_module)
+    fill(model, own)
+    return model
 
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -135,8 +160,8 @@ def checked_header(name: str, text: str) -> dict[str, Any]:
     if header["schema"] > SCHEMA:
         fix = "Install a newer convexmoe."
         fail("load", "path", f"schema {SCHEMA} or older", f"{name!r} with schema {header['schema']}", fix)
-    if set(header) != fields or header["kind"] != KIND or not isinstance(header["notes"], dict):
-        fail("load", "path", f"a {KIND} with the fields {sorted(fields)}", repr(name), DAMAGED)
+    if set(header) != fields or header["kind"] not in KINDS or not isinstance(header["notes"], dict):
+        fail("load", "path", f"one of {list(KINDS)} with the fields {sorted(fields)}", repr(name), DAMAGED)
     return header
 
 

@@ -82,12 +82,12 @@ HEADERS = {
     ),
     "other_kind": (
         lambda header: header.update(kind="Router"),
-        "load.path: expected a VectorHull with the fields ['config', 'kind', 'notes', 'schema', 'sha256']; "
+        "load.path: expected one of ['VectorHull', 'HierarchicalCELMoE'] with the fields ['config', 'kind', 'notes', 'schema', 'sha256']; "
         f"got FILE. {FETCH}",
     ),
     "no_notes": (
         lambda header: header.pop("notes"),
-        "load.path: expected a VectorHull with the fields ['config', 'kind', 'notes', 'schema', 'sha256']; "
+        "load.path: expected one of ['VectorHull', 'HierarchicalCELMoE'] with the fields ['config', 'kind', 'notes', 'schema', 'sha256']; "
         f"got FILE. {FETCH}",
     ),
     "unknown_field": (
