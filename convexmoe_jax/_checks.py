@@ -66,6 +66,12 @@ def last_axis(owner: str, argument: str, value: Any, size: int, kinds: tuple[Any
         fail(owner, argument, f"last axis in_dim={size}", describe(value), fix)
 
 
+def check_scalar(owner: str, argument: str, value: Any) -> None:
+    """Check that `value`, an array, has no axes."""
+    if len(value.shape) > 0:
+        fail(owner, argument, "a scalar", describe(value), "Reduce it, by its mean for example.")
+
+
 def same_dtype(owner: str, argument: str, value: Any, dtype: Any) -> None:
     """Check that `value` has the dtype of the parameters: a silent cast would hide a loss of precision."""
     if value.dtype != dtype:

@@ -68,7 +68,13 @@ def block_sizes(rows: int, num_experts: int, sequences: bool) -> tuple[int, ...]
 
 
 def dispatch(
-    function: Function, params: Tree, shared: Tree, rows: Tree, routes: jax.Array, any_order: bool
+    function: Function,
+    params: Tree,
+    shared: Tree,
+    rows: Tree,
+    routes: jax.Array,
+    num_experts: int,
+    any_order: bool,
 ) -> Tree:
     """Return `function(params[route], shared, row)` for every row; zeros where a route has no expert.
 
@@ -78,11 +84,14 @@ def dispatch(
         shared: what every row gets.
         rows: each leaf `[B, ...]`.
         routes: int32 `[B]`.
+        num_experts: E, which the parameters do not tell where an expert has none.
         any_order: also differentiate forward and twice, at two to five times the cost.
     """
-    num_experts = jax.tree.leaves(params)[0].shape[0]
     leaves = jax.tree.leaves(rows)
     count = leaves[0].shape[0]
+    if count == 0:
+        out = jax.eval_shape(jax.vmap(function, (None, None, 0)), expert_slice(params, 0), shared, rows)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), out)
     sizes = block_sizes(count, num_experts, any(leaf.ndim > 2 for leaf in leaves))
     plan = make_plan(routes, num_experts, max(sizes))
     run = static_blocks if any_order else dynamic_blocks
@@ -280,11 +289,16 @@ def static_blocks(
         first = ends[expert] - (counts[expert] + size - 1) // size
         at = starts[expert] + (i - first) * size
         valid = jnp.clip(starts[expert + 1] - at, 1, size)
-        return jax.vmap(function, (None, None, 0))(
-            expert_slice(params, expert), shared, block_of(rows, at, size, valid)
-        )
+        return expert_rows(expert_slice(params, expert), shared, block_of(rows, at, size, valid))
 
-    y = lax.map(one_block, jnp.arange(blocks))
+    # A block more than the rows need would read a row of another expert.
+    expert_rows = jax.vmap(function, (None, None, 0))
+    like = jax.eval_shape(one_block, jax.ShapeDtypeStruct((), jnp.int32))
+    nothing = partial(jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype))
+    y = lax.map(
+        lambda i: lax.cond(i < ends[-1], one_block, lambda _: nothing(like), i),
+        jnp.arange(blocks, dtype=jnp.int32),
+    )
     place = jnp.arange(places)
     expert = jnp.minimum(jnp.searchsorted(starts[1:], place, side="right"), num_experts - 1)
     first = ends[expert] - (counts[expert] + size - 1) // size

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ._checks import describe, fail, one_of
+from ._checks import check_scalar, describe, fail, one_of
 from .config import CELMoEConfig, HierarchyLevelConfig
 from .dispatch import dispatch, expanded
 from .experts import ExpertBatch, ExpertResult
@@ -149,6 +149,8 @@ class ExpertFunction:
                 "Wrap the hidden.",
                 TypeError,
             )
+        for name, value in result.losses.items():
+            check_scalar("ExpertModule", f"losses[{name!r}]", jnp.asarray(value))
         return result.hidden, dict(result.losses), result.aux
 
 
@@ -208,11 +210,11 @@ class HierarchicalCELMoE(nnx.Module):
         Args:
             hidden: `[rows, hidden_size]` or `[rows, length, hidden_size]`.
             routing: level -> names or integers, one for each row (see `encode_routes`). Under jit an integer out
-                of range gives that row NaN, and no gradient.
+                of range gives that row NaN, in this level, those after it and the fused output, and no gradient.
             context: array or nested dicts and lists of arrays with a leading axis of rows; anything else must be
                 marked: `Shared(value)`.
             mask: `[rows, ...]`.
-            state: handed to every expert as it is.
+            state: arrays and numbers, handed to every expert whole.
             key: PRNG key: switches dropout on.
         """
         rows = _checked_rows(hidden, self.config)
@@ -220,20 +222,25 @@ class HierarchicalCELMoE(nnx.Module):
         parts = _split_context(context, rows)
         if mask is not None:
             _check_leading("mask", mask, rows)
+            mask = jnp.asarray(mask)
+        state = jax.tree.map(_as_array, state)
         outputs: list[LevelOutput] = []
+        hiddens: list[jax.Array] = []
+        kept = None  # the rows whose routes were all in range; None while that is known of all
         for index, level in enumerate(self.config.enabled_levels):
             level_key = None if key is None else jax.random.fold_in(key, index)
             given = {"context": parts, "mask": mask, "state": state, "key": level_key}
             cut = index > 0 or self.config.stop_gradient_from_input
-            outputs.append(self._run_level(level, hidden, routes[level.name], given, cut))
-            hidden = outputs[-1].hidden
+            kept = _kept(kept, routes[level.name], len(level.experts))
+            hidden, output = self._run_level(level, hidden, routes[level.name], kept, given, cut)
+            hiddens.append(hidden)
+            outputs.append(output)
         losses = {name: value for output in outputs for name, value in output.losses.items()}
         factors = {f"{lv.name}.{ex.name}": ex.loss_weight for lv in self.config.levels for ex in lv.experts}
         weights = tuple((name, factors[name[: name.index(".", name.index(".") + 1)]]) for name in losses)
         aux = {output.name: output.aux for output in outputs}
-        return CELMoEOutput(
-            tuple(outputs), self._fused([o.hidden for o in outputs], key), losses, aux, weights
-        )
+        fused = _lost_as_nan(self._fused(hiddens, key), kept)
+        return CELMoEOutput(tuple(outputs), fused, losses, aux, weights)
 
     def _fused(self, hiddens: list[jax.Array], key: jax.Array | None) -> jax.Array:
         if self.fusion is None:
@@ -244,9 +251,11 @@ class HierarchicalCELMoE(nnx.Module):
         return self.fusion(hiddens)
 
     def _run_level(
-        self, level: HierarchyLevelConfig, hidden: Any, routes: Any, given: Any, cut: bool
-    ) -> LevelOutput:
-        values, routes = concrete(routes), jnp.asarray(routes, jnp.int32)
+        self, level: HierarchyLevelConfig, hidden: Any, routes: Any, kept: Any, given: Any, cut: bool
+    ) -> tuple[jax.Array, LevelOutput]:
+        """Return what the next level gets, with zeros in the rows that are lost, and what the caller gets."""
+        given_routes = jnp.asarray(routes, jnp.int32)
+        routes = given_routes if kept is None else jnp.where(kept, given_routes, -1)
         hidden = _cut_gradients(level, hidden, routes) if cut else hidden
         context_rows, context_shared, structure = given["context"]
         place = jnp.arange(len(routes), dtype=jnp.int32)
@@ -261,7 +270,8 @@ class HierarchicalCELMoE(nnx.Module):
             function = ExpertFunction(group.graph, structure)
             weights = self.level_modules[level.name][str(index)]
             every = self.differentiation == "any"
-            new, new_losses, new_aux = dispatch(function, weights, shared, rows, inside, every)
+            number = len(group.members)
+            new, new_losses, new_aux = dispatch(function, weights, shared, rows, inside, number, every)
             _check_width(self.config, level, hidden, new)
             total = new if total is None else total + new  # zeros where a row is not of the group
             for member in group.members:
@@ -271,10 +281,7 @@ class HierarchicalCELMoE(nnx.Module):
                 count = jnp.maximum(jnp.sum(own), 1)
                 for loss, value in new_losses.items():
                     losses[f"{level.name}.{name}.{loss}"] = jnp.sum(jnp.where(own, value, 0)) / count
-        if values is None:
-            valid = (routes >= 0) & (routes < len(level.experts))
-            total = jnp.where(expanded(valid, total), total, jnp.nan)
-        return LevelOutput(level.name, total, routes, losses, aux)
+        return total, LevelOutput(level.name, _lost_as_nan(total, kept), given_routes, losses, aux)
 
 
 def _stacked_experts(
@@ -319,6 +326,23 @@ def _routes_inside(group: ExpertGroup, routes: jax.Array, num_experts: int) -> j
     table[list(group.members)] = np.arange(len(group.members))
     valid = (routes >= 0) & (routes < num_experts)
     return jnp.asarray(table)[jnp.where(valid, routes, num_experts)]
+
+
+def _as_array(leaf: Any) -> jax.Array:
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+
+
+def _kept(kept: jax.Array | None, routes: Any, num_experts: int) -> jax.Array | None:
+    """Return which rows have had routes in range so far; None where they were checked eagerly."""
+    if concrete(routes) is not None:
+        return kept
+    valid = (routes >= 0) & (routes < num_experts)
+    return valid if kept is None else kept & valid
+
+
+def _lost_as_nan(hidden: jax.Array, kept: jax.Array | None) -> jax.Array:
+    """Return `hidden` with NaN in the rows that are not kept."""
+    return hidden if kept is None else jnp.where(expanded(kept, hidden), hidden, jnp.nan)
 
 
 def _cut_gradients(level: HierarchyLevelConfig, hidden: jax.Array, routes: jax.Array) -> jax.Array:

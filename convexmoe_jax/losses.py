@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._checks import fail
+from ._checks import check_scalar, fail
 from .hierarchy import CELMoEOutput
 
 
@@ -100,7 +100,7 @@ class CELMoELossAPI:
         """Return all terms for an output: the experts' own losses first, then those added, in order.
 
         Raises:
-            ValueError: a loss names a level that the output does not have.
+            ValueError: a loss names a level that the output does not have, or is no scalar.
         """
         terms = [
             LossTerm(name, value, output.loss_weights[name], "expert")
@@ -126,5 +126,8 @@ class CELMoELossAPI:
                 if isinstance(value, Mapping)
                 else {full: value}
             )
-            terms += [LossTerm(name, part, entry.weight, entry.scope) for name, part in parts.items()]
+            for name, part in parts.items():
+                value = jnp.asarray(part)
+                check_scalar("CELMoELossAPI", name, value)
+                terms.append(LossTerm(name, value, entry.weight, entry.scope))
         return LossBundle(tuple(terms))

@@ -147,3 +147,21 @@ def _backward(ctx: Any, grad: Tensor) -> Any:
 
 
 grouped_linear.register_autograd(_backward, setup_context=_save)
+
+
+def _save_backward(ctx: Any, inputs: Any, output: Any) -> None:
+    grad, x, counts, weights = inputs
+    ctx.save_for_backward(grad, x, counts, *weights)
+
+
+def _backward_twice(ctx: Any, of_x: Tensor, of_weights: list[Tensor], of_biases: list[Tensor]) -> Any:
+    grad, x, counts, *weights = ctx.saved_tensors
+    no_bias = [torch.zeros_like(bias) for bias in of_biases]
+    by_grad = grouped_linear(of_x, counts, weights, of_biases)
+    by_grad = by_grad + grouped_linear(x, counts, of_weights, no_bias)
+    by_x, _, _ = grouped_linear_backward(grad, x, counts, of_weights)
+    _, by_weights, _ = grouped_linear_backward(grad, of_x, counts, weights)
+    return by_grad, by_x, None, by_weights
+
+
+grouped_linear_backward.register_autograd(_backward_twice, setup_context=_save_backward)

@@ -76,6 +76,7 @@ class LinearExpert(ExpertModule):
     def __init__(self, in_dim: int, out_dim: int | None = None, *, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         out_dim = in_dim if out_dim is None else out_dim
+        self.widths = (in_dim, out_dim)
         self.weight = normal(in_dim, out_dim, dtype)
         self.bias = nn.Parameter(torch.zeros(out_dim, dtype=dtype))
 
@@ -101,6 +102,7 @@ class MLPExpert(ExpertModule):
     ) -> None:
         super().__init__()
         out_dim = in_dim if out_dim is None else out_dim
+        self.widths = (in_dim, hidden_dim, out_dim)
         self.weight_1, self.bias_1 = (
             normal(in_dim, hidden_dim, dtype),
             nn.Parameter(torch.zeros(hidden_dim, dtype=dtype)),

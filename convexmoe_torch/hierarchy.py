@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._checks import describe, fail
+from ._checks import check_scalar, describe, fail
 from .config import CELMoEConfig, HierarchyLevelConfig
 from .dispatch import Plan, make_plan, permuted, touched
 from .experts import ExpertBatch, ExpertResult
@@ -147,7 +148,8 @@ class HierarchicalCELMoE(nn.Module):
         Args:
             hidden: `[rows, hidden_size]` or `[rows, length, hidden_size]`.
             routing: level -> names or integers, one for each row (see `encode_routes`). Under `torch.compile` an
-                integer out of range gives that row NaN, and no gradient.
+                integer out of range gives that row NaN, in this level, those after it and the fused output, and
+                no gradient.
             context: tensor or nested dicts and lists of tensors with a leading axis of rows; anything else must be
                 marked: `Shared(value)`.
             mask: `[rows, ...]`.
@@ -159,31 +161,35 @@ class HierarchicalCELMoE(nn.Module):
         if mask is not None:
             _check_leading("mask", mask, rows)
         outputs: list[LevelOutput] = []
+        hiddens: list[Tensor] = []
+        kept = None  # the rows whose routes were all in range; None while that is known of all
         for index, level in enumerate(self.config.enabled_levels):
             given = {"context": context, "mask": mask, "state": state}
             cut = index > 0 or self.config.stop_gradient_from_input
-            outputs.append(self._run_level(level, hidden, routes[level.name], given, cut))
-            hidden = outputs[-1].hidden
+            kept = _kept(kept, routes[level.name], len(level.experts))
+            hidden, output = self._run_level(level, hidden, routes[level.name], kept, given, cut)
+            hiddens.append(hidden)
+            outputs.append(output)
         losses = {name: value for output in outputs for name, value in output.losses.items()}
         factors = {f"{lv.name}.{ex.name}": ex.loss_weight for lv in self.config.levels for ex in lv.experts}
         weights = tuple((name, factors[name[: name.index(".", name.index(".") + 1)]]) for name in losses)
         aux = {output.name: output.aux for output in outputs}
-        hiddens = [output.hidden for output in outputs]
         fused = hiddens[-1] if self.fusion is None else self.fusion(hiddens)
-        return CELMoEOutput(tuple(outputs), fused, losses, aux, weights)
+        return CELMoEOutput(tuple(outputs), _lost_as_nan(fused, kept), losses, aux, weights)
 
     def _run_level(
-        self, level: HierarchyLevelConfig, hidden: Any, routes: Any, given: Any, cut: bool
-    ) -> LevelOutput:
-        checked = concrete(routes) is not None
-        routes = torch.as_tensor(routes, device=hidden.device)
+        self, level: HierarchyLevelConfig, hidden: Any, routes: Any, kept: Any, given: Any, cut: bool
+    ) -> tuple[Tensor, LevelOutput]:
+        """Return what the next level gets, with zeros in the rows that are lost, and what the caller gets."""
+        routes = routes if isinstance(routes, Tensor) else torch.from_numpy(np.array(routes, np.int64))
+        given_routes = routes.to(hidden.device, torch.int64, copy=True)
+        routes = given_routes if kept is None else torch.where(kept, given_routes, -1)
         experts = list(self.level_modules[level.name].children())
         plan = make_plan(routes, len(experts))
         stops = [cut and expert.stop_gradient_from_parent for expert in level.experts]
-        kinds = {type(expert) for expert in experts}
         losses: dict[str, Tensor] = {}
         aux: dict[str, Any] = {}
-        if len(kinds) == 1 and hasattr(experts[0], "grouped"):
+        if _can_be_grouped(experts):
             sorted_hidden = _grouped(
                 experts, permuted(_cut_rows(hidden, routes, stops), plan.take, plan.back), plan
             )
@@ -191,10 +197,7 @@ class HierarchicalCELMoE(nn.Module):
             sorted_hidden, losses, aux = _one_by_one(level, experts, hidden, given, plan, stops)
         _check_width(self.config, level, hidden, sorted_hidden)
         total = permuted(sorted_hidden, plan.back, plan.take)
-        if not checked:
-            valid = (routes >= 0) & (routes < len(experts))
-            total = torch.where(valid.reshape(-1, *[1] * (total.ndim - 1)), total, torch.nan)
-        return LevelOutput(level.name, total, routes, losses, aux)
+        return total, LevelOutput(level.name, _lost_as_nan(total, kept), given_routes, losses, aux)
 
 
 def _add(modules: nn.ModuleDict, name: str, module: nn.Module) -> None:
@@ -203,6 +206,30 @@ def _add(modules: nn.ModuleDict, name: str, module: nn.Module) -> None:
         fix = "Rename it."
         fail("HierarchicalCELMoE", "config", "names that nn.ModuleDict has no attribute of", repr(name), fix)
     modules[name] = module
+
+
+def _kept(kept: Tensor | None, routes: Any, num_experts: int) -> Tensor | None:
+    """Return which rows have had routes in range so far; None where they were checked eagerly."""
+    if concrete(routes) is not None:
+        return kept
+    valid = (routes >= 0) & (routes < num_experts)
+    return valid if kept is None else kept & valid
+
+
+def _lost_as_nan(hidden: Tensor, kept: Tensor | None) -> Tensor:
+    """Return `hidden` with NaN in the rows that are not kept."""
+    if kept is None:
+        return hidden
+    return torch.where(kept.reshape(-1, *[1] * (hidden.ndim - 1)), hidden, torch.nan)
+
+
+def _can_be_grouped(experts: list[Any]) -> bool:
+    """Return whether experts are of one class and widths, and the class has a grouped form of its `forward`."""
+    kind = type(experts[0])
+    if not hasattr(kind, "grouped") or len({(type(e), getattr(e, "widths", None)) for e in experts}) > 1:
+        return False
+    # A subclass with a forward of its own inherits a grouped form of another.
+    return "grouped" in next(vars(c) for c in kind.__mro__ if "grouped" in vars(c) or "forward" in vars(c))
 
 
 def _grouped(experts: list[Any], hidden: Tensor, plan: Plan) -> Tensor:
@@ -243,11 +270,12 @@ def _one_by_one(
         parts.append(result.hidden)
         aux[config.name] = result.aux
         for loss, value in result.losses.items():
+            check_scalar("ExpertModule", f"losses[{loss!r}]", value)
             losses[f"{level.name}.{config.name}.{loss}"] = value
     if not parts:
         return touched(hidden, unused), losses, aux
     if at < len(hidden):
-        parts.append(parts[0].new_full((len(hidden) - at, *parts[0].shape[1:]), torch.nan))
+        parts.append(parts[0].new_zeros((len(hidden) - at, *parts[0].shape[1:])))
     return touched(torch.cat(parts), unused), losses, aux
 
 

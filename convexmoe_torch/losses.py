@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import fail
+from ._checks import check_scalar, fail
 from .hierarchy import CELMoEOutput
 
 
@@ -42,7 +42,7 @@ class LossBundle:
         """The sum of `weight * value` over all terms, a scalar."""
         total = torch.zeros(())
         for term in self.terms:
-            total = total.to(term.value) + term.weight * term.value
+            total = total.to(term.value.device) + term.weight * term.value
         return total
 
     def as_dict(self) -> dict[str, float]:
@@ -97,7 +97,7 @@ class CELMoELossAPI:
         """Return all terms for an output: the experts' own losses first, then those added, in order.
 
         Raises:
-            ValueError: a loss names a level that the output does not have.
+            ValueError: a loss names a level that the output does not have, or is no scalar.
         """
         terms = [
             LossTerm(name, value, output.loss_weights[name], "expert")
@@ -123,5 +123,8 @@ class CELMoELossAPI:
                 if isinstance(value, Mapping)
                 else {full: value}
             )
-            terms += [LossTerm(name, part, entry.weight, entry.scope) for name, part in parts.items()]
+            for name, part in parts.items():
+                value = torch.as_tensor(part)
+                check_scalar("CELMoELossAPI", name, value)
+                terms.append(LossTerm(name, value, entry.weight, entry.scope))
         return LossBundle(tuple(terms))
