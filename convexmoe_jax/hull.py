@@ -21,10 +21,6 @@ from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .init import initial_parameters, parameter_shapes
 from .petals import Tree, effective, petal_values
 
-# On a CPU the petals' values of this many rows stay in the cache until they are fused.
-CPU_ROWS = 256
-CPU_VALUES = 2**21
-
 
 class Winners(NamedTuple):
     """Which group is the maximum where.
@@ -95,11 +91,13 @@ def apply(params: Tree, x: jax.Array, config: HullConfig) -> jax.Array:
 def evaluate(params: Tree, x: Any, config: HullConfig) -> jax.Array:
     """Return the hull of `x` from `effective` parameters."""
     x_ND = normalized_rows(params, x, config)
-    y_NO = in_blocks(lambda rows: fused(params, rows, config), x_ND, config.petals * config.out_dim)
+    # a symbolic number of rows is no int, and cannot be compared
+    many = isinstance(x_ND.shape[0], int) and x_ND.shape[0] > config.in_dim + config.hidden_dim
+    y_NO = fused(*(averaged(params, config) if many else (params, config)), x_ND)
     return rescaled(y_NO, config.normalization).reshape(*x.shape[:-1], config.out_dim)
 
 
-def fused(params: Tree, x_ND: jax.Array, config: HullConfig) -> jax.Array:
+def fused(params: Tree, config: HullConfig, x_ND: jax.Array) -> jax.Array:
     """Return the fused petals, (N, O), from effective parameters, in normalized units."""
     f_NPO = petal_values(params, x_ND, config)
     if config.petals == 1:
@@ -110,17 +108,6 @@ def fused(params: Tree, x_ND: jax.Array, config: HullConfig) -> jax.Array:
     if isinstance(config.temperature, str):  # LEARNED
         return smooth_maximum(g_NPO, learned_temperature(params["raw_temperature"]))
     return smooth_maximum(g_NPO, config.temperature)
-
-
-def in_blocks(function: Any, x_ND: jax.Array, values_per_row: int) -> jax.Array:
-    """Return `function(x)`, on a CPU and for many rows block by block: half the forward time at 1,024 rows."""
-    rows = x_ND.shape[0]
-    blocks = rows // CPU_ROWS
-    if jax.default_backend() != "cpu" or blocks < 2 or rows * values_per_row < CPU_VALUES:
-        return function(x_ND)
-    whole = blocks * CPU_ROWS
-    y = jax.lax.map(function, x_ND[:whole].reshape(blocks, CPU_ROWS, -1)).reshape(whole, -1)
-    return y if whole == rows else jnp.concatenate([y, function(x_ND[whole:])])
 
 
 def winners(params: Tree, x: Any, config: HullConfig) -> Winners:
@@ -138,21 +125,24 @@ def winners(params: Tree, x: Any, config: HullConfig) -> Winners:
     return Winners(group.astype(jnp.int32).reshape(shape), margin.reshape(shape))
 
 
+def averaged(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:
+    """Return effective parameters, and a config without means, that give the same function.
+
+    With a shared trunk the mean over neighbouring petals can be taken of their read-outs, D + H numbers an output, in
+    place of their values, one a row: cheaper for more rows than that. Other hulls are returned as they are.
+    """
+    if config.trunk == "private" or config.petals == 1 or config.group_size == 1:
+        return params, config
+    readout = {name: 0.5 * (w + jnp.roll(w, -1, axis=-2)) for name, w in params["readout"].items()}
+    return {**params, "readout": readout}, replace(config, group_size=1)
+
+
 def fold_parameters(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:
     """Return effective parameters and a config for inference that give the same function.
 
-    Non-negative weights are computed once; with a shared trunk the means over neighbouring petals and the
-    shifts go into the read-out as well.
+    Non-negative weights are computed once; with a shared trunk the read-outs are `averaged` as well.
     """
-    tree = effective(params, config)
-    if config.trunk == "private" or config.petals == 1:
-        return tree, config
-    readout = tree["readout"]
-    if config.group_size == 2:
-        readout = {name: 0.5 * (w + jnp.roll(w, -1, axis=-2)) for name, w in readout.items()}
-    readout["bias"] = readout["bias"] + tree["shifts"][:, None]
-    shifts = jnp.zeros_like(tree["shifts"])
-    return {**tree, "readout": readout, "shifts": shifts}, replace(config, group_size=1)
+    return averaged(effective(params, config), config)
 
 
 def normalized_rows(params: Tree, x: Any, config: HullConfig) -> jax.Array:

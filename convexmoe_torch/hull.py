@@ -95,11 +95,13 @@ def evaluate(params: Tree, x: Any, config: HullConfig, units: Units | None = Non
     """Return the hull of `x` from `effective` parameters."""
     units = units_of(config, params["shifts"]) if units is None else units
     x_ND = normalized_rows(params, x, config, units)
-    y_NO = fused(params, x_ND, config)
+    # a compiler fuses the mean over values, and may not know the number of rows
+    many = not torch.compiler.is_compiling() and x_ND.shape[0] > config.in_dim + config.hidden_dim
+    y_NO = fused(*(averaged(params, config) if many else (params, config)), x_ND)
     return rescaled(y_NO, units).reshape(*x.shape[:-1], config.out_dim)
 
 
-def fused(params: Tree, x_ND: Tensor, config: HullConfig) -> Tensor:
+def fused(params: Tree, config: HullConfig, x_ND: Tensor) -> Tensor:
     """Return the fused petals, (N, O), from effective parameters, in normalized units."""
     f_NPO = petal_values(params, x_ND, config)
     if config.petals == 1:
@@ -128,21 +130,24 @@ def winners(params: Tree, x: Any, config: HullConfig, units: Units | None = None
     return Winners(group.to(torch.int32).reshape(shape), margin.reshape(shape))
 
 
+def averaged(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:
+    """Return effective parameters, and a config without means, that give the same function.
+
+    With a shared trunk the mean over neighbouring petals can be taken of their read-outs, D + H numbers an output, in
+    place of their values, one a row: cheaper for more rows than that. Other hulls are returned as they are.
+    """
+    if config.trunk == "private" or config.petals == 1 or config.group_size == 1:
+        return params, config
+    readout = {name: 0.5 * (w + torch.roll(w, -1, dims=-2)) for name, w in params["readout"].items()}
+    return {**params, "readout": readout}, replace(config, group_size=1)
+
+
 def fold_parameters(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:
     """Return effective parameters and a config for inference that give the same function.
 
-    Non-negative weights are computed once; with a shared trunk the means over neighbouring petals and the
-    shifts go into the read-out as well.
+    Non-negative weights are computed once; with a shared trunk the read-outs are `averaged` as well.
     """
-    tree = effective(params, config)
-    if config.trunk == "private" or config.petals == 1:
-        return tree, config
-    readout = tree["readout"]
-    if config.group_size == 2:
-        readout = {name: 0.5 * (w + torch.roll(w, -1, dims=-2)) for name, w in readout.items()}
-    readout["bias"] = readout["bias"] + tree["shifts"][:, None]
-    shifts = torch.zeros_like(tree["shifts"])
-    return {**tree, "readout": readout, "shifts": shifts}, replace(config, group_size=1)
+    return averaged(effective(params, config), config)
 
 
 def units_of(config: HullConfig, like: Tensor) -> Units | None:

@@ -12,6 +12,7 @@ arXiv 1609.07152, eq. 2). Differs from the source: no activation on f, which wou
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -46,8 +47,9 @@ def act(u: Tensor, activation: str) -> Tensor:
 
 def add_linear(start: Tensor, x_ND: Tensor, weight: Tensor) -> Tensor:
     """Return `start + x @ weight` over the first axis of `weight` as one matrix product, its other axes kept."""
-    flat = start.reshape(*start.shape[: start.ndim - weight.ndim + 1], -1)
-    product = torch.addmm(flat, x_ND, weight.reshape(weight.shape[0], -1))
+    width = math.prod(weight.shape[1:])
+    flat = start.reshape(*start.shape[: start.ndim - weight.ndim + 1], width)
+    product = torch.addmm(flat, x_ND, weight.reshape(-1, width))
     return product.reshape(x_ND.shape[0], *weight.shape[1:])
 
 
