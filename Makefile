@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install test demo lint types benchmarks docs clean
+.PHONY: help install test demo example-languages lint types benchmarks docs clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
 
 # torch is named by its exact version so that an index with a CPU build of it is not passed over for a newer one.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -23,6 +23,9 @@ install: $(INSTALLED)  ## Make .venv and install everything in it
 
 demo: $(INSTALLED)  ## Train on real data in JAX, load it in PyTorch, draw a picture in demo-run/
 	$(BIN)/convexmoe fit --out demo-run
+
+example-languages: $(INSTALLED)  ## Compare the hierarchy with shared and flat experts on words of 25 languages
+	$(BIN)/python examples/languages.py --out languages-run
 
 test: $(INSTALLED)  ## Lint, types, doctests and every test
 	$(BIN)/ruff check .
@@ -45,5 +48,5 @@ docs: $(INSTALLED)  ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 
 clean:  ## Remove .venv and everything that was built
-	rm -rf $(VENV) build dist site demo-run *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site demo-run languages-run *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

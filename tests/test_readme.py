@@ -69,7 +69,7 @@ def problem(command: list[str]) -> str | None:
     name = Path(program).name
     options = {arg.partition("=")[0] for arg in args if arg.startswith("-")}
     if name == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         unknown = {arg for arg in args if "=" not in arg and not arg.startswith("-")} - set(targets)
     elif name == "convexmoe":
         subcommand = [arg for arg in args[:1] if not arg.startswith("-")]
