@@ -1,4 +1,4 @@
-"""One adapter a framework: build a hull from fields and flat numpy weights, call it, differentiate it; numpy in and out."""
+"""One adapter a framework: a hull from fields and flat numpy weights, its values and gradients; numpy in and out."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -95,6 +95,12 @@ class Jax(Backend):
         graph, state = nnx.split(model)
         return self.jit(key, lambda now, *at: getattr(nnx.merge(graph, now), method)(*at), state, *arrays)
 
+    def shapes(self, model: Any, method: str, x: np.ndarray) -> list[tuple[int, ...]]:
+        """The shapes that `model.method(x)` gives, traced only: a compilation a shape would take too long."""
+        with self.precision(str(x.dtype)):
+            found = jax.eval_shape(getattr(model, method), self.array(x))
+            return [leaf.shape for leaf in jax.tree.leaves(found)]
+
     def precision(self, dtype: str) -> Any:
         return jax.enable_x64(True) if dtype == "float64" else nullcontext()
 
@@ -139,6 +145,11 @@ class Torch(Backend):
     def call(self, model: Any, method: str, *arrays: torch.Tensor) -> Any:
         """`model.method(*arrays)`."""
         return getattr(model, method)(*arrays)
+
+    def shapes(self, model: Any, method: str, x: np.ndarray) -> list[tuple[int, ...]]:
+        """The shapes that `model.method(x)` gives."""
+        found = getattr(model, method)(self.array(x))
+        return [tuple(value.shape) for value in (found if isinstance(found, tuple) else (found,))]
 
     def precision(self, dtype: str) -> Any:
         return nullcontext()

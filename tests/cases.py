@@ -55,7 +55,7 @@ HULLS: dict[str, Fields] = {
     "one_petal_learned": fields(petals=1, temperature="learned", trunk="private"),
     "two_petals": fields(petals=2, out_dim=3),
     "two_petals_plain": fields(petals=2, out_dim=3, group_size=1, temperature="learned"),
-    "one_input": fields(in_dim=1, petals=13),
+    "one_input": fields(in_dim=1),
     "units": fields(normalization=UNITS),
     "units_smooth": fields(normalization=UNITS, temperature=0.37),
     "everything": fields(
@@ -128,7 +128,11 @@ def tied_inputs(config: Mapping[str, Any]) -> np.ndarray:
 
 # Fields that a config must refuse: (fields, exception, message).
 BAD_FIELDS = [
-    (fields(in_dim=0), ValueError, "HullConfig.in_dim: expected a whole number >= 1; got 0. Pass in_dim=1 or more."),
+    (
+        fields(in_dim=0),
+        ValueError,
+        "HullConfig.in_dim: expected a whole number >= 1; got 0. Pass in_dim=1 or more.",
+    ),
     (
         fields(petals=2.0),
         TypeError,
@@ -139,13 +143,21 @@ BAD_FIELDS = [
         TypeError,
         "HullConfig.petals: expected a whole number >= 1; got True. Pass petals=1 or more.",
     ),
-    (fields(out_dim=-1), ValueError, "HullConfig.out_dim: expected a whole number >= 1; got -1. Pass out_dim=1 or more."),
+    (
+        fields(out_dim=-1),
+        ValueError,
+        "HullConfig.out_dim: expected a whole number >= 1; got -1. Pass out_dim=1 or more.",
+    ),
     (
         fields(hidden_dim="7"),
         TypeError,
         "HullConfig.hidden_dim: expected a whole number >= 1; got '7'. Pass hidden_dim=1 or more.",
     ),
-    (fields(depth=0), ValueError, "HullConfig.depth: expected a whole number >= 1; got 0. Pass depth=1 or more."),
+    (
+        fields(depth=0),
+        ValueError,
+        "HullConfig.depth: expected a whole number >= 1; got 0. Pass depth=1 or more.",
+    ),
     (
         fields(trunk="both"),
         ValueError,
@@ -223,7 +235,12 @@ BAD_INPUTS = [
         ValueError,
         "VectorHull.x: expected last axis in_dim=5; got float32[11, 7]. Build it with in_dim=7 or project the input.",
     ),
-    ((), "float32", ValueError, "VectorHull.x: expected last axis in_dim=5; got float32[]. Give it one axis at least."),
+    (
+        (),
+        "float32",
+        ValueError,
+        "VectorHull.x: expected last axis in_dim=5; got float32[]. Give it one axis at least.",
+    ),
     (
         (ROWS, 5),
         "float16",

@@ -1,4 +1,4 @@
-"""The hull by loops over rows and petals in float64 numpy, one function an equation; it shares no code with the packages."""
+"""The hull by loops over rows and petals in float64 numpy, one function an equation; no code of the packages."""
 
 import math
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ def layer(weights: Weights, name: str, p: int, config: Mapping[str, Any]):
 
 
 def pre_activations(weights: Weights, x: np.ndarray, p: int, config: Mapping[str, Any]):
-    """u_1 = A_1 x + b_1 (+ act(G x + c)),  u_{k+1} = V_k act(u_k) + A_{k+1} x + b_{k+1}; x (..., D), a list of (..., H)"""
+    """u_1 = A_1 x + b_1 (+ act(G x + c)),  u_{k+1} = V_k act(u_k) + A_{k+1} x + b_{k+1}, a list of (..., H)"""
     first = layer(weights, "0", p, config)
     u = x @ first["weight"] + first["bias"]
     if config["gate"]:
@@ -76,7 +76,9 @@ def pre_activations(weights: Weights, x: np.ndarray, p: int, config: Mapping[str
     for k in range(1, config["depth"]):
         now = layer(weights, str(k), p, config)
         z = act(units[-1], config["activation"])
-        units.append(z @ positive(now["raw_weight"], len(now["raw_weight"])) + x @ now["weight"] + now["bias"])
+        units.append(
+            z @ positive(now["raw_weight"], len(now["raw_weight"])) + x @ now["weight"] + now["bias"]
+        )
     return units
 
 
@@ -104,7 +106,9 @@ def fuse(g: np.ndarray, temperature: float):
     if temperature == 0.0:
         return max(g)
     top = max(g)
-    return top + temperature * (math.log(sum(math.exp((v - top) / temperature) for v in g)) - math.log(len(g)))
+    return top + temperature * (
+        math.log(sum(math.exp((v - top) / temperature) for v in g)) - math.log(len(g))
+    )
 
 
 def temperatures(weights: Weights, config: Mapping[str, Any]):

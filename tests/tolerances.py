@@ -1,4 +1,4 @@
-"""The largest errors allowed, relative to the largest value of an array, by dtype. Loosening one needs a written reason."""
+"""The largest errors allowed, relative to the largest value, by dtype. Loosening one needs a written reason."""
 
 import numpy as np
 

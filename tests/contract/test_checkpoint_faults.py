@@ -71,6 +71,8 @@ def test_weights_without_shifts_are_refused(backend, tmp_path):
     assert "got missing params/shifts. " in message(backend, path)
 
 
+KINDS = ["VectorHull", "HierarchicalCELMoE"]
+HEADER = ["config", "kind", "notes", "schema", "sha256"]
 HEADERS = {
     "newer": (
         lambda header: header.update(schema=2),
@@ -82,13 +84,11 @@ HEADERS = {
     ),
     "other_kind": (
         lambda header: header.update(kind="Router"),
-        "load.path: expected one of ['VectorHull', 'HierarchicalCELMoE'] with the fields ['config', 'kind', 'notes', 'schema', 'sha256']; "
-        f"got FILE. {FETCH}",
+        f"load.path: expected one of {KINDS} with the fields {HEADER}; got FILE. {FETCH}",
     ),
     "no_notes": (
         lambda header: header.pop("notes"),
-        "load.path: expected one of ['VectorHull', 'HierarchicalCELMoE'] with the fields ['config', 'kind', 'notes', 'schema', 'sha256']; "
-        f"got FILE. {FETCH}",
+        f"load.path: expected one of {KINDS} with the fields {HEADER}; got FILE. {FETCH}",
     ),
     "unknown_field": (
         lambda header: header["config"].update(router="top2"),
@@ -148,7 +148,10 @@ def test_missing_files_and_folders_are_named(backend, tmp_path):
     assert message(backend, tmp_path / "none", FileNotFoundError) == (
         "load.path: expected a file; got FILE. Check the name."
     )
-    assert message(backend, tmp_path, FileNotFoundError) == "load.path: expected a file; got FILE. Check the name."
+    assert (
+        message(backend, tmp_path, FileNotFoundError)
+        == "load.path: expected a file; got FILE. Check the name."
+    )
     path = tmp_path / "none" / "hull"
     with pytest.raises(FileNotFoundError) as error:
         backend.package.save(backend.model(FIELDS, WEIGHTS, "float32"), path)

@@ -5,9 +5,10 @@ import inspect
 import json
 
 import cases
+import pytest
+
 import convexmoe_jax
 import convexmoe_torch
-import pytest
 
 PACKAGES = (convexmoe_jax, convexmoe_torch)
 
@@ -42,7 +43,10 @@ def spoiled(text, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v.update(petal=3), "HullConfig.from_json: expected the fields {known}; got unknown petal. "),
+        (
+            lambda v: v.update(petal=3),
+            "HullConfig.from_json: expected the fields {known}; got unknown petal. ",
+        ),
         (lambda v: v.pop("depth"), "HullConfig.from_json: expected the fields {known}; got missing depth. "),
         (
             lambda v: (v.update(petal=3, zz=1), v.pop("depth"), v.pop("trunk")),
@@ -95,7 +99,9 @@ def test_json_of_one_package_is_read_by_the_other(fields):
     assert convexmoe_jax.HullConfig.from_json(torch_config.to_json()) == jax_config
 
 
-@pytest.mark.parametrize("name", ["VectorHull", "fit", "train", "save", "load", "read_notes", "find_violation"])
+@pytest.mark.parametrize(
+    "name", ["VectorHull", "fit", "train", "save", "load", "read_notes", "find_violation"]
+)
 def test_signatures_differ_by_the_framework_only(name):
     own = {"self", "rngs", "params", "model", "module", "dtype"}
     functions = [getattr(package, name) for package in PACKAGES]

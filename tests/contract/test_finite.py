@@ -8,8 +8,8 @@ import pytest
 LARGEST = {"float64": 1e4, "float32": 1e4, "bfloat16": 1e4, "float16": 1e2}
 WIDE = {"in_dim": 17, "hidden_dim": 67, "petals": 13}
 HULLS = {
-    "hard": cases.fields(**WIDE, depth=3, trunk="private"),
-    "nearly_hard": cases.fields(**WIDE, temperature=1e-3, activation="huber_relu", depth=2, gate=True),
+    "hard": cases.fields(**WIDE, depth=2, trunk="private"),
+    "nearly_hard": cases.fields(**WIDE, temperature=1e-3, activation="huber_relu", gate=True),
     "learned": cases.fields(**WIDE, temperature="learned", activation="relu", group_size=1),
 }
 
@@ -46,7 +46,7 @@ def test_outputs_and_gradients_are_finite(backend, hull, dtype):
         assert all_finite(backend, model, dtype, seed)
 
 
-@pytest.mark.parametrize("dtype", LARGEST)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_control_a_smooth_maximum_that_does_not_subtract_the_largest_is_seen(backend, dtype, replace):
     def naive(g, temperature):
         import jax.numpy as jnp

@@ -34,7 +34,7 @@ RUNS = {
     "plain": {},
     "validated": {"validate": True},
     "other_seed": {"seed": 3},
-    "odd_steps": {"steps": 83, "batch_size": 29, "validate": True},
+    "odd_steps": {"steps": 83, "validate": True},
     "few_rows": {"rows": 17},
     "hard": {"given": FIELDS | {"temperature": 0.0, "trunk": "private", "depth": 2}, "validate": True},
 }
@@ -52,7 +52,11 @@ def test_both_packages_take_the_same_run(name):
     assert jax_run.best_step == torch_run.best_step
     for kind in ("train_loss", "validation_loss"):
         first, second = getattr(jax_run.history, kind), getattr(torch_run.history, kind)
-        assert len(first) == len(second) == (0 if kind[0] == "v" and not RUNS[name].get("validate") else len(first))
+        assert (
+            len(first)
+            == len(second)
+            == (0 if kind[0] == "v" and not RUNS[name].get("validate") else len(first))
+        )
         assert np.allclose(first, second, rtol=tolerances.HISTORY, atol=0)
     assert jax_run.model.config.to_json() == torch_run.model.config.to_json()
     x, _ = data()
@@ -109,9 +113,14 @@ def test_units_of_the_data_do_not_matter(backend):
 
 
 def test_a_model_with_units_keeps_them(backend):
-    units = {"input_mean": (5e3, 0, 1), "input_scale": (900, 0.02, 2), "output_mean": (1, 2), "output_scale": (200, 1)}
+    units = {
+        "input_mean": (5e3, 0, 1),
+        "input_scale": (900, 0.02, 2),
+        "output_mean": (1, 2),
+        "output_scale": (200, 1),
+    }
     given = FIELDS | {"normalization": units}
-    result = fitted(backend, given=given, steps=40)
+    result = fitted(backend, given=given)
     assert result.model.config == backend.config(given)
 
 
@@ -120,7 +129,7 @@ def test_the_given_model_stays_as_it_is(backend):
     before, config = backend.weights(model), model.config
     x, y = data()
     kept = x.copy(), y.copy()
-    result = backend.package.fit(model, x, y, steps=40, batch_size=31)
+    result = backend.package.fit(model, x, y, steps=STEPS, batch_size=31)
     after = backend.weights(model)
     assert model.config == config and model.config.normalization is None
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -142,7 +151,7 @@ def test_training_stops_early_and_gives_back_the_best_step(backend):
     x, y = data(noise=1.0)
     model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), "float32")
     held_out = data(61, seed=1)[0], 2 * y.mean(0) - data(61, seed=1)[1]
-    result = backend.package.fit(model, x, y, steps=200, batch_size=31, validation=held_out)
+    result = backend.package.fit(model, x, y, steps=STEPS, batch_size=31, validation=held_out)
     losses = result.history.validation_loss
     best = losses.index(min(losses))
     assert result.best_step == result.history.step[best]
@@ -154,7 +163,7 @@ def test_training_stops_early_and_gives_back_the_best_step(backend):
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_the_fitted_model_has_the_dtype_of_the_given(backend, dtype):
-    result = fitted(backend, dtype=dtype, steps=40)
+    result = fitted(backend, dtype=dtype)
     assert backend.dtype(result.model) == dtype
     assert np.isfinite(result.history.train_loss).all()
 
@@ -164,7 +173,7 @@ def test_constant_columns_do_no_harm(backend):
     x[:, 1], y[:, 0] = 1e9 + 0.1, -123.456
     model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), "float64")
     with backend.precision("float64"):
-        result = backend.package.fit(model, x, y, steps=200, batch_size=31)
+        result = backend.package.fit(model, x, y, steps=STEPS, batch_size=31)
     units = result.model.config.normalization
     assert units.input_scale[1] == units.output_scale[0] == 1.0
     fit = backend.apply(result.model, x)

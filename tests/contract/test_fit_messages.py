@@ -18,7 +18,12 @@ COLUMNS = "Give one column for each input of the hull."
 TARGETS = "Give one target row for each row of x, out_dim=2 wide."
 REMOVE = "Remove that row or fill it."
 BAD = {
-    "narrow": ((X[:, :2], Y), {}, ValueError, f"fit.x: expected [rows, in_dim=3]; got float64[23, 2]. {COLUMNS}"),
+    "narrow": (
+        (X[:, :2], Y),
+        {},
+        ValueError,
+        f"fit.x: expected [rows, in_dim=3]; got float64[23, 2]. {COLUMNS}",
+    ),
     "flat": ((X[:, 0], Y), {}, ValueError, f"fit.x: expected [rows, in_dim=3]; got float64[23]. {COLUMNS}"),
     "wide_y": (
         (X, X),

@@ -1,5 +1,6 @@
 """New weights follow their laws, and layer after layer the pre-activations keep mean 0 and deviation 1."""
 
+import functools
 import math
 
 import cases
@@ -8,7 +9,13 @@ import pytest
 import reference
 
 ROWS, SEEDS = 211, range(3)
-DEEP = cases.fields(in_dim=61, hidden_dim=127, depth=12, petals=2, out_dim=3)
+DEEP = cases.fields(in_dim=61, hidden_dim=127, depth=12, petals=5, out_dim=3)
+
+
+@functools.cache
+def drawn(backend, seed, gate=False):
+    """New weights of the deep hull."""
+    return backend.weights(backend.fresh(DEEP | {"gate": gate}, seed))
 
 
 def units_of_layers(weights, fields):
@@ -22,7 +29,7 @@ def units_of_layers(weights, fields):
 def test_pre_activations_stay_alive_and_do_not_explode(backend, activation):
     fields = DEEP | {"activation": activation}
     for seed in SEEDS:
-        layers = units_of_layers(backend.weights(backend.fresh(fields, seed)), fields)
+        layers = units_of_layers(drawn(backend, seed), fields)
         assert len(layers) == 12
         for u in layers:
             assert abs(u.mean()) < 0.5 and 0.6 < u.std() < 1.6
@@ -33,23 +40,22 @@ def test_pre_activations_stay_alive_and_do_not_explode(backend, activation):
 
 
 def test_control_he_initialisation_of_non_negative_weights_explodes(backend, monkeypatch):
-    weights = backend.weights(backend.fresh(DEEP, 0))
+    weights = dict(drawn(backend, 0))
     rng = np.random.default_rng(0)
     for name in weights:
         if name.endswith("raw_weight"):
-            weights[name] = np.abs(rng.standard_normal(weights[name].shape)) * math.sqrt(2 / DEEP["hidden_dim"])
+            weights[name] = np.abs(rng.standard_normal(weights[name].shape)) * math.sqrt(
+                2 / DEEP["hidden_dim"]
+            )
     monkeypatch.setattr(reference, "positive", lambda weight, fan_in: weight)
     assert np.abs(units_of_layers(weights, DEEP)[-1]).max() > 1e4
 
 
 def test_control_without_the_signed_weights_the_layers_fade(backend):
-    weights = backend.weights(backend.fresh(DEEP, 0))
+    weights = dict(drawn(backend, 0))
     for k in range(1, DEEP["depth"]):
-        weights[f"trunk.{k}.weight"] *= 0
+        weights[f"trunk.{k}.weight"] = 0 * weights[f"trunk.{k}.weight"]
     assert np.median(units_of_layers(weights, DEEP)[-1].std(axis=0)) < 0.1
-
-
-LAWS = cases.fields(in_dim=151, hidden_dim=211, depth=2)
 
 
 def near(got, wanted, samples, factor=1.0):
@@ -59,15 +65,24 @@ def near(got, wanted, samples, factor=1.0):
 
 def test_positive_weights_are_log_normal(backend):
     """E w = tau / N and E w^2 = tau^2 / N, through the logarithm: the moments themselves converge too slowly."""
-    N = LAWS["hidden_dim"]
+    N = DEEP["hidden_dim"]
     sigma = math.sqrt(math.log(N))
     for seed in SEEDS:
-        raw = backend.weights(backend.fresh(LAWS, seed))["trunk.1.raw_weight"].astype(np.float64).ravel()
+        raw = np.stack(
+            [
+                value
+                for name, value in drawn(backend, seed).items()
+                if name.startswith("trunk") and "raw" in name
+            ]
+        )
+        raw = raw.astype(np.float64).ravel()
         log_weight = np.log(reference.positive(raw, N))
         mean, variance = log_weight.mean(), log_weight.var()
         # of a log-normal w: ln E w = mean + variance / 2, ln E w^2 = 2 mean + 2 variance
         assert near(mean + variance / 2, math.log(reference.TAU / N), raw.size, sigma * (1 + sigma))
-        assert near(2 * mean + 2 * variance, math.log(reference.TAU**2 / N), raw.size, 2 * sigma * (1 + 2 * sigma))
+        assert near(
+            2 * mean + 2 * variance, math.log(reference.TAU**2 / N), raw.size, 2 * sigma * (1 + 2 * sigma)
+        )
         quantiles = np.quantile((log_weight - mean) / math.sqrt(variance), [0.025, 0.16, 0.5, 0.84, 0.975])
         assert np.allclose(quantiles, [-1.960, -0.9945, 0, 0.9945, 1.960], atol=0.05)
 
@@ -84,26 +99,26 @@ def test_positive_weights_have_the_moments_themselves(backend):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_positive_weights_have_their_tails_in_half_precision(backend, dtype):
     """E w^2 lies in the tails: draws made of ten random bits have none, and the smallest w must not round to 0."""
-    fields = cases.fields(in_dim=2, hidden_dim=1031, petals=101, out_dim=7)
+    fields = cases.fields(in_dim=2, hidden_dim=1031, petals=31, out_dim=7)
     raw = backend.weights(backend.fresh(fields, 0, dtype))["readout.raw_weight"]
     assert str(raw.dtype) == dtype
     raw = raw.astype(np.float64).ravel()
     assert np.isfinite(raw).all(), f"{np.sum(~np.isfinite(raw))} infinite"
     z = (np.log(reference.softplus(raw)) + math.log(1031)) / math.sqrt(math.log(1031))
     quantiles = np.quantile(z, [0.0001, 0.001, 0.5, 0.999, 0.9999])
-    assert np.allclose(quantiles, [-3.719, -3.090, 0, 3.090, 3.719], atol=0.15), quantiles
+    assert np.allclose(quantiles, [-3.719, -3.090, 0, 3.090, 3.719], atol=0.2), quantiles
 
 
 @pytest.mark.parametrize("gate", [False, True])
 def test_signed_weights_are_normal_with_their_share_of_the_variance(backend, gate):
-    fields = LAWS | {"gate": gate}
     first = 0.5 if gate else 1.0
-    variances = {"trunk.0.weight": first / 151, "trunk.0.bias": first / 4, "trunk.1.weight": 0.5 / 151}
-    variances["readout.weight"] = 0.5 / 151
+    D = DEEP["in_dim"]
+    variances = {"trunk.0.weight": first / D, "trunk.0.bias": first / 4, "trunk.1.weight": 0.5 / D}
+    variances["readout.weight"] = 0.5 / D
     if gate:
-        variances |= {"gate.weight": first / 151, "gate.bias": first / 4}
+        variances |= {"gate.weight": first / D, "gate.bias": first / 4}
     for seed in SEEDS:
-        weights = backend.weights(backend.fresh(fields, seed))
+        weights = drawn(backend, seed, gate)
         for name, variance in variances.items():
             values = weights[name].astype(np.float64)
             assert near(values.var(), variance, values.size, variance * math.sqrt(2)), name
@@ -112,7 +127,7 @@ def test_signed_weights_are_normal_with_their_share_of_the_variance(backend, gat
 
 
 def test_the_learned_temperature_starts_at_one(backend):
-    weights = backend.weights(backend.fresh(cases.HULLS["learned"], 0))
+    weights = backend.weights(backend.fresh(cases.fields(temperature="learned"), 0))
     assert np.allclose(reference.softplus(weights["raw_temperature"]) + 1e-3, 1.0, atol=1e-6)
 
 

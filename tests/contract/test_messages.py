@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 
-@pytest.mark.parametrize(("fields", "kind", "message"), cases.BAD_FIELDS, ids=[m[:60] for *_, m in cases.BAD_FIELDS])
+@pytest.mark.parametrize(
+    ("fields", "kind", "message"), cases.BAD_FIELDS, ids=[m[:60] for *_, m in cases.BAD_FIELDS]
+)
 def test_a_wrong_field_is_refused(backend, fields, kind, message):
     with pytest.raises(kind) as error:
         backend.config(fields)
@@ -57,7 +59,7 @@ def test_weights_of_two_dtypes_are_refused(backend):
     model = backend.model(fields, cases.random_weights(fields), "float32")
     flat = backend.package.hull.flatten(model.params)
     flat["readout.bias"] = backend.array(np.zeros((3, 2), np.float16))
-    with pytest.raises(ValueError, match="readout.bias has dtype float16, not float32"):
+    with pytest.raises(ValueError, match=r"readout\.bias has dtype float16, not float32"):
         backend.package.VectorHull.from_params(model.config, backend.package.hull.nest(flat))
 
 

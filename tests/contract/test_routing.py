@@ -145,8 +145,14 @@ def test_a_fault_is_named(package, routing, kind, message):
 @pytest.mark.parametrize(
     ("routes", "message"),
     [
-        (None, "expected one of ['a', 'b', 'c'] a sample; got no routes. Route the level, or give it a fallback_expert."),
-        (["a", None, "b"], "expected a route for every sample; got None at sample 1. Give the level a fallback_expert."),
+        (
+            None,
+            "expected one of ['a', 'b', 'c'] a sample; got no routes. Route the level, or give it a fallback_expert.",
+        ),
+        (
+            ["a", None, "b"],
+            "expected a route for every sample; got None at sample 1. Give the level a fallback_expert.",
+        ),
     ],
 )
 def test_a_sample_without_a_route_needs_a_fallback(package, routes, message):
@@ -160,7 +166,9 @@ def test_integers_of_the_framework_are_checked_eagerly(engine):
     routes = engine.array(np.array([0, 1, 7, -2]))
     with pytest.raises(ValueError) as error:
         engine.package.encode_routes(config_of(engine.package), {"first": routes}, 4)
-    assert str(error.value) == f"{HEAD}['first']: expected integers in [0, 3); got 7. Index the level's experts."
+    assert (
+        str(error.value) == f"{HEAD}['first']: expected integers in [0, 3); got 7. Index the level's experts."
+    )
 
 
 def test_constant_routes(package):
