@@ -67,6 +67,8 @@ def block_sizes(rows: int, num_experts: int, sequences: bool) -> tuple[int, ...]
     return (16, 4) if rows >= 8 * num_experts else (4,)
 
 
+# Compiled by itself, so that calls outside jit compile once, too.
+@partial(jax.jit, static_argnames=("function", "num_experts", "any_order"))
 def dispatch(
     function: Function,
     params: Tree,

@@ -194,7 +194,8 @@ class HierarchicalCELMoE(nn.Module):
                 experts, permuted(_cut_rows(hidden, routes, stops), plan.take, plan.back), plan
             )
         else:
-            sorted_hidden, losses, aux = _one_by_one(level, experts, hidden, given, plan, stops)
+            width = self.config.width_of(level)
+            sorted_hidden, losses, aux = _one_by_one(level, experts, hidden, given, plan, stops, width)
         _check_width(self.config, level, hidden, sorted_hidden)
         total = permuted(sorted_hidden, plan.back, plan.take)
         return total, LevelOutput(level.name, _lost_as_nan(total, kept), given_routes, losses, aux)
@@ -240,7 +241,13 @@ def _grouped(experts: list[Any], hidden: Tensor, plan: Plan) -> Tensor:
 
 
 def _one_by_one(
-    level: HierarchyLevelConfig, experts: list[Any], hidden: Tensor, given: Any, plan: Plan, stops: list[bool]
+    level: HierarchyLevelConfig,
+    experts: list[Any],
+    hidden: Tensor,
+    given: Any,
+    plan: Plan,
+    stops: list[bool],
+    width: int,
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
     """Call every expert that has rows on a view of the sorted rows."""
 
@@ -272,10 +279,9 @@ def _one_by_one(
         for loss, value in result.losses.items():
             check_scalar("ExpertModule", f"losses[{loss!r}]", value)
             losses[f"{level.name}.{config.name}.{loss}"] = value
-    if not parts:
-        return touched(hidden, unused), losses, aux
-    if at < len(hidden):
-        parts.append(parts[0].new_zeros((len(hidden) - at, *parts[0].shape[1:])))
+    if at < len(hidden) or not parts:
+        like = parts[0] if parts else hidden.new_empty((0, *hidden.shape[1:-1], width))
+        parts.append(like.new_zeros((len(hidden) - at, *like.shape[1:])))
     return touched(torch.cat(parts), unused), losses, aux
 
 

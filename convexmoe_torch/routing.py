@@ -83,8 +83,8 @@ def _level_routes(level: HierarchyLevelConfig, routes: Any, rows: int) -> Any:
     if isinstance(routes, str) or not (isinstance(routes, Sequence) or hasattr(routes, "shape")):
         fix = "Pass a list, one for each sample."
         fail("HierarchicalCELMoE", argument, "names or integers", repr(routes), fix, TypeError)
-    got = describe(routes) if hasattr(routes, "shape") else f"{len(routes)} entries"
     if (tuple(routes.shape) if hasattr(routes, "shape") else (len(routes),)) != (rows,):
+        got = describe(routes) if hasattr(routes, "shape") else f"{len(routes)} entries"
         fail(
             "HierarchicalCELMoE",
             argument,
