@@ -2,12 +2,19 @@
 
 import backends
 import cases
+import engines
 import pytest
 
 
 @pytest.fixture(params=backends.BACKENDS, ids=lambda backend: backend.name)
 def backend(request):
     """The package under test."""
+    return request.param
+
+
+@pytest.fixture(params=engines.ENGINES, ids=lambda engine: engine.name)
+def engine(request):
+    """The package under test, for hierarchies."""
     return request.param
 
 

@@ -3,9 +3,10 @@
 import dataclasses
 import json
 
+import pytest
+
 import convexmoe_jax
 import convexmoe_torch
-import pytest
 
 PACKAGES = (convexmoe_jax, convexmoe_torch)
 
@@ -20,14 +21,21 @@ def config_of(package):
     family = [expert("slavic", 0.5, True, {"depth": 3}), expert("romance")]
     levels = [level("universal", [expert("all")]), level("family", family, "romance", True, 7)]
     levels.append(level("old", [expert("x")], enabled=False))
-    return package.CELMoEConfig(5, levels, use_learned_fusion=False, fusion_dropout=0.25, stop_gradient_from_input=True)
+    return package.CELMoEConfig(
+        5, levels, use_learned_fusion=False, fusion_dropout=0.25, stop_gradient_from_input=True
+    )
 
 
-NAME = "a name that is not empty and has no dot; got {}. Dots separate level and expert in the names of losses."
+NAME = (
+    "a name that is not empty and has no dot; got {}. Dots separate level and expert in the names of losses."
+)
 DISTINCT = "one entry at least, all of different names; got {}. Rename or remove some."
 FAULTS = {
     "empty expert": (lambda p: p.ExpertConfig(""), f"ExpertConfig.name: expected {NAME.format(repr(''))}"),
-    "dotted expert": (lambda p: p.ExpertConfig("a.b"), f"ExpertConfig.name: expected {NAME.format(repr('a.b'))}"),
+    "dotted expert": (
+        lambda p: p.ExpertConfig("a.b"),
+        f"ExpertConfig.name: expected {NAME.format(repr('a.b'))}",
+    ),
     "empty level": (
         lambda p: p.HierarchyLevelConfig("", [p.ExpertConfig("a")]),
         f"HierarchyLevelConfig.name: expected {NAME.format(repr(''))}",
@@ -101,8 +109,14 @@ def test_a_wrong_value_is_refused(package, name):
 
 def test_a_wrong_type_is_refused(package):
     for build, message in [
-        (lambda: package.ExpertConfig(3), "ExpertConfig.name: expected a name that is not empty and has no dot; got 3."),
-        (lambda: package.ExpertConfig("a", metadata=[1]), "ExpertConfig.metadata: expected a mapping; got [1]. Pass a dict."),
+        (
+            lambda: package.ExpertConfig(3),
+            "ExpertConfig.name: expected a name that is not empty and has no dot; got 3.",
+        ),
+        (
+            lambda: package.ExpertConfig("a", metadata=[1]),
+            "ExpertConfig.metadata: expected a mapping; got [1]. Pass a dict.",
+        ),
         (
             lambda: package.HierarchyLevelConfig("l", ["a"]),
             "HierarchyLevelConfig.experts: expected ExpertConfig entries; got 'a'. Wrap it: ExpertConfig(name).",

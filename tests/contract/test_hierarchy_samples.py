@@ -1,0 +1,137 @@
+"""What concerns one sample stays with it: its NaN, its route, its dropout; and bfloat16 sums are wide."""
+
+import dataclasses
+
+import engines
+import ml_dtypes
+import numpy as np
+import pytest
+from hierarchies import CASES, Case, Level, naive, random_inputs, random_weights, rounded, uniform
+from tolerances import relative_error
+
+CASE = Case((Level("a", ("mlp7", "mlp7", "linear")), Level("b", ("linear",) * 3)), fusion=False)
+ROW, ROUTE = 4, (1, 2)
+# That row is the first of its expert, and the rows of the expert before fill no block.
+ROUTES = {"a": [0, 0, 2, 2, 1, 1, 0, 1, 2, 0, 0, 1, 2], "b": [0, 1, 1, 0, 2, 2, 1, 2, 0, 1, 1, 0, 2]}
+
+
+def poisoned_run(engine, every):
+    """What is found with a NaN in one row, without it, and the names of what that row may touch."""
+    inputs = random_inputs(CASE)
+    inputs["routes"] = {level: np.array(routes, np.int32) for level, routes in ROUTES.items()}
+    model = engine.build(CASE, random_weights(CASE), every=every)
+    clean = engine.run(CASE, model, inputs)
+    inputs["x"][ROW] = np.nan
+    own = [f"level_modules.{level}.e{route}." for level, route in zip("ab", ROUTE, strict=True)]
+    return engine.run(CASE, model, inputs), clean, own
+
+
+def touched(found, clean, own):
+    """Names of arrays that a NaN in ROW has changed and should not have."""
+    wrong = []
+    for name, value in found.items():
+        if name == "total" or any(prefix in name for prefix in own):
+            continue
+        by_row = name in ("fused", "a", "b", "gradient of x")
+        value, wanted = (np.delete(v, ROW, 0) if by_row else v for v in (value, clean[name]))
+        if relative_error(value, wanted) > 1e-12:
+            wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("every", ["reverse", "any"])
+def test_a_nan_touches_its_own_row_and_experts_only(engine, every):
+    if engine.name == "torch" and every == "any":
+        pytest.skip("torch has one mode")
+    found, clean, own = poisoned_run(engine, every)
+    assert touched(found, clean, own) == []
+    assert np.isnan(found["fused"][ROW]).all()
+    for prefix in own:  # the NaN is not swallowed either
+        assert any(np.isnan(v).any() for name, v in found.items() if prefix in name)
+
+
+def test_control_blocks_without_a_mask_would_poison_other_experts(monkeypatch):
+    from convexmoe_jax import dispatch
+
+    def block(rows, at, size, valid):
+        return dispatch.jax.tree.map(lambda leaf: dispatch.lax.dynamic_slice_in_dim(leaf, at, size), rows)
+
+    dispatch.jax.clear_caches()
+    monkeypatch.setattr(dispatch, "block_of", block)
+    assert touched(*poisoned_run(engines.JaxEngine(), "reverse"))
+    dispatch.jax.clear_caches()
+
+
+def test_the_order_of_the_batch_does_not_matter(engine):
+    case = CASES["mixed_experts"]
+    inputs = random_inputs(case)
+    model = engine.build(case, random_weights(case))
+    order = np.random.default_rng(3).permutation(len(inputs["x"]))
+    moved = inputs | {name: inputs[name][order] for name in ("x", "shift", "mask")}
+    moved |= {
+        name: {key: value[order] for key, value in inputs[name].items()} for name in ("routes", "cotangents")
+    }
+    first, second = engine.run(case, model, inputs), engine.run(case, model, moved)
+    for name, value in first.items():
+        by_row = name in ("fused", "a", "b", "gradient of x", "gradient of shift")
+        assert relative_error(second[name], value[order] if by_row else value) < 1e-12, name
+
+
+def test_routes_of_other_samples_do_not_matter(engine):
+    case = CASES["mixed_experts"]
+    inputs = random_inputs(case)
+    model = engine.build(case, random_weights(case))
+    first = engine.run(case, model, inputs)["fused"]
+    for lv in case.levels:
+        inputs["routes"][lv.name][: ROW + 1] = (inputs["routes"][lv.name][: ROW + 1] + 1) % len(lv.kinds)
+    second = engine.run(case, model, inputs)["fused"]
+    assert relative_error(second[ROW + 1 :], first[ROW + 1 :]) < 1e-12
+    assert all(relative_error(second[i], first[i]) > 1e-6 for i in range(ROW + 1))
+
+
+def test_dropout_of_the_fusion(engine):
+    """Off unless asked for, the same for the same key, of the stated share, and blind to the routes of others."""
+    case = dataclasses.replace(uniform("linear", 3), fusion=True, dropout=0.25)
+    model = engine.build(case, random_weights(case), "float32")
+    inputs = rounded(random_inputs(case, 300), np.float32)
+    other = {"only": (inputs["routes"]["only"] + 1) % 3}
+    other["only"][:7] = inputs["routes"]["only"][:7]
+    quiet, first, again, moved, changed = (
+        engine.fused(model, inputs["x"], routes, seed)
+        for routes, seed in [(inputs["routes"], s) for s in (None, 1, 1)]
+        + [(other, 1), (inputs["routes"], 2)]
+    )
+    assert np.all(quiet != 0) and np.array_equal(first, again)
+    assert abs(np.mean(first == 0) - 0.25) < 0.05 and not np.array_equal(first == 0, changed == 0)
+    assert np.array_equal(first == 0, moved == 0) and np.array_equal(first[:7], moved[:7])
+    kept = first != 0
+    assert relative_error(first[kept], quiet[kept] / 0.75) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp7"])
+def test_bfloat16_gradients_are_accumulated_in_float32(engine, kind):
+    case, rows = uniform(kind, 3), 8192
+    weights = rounded(random_weights(case), ml_dtypes.bfloat16)
+    inputs = random_inputs(case, rows, spread="one")
+    inputs["cotangents"] = {"fused": np.abs(inputs["cotangents"]["fused"]), "only": 0 * inputs["x"]}
+    inputs["x"] = np.abs(inputs["x"])
+    inputs = rounded(inputs, ml_dtypes.bfloat16)
+    found = engine.run(case, engine.build(case, weights, "bfloat16"), inputs)
+    wanted = naive(case, widened(weights), widened(inputs))
+    for name in weights:
+        assert relative_error(found[f"gradient of {name}"], wanted[f"gradient of {name}"]) < 0.01, name
+
+
+def test_control_bfloat16_sums_would_be_seen():
+    c = np.abs(np.random.default_rng(0).normal(size=8192)).astype(ml_dtypes.bfloat16)
+    total = ml_dtypes.bfloat16(0)
+    for value in c:
+        total = total + value
+    assert relative_error(total, c.astype(np.float64).sum()) > 0.01
+
+
+def widened(tree):
+    """Nested dicts with bfloat16, which numpy has no kind for, as float64."""
+    if isinstance(tree, dict):
+        return {name: widened(value) for name, value in tree.items()}
+    return tree.astype(np.float64) if tree.dtype == ml_dtypes.bfloat16 else tree

@@ -1,0 +1,242 @@
+"""What only PyTorch has: compilation in one graph, state dicts, autocast, double backward, the grouped path."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from engines import ENGINES
+from hierarchies import CASES, Case, Level, config_of, random_inputs, random_weights, routes_of, uniform
+from tolerances import relative_error
+
+import convexmoe_torch
+from convexmoe_torch import hierarchy
+
+ENGINE = ENGINES[1]
+TWO = {
+    "linear": Case((Level("a", ("linear",) * 3), Level("b", ("linear",) * 2))),
+    "mlp": Case((Level("a", ("mlp7",) * 3, stops=(1,)), Level("b", ("mlp11",) * 2))),
+}
+
+
+def built(case, dtype="float32"):
+    return ENGINE.build(case, random_weights(case), dtype)
+
+
+def ten_routings(case, rows=13):
+    draw = np.random.default_rng(0)
+    spreads = ["uniform"] * 6 + ["zipf"] * 3 + ["one"]
+    return [
+        {lv.name: torch.tensor(routes_of(s, len(lv.kinds), rows, draw)) for lv, *_ in case.enabled}
+        for s in spreads
+    ]
+
+
+def inputs_of(case, dtype=torch.float32):
+    return torch.tensor(random_inputs(case)["x"]).to(dtype).requires_grad_()
+
+
+def gradients(model, x, routes, loss=lambda output: output.fused_hidden.square().sum()):
+    model.zero_grad()
+    x.grad = None
+    output = model(x, routes)
+    loss(output).backward()
+    return output, {"x": x.grad} | {name: leaf.grad.clone() for name, leaf in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", TWO)
+def test_ten_routings_are_one_graph(kind):
+    """Forward and backward in full; the code generator, which takes most of the time, makes no difference to graphs."""
+    case = TWO[kind]
+    model, x, routings = built(case), inputs_of(case), ten_routings(case)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for routes in routings:
+        output, found = gradients(compiled, x, routes)
+        eager, wanted = gradients(model, x, routes)
+        assert relative_error(output.fused_hidden.detach(), eager.fused_hidden.detach()) < 1e-6
+        for name, value in found.items():
+            assert relative_error(value, wanted[name.removeprefix("_orig_mod.")]) < 1e-5, name
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    if kind == "mlp":
+        lost_rows(model, compiled, x, routings[0])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    compiled(x[:7].detach(), {name: value[:7] for name, value in routings[0].items()})
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # control: another number of rows
+
+
+def lost_rows(model, compiled, x, routes):
+    """A route out of range gives NaN in its row, from its level on, and no gradient of that row."""
+    wrong = {name: value.clone() for name, value in routes.items()}
+    wrong["a"][4] = 99
+    output, found = gradients(
+        compiled, x, wrong, lambda output: output.fused_hidden.nan_to_num().square().sum()
+    )
+    keep = torch.arange(len(x)) != 4
+    for hidden in (output.fused_hidden, *(level.hidden for level in output.levels)):
+        assert torch.equal(hidden.isnan().any(1), ~keep)
+    without = {name: value[keep] for name, value in routes.items()}
+    other, wanted = gradients(model, x[keep].detach().requires_grad_(), without)
+    assert relative_error(output.fused_hidden[keep].detach(), other.fused_hidden.detach()) < 1e-6
+    by_x = found.pop("x")
+    assert not by_x[4].any() and relative_error(by_x[keep], wanted.pop("x")) < 1e-5
+    for name, value in found.items():
+        assert relative_error(value, wanted[name.removeprefix("_orig_mod.")]) < 1e-5, name
+
+
+def test_the_generated_code_agrees():
+    case = uniform("linear", 3)
+    model, x, routes = built(case), inputs_of(case), ten_routings(case)[0]
+    torch._dynamo.reset()
+    found = gradients(torch.compile(model, fullgraph=True), x, routes)[1]
+    wanted = gradients(model, x, routes)[1]
+    assert all(relative_error(v, wanted[n.removeprefix("_orig_mod.")]) < 1e-5 for n, v in found.items())
+
+
+def test_names_in_the_state_dict():
+    case = CASES["disabled_levels"]
+    names = {f"level_modules.a.e{n}.{leaf}" for n in range(2) for leaf in ("weight", "bias")}
+    names |= {f"level_modules.b.e{n}.weight" for n in range(3)}
+    names |= {"fusion.gates.0.weight", "fusion.gates.1.weight", "fusion.norm.weight", "fusion.norm.bias"}
+    state = built(case).state_dict()
+    assert set(state) == names
+    assert tuple(state["fusion.gates.0.weight"].shape) == (5, 3)  # Linear's own layout
+    assert tuple(state["level_modules.a.e0.weight"].shape) == (5, 3)
+
+
+def test_a_name_of_a_module_dict_is_refused():
+    level = convexmoe_torch.HierarchyLevelConfig("a", [convexmoe_torch.ExpertConfig("keys")])
+    with pytest.raises(ValueError) as error:
+        convexmoe_torch.HierarchicalCELMoE(
+            convexmoe_torch.CELMoEConfig(5, [level]), lambda *_: convexmoe_torch.LinearExpert(5)
+        )
+    assert str(error.value) == (
+        "HierarchicalCELMoE.config: expected names that nn.ModuleDict has no attribute of; got 'keys'. Rename it."
+    )
+
+
+def test_a_deep_copy_stands_alone():
+    case = TWO["mlp"]
+    model, x, routes = built(case), inputs_of(case).detach(), ten_routings(case)[0]
+    other, before = copy.deepcopy(model), model(x, routes).fused_hidden
+    assert torch.equal(other(x, routes).fused_hidden, before) and other.config == model.config
+    with torch.no_grad():
+        for leaf in other.parameters():
+            leaf.mul_(2)
+    assert torch.equal(model(x, routes).fused_hidden, before)
+    assert not torch.equal(other(x, routes).fused_hidden, before)
+
+
+@pytest.mark.parametrize(
+    "kinds", [("linear",) * 3, ("mlp7", "identity", "linear")], ids=["grouped", "one by one"]
+)
+def test_autocast_lets_experts_change_dtype(kinds):
+    case = Case((Level("a", kinds), Level("b", ("mlp7",) * 2)))
+    model, x = built(case), inputs_of(case)
+    routes = {"a": torch.arange(13) % 3, "b": torch.arange(13) % 2}
+    exact, wanted = gradients(model, x, routes)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(x, routes)
+    assert output.levels[1].hidden.dtype == torch.bfloat16
+    model.zero_grad()
+    x.grad = None
+    output.fused_hidden.float().square().sum().backward()
+    for found, value in [(output.fused_hidden.detach().float(), exact.fused_hidden.detach())]:
+        assert 1e-5 < relative_error(found, value) < 0.05
+    for name, leaf in [("x", x), *model.named_parameters()]:
+        assert leaf.grad.dtype == torch.float32 and relative_error(leaf.grad, wanted[name]) < 0.1, name
+
+
+@pytest.mark.parametrize("kinds", [("linear",) * 3, ("mlp7",) * 3, ("mlp7", "linear", "linear")])
+def test_second_derivatives(kinds):
+    case = Case((Level("only", kinds),), fusion=False)
+    model, x = built(case, "float64"), inputs_of(case, torch.float64)
+    routes = {"only": torch.tensor([0, 2, 0, 0, 2, 0, 0, 2, 0, 0, 0, 2, 0])}  # e1 has no rows
+    leaves = [x, *model.parameters()]
+    directions = [torch.randn_like(leaf) for leaf in leaves]
+
+    def first(create_graph):
+        found = torch.autograd.grad(
+            model(x, routes).fused_hidden.pow(3).sum(), leaves, create_graph=create_graph
+        )
+        return sum((g * d).sum() for g, d in zip(found, directions, strict=True))
+
+    found = torch.autograd.grad(first(True), leaves, materialize_grads=True)
+    for leaf, value, number in zip(leaves, found, range(99), strict=False):
+        direction, step = torch.randn_like(leaf), 1e-6
+        with torch.no_grad():
+            leaf.add_(step * direction)
+        up = first(False)
+        with torch.no_grad():
+            leaf.sub_(2 * step * direction)
+        down = first(False)
+        with torch.no_grad():
+            leaf.add_(step * direction)
+        wanted = (up - down) / (2 * step)
+        assert abs((value * direction).sum() - wanted) < 1e-6 * (1 + abs(wanted)), number
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+@pytest.mark.parametrize("kind", TWO)
+def test_the_grouped_path_is_the_one_by_one_path(monkeypatch, kind, sequence):
+    case = TWO[kind]
+    model = built(case, "float64")
+    inputs = random_inputs(case, spread="zipf", sequence=sequence)
+    inputs["routes"]["b"][:] = 0
+    called = []
+    one_by_one = hierarchy._one_by_one
+    monkeypatch.setattr(hierarchy, "_one_by_one", lambda *given: called.append(1) or one_by_one(*given))
+    grouped = ENGINE.run(case, model, inputs)
+    assert not called
+    monkeypatch.setattr(hierarchy, "_can_be_grouped", lambda experts: False)
+    single = ENGINE.run(case, model, inputs)
+    assert len(called) == 2 and grouped.keys() == single.keys()
+    for name, value in single.items():
+        assert relative_error(grouped[name], value) < 1e-12, name
+    unused = [name for name in single if ".b.e1." in name]
+    assert unused and not any(single[name].any() or grouped[name].any() for name in unused)
+
+
+class Halved(convexmoe_torch.LinearExpert):
+    def forward(self, batch):
+        result = super().forward(batch)
+        return convexmoe_torch.ExpertResult(result.hidden / 2, {"size": result.hidden.abs().mean()})
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_called():
+    case = uniform("linear", 2)
+    config = config_of(convexmoe_torch, case)
+    plain = convexmoe_torch.HierarchicalCELMoE(config, lambda *_: convexmoe_torch.LinearExpert(5))
+    model = convexmoe_torch.HierarchicalCELMoE(config, lambda *_: Halved(5))
+    model.load_state_dict(plain.state_dict())
+    x, routes = inputs_of(case), {"only": torch.arange(13) % 2}
+    output = model(x, routes)
+    assert torch.allclose(output.fused_hidden, plain(x, routes).fused_hidden / 2)
+    assert set(output.losses) == {"only.e0.size", "only.e1.size"}
+    with torch.no_grad():
+        assert model(x, routes).fused_hidden.requires_grad is False
+
+
+def test_experts_of_one_class_and_other_widths():
+    widths = iter((7, 11))
+    model = convexmoe_torch.HierarchicalCELMoE(
+        config_of(convexmoe_torch, uniform("mlp7", 2)), lambda *_: convexmoe_torch.MLPExpert(5, next(widths))
+    )
+    x, routes = torch.ones(4, 5), {"only": torch.tensor([0, 1, 1, 0])}
+    found = model(x, routes).fused_hidden
+    for n, expert in enumerate(model.level_modules["only"].values()):
+        wanted = expert(convexmoe_torch.ExpertBatch(x)).hidden
+        assert torch.allclose(found[routes["only"] == n], wanted[routes["only"] == n])
+
+
+def test_frozen_experts_without_rows_stay_without_gradient():
+    case = Case((Level("a", ("linear", "mlp7", "mlp11")),))
+    model, x = built(case), inputs_of(case)
+    for leaf in model.level_modules["a"]["e1"].parameters():
+        leaf.requires_grad_(False)
+    model(x, {"a": torch.zeros(13, dtype=torch.int64)}).fused_hidden.sum().backward()
+    grads = {name: leaf.grad for name, leaf in model.named_parameters()}
+    assert all((grad is None) == (".e1." in name) for name, grad in grads.items())
+    assert not any(grad.any() for name, grad in grads.items() if ".e2." in name)
