@@ -6,6 +6,7 @@ This file imports nothing but the standard library before the checks, so that ea
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 from typing import Any
 
@@ -48,6 +49,9 @@ def main() -> None:
     if problem is not None:
         print(problem, file=sys.stderr)
         raise SystemExit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to stop
+            stream.reconfigure(errors="replace")
     from .commands import app
 
     app()

@@ -214,4 +214,5 @@ def _table_and_target(data: Path | None, target: str | None) -> tuple[Table, str
 
 
 def _cell(text: str) -> str:
-    return f'"{text}"' if any(mark in text for mark in ',"\n') else text
+    quoted = text.replace('"', '""')
+    return f'"{quoted}"' if any(mark in text for mark in ',"\r\n') else text

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from .frameworks import LABELS
 from .group_map import GroupMap
+from .tables import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +82,7 @@ def print_results(metrics: dict[str, Any], console: Console) -> None:
             name,
             f"{metrics['parameters'][key]:,}",
             _figure(errors[key]),
-            f"{errors[key] / errors['linear'] - 1:+.1%}",
+            f"{errors[key] / errors['linear'] - 1:+.1%}" if errors["linear"] else "",
             style="bold" if key == "hull" else None,
         )
     console.print(table)
@@ -140,9 +141,8 @@ def _draw_predictions(axes: Axes, predictions: Predictions) -> None:
         alpha=0.9,
         label=f"{len(predictions.true)} test rows",
     )
-    axes.set(
-        xlim=ends, ylim=ends, xlabel=f"true {predictions.target}", ylabel=f"predicted {predictions.target}"
-    )
+    target = _plain(predictions.target)
+    axes.set(xlim=ends, ylim=ends, xlabel=f"true {target}", ylabel=f"predicted {target}")
     axes.set_title(f"Predicted against true (test RMSE {predictions.rmse:.3g})")
     axes.set_aspect("equal", adjustable="box")
     axes.grid(True, alpha=0.2)
@@ -153,6 +153,7 @@ def _draw_groups(axes: Axes, group_map: GroupMap, target: str) -> None:
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
+    target, names = _plain(target), [_plain(name) for name in group_map.names]
     shares = Counter(group_map.group.ravel().tolist())
     on_points = Counter(group_map.point_group.tolist())
     order = sorted(
@@ -185,7 +186,7 @@ def _draw_groups(axes: Axes, group_map: GroupMap, target: str) -> None:
         lines = axes.contour(across, up, group_map.value, levels=7, colors=_INK, linewidths=0.6, alpha=0.7)
         axes.clabel(lines, fontsize=8, fmt=lambda value: f"{value:.5g}")
         draw_rows(group_map.points[:, 1])
-        axes.set(xlabel=group_map.names[0], ylabel=group_map.names[1])
+        axes.set(xlabel=names[0], ylabel=names[1])
         axes.set_title(
             f"Which group of petals wins where\n(lines: predicted {target}; other inputs at their median)"
         )
@@ -193,7 +194,7 @@ def _draw_groups(axes: Axes, group_map: GroupMap, target: str) -> None:
         (across,) = group_map.axes
         axes.scatter(across, group_map.value, c=[colours[k] for k in index(group_map.group)], s=9, zorder=2)
         draw_rows(group_map.point_value)
-        axes.set(xlabel=group_map.names[0], ylabel=target)
+        axes.set(xlabel=names[0], ylabel=target)
         axes.set_title(f"Which group of petals wins where\n(curve: predicted {target}; points: test rows)")
     patches = [
         Patch(
@@ -227,6 +228,11 @@ def _draw_groups(axes: Axes, group_map: GroupMap, target: str) -> None:
 def _group_label(group: int, members: tuple[int, ...], share: float) -> str:
     petals = f"petal {members[0]}" if len(members) == 1 else "petals " + " + ".join(map(str, members))
     return f"group {group} ({petals}): {_percent(share)}"
+
+
+def _plain(name: str) -> str:
+    """Return a column's name so that matplotlib draws it as it is: between two dollars it would read formulas."""
+    return shorten([name]).replace("$", r"\$")
 
 
 def _percent(share: float) -> str:
