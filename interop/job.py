@@ -152,9 +152,13 @@ def run(data: Dataset, framework: Framework, plan: Plan, directory: Path, consol
         "convexity": _convexity(framework, fitted.model, data.x[data.train], plan.seed),
         "parity": _parity(framework, path, data.x),
     }
-    (directory / "metrics.json").write_text(
-        json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    try:
+        text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False)
+    except ValueError:
+        raise InputError(
+            f"{data.name}: expected finite results; got NaN or infinity. Remove the outliers of the table."
+        ) from None
+    (directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
     history = fitted.history
     curves = LossCurves(history.step, history.train_loss, history.validation_loss, int(fitted.best_step))
     predictions = Predictions(data.target, y_test, predicted, errors["hull"])
@@ -177,5 +181,5 @@ def _parity(framework: Framework, path: Path, x: NDArray[np.float64]) -> dict[st
     with there.quiet():
         theirs = read_model(path, there).predict(x)
     ours = read_model(path, framework).predict(x)
-    difference = np.abs(ours - theirs).max() / np.abs(ours).max()
-    return {"framework": others[0], "max_difference": float(difference)}
+    difference, largest = float(np.abs(ours - theirs).max()), float(np.abs(ours).max())
+    return {"framework": others[0], "max_difference": difference / largest if difference else 0.0}

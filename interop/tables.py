@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -29,6 +30,7 @@ __all__ = [
 EMBEDDED_TARGET = "mpg"
 MIN_ROWS = 20
 _LARGEST = 1e30  # squares of standardised float32 values stay finite
+_SMALLEST = 1e-30  # a spread that float32 holds in full precision, and what is computed from it
 _MISSING = frozenset({"", "?", "-", "na", "n/a", "nan", "none", "null", "."})
 
 
@@ -77,8 +79,9 @@ class Table:
         texts: dict[str, str] = {}
         missing: dict[str, list[int]] = {}
         unusable: dict[str, str] = {}
+        place = {name: k for k, name in enumerate(self.columns)}
         for k, name in enumerate(names):
-            column = self.columns.index(name)
+            column = place[name]
             for n, row in enumerate(self.rows):
                 cell = row[column].strip()
                 if cell.lower() in _MISSING:
@@ -141,7 +144,8 @@ def embedded_table() -> Table:
 
 def require_columns(table: Table, names: Sequence[str], owner: str) -> None:
     """Check that the table has the named columns; the message names the closest one."""
-    absent = [name for name in names if name not in table.columns]
+    present = set(table.columns)
+    absent = [name for name in names if name not in present]
     if not absent:
         return
     wanted = (
@@ -153,12 +157,17 @@ def require_columns(table: Table, names: Sequence[str], owner: str) -> None:
 
 
 def check_varies(values: NDArray[np.float64], names: Sequence[str], target: str, where: str) -> None:
-    """Check that every column of `float64[rows, len(names)]` varies, by enough for float32 to tell."""
+    """Check that every column of `float64[rows, len(names)]` varies: enough for float32 to tell, within its range."""
     span = values.max(axis=0) - values.min(axis=0)
     size = np.abs(values).max(axis=0)
     for name, width, largest, first in zip(names, span, size, values[0], strict=True):
         if width > 1e-5 * largest:
-            continue
+            if _SMALLEST <= width <= _LARGEST:
+                continue
+            raise InputError(
+                f"{where}: expected column {name!r} to spread over {_SMALLEST:g} to {_LARGEST:g}; got {width:.3g}. "
+                "Write it in another unit."
+            )
         got = f"the value {first:g} throughout" if width == 0 else f"{largest:g} with a spread of {width:g}"
         if width > 0:
             fix = f"Subtract {first:g} from it first."
@@ -219,7 +228,7 @@ def _check_header(columns: tuple[str, ...], name: str) -> None:
             f"{name}: expected a name for every column; got none for column {columns.index('') + 1}. "
             "Name it on the first line."
         )
-    twice = sorted({column for column in columns if columns.count(column) > 1})
+    twice = sorted(column for column, times in Counter(columns).items() if times > 1)
     if twice:
         raise InputError(
             f"{name}: expected distinct column names; got {shorten(twice)} more than once. Rename one."
