@@ -44,7 +44,7 @@ class Framework(Protocol):
         """Return a new `VectorHull` with weights drawn from `seed`."""
 
     def predict(self, model: Any, x: Rows) -> Rows:
-        """Return the model's output, `[N]`, on rows `[N, in_dim]`, computed in float32."""
+        """Return the model's output, `[N]`, on rows `[N, in_dim]`, computed in the dtype of its parameters."""
 
     def winners(self, model: Any, x: Rows) -> NDArray[np.int64]:
         """Return the winning group, `[N]`, on rows `[N, in_dim]`."""
@@ -96,14 +96,16 @@ class _Jax:
         return self.package.VectorHull(**options, rngs=nnx.Rngs(seed))
 
     def predict(self, model: Any, x: Rows) -> Rows:
-        return np.asarray(
-            self._apply(model.params, np.asarray(x, np.float32), config=model.config), np.float64
-        )[:, 0]
+        y = self._apply(model.params, self._rows(model, x), config=model.config)
+        return np.asarray(y, np.float64)[:, 0]
 
     def winners(self, model: Any, x: Rows) -> NDArray[np.int64]:
-        return np.asarray(
-            self._winners(model.params, np.asarray(x, np.float32), config=model.config).group, np.int64
-        )[:, 0]
+        won = self._winners(model.params, self._rows(model, x), config=model.config)
+        return np.asarray(won.group, np.int64)[:, 0]
+
+    def _rows(self, model: Any, x: Rows) -> NDArray[Any]:
+        with np.errstate(over="ignore"):  # too large for a float16: the prediction tells
+            return np.asarray(x, model.params["shifts"].dtype)
 
     def num_parameters(self, model: Any) -> int:
         import jax
@@ -166,13 +168,14 @@ class _Torch:
         import torch
 
         with torch.no_grad():
-            return model(torch.as_tensor(x, dtype=torch.float32)).double().numpy()[:, 0]
+            return model(torch.as_tensor(x, dtype=model.shifts.dtype)).double().numpy()[:, 0]
 
     def winners(self, model: Any, x: Rows) -> NDArray[np.int64]:
         import torch
 
         with torch.no_grad():
-            return model.winners(torch.as_tensor(x, dtype=torch.float32)).group.numpy()[:, 0].astype(np.int64)
+            won = model.winners(torch.as_tensor(x, dtype=model.shifts.dtype))
+        return won.group.numpy()[:, 0].astype(np.int64)
 
     def num_parameters(self, model: Any) -> int:
         return sum(parameter.numel() for parameter in model.parameters())

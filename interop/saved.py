@@ -14,6 +14,9 @@ from .tables import InputError
 
 __all__ = ["SavedModel", "notes_of", "read_model"]
 
+# What reading a damaged or a hostile file may raise: the last three for nesting, numbers and sizes beyond all measure.
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError, MemoryError)
+
 
 @dataclass(frozen=True)
 class SavedModel:
@@ -45,7 +48,8 @@ def read_model(path: Path, framework: Framework) -> SavedModel:
     """Return the model in a file, in the framework given.
 
     Raises:
-        InputError: no file there, not a model, or a model without column names.
+        InputError: no file there, not a hull, more than one output, no column names, or float64 where JAX has it
+            switched off.
     """
     fix = "Name a model.safetensors that convexmoe fit wrote."
     if not path.exists():
@@ -55,14 +59,25 @@ def read_model(path: Path, framework: Framework) -> SavedModel:
     try:
         model = framework.package.load(path)
         notes = framework.package.checkpoint.read_notes(path)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "jax_enable_x64" in reason:
+            raise InputError(
+                f"{path}: expected a dtype that JAX has switched on; got a model in float64. "
+                "Set JAX_ENABLE_X64=1 in the environment."
+            ) from None
         reason = reason if len(reason) <= 160 else reason[:157] + "..."
         raise InputError(
             f"{path}: expected a model; got a file that cannot be read as one ({reason}). {fix}"
         ) from None
-    notes = notes or {}
+    if not isinstance(model, framework.package.VectorHull):
+        raise InputError(f"{path}: expected a VectorHull; got a {type(model).__name__}. {fix}")
+    if model.config.out_dim != 1:
+        raise InputError(
+            f"{path}: expected a model with out_dim=1; got out_dim={model.config.out_dim}. {fix}"
+        )
     columns, target = notes.get("columns"), notes.get("target")
-    if not isinstance(columns, list) or not isinstance(target, str) or len(columns) != model.config.in_dim:
+    named = isinstance(columns, list) and all(isinstance(column, str) for column in columns)
+    if not named or not isinstance(target, str) or len(columns) != model.config.in_dim:
         raise InputError(f"{path}: expected a model with its column names; got one without them. {fix}")
     return SavedModel(framework, model, tuple(columns), target)
