@@ -46,16 +46,25 @@ def written_together(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def written_beside(out: Path) -> Iterator[Path]:
-    """Give a file to write; it becomes `out` when the block ends well, and vanishes when it does not."""
+    """Give a file to write; it becomes `out` when the block ends well, and vanishes when it does not.
+
+    A link is followed; what is there and is no regular file (a pipe, a device, a directory) is left alone.
+    """
     if out.is_dir():
         raise InputError(
             f"convexmoe predict --out: expected a file; got {out}, a directory. Name a file in it."
         )
+    target = Path(os.path.realpath(out))
+    if target.is_symlink() or (out.exists() and not out.is_file()):
+        raise InputError(
+            f"convexmoe predict --out: expected a regular file; got {out}, which is none. "
+            "Leave --out out to print the predictions."
+        )
     with _staging_directory(
-        out.parent, f"convexmoe predict --out: expected a place that can be written; got {out}"
+        target.parent, f"convexmoe predict --out: expected a place that can be written; got {out}"
     ) as staging:
-        yield staging / out.name
-        os.replace(staging / out.name, out)
+        yield staging / target.name
+        os.replace(staging / target.name, target)
 
 
 @contextmanager
