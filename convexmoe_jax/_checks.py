@@ -30,14 +30,15 @@ def describe(value: Any) -> str:
     return repr(value)
 
 
-def whole_number(owner: str, argument: str, value: Any, least: int) -> int:
-    """Return `value` as an int of at least `least`."""
-    fix = f"Pass {argument}={least} or more."
+def whole_number(owner: str, argument: str, value: Any, least: int, most: int | None = None) -> int:
+    """Return `value` as an int of at least `least`, and at most `most` where that is given."""
+    rule = f"a whole number >= {least}" if most is None else f"a whole number from {least} to {most}"
+    fix = f"Pass {argument}={least} or more." if most is None else f"Pass {argument}={least}, for example."
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        fail(owner, argument, f"a whole number >= {least}", repr(value), fix, TypeError)
+        fail(owner, argument, rule, repr(value), fix, TypeError)
     number = operator.index(value)
-    if number < least:
-        fail(owner, argument, f"a whole number >= {least}", repr(value), fix)
+    if number < least or (most is not None and number > most):
+        fail(owner, argument, rule, repr(value), fix)
     return number
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -13,6 +14,8 @@ from ._checks import fail, one_of, whole_number
 ACTIVATIONS = ("softplus", "relu", "huber_relu")
 TRUNKS = ("shared", "private")
 LEARNED = "learned"
+LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-3, 1e6
+LARGEST_DEPTH = 1000
 
 
 def default_hidden_dim(in_dim: int) -> int:
@@ -45,7 +48,7 @@ class Normalization:
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            values = tuple(float(value) for value in getattr(self, entry.name))
+            values = _floats(entry.name, getattr(self, entry.name))
             object.__setattr__(self, entry.name, values)
             scale = entry.name.endswith("scale")
             rule = "finite numbers > 0" if scale else "finite numbers"
@@ -70,6 +73,23 @@ class Normalization:
                 )
 
 
+def _floats(name: str, values: Any) -> tuple[float, ...]:
+    """Return a sequence of numbers as floats; those that no float holds as infinity."""
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        fail(
+            "Normalization",
+            name,
+            "a sequence of numbers",
+            repr(values),
+            "Pass one for each coordinate.",
+            TypeError,
+        )
+    try:
+        return tuple(float(value) for value in values)
+    except OverflowError:
+        return (math.inf,)
+
+
 @dataclass(frozen=True)
 class HullConfig:
     """Everything that determines a `VectorHull` but its weights.
@@ -79,10 +99,10 @@ class HullConfig:
         petals: number of convex networks, >= 1.
         out_dim: width of the output; None means `in_dim`.
         hidden_dim: units of a hidden layer; None means `default_hidden_dim(in_dim)`.
-        depth: hidden layers of a petal, >= 1.
+        depth: hidden layers of a petal, 1 to 1000.
         trunk: "shared" (one stack of hidden layers for all petals) or "private" (one each).
         group_size: petals averaged before the maximum: 2 (petal i with i+1) or 1 (none).
-        temperature: 0.0 for the maximum, T > 0 for its smooth form, "learned" for one trained T an output.
+        temperature: 0.0 for the maximum, T in [1e-3, 1e6] for its smooth form, "learned" for one trained T an output.
         activation: "softplus", "relu" or "huber_relu".
         gate: add a convex gate inside the first activation.
         normalization: the change of units around the hull, or None.
@@ -109,7 +129,7 @@ class HullConfig:
             "petals": whole_number(owner, "petals", self.petals, 1),
             "out_dim": whole_number(owner, "out_dim", in_dim if self.out_dim is None else self.out_dim, 1),
             "hidden_dim": whole_number(owner, "hidden_dim", hidden_dim, 1),
-            "depth": whole_number(owner, "depth", self.depth, 1),
+            "depth": whole_number(owner, "depth", self.depth, 1, LARGEST_DEPTH),
             "trunk": one_of(owner, "trunk", self.trunk, TRUNKS),
             "group_size": one_of(owner, "group_size", self.group_size, (2, 1)),
             "temperature": self._checked_temperature(),
@@ -121,15 +141,16 @@ class HullConfig:
         self._check_normalization()
 
     def _checked_temperature(self) -> float | str:
-        value, rule = self.temperature, f'a finite number >= 0 or "{LEARNED}"'
+        value, bounds = self.temperature, (LEAST_TEMPERATURE, LARGEST_TEMPERATURE)
+        rule = f'0, a number in [{bounds[0]:g}, {bounds[1]:g}] or "{LEARNED}"'
         fix = f'Pass temperature=0.0 for the maximum or "{LEARNED}".'
         if isinstance(value, str):
             if value != LEARNED:
                 fail("HullConfig", "temperature", rule, repr(value), fix)
             return value
-        if isinstance(value, bool) or not hasattr(value, "__float__"):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             fail("HullConfig", "temperature", rule, repr(value), fix, TypeError)
-        if not math.isfinite(value) or value < 0:
+        if value != 0 and not bounds[0] <= value <= bounds[1]:
             fail("HullConfig", "temperature", rule, repr(value), fix)
         return float(value)
 

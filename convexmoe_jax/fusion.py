@@ -11,14 +11,11 @@ Both are non-decreasing and convex in f, so y is convex where every f_p is.
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 
+from .config import LEAST_TEMPERATURE
 from .positive import softplus
-
-LEAST_TEMPERATURE = 1e-3
 
 
 def learned_temperature(raw: jax.Array) -> jax.Array:
@@ -41,7 +38,8 @@ def maximum(g_NPO: jax.Array) -> jax.Array:
 def smooth_maximum(g_NPO: jax.Array, temperature: jax.Array | float) -> jax.Array:
     """Return `T (log sum_i exp(g_i / T) - log P)`, (N, O): below the maximum by at most `T log P`.
 
-    Half precision is widened to float32 inside, where `g / T` would overflow.
+    Computed as `m + T log1p(mean_i expm1((g_i - m) / T))` with m the maximum: at a large T the difference of two
+    logarithms would cancel. Half precision is widened to float32 inside, where `g / T` would overflow.
 
     Args:
         g_NPO: group values.
@@ -51,5 +49,5 @@ def smooth_maximum(g_NPO: jax.Array, temperature: jax.Array | float) -> jax.Arra
     wide = g_NPO.astype(jnp.promote_types(dtype, jnp.float32))
     T = jnp.asarray(temperature, wide.dtype)
     top = jax.lax.stop_gradient(jnp.max(wide, axis=-2, keepdims=True))
-    total = jnp.sum(jnp.exp((wide - top) / T), axis=-2)
-    return (top.squeeze(-2) + T * (jnp.log(total) - math.log(g_NPO.shape[-2]))).astype(dtype)
+    mean = jnp.mean(jnp.expm1((wide - top) / T), axis=-2)
+    return (top.squeeze(-2) + T * jnp.log1p(mean)).astype(dtype)

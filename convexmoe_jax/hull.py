@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ._checks import dtype_name, last_axis, same_dtype, same_keys
+from ._checks import dtype_name, fail, last_axis, same_dtype, same_keys
 from .config import HullConfig, Normalization
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .init import initial_parameters, parameter_shapes
 from .petals import Tree, effective, petal_values
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class Winners(NamedTuple):
@@ -54,7 +56,7 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
     """Return the dict with dotted names of a nested dict; the inverse of `nest`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if hasattr(value, "items") else {prefix + key: value}
     return flat
 
 
@@ -145,11 +147,31 @@ def fold_parameters(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]
     return averaged(effective(params, config), config)
 
 
+def checked_params(config: HullConfig, params: Tree) -> dict[str, jax.Array]:
+    """Return a copy of the parameters by dotted name after their checks: names, shapes, one floating dtype."""
+    flat = flatten(params)
+    for name, value in flat.items():
+        if not isinstance(value, (jax.Array, np.ndarray)):
+            fix = "Convert it to an array of this framework first."
+            fail("VectorHull", f"params[{name!r}]", "an array", type(value).__name__, fix, TypeError)
+    dtype = dtype_name(flat["shifts"].dtype) if "shifts" in flat else None
+    if dtype not in (*DTYPES, None):
+        fail("VectorHull", "params", f"one of {list(DTYPES)}", str(dtype), "Cast the parameters.", TypeError)
+    expected = {name: (shape, dtype) for name, shape in parameter_shapes(config).items()}
+    got = {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in flat.items()}
+    same_keys("VectorHull", expected, got)
+    copies = {name: jnp.array(flat[name]) for name in expected}
+    if copies["shifts"].dtype != dtype:
+        fix = 'Call jax.config.update("jax_enable_x64", True) first.'
+        fail("VectorHull", "params", "a dtype that JAX has switched on", str(dtype), fix)
+    return copies
+
+
 def normalized_rows(params: Tree, x: Any, config: HullConfig) -> jax.Array:
     """Return `x` after its checks as rows (N, D) in normalized units."""
     last_axis("VectorHull", "x", x, config.in_dim, (jax.Array, np.ndarray))
-    x = jnp.asarray(x)
     same_dtype("VectorHull", "x", x, params["shifts"].dtype)
+    x = jnp.asarray(x)
     x_ND = x.reshape(-1, config.in_dim)
     if config.normalization is None:
         return x_ND
@@ -166,7 +188,7 @@ def rescaled(y_NO: jax.Array, normalization: Normalization | None) -> jax.Array:
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config"])
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FoldedHull:
     """A hull for inference: the same function, its weights computed once. A pytree.
 
@@ -250,20 +272,14 @@ class VectorHull(nnx.Module):
 
     @classmethod
     def from_params(cls, config: HullConfig, params: Tree) -> VectorHull:
-        """Return a hull that holds these parameters, a nested dict as `init` gives it.
+        """Return a hull that holds a copy of these parameters, a nested dict as `init` gives it.
 
         Raises:
             ValueError: names or shapes differ from those of the config; all differences are listed.
         """
-        flat = flatten(params)
-        expected = {name: (shape, None) for name, shape in parameter_shapes(config).items()}
-        same_keys(
-            "VectorHull",
-            expected,
-            {name: (value.shape, dtype_name(value.dtype)) for name, value in flat.items()},
-        )
+        flat = checked_params(config, params)
         model = nnx.eval_shape(lambda: cls.from_config(config, rngs=nnx.Rngs(0)))
-        nnx.update(model, jax.tree.map(nnx.Param, nest({name: flat[name] for name in expected})))
+        nnx.update(model, jax.tree.map(nnx.Param, nest(flat)))
         return model
 
     @property
@@ -276,7 +292,7 @@ class VectorHull(nnx.Module):
         value = getattr(self, first)
         for key in path:
             value = value[key]
-        return value[...]
+        return value.get_value()
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the hull of `x`, `[..., in_dim]` -> `[..., out_dim]`, of the dtype of the parameters."""

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .config import LEARNED, HullConfig
-from .fusion import LEAST_TEMPERATURE
+from ._checks import fail
+from .config import LEARNED, LEAST_TEMPERATURE, HullConfig
 from .positive import POSITIVE_SHARE
 
 INITIAL_TEMPERATURE = 1.0
@@ -80,15 +80,25 @@ def draw(law: Law, shape: tuple[int, ...], key: jax.Array, dtype: Any) -> jax.Ar
     """Draw one parameter from its law."""
     if law.kind == "constant":
         return jnp.full(shape, law.mean, dtype)
-    values = law.mean + law.deviation * jax.random.normal(key, shape, dtype)
-    if law.kind == "normal":
-        return values
-    positive = jnp.exp(values)
-    return positive + jnp.log(-jnp.expm1(-positive))  # the inverse of softplus
+    # half precision would cut the tails, where most of the second moment lies
+    wide = jnp.promote_types(dtype, jnp.float32)
+    values = law.mean + law.deviation * jax.random.normal(key, shape, wide)
+    if law.kind == "raw_log_normal":
+        positive = jnp.exp(values)
+        values = positive + jnp.log(-jnp.expm1(-positive))  # the inverse of softplus
+    return values.astype(dtype)
+
+
+def switched_on(dtype: Any) -> bool:
+    """Return whether JAX computes in this dtype, and does not round it to a narrower one."""
+    return jnp.dtype(dtype).itemsize < 8 or jnp.result_type(float) == jnp.float64
 
 
 def initial_parameters(config: HullConfig, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
     """Draw every parameter (dotted name -> array) from its `initial_law`."""
+    if not jnp.issubdtype(dtype, jnp.floating) or not switched_on(dtype):
+        fix = 'Pass float32, or call jax.config.update("jax_enable_x64", True) first.'
+        fail("VectorHull", "dtype", "a floating dtype that JAX has switched on", str(jnp.dtype(dtype)), fix)
     shapes = parameter_shapes(config)
     keys = jax.random.split(key, len(shapes))
     return {

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._checks import describe, fail, whole_number
+from ._checks import describe, dtype_name, fail, whole_number
 from .config import HullConfig, Normalization
 from .hull import VectorHull, apply
 from .petals import Tree
@@ -159,7 +159,7 @@ def train(
     Raises:
         FloatingPointError: the loss is no longer finite.
     """
-    learning_rate = checked_schedule(steps, batch_size, learning_rate)
+    learning_rate = checked_schedule(steps, batch_size, learning_rate, seed)
     dtype = jax.tree.leaves(params)[0].dtype
     x_train, y_train = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
     held_out = None if validation is None else tuple(jnp.asarray(part, dtype) for part in validation)
@@ -173,10 +173,16 @@ def train(
             )
             held = None if held_out is None else float(_loss(model, carry[0], *held_out))
             if record.add(len(rows), float(jnp.mean(losses)), held):
-                record.best = jax.tree.map(np.asarray, carry[0])
+                record.best = jax.tree.map(np.array, carry[0])
             if record.finished:
                 break
+    check_finite(all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(record.best)))
     return Trained(jax.tree.map(jnp.asarray, record.best), record.history, record.best_step)
+
+
+def cast(params: Tree, dtype: Any) -> Tree:
+    """Return parameters in another dtype."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,8 @@ def fit(
     """Fit a hull to data by least squares and return it; the given model stays as it is.
 
     The data are standardised; means and deviations go into the config of the fitted model, which takes and
-    gives original units. A model that has a normalization keeps it.
+    gives original units. A model that has a normalization keeps it; one in half precision is fitted in float32
+    and cast back.
 
     Args:
         model: the hull to start from.
@@ -226,11 +233,12 @@ def fit(
     >>> hull = VectorHull(1, petals=4, out_dim=1, rngs=nnx.Rngs(0))
     >>> fitted = fit(hull, rows, rows**2, steps=200).model
     """
-    config = model.config
+    config, given = model.config, model.params["shifts"].dtype
+    wide = jnp.promote_types(given, jnp.float32)  # Adam's epsilon is zero in half precision
     x, y = checked_data("x", x, y, config)
     if validation is not None:
         validation = checked_data("validation", *validation, config)
-    normalization = config.normalization or standardisation(x, y)
+    normalization = config.normalization or standardisation(x, y, dtype_name(wide))
     function = HullFunction(replace(config, normalization=None))
     options: Any = {
         "validation": None if validation is None else standardised(*validation, normalization),
@@ -240,77 +248,92 @@ def fit(
         "seed": seed,
         "progress": progress,
     }
-    params, history, best_step = train(function, model.params, *standardised(x, y, normalization), **options)
-    fitted = VectorHull.from_params(replace(config, normalization=normalization), params)
+    params, history, best_step = train(
+        function, cast(model.params, wide), *standardised(x, y, normalization), **options
+    )
+    fitted = VectorHull.from_params(replace(config, normalization=normalization), cast(params, given))
     return FitResult(fitted, history, best_step)
 
 
 def checked_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:
     """Return x `(rows, in_dim)` and y `(rows, out_dim)` as float64 after their checks."""
+    targets = "y" if argument == "x" else argument
     x, y = np.asarray(x), np.asarray(y)
-    for array in (x, y):
+    for name, array in ((argument, x), (targets, y)):
         if array.dtype.kind not in "fiu":
-            fail(
-                "fit",
-                argument,
-                "numbers",
-                describe(array),
-                "Encode text and missing values first.",
-                TypeError,
-            )
+            fix = "Encode text and missing values first."
+            fail("fit", name, "numbers", describe(array), fix, TypeError)
     y = y[:, None] if y.ndim == 1 else y
     if x.ndim != 2 or x.shape[1] != config.in_dim:
-        rule = f"[rows, in_dim={config.in_dim}]"
-        fail("fit", argument, rule, describe(x), "Give one column for each input of the hull.")
+        rule, fix = f"[rows, in_dim={config.in_dim}]", "Give one column for each input of the hull."
+        fail("fit", argument, rule, describe(x), fix)
     if y.ndim != 2 or y.shape[1] != config.out_dim or len(y) != len(x):
         rule = f"targets [rows={len(x)}, out_dim={config.out_dim}]"
-        fail(
-            "fit",
-            argument,
-            rule,
-            describe(y),
-            f"Give one target row for each row of x, out_dim={config.out_dim} wide.",
-        )
-    if len(x) < 2 and argument == "x":
-        fail("fit", argument, "2 rows at least", str(len(x)), "Give more rows.")
-    for array in (x, y):
+        fix = f"Give one target row for each row of x, out_dim={config.out_dim} wide."
+        fail("fit", targets, rule, describe(y), fix)
+    least = 2 if argument == "x" else 1
+    if len(x) < least:
+        rule = f"{least} row{'s' * (least > 1)} at least"
+        fail("fit", argument, rule, str(len(x)), "Give more rows.")
+    for name, array in ((argument, x), (targets, y)):
         bad = np.argwhere(~np.isfinite(array))
         if len(bad):
             row, column = bad[0]
-            fail(
-                "fit",
-                argument,
-                "finite numbers",
-                f"{array[row, column]} at row {row}, column {column}",
-                "Remove that row or fill it.",
-            )
+            got = f"{array[row, column]} at row {row}, column {column}"
+            fail("fit", name, "finite numbers", got, "Remove that row or fill it.")
     return x.astype(np.float64), y.astype(np.float64)
 
 
-def checked_schedule(steps: Any, batch_size: Any, learning_rate: Any) -> float:
+def checked_schedule(steps: Any, batch_size: Any, learning_rate: Any, seed: Any) -> float:
     """Return the peak learning rate after the checks of the schedule."""
     whole_number("fit", "steps", steps, 1)
     whole_number("fit", "batch_size", batch_size, 1)
+    whole_number("fit", "seed", seed, 0)
     rate = LEARNING_RATE if learning_rate is None else learning_rate
-    if not math.isfinite(rate) or rate <= 0:
-        fail("fit", "learning_rate", "a finite number > 0", repr(rate), f"Pass None for {LEARNING_RATE}.")
+    rule, fix = "a finite number > 0", f"Pass None for {LEARNING_RATE}."
+    if not isinstance(rate, (int, float)):
+        fail("fit", "learning_rate", rule, repr(rate), fix, TypeError)
+    if not 0 < rate < math.inf:
+        fail("fit", "learning_rate", rule, repr(rate), fix)
     return float(rate)
 
 
-def standardisation(x: np.ndarray, y: np.ndarray) -> Normalization:
-    """Return mean and deviation of each column; 1 for the deviation of a constant column."""
-    numbers = []
-    for array in (x, y):
-        deviation = array.std(axis=0)
-        constant = deviation <= 1e-12 * np.abs(array).max(axis=0)
-        numbers += [tuple(array.mean(axis=0).tolist()), tuple(np.where(constant, 1.0, deviation).tolist())]
-    return Normalization(*numbers)
+def standardisation(x: np.ndarray, y: np.ndarray, dtype: str) -> Normalization:
+    """Return mean and deviation of each column; 1 for the deviation of a constant column.
+
+    Raises:
+        ValueError: `dtype` cannot resolve a column: its spread is lost beside its size, or leaves the range.
+    """
+    limits = np.finfo(dtype)
+    values = []
+    for argument, array in (("x", x), ("y", y)):
+        size = np.abs(array).max(axis=0)
+        unit = np.where(size > 0, size, 1.0)
+        deviation = size * (array / unit).std(axis=0)
+        constant = array.max(axis=0) == array.min(axis=0)
+        lost = (
+            (deviation < 16 * limits.eps * size)
+            | (deviation < 1e4 * limits.tiny)
+            | (size > 1e-4 * limits.max)
+        )
+        for column in np.flatnonzero(lost & ~constant):
+            got = f"deviation {deviation[column]:.2g} at size {size[column]:.2g} in column {column}"
+            fix = "Subtract an offset or change its unit."
+            fail("fit", argument, f"columns that {dtype} can resolve", got, fix)
+        values += [unit * (array / unit).mean(axis=0), np.where(constant, 1.0, deviation)]
+    return Normalization(*[tuple(value.tolist()) for value in values])
 
 
 def standardised(x: np.ndarray, y: np.ndarray, units: Normalization) -> Data:
     """Return x and y in standardised units."""
     x = (x - np.asarray(units.input_mean)) / np.asarray(units.input_scale)
     return x, (y - np.asarray(units.output_mean)) / np.asarray(units.output_scale)
+
+
+def check_finite(finite: bool) -> None:
+    """Check the weights of a run: the last step comes after the last loss."""
+    if not finite:
+        fail("fit", "weights", "finite numbers", "inf or nan", "Lower learning_rate.", FloatingPointError)
 
 
 def learning_rates(steps: int, peak: float) -> np.ndarray:

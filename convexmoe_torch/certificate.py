@@ -59,7 +59,8 @@ def find_violation(
             dtype of `points`.
 
     Raises:
-        ValueError: points are not `[rows, in_dim]` with two rows at least.
+        TypeError, ValueError: points are not floating `[rows, in_dim]` with two rows at least, or the function is
+            not finite on a segment.
 
     >>> from convexmoe_torch import VectorHull
     >>> find_violation(VectorHull(2, petals=3), torch.eye(2), segments=1000) is None
@@ -70,6 +71,9 @@ def find_violation(
             "find_violation", "points", "[rows >= 2, in_dim]", describe(points), "Pass some rows of the data."
         )
     whole_number("find_violation", "segments", segments, 1)
+    if dtype_name(points.dtype) not in TOLERANCES:
+        fix = "Cast them to the dtype the function takes."
+        fail("find_violation", "points", f"one of {list(TOLERANCES)}", describe(points), fix, TypeError)
     tolerance = TOLERANCES[dtype_name(points.dtype)] if tolerance is None else tolerance
     worst: Violation | None = None
     for left, right, weight in _segments(points.detach().double().cpu().numpy(), segments, seed):
@@ -106,6 +110,11 @@ def _worst(
 ) -> Violation | None:
     """Return the segment with the largest gap beyond the tolerance, None where there is none."""
     value_left, value_right, value = (part.reshape(len(left), -1) for part in values)
+    for part in (value_left, value_right, value):
+        if not np.isfinite(part).all():
+            bad = int(np.argwhere(~np.isfinite(part))[0, 0])
+            got = f"{part[~np.isfinite(part)][0]} between {left[bad].tolist()} and {right[bad].tolist()}"
+            fail("find_violation", "function", "finite values", got, "Search where the function is finite.")
     gap = value - (weight * value_left + (1 - weight) * value_right)
     size = max(float(np.max(np.abs(part), initial=1e-300)) for part in (value_left, value_right, value))
     excess = np.where(gap > tolerance * size, gap, -np.inf)

@@ -58,10 +58,22 @@ def save(model: Model, path: str | os.PathLike[str], *, notes: dict[str, Any] | 
     4
     """
     header, arrays = content_of(model)
-    header |= {"schema": SCHEMA, "notes": notes or {}}
+    header |= {"schema": SCHEMA, "notes": plain_notes(notes)}
     header["sha256"] = digest(header, arrays)
     text = json.dumps(header, sort_keys=True, allow_nan=False)
     write_whole(Path(path), to_safetensors(arrays, {ENTRY: text}))
+
+
+def plain_notes(notes: Any) -> dict[str, Any]:
+    """Return the notes as reading them will give them."""
+    rule, fix = "a dict that JSON can hold, without NaN", "Turn arrays into lists and numbers into float."
+    try:
+        plain = json.loads(json.dumps({} if notes is None else notes, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        fail("save", "notes", rule, f"{type(notes).__name__} ({error})", fix)
+    if not isinstance(plain, dict):
+        fail("save", "notes", rule, type(notes).__name__, fix, TypeError)
+    return plain
 
 
 def content_of(model: Model) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -104,14 +116,7 @@ def load(path: str | os.PathLike[str], *, expert_factory: Any = None, fusion_mod
         dtype = dtypes.get(PREFIX + "shifts", "float32")
         expected = {PREFIX + key: (shape, dtype) for key, shape in parameter_shapes(config).items()}
         same_keys("load", expected, {key: (value.shape, dtypes[key]) for key, value in arrays.items()})
-    if header["sha256"] != digest({k: v for k, v in header.items() if k != "sha256"}, arrays):
-        fail(
-            "load",
-            "path",
-            "a file whose content has the sha256 it states",
-            f"{name!r}, which differs",
-            DAMAGED,
-        )
+    check_digest(name, header, arrays)
     if header["kind"] == "VectorHull":
         return VectorHull.from_params(config, nest(own))
     recipes = header["config"]
@@ -122,8 +127,10 @@ def load(path: str | os.PathLike[str], *, expert_factory: Any = None, fusion_mod
 
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the notes that `save` wrote."""
-    return read(path)[0]["notes"]
+    """Return the notes that `save` wrote. Errors as in `load`."""
+    header, arrays = read(path)
+    check_digest(os.fspath(path), header, arrays)
+    return header["notes"]
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -142,14 +149,21 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return checked_header(name, text), arrays
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict; a name that stands twice is an error."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name stands twice")
+    return dict(pairs)
+
+
 def checked_header(name: str, text: str) -> dict[str, Any]:
     """Return the metadata entry as a dict with all its fields."""
     try:
-        header = json.loads(text)
-    except ValueError as error:
+        header = json.loads(text, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
         fail("load", "path", "metadata in JSON", f"{name!r} ({error})", DAMAGED)
     fields = {"schema", "kind", "config", "notes", "sha256"}
-    if not isinstance(header, dict) or not isinstance(header.get("schema"), int):
+    if not isinstance(header, dict) or type(header.get("schema")) is not int:
         fail("load", "path", f"metadata with the fields {sorted(fields)}", repr(name), DAMAGED)
     if header["schema"] > SCHEMA:
         fix = "Install a newer convexmoe."
@@ -157,6 +171,14 @@ def checked_header(name: str, text: str) -> dict[str, Any]:
     if set(header) != fields or header["kind"] not in KINDS or not isinstance(header["notes"], dict):
         fail("load", "path", f"one of {list(KINDS)} with the fields {sorted(fields)}", repr(name), DAMAGED)
     return header
+
+
+def check_digest(name: str, header: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """Check that the content of a file is what its sha256 says."""
+    known = all(dtype_name(value.dtype) in DTYPES for value in arrays.values())
+    if not known or header["sha256"] != digest({k: v for k, v in header.items() if k != "sha256"}, arrays):
+        got = f"{name!r}, which differs"
+        fail("load", "path", "a file whose content has the sha256 it states", got, DAMAGED)
 
 
 def digest(header: dict[str, Any], arrays: dict[str, Any]) -> str:
@@ -170,7 +192,11 @@ def digest(header: dict[str, Any], arrays: dict[str, Any]) -> str:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside `path`, flush it to the disk, and rename it: `path` is always whole."""
+    """Write a file beside `path`, flush it to the disk, and rename it: `path` is always whole.
+
+    A link is followed; what is there and is no regular file (a device, a folder) is left alone.
+    """
+    path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         fail(
             "save",
@@ -180,7 +206,9 @@ def write_whole(path: Path, data: bytes) -> None:
             "Make the folder first.",
             FileNotFoundError,
         )
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    if path.exists() and not path.is_file():
+        fail("save", "path", "a regular file", repr(str(path)), "Choose another name.", FileExistsError)
+    beside = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with open(beside, "xb") as file:
             file.write(data)

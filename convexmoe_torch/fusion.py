@@ -11,14 +11,11 @@ Both are non-decreasing and convex in f, so y is convex where every f_p is.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from .config import LEAST_TEMPERATURE
 from .positive import softplus
-
-LEAST_TEMPERATURE = 1e-3
 
 
 def learned_temperature(raw: Tensor) -> Tensor:
@@ -41,7 +38,8 @@ def maximum(g_NPO: Tensor) -> Tensor:
 def smooth_maximum(g_NPO: Tensor, temperature: Tensor | float) -> Tensor:
     """Return `T (log sum_i exp(g_i / T) - log P)`, (N, O): below the maximum by at most `T log P`.
 
-    Half precision is widened to float32 inside, where `g / T` would overflow.
+    Computed as `m + T log1p(mean_i expm1((g_i - m) / T))` with m the maximum: at a large T the difference of two
+    logarithms would cancel. Half precision is widened to float32 inside, where `g / T` would overflow.
 
     Args:
         g_NPO: group values.
@@ -51,5 +49,5 @@ def smooth_maximum(g_NPO: Tensor, temperature: Tensor | float) -> Tensor:
     wide = g_NPO.to(torch.promote_types(dtype, torch.float32))
     T = temperature.to(wide.dtype) if isinstance(temperature, Tensor) else temperature
     top = torch.amax(wide, dim=-2, keepdim=True).detach()
-    total = torch.sum(torch.exp((wide - top) / T), dim=-2)
-    return (top.squeeze(-2) + T * (torch.log(total) - math.log(g_NPO.shape[-2]))).to(dtype)
+    mean = torch.mean(torch.expm1((wide - top) / T), dim=-2)
+    return (top.squeeze(-2) + T * torch.log1p(mean)).to(dtype)

@@ -12,13 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._checks import dtype_name, last_axis, same_dtype, same_keys
+from ._checks import dtype_name, fail, last_axis, same_dtype, same_keys
 from .config import HullConfig, Normalization
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .init import initial_parameters, parameter_shapes
 from .petals import Tree, effective, petal_values
 
 Units = dict[str, Tensor]
+
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class Winners(NamedTuple):
@@ -53,7 +56,7 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
     """Return the dict with dotted names of a nested dict; the inverse of `nest`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if hasattr(value, "items") else {prefix + key: value}
     return flat
 
 
@@ -158,6 +161,22 @@ def units_of(config: HullConfig, like: Tensor) -> Units | None:
     return {name: torch.tensor(numbers, dtype=like.dtype, device=like.device) for name, numbers in values}
 
 
+def checked_params(config: HullConfig, params: Tree) -> dict[str, Tensor]:
+    """Return a copy of the parameters by dotted name after their checks: names, shapes, one floating dtype."""
+    flat = flatten(params)
+    for name, value in flat.items():
+        if not isinstance(value, Tensor):
+            fix = "Convert it to an array of this framework first."
+            fail("VectorHull", f"params[{name!r}]", "an array", type(value).__name__, fix, TypeError)
+    dtype = dtype_name(flat["shifts"].dtype) if "shifts" in flat else None
+    if dtype not in (*DTYPES, None):
+        fail("VectorHull", "params", f"one of {list(DTYPES)}", str(dtype), "Cast the parameters.", TypeError)
+    expected = {name: (shape, dtype) for name, shape in parameter_shapes(config).items()}
+    got = {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in flat.items()}
+    same_keys("VectorHull", expected, got)
+    return {name: flat[name].detach().clone() for name in expected}
+
+
 def normalized_rows(params: Tree, x: Any, config: HullConfig, units: Units | None) -> Tensor:
     """Return `x` after its checks as rows (N, D) in normalized units."""
     last_axis("VectorHull", "x", x, config.in_dim, (Tensor,))
@@ -207,10 +226,19 @@ class HullModule(nn.Module):
                 self.normalization.register_buffer(name, value)
             self.register_load_state_dict_post_hook(_read_normalization)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move or cast the module; the buffers are made anew of the config, not cast from cast ones."""
+        super()._apply(fn, recurse)
+        if self.normalization is not None:
+            for name, value in (units_of(self.config, self.get_parameter("shifts")) or {}).items():
+                setattr(self.normalization, name, value)
+        return self
+
     @property
     def tree(self) -> Tree:
         """The parameters as a tree that is indexed by name: what `hull.apply` works on."""
-        return {**self._parameters, **{k: v for k, v in self._modules.items() if k != "normalization"}}
+        names = dict.fromkeys(name.partition(".")[0] for name in parameter_shapes(self.config))
+        return {name: getattr(self, name) for name in names}
 
     @property
     def units(self) -> Units | None:
@@ -224,9 +252,11 @@ class HullModule(nn.Module):
 
 
 def _read_normalization(module: Any, _: Any) -> None:
-    """Take the config's normalization from the buffers that `load_state_dict` has filled."""
-    units = {name: tuple(value.tolist()) for name, value in module.units.items()}
-    module.config = replace(module.config, normalization=Normalization(**units))
+    """Take the config's normalization from the buffers that `load_state_dict` has filled, where they differ."""
+    own = units_of(module.config, module.shifts) or {}
+    if any(not torch.equal(own[name], value) for name, value in module.units.items()):
+        units = {name: tuple(value.tolist()) for name, value in module.units.items()}
+        module.config = replace(module.config, normalization=Normalization(**units))
 
 
 class FoldedHull(HullModule):
@@ -238,7 +268,8 @@ class FoldedHull(HullModule):
     """
 
     def __init__(self, params: Tree, config: HullConfig) -> None:
-        super().__init__(config, params, trainable=False)
+        own = {name: value.detach().clone() for name, value in flatten(params).items()}
+        super().__init__(config, nest(own), trainable=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the hull of `x`, `[..., in_dim]` -> `[..., out_dim]`."""
@@ -311,18 +342,10 @@ class VectorHull(HullModule):
         Raises:
             ValueError: names or shapes differ from those of the config; all differences are listed.
         """
-        flat = flatten(params)
-        expected = {name: (shape, None) for name, shape in parameter_shapes(config).items()}
-        same_keys(
-            "VectorHull",
-            expected,
-            {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in flat.items()},
-        )
+        flat = checked_params(config, params)
         with torch.device("meta"):
             model = cls.from_config(config, dtype=flat["shifts"].dtype)
-        HullModule.__init__(
-            model, config, nest({name: flat[name].detach().clone() for name in expected}), trainable=True
-        )
+        HullModule.__init__(model, config, nest(flat), trainable=True)
         return model
 
     @property

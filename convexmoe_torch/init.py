@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import LEARNED, HullConfig
-from .fusion import LEAST_TEMPERATURE
+from ._checks import fail
+from .config import LEARNED, LEAST_TEMPERATURE, HullConfig
 from .positive import POSITIVE_SHARE
 
 INITIAL_TEMPERATURE = 1.0
@@ -80,15 +80,19 @@ def draw(law: Law, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
     """Draw one parameter from its law, on the default device and generator."""
     if law.kind == "constant":
         return torch.full(shape, law.mean, dtype=dtype)
-    values = law.mean + law.deviation * torch.randn(shape, dtype=dtype)
-    if law.kind == "normal":
-        return values
-    positive = torch.exp(values)
-    return positive + torch.log(-torch.expm1(-positive))  # the inverse of softplus
+    # half precision would cut the tails, where most of the second moment lies
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    values = law.mean + law.deviation * torch.randn(shape, dtype=torch.promote_types(dtype, torch.float32))
+    if law.kind == "raw_log_normal":
+        positive = torch.exp(values)
+        values = positive + torch.log(-torch.expm1(-positive))  # the inverse of softplus
+    return values.to(dtype)
 
 
 def initial_parameters(config: HullConfig, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Draw every parameter (dotted name -> tensor) from its `initial_law`."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        fail("VectorHull", "dtype", "a floating dtype", str(dtype), "Pass torch.float32, for example.")
     return {
         name: draw(initial_law(name, config), shape, dtype)
         for name, shape in parameter_shapes(config).items()

@@ -156,7 +156,7 @@ BAD_FIELDS = [
     (
         fields(depth=0),
         ValueError,
-        "HullConfig.depth: expected a whole number >= 1; got 0. Pass depth=1 or more.",
+        "HullConfig.depth: expected a whole number from 1 to 1000; got 0. Pass depth=1, for example.",
     ),
     (
         fields(trunk="both"),
@@ -188,7 +188,7 @@ BAD_FIELDS = [
         (
             fields(temperature=value),
             kind,
-            f'HullConfig.temperature: expected a finite number >= 0 or "learned"; got {value!r}. '
+            f'HullConfig.temperature: expected 0, a number in [0.001, 1e+06] or "learned"; got {value!r}. '
             'Pass temperature=0.0 for the maximum or "learned".',
         )
         for value, kind in [

@@ -119,7 +119,8 @@ def test_controls_a_sync_and_a_float64_are_seen():
 # fmt: off
 OPERATIONS = {
     "_to_copy", "_unsafe_view", "add", "addmm", "alias", "amax", "bmm", "clamp", "clone", "copy_", "detach",
-    "div", "div_", "eq", "exp", "expand", "fill", "full_like", "ge", "gt", "le", "log", "lt", "mean", "mm",
+    "div", "div_", "eq", "exp", "expand", "expm1", "fill", "full_like", "ge", "gt", "le", "log", "log1p", "lt",
+    "mean", "mm",
     "mul", "mul_", "neg", "new_empty_strided", "ones_like", "permute", "pow", "promote_types", "relu",
     "reshape", "roll", "scalar_tensor", "select", "select_backward", "softplus", "softplus_backward",
     "squeeze", "sub", "sum", "t", "threshold_backward", "transpose", "unsqueeze", "view", "where", "zeros",
