@@ -56,10 +56,10 @@ def test_control_blocks_without_a_mask_would_poison_other_experts(monkeypatch):
     def block(rows, at, size, valid):
         return dispatch.jax.tree.map(lambda leaf: dispatch.lax.dynamic_slice_in_dim(leaf, at, size), rows)
 
-    dispatch.jax.clear_caches()
+    dispatch.dispatch.clear_cache()
     monkeypatch.setattr(dispatch, "block_of", block)
     assert touched(*poisoned_run(engines.JaxEngine(), "reverse"))
-    dispatch.jax.clear_caches()
+    dispatch.dispatch.clear_cache()
 
 
 def test_the_order_of_the_batch_does_not_matter(engine):
