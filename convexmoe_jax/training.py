@@ -240,14 +240,8 @@ def fit(
         validation = checked_data("validation", *validation, config)
     normalization = config.normalization or standardisation(x, y, dtype_name(wide))
     function = HullFunction(replace(config, normalization=None))
-    options: Any = {
-        "validation": None if validation is None else standardised(*validation, normalization),
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "progress": progress,
-    }
+    held = None if validation is None else standardised(*validation, normalization)
+    options: Any = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     params, history, best_step = train(
         function, cast(model.params, wide), *standardised(x, y, normalization), **options
     )

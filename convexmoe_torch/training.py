@@ -187,16 +187,12 @@ def fit(
     if validation is not None:
         validation = checked_data("validation", *validation, config)
     normalization = config.normalization or standardisation(x, y, dtype_name(wide))
-    options: Any = {
-        "validation": None if validation is None else standardised(*validation, normalization),
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "progress": progress,
-    }
+    held = None if validation is None else standardised(*validation, normalization)
+    options: Any = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     hull = VectorHull.from_params(replace(config, normalization=None), model.params).to(wide)
-    history, best_step = train(hull, *standardised(x, y, normalization), **options)
+    history, best_step = train(
+        hull, *standardised(x, y, normalization), validation=held, progress=progress, **options
+    )
     fitted = VectorHull.from_params(replace(config, normalization=normalization), hull.to(given).params)
     return FitResult(fitted, history, best_step)
 

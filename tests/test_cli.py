@@ -1,72 +1,22 @@
 """The command: every fault of the input is one line with its remedy; a good run writes what it says."""
 
-import csv
-import io
 import json
 import os
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from commands import FRAMEWORKS, QUICK, assert_one_line_refusal, fill, invoke, put, rows, write
 
 import convexmoe_jax
 import convexmoe_torch
 import interop
-from interop import cli, frameworks
-from interop.saved import notes_of, read_model
-from interop.tables import InputError, embedded_table, read_table
-
-FRAMEWORKS = ("jax", "torch")
-QUICK = ["--steps", "30", "--petals", "3"]
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
-def rows(n=40, change=None):
-    """A well-formed table: a, b and y, where y is convex in a and b; `change(cells)` spoils it."""
-    rng = np.random.default_rng(7)
-    cells = [["a", "b", "y"]]
-    for a, b in rng.normal(size=(n, 2)):
-        cells.append([f"{a:.4f}", f"{b:.4f}", f"{a * a + abs(b):.4f}"])
-    if change is not None:
-        change(cells)
-    return cells
-
-
-def write(path, cells):
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(cells)
-    return path
-
-
-def put(row, column, text):
-    return lambda cells: cells[row].__setitem__(column, text)
-
-
-def fill(column, text):
-    return lambda cells: [row.__setitem__(column, text) for row in cells[1:]]
-
-
-def assert_one_line_refusal(result, *parts):
-    """Exit code 2, one line on stderr that names the fault and the remedy, nothing else."""
-    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
-    assert isinstance(result.exception, SystemExit)
-    [line] = result.stderr.splitlines()
-    assert "Traceback" not in result.output
-    assert result.stdout == ""
-    for part in parts:
-        assert part in line
-    return line
-
+from interop import frameworks
+from interop.tables import embedded_table, read_table
 
 # What is wrong with the table: (change, parts of the message: what came, the remedy).
 BAD_TABLES = {
@@ -315,153 +265,6 @@ def test_a_model_without_column_names_is_refused(tmp_path):
     assert_one_line_refusal(
         invoke("predict", path, data), "bare.safetensors", "column names", "convexmoe fit"
     )
-
-
-def hull_file(path, notes=None, dtype=torch.float32, **options):
-    """A model of the columns a and b with random weights, as `fit` would write it but for what is given."""
-    torch.manual_seed(0)
-    model = convexmoe_torch.VectorHull(**{"in_dim": 2, "petals": 3, "out_dim": 1} | options, dtype=dtype)
-    convexmoe_torch.save(model, path, notes=notes_of(("a", "b"), "y") if notes is None else notes)
-    return path
-
-
-STRANGE_MODELS = {
-    "two outputs": ({"out_dim": 2}, ["out_dim=1", "got out_dim=2", "convexmoe fit"]),
-    "numbers for columns": ({"notes": {"columns": [1, 2], "target": "y"}}, ["column names", "convexmoe fit"]),
-    "a number for the target": ({"notes": {"columns": ["a", "b"], "target": 3}}, ["column names"]),
-    "a name too few": ({"notes": {"columns": ["a"], "target": "y"}}, ["column names"]),
-}
-
-
-@pytest.mark.parametrize("name", FRAMEWORKS)
-@pytest.mark.parametrize("options, parts", STRANGE_MODELS.values(), ids=STRANGE_MODELS)
-def test_a_model_that_fit_did_not_write_is_refused(tmp_path, options, parts, name):
-    model, data = hull_file(tmp_path / "m.safetensors", **options), write(tmp_path / "t.csv", rows())
-    assert_one_line_refusal(invoke("predict", model, data, "--framework", name), "m.safetensors", *parts)
-
-
-def test_a_float64_model_predicts_in_float64(tmp_path):
-    model = hull_file(tmp_path / "m.safetensors", dtype=torch.float64)
-    data = write(tmp_path / "t.csv", rows())
-    x = read_table(data).numbers(["a", "b"])
-    expected = convexmoe_torch.load(model)(torch.from_numpy(x)).detach().numpy()[:, 0]
-    by_torch = frameworks.get("torch")
-    np.testing.assert_allclose(read_model(model, by_torch).predict(x), expected, rtol=1e-13)
-    assert invoke("predict", model, data, "--framework", "torch").exit_code == 0
-
-    with jax.enable_x64(False):
-        result = invoke("predict", model, data, "--framework", "jax")
-        assert_one_line_refusal(result, "float64", "Set JAX_ENABLE_X64=1")
-    with jax.enable_x64(True):
-        np.testing.assert_allclose(read_model(model, frameworks.get("jax")).predict(x), expected, rtol=1e-13)
-        assert invoke("predict", model, data, "--framework", "jax").exit_code == 0
-
-
-@pytest.mark.parametrize("fault", [RecursionError("deep"), OverflowError("int too large"), MemoryError()])
-def test_a_fault_while_reading_a_model_is_one_line(tmp_path, monkeypatch, fault):
-    def load(path):
-        raise fault
-
-    model, data = hull_file(tmp_path / "m.safetensors"), write(tmp_path / "t.csv", rows())
-    monkeypatch.setattr(convexmoe_torch, "load", load)
-    assert_one_line_refusal(
-        invoke("predict", model, data, "--framework", "torch"),
-        "m.safetensors", str(fault) or "MemoryError", "convexmoe fit",
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"config":' * 5_000, '{"schema": 1e999}', "null"])
-@pytest.mark.parametrize("name", FRAMEWORKS)
-def test_a_hostile_model_is_refused_in_one_line(tmp_path, text, name):
-    from safetensors.numpy import save_file
-
-    model, data = tmp_path / "m.safetensors", write(tmp_path / "t.csv", rows())
-    save_file({"params/shifts": np.zeros(3, np.float32)}, model, {"convexmoe": text})
-    assert_one_line_refusal(invoke("predict", model, data, "--framework", name), "m.safetensors", "a model")
-
-
-def test_predict_follows_links_and_leaves_pipes_alone(tmp_path):
-    model, data = hull_file(tmp_path / "m.safetensors"), write(tmp_path / "t.csv", rows())
-    (tmp_path / "there").mkdir()
-    kept, link, loop, pipe = (tmp_path / name for name in ("there/p.csv", "link.csv", "loop.csv", "pipe"))
-    link.symlink_to(kept)
-    loop.symlink_to(loop)
-    os.mkfifo(pipe)
-    options = ["predict", model, data, "--framework", "torch", "--out"]
-    for _ in range(2):  # the link leads nowhere at first, then to a file
-        assert invoke(*options, link).exit_code == 0
-        assert link.is_symlink() and len(read_table(kept).rows) == 40
-        kept.write_text("old")
-    for refused in (pipe, loop):
-        assert_one_line_refusal(invoke(*options, refused), "a regular file", "Leave --out out")
-    assert pipe.is_fifo() and loop.is_symlink()
-    assert os.listdir(tmp_path / "there") == ["p.csv"]
-
-
-def test_any_name_of_a_column_is_drawn_and_printed(tmp_path, monkeypatch):
-    cells = rows(change=lambda cells: cells.__setitem__(0, ["$a_{$", "größe λ $", r"\$\frac$"]))
-    data, out = write(tmp_path / "t.csv", cells), tmp_path / "run"
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2)]
-    monkeypatch.setattr(sys, "stdout", streams[0])
-    monkeypatch.setattr(sys, "stderr", streams[1])
-    options = ["--target", cells[0][2], "--framework", "torch", "--out", str(out), *QUICK]
-    monkeypatch.setattr(sys, "argv", ["convexmoe", "fit", str(data), *options])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 0
-    streams[0].flush()
-    assert b"gr??e ?" in streams[0].buffer.getvalue()
-    assert (out / "report.png").stat().st_size > 10_000
-
-
-def test_matplotlib_shows_a_name_as_it_is():
-    from matplotlib.text import Text
-
-    from interop.report import _plain
-
-    for name in ("$a_{$", "$", "a$b$c", r"\$x\$", "mpg"):
-        assert Text()._preprocess_math(_plain(name)) == (name, False), name
-    assert Text()._preprocess_math("$a_{$")[1], "control: unescaped, it is read as a formula"
-
-
-def test_results_that_are_not_finite_are_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("interop.job._convexity", lambda *_: {"segments": 1, "violation": float("nan")})
-    data = write(tmp_path / "t.csv", rows())
-    result = invoke("fit", data, "--target", "y", "--framework", "torch", "--out", tmp_path / "run", *QUICK)
-    assert result.exit_code == 2
-    assert "expected finite results" in result.stderr.splitlines()[-1]
-    assert os.listdir(tmp_path) == ["t.csv"]
-
-
-@pytest.mark.parametrize("unit", ["e-29", "e+28"])
-def test_units_near_the_limits_give_finite_results(tmp_path, unit):
-    cells = rows(
-        change=lambda cells: [row.__setitem__(slice(None), [f"{c}{unit}" for c in row]) for row in cells[1:]]
-    )
-    data, out = write(tmp_path / "t.csv", cells), tmp_path / "run"
-    result = invoke("fit", data, "--target", "y", "--framework", "torch", "--out", out, *QUICK)
-    assert result.exit_code == 0, (result.output, result.exception)
-    errors = json.loads((out / "metrics.json").read_text())["test_rmse"]
-    assert all(0 < error < 3 * float(f"1{unit}") for error in errors.values())
-
-
-def test_parity_of_predictions_of_zero(tmp_path, monkeypatch):
-    from interop import job
-
-    monkeypatch.setattr("interop.saved.SavedModel.predict", lambda self, x: np.zeros(len(x)))
-    parity = job._parity(frameworks.get("torch"), hull_file(tmp_path / "m.safetensors"), np.zeros((4, 2)))
-    assert parity == {"framework": "jax", "max_difference": 0.0}
-
-
-def test_many_columns_take_linear_time(tmp_path):
-    names = [f"c{k}" for k in range(100_000)]
-    data = write(tmp_path / "t.csv", [names, ["1"] * len(names)])
-    start = time.process_time()
-    table = read_table(data)
-    assert table.numbers(names).shape == (1, 100_000)
-    with pytest.raises(InputError, match="distinct column names"):
-        read_table(write(data, [[*names, "c7"], ["1"] * (len(names) + 1)]))
-    assert time.process_time() - start < 10  # quadratic: minutes
 
 
 def test_a_seed_gives_the_same_files(trained, tmp_path):
