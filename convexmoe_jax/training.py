@@ -180,11 +180,6 @@ def train(
     return Trained(jax.tree.map(jnp.asarray, record.best), record.history, record.best_step)
 
 
-def cast(params: Tree, dtype: Any) -> Tree:
-    """Return parameters in another dtype."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-
-
 @dataclass(frozen=True)
 class HullFunction:
     """A hull as `(params, x) -> y`; equal configs are one function to jit."""
@@ -241,11 +236,12 @@ def fit(
     normalization = config.normalization or standardisation(x, y, dtype_name(wide))
     function = HullFunction(replace(config, normalization=None))
     held = None if validation is None else standardised(*validation, normalization)
-    options: Any = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    params, history, best_step = train(
-        function, cast(model.params, wide), *standardised(x, y, normalization), **options
-    )
-    fitted = VectorHull.from_params(replace(config, normalization=normalization), cast(params, given))
+    options: Any = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    options |= {"validation": held, "seed": seed, "progress": progress}
+    start = jax.tree.map(lambda leaf: leaf.astype(wide), model.params)
+    params, history, best_step = train(function, start, *standardised(x, y, normalization), **options)
+    params = jax.tree.map(lambda leaf: leaf.astype(given), params)
+    fitted = VectorHull.from_params(replace(config, normalization=normalization), params)
     return FitResult(fitted, history, best_step)
 
 

@@ -188,11 +188,10 @@ def fit(
         validation = checked_data("validation", *validation, config)
     normalization = config.normalization or standardisation(x, y, dtype_name(wide))
     held = None if validation is None else standardised(*validation, normalization)
-    options: Any = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    options: Any = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    options |= {"validation": held, "seed": seed, "progress": progress}
     hull = VectorHull.from_params(replace(config, normalization=None), model.params).to(wide)
-    history, best_step = train(
-        hull, *standardised(x, y, normalization), validation=held, progress=progress, **options
-    )
+    history, best_step = train(hull, *standardised(x, y, normalization), **options)
     fitted = VectorHull.from_params(replace(config, normalization=normalization), hull.to(given).params)
     return FitResult(fitted, history, best_step)
 
