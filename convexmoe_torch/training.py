@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ LARGEST_NORM = 1.0
 EVALUATIONS = 40
 PATIENCE = 12
 WARM_UP = 0.05
+LITTLE_WORK = 2**24  # about a millisecond of one thread
 
 Data = tuple[np.ndarray, np.ndarray]
 
@@ -125,7 +126,7 @@ def train(
     held_out = None if validation is None else [torch.as_tensor(part).to(like) for part in validation]
     optimizer = adam(module)
     record = Record(steps, progress)
-    with record.bar:
+    with record.bar, few_threads(min(batch_size, len(x)) * sum(p.numel() for p in module.parameters())):
         for rows, rates in chunks(len(x), steps, batch_size, learning_rate, seed):
             picked = torch.as_tensor(rows).to(like.device)
             batches = ((x_train[r], y_train[r], rate) for r, rate in zip(picked, rates.tolist(), strict=True))
@@ -142,6 +143,21 @@ def train(
     check_finite(all(bool(torch.isfinite(value).all()) for value in record.best.values()))
     module.load_state_dict(record.best)
     return Trained(record.history, record.best_step)
+
+
+@contextmanager
+def few_threads(work: int) -> Iterator[None]:
+    """Let PyTorch use one thread while a step has little work: threads that wait for each other cost more than they do.
+
+    Args:
+        work: multiply-adds of a forward pass, about.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if work < LITTLE_WORK else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def fit(
