@@ -11,11 +11,15 @@ Both are non-decreasing and convex in f, so y is convex where every f_p is.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from .config import LEAST_TEMPERATURE
 from .positive import softplus
+
+FLAT = 16.0  # the temperature from which `log_mean_exp` takes its form for small differences
 
 
 def learned_temperature(raw: jax.Array) -> jax.Array:
@@ -38,8 +42,7 @@ def maximum(g_NPO: jax.Array) -> jax.Array:
 def smooth_maximum(g_NPO: jax.Array, temperature: jax.Array | float) -> jax.Array:
     """Return `T (log sum_i exp(g_i / T) - log P)`, (N, O): below the maximum by at most `T log P`.
 
-    Computed as `m + T log1p(mean_i expm1((g_i - m) / T))` with m the maximum: at a large T the difference of two
-    logarithms would cancel. Half precision is widened to float32 inside, where `g / T` would overflow.
+    Half precision is widened to float32 inside, where `g / T` would overflow.
 
     Args:
         g_NPO: group values.
@@ -49,5 +52,23 @@ def smooth_maximum(g_NPO: jax.Array, temperature: jax.Array | float) -> jax.Arra
     wide = g_NPO.astype(jnp.promote_types(dtype, jnp.float32))
     T = jnp.asarray(temperature, wide.dtype)
     top = jax.lax.stop_gradient(jnp.max(wide, axis=-2, keepdims=True))
-    mean = jnp.mean(jnp.expm1((wide - top) / T), axis=-2)
-    return (top.squeeze(-2) + T * jnp.log1p(mean)).astype(dtype)
+    mean = log_mean_exp((wide - top) / T, temperature)
+    return (top.squeeze(-2) + T * mean).astype(dtype)
+
+
+def log_mean_exp(u_NPO: jax.Array, temperature: jax.Array | float) -> jax.Array:
+    """Return `log mean_i exp(u_i)` for u <= 0, (N, O).
+
+    Above `FLAT` all u are near 0, where the difference of two logarithms would cancel, and T would magnify what is
+    left: there it is `log1p(mean_i expm1(u_i))`.
+    """
+
+    def steep() -> jax.Array:
+        return jnp.log(jnp.sum(jnp.exp(u_NPO), axis=-2)) - math.log(u_NPO.shape[-2])
+
+    def flat() -> jax.Array:
+        return jnp.log1p(jnp.mean(jnp.expm1(u_NPO), axis=-2))
+
+    if isinstance(temperature, float):
+        return flat() if temperature > FLAT else steep()
+    return jnp.where(temperature > FLAT, flat(), steep())

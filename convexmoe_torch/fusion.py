@@ -11,11 +11,15 @@ Both are non-decreasing and convex in f, so y is convex where every f_p is.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .config import LEAST_TEMPERATURE
 from .positive import softplus
+
+FLAT = 16.0  # the temperature from which `log_mean_exp` takes its form for small differences
 
 
 def learned_temperature(raw: Tensor) -> Tensor:
@@ -38,8 +42,7 @@ def maximum(g_NPO: Tensor) -> Tensor:
 def smooth_maximum(g_NPO: Tensor, temperature: Tensor | float) -> Tensor:
     """Return `T (log sum_i exp(g_i / T) - log P)`, (N, O): below the maximum by at most `T log P`.
 
-    Computed as `m + T log1p(mean_i expm1((g_i - m) / T))` with m the maximum: at a large T the difference of two
-    logarithms would cancel. Half precision is widened to float32 inside, where `g / T` would overflow.
+    Half precision is widened to float32 inside, where `g / T` would overflow.
 
     Args:
         g_NPO: group values.
@@ -49,5 +52,23 @@ def smooth_maximum(g_NPO: Tensor, temperature: Tensor | float) -> Tensor:
     wide = g_NPO.to(torch.promote_types(dtype, torch.float32))
     T = temperature.to(wide.dtype) if isinstance(temperature, Tensor) else temperature
     top = torch.amax(wide, dim=-2, keepdim=True).detach()
-    mean = torch.mean(torch.expm1((wide - top) / T), dim=-2)
-    return (top.squeeze(-2) + T * torch.log1p(mean)).to(dtype)
+    mean = log_mean_exp((wide - top) / T, temperature)
+    return (top.squeeze(-2) + T * mean).to(dtype)
+
+
+def log_mean_exp(u_NPO: Tensor, temperature: Tensor | float) -> Tensor:
+    """Return `log mean_i exp(u_i)` for u <= 0, (N, O).
+
+    Above `FLAT` all u are near 0, where the difference of two logarithms would cancel, and T would magnify what is
+    left: there it is `log1p(mean_i expm1(u_i))`.
+    """
+
+    def steep() -> Tensor:
+        return torch.log(torch.sum(torch.exp(u_NPO), dim=-2)) - math.log(u_NPO.shape[-2])
+
+    def flat() -> Tensor:
+        return torch.log1p(torch.mean(torch.expm1(u_NPO), dim=-2))
+
+    if isinstance(temperature, float):
+        return flat() if temperature > FLAT else steep()
+    return torch.where(temperature > FLAT, flat(), steep())
