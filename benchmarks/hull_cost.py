@@ -20,27 +20,20 @@ import argparse
 import json
 import math
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from timing import FRAMEWORKS, Calls, Record, bind, compare, measured, quartiles, table
 
-Calls = dict[str, Callable[[], Any]]  # the reference first
 Shapes = dict[str, tuple[int, ...]]
-Record = dict[str, Any]
 
-FRAMEWORKS = {"jax": ("jax", "flax", "optax"), "torch": ("torch",)}
 SIZES = ((64, 8), (256, 8), (512, 8), (512, 2))
 FUSION_ROWS, FUSION_DIM, FUSION_PETALS = 256, 512, (2, 4, 8, 32)
+MODELS, FUSIONS = ("hull", "MLP"), ("max-of-means", "log-sum-exp")
 PARTS = ("forward", "step")  # of a fusion, the step is forward and backward
 LEARNING_RATE = 1e-3
-WARM_UP = 4  # the first of them compiles
-SHORTEST = 5e-3  # seconds: shorter calls are repeated within a sample
 
 
 def count(shapes: Shapes) -> Record:
@@ -50,28 +43,6 @@ def count(shapes: Shapes) -> Record:
         "parameters": sum(sizes.values()),
         "macs": sum(size for name, size in sizes.items() if name.endswith("weight")),
     }
-
-
-def compare(calls: Calls, rounds: int) -> Record:
-    """Time two calls in turn; return the median milliseconds of each and the quartiles of second / first."""
-    warm = {name: min(duration(call, 1) for _ in range(WARM_UP)) for name, call in calls.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for index in range(rounds):
-        for name in list(calls)[:: -1 if index % 2 else 1]:
-            seconds[name].append(duration(calls[name], max(1, math.ceil(SHORTEST / warm[name]))))
-    first, second = (np.array(values) for values in seconds.values())
-    return {
-        "milliseconds": {name: 1e3 * float(np.median(values)) for name, values in seconds.items()},
-        "ratio": np.quantile(second / first, (0.25, 0.5, 0.75)).tolist(),
-    }
-
-
-def duration(call: Callable[[], Any], repeats: int) -> float:
-    """Return the seconds that one of `repeats` calls took."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
 
 
 def jax_models(D: int, P: int, rows: int, options: Record) -> tuple[dict[str, Shapes], Calls, Calls]:
@@ -198,48 +169,22 @@ def torch_fusions(P: int) -> tuple[Calls, Calls]:
 def measure(job: Record) -> Iterator[Record]:
     """Yield every record of one framework and thread count. Binds this process, so it runs in one of its own."""
     threads, rounds = job["threads"], job["rounds"]
-    if hasattr(os, "sched_setaffinity"):  # XLA takes its thread count from here
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    if job["framework"] == "torch":
-        import torch
-
-        torch.set_num_threads(threads)
-        models, fusions = torch_models, torch_fusions
-    else:
-        models, fusions = jax_models, jax_fusions
+    bind(job["framework"], threads)
+    both = {"jax": (jax_models, jax_fusions), "torch": (torch_models, torch_fusions)}
+    models, fusions = both[job["framework"]]
     for D, P in job["sizes"]:
         for rows in job["rows"]:
             shapes, *calls = models(D, P, rows, {"temperature": job["temperature"]})
             counts = {name: count(shape) for name, shape in shapes.items()}
             kind = {"kind": "model", "in_dim": D, "petals": P, "rows": rows, "counts": counts}
-            yield kind | {part: compare(call, rounds) for part, call in zip(PARTS, calls, strict=True)}
+            yield kind | {
+                part: compare(call, [MODELS], rounds) for part, call in zip(PARTS, calls, strict=True)
+            }
     for P in job["fusion_petals"]:
         kind = {"kind": "fusion", "petals": P}
-        yield kind | {part: compare(call, rounds) for part, call in zip(PARTS, fusions(P), strict=True)}
-
-
-def measured(job: Record) -> list[Record]:
-    """Return the records of `measure` run in a new process."""
-    threads = job["threads"]
-    flags = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false" if threads == 1 else ""}
-    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    command = [sys.executable, str(Path(__file__).resolve()), "--job", json.dumps(job)]
-    env = os.environ | counts | flags
-    result = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
-    run = {"framework": job["framework"], "threads": threads}
-    return [run | json.loads(line) for line in result.stdout.splitlines()]
-
-
-def table(titles: list[str], lines: list[list[Any]]) -> str:
-    """Return a markdown table."""
-    rows = [titles, ["---"] + ["---:"] * (len(titles) - 1), *lines]
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows) + "\n"
-
-
-def quartiles(comparison: Record) -> str:
-    """Return "median (lower quartile-upper quartile)" of a ratio."""
-    lower, median, upper = comparison["ratio"]
-    return f"{median:.2f} ({lower:.2f}-{upper:.2f})"
+        yield kind | {
+            part: compare(call, [FUSIONS], rounds) for part, call in zip(PARTS, fusions(P), strict=True)
+        }
 
 
 def report(records: list[Record]) -> str:
@@ -247,7 +192,7 @@ def report(records: list[Record]) -> str:
     counts, times, fusions = {}, [], []
     for record in records:
         run = [record["framework"], record["threads"]]
-        ratios = [quartiles(record[part]) for part in PARTS]
+        ratios = [quartiles(*record[part]["ratio"].values()) for part in PARTS]
         if record["kind"] == "fusion":
             fusions.append([*run, record["petals"], *ratios])
             continue
@@ -304,8 +249,7 @@ def main() -> None:
     load, records = [os.getloadavg()[0]], []
     for name in names:
         for threads in options.threads:
-            print(f"{name}, {threads} threads ...", file=sys.stderr)
-            records += measured(job | {"framework": name, "threads": threads})
+            records += measured(__file__, job | {"framework": name, "threads": threads})
             load.append(os.getloadavg()[0])
     versions = ", ".join(f"{package} {version(package)}" for name in names for package in FRAMEWORKS[name])
     note = f"{versions}; {cores} cores; load average {min(load):.1f} to {max(load):.1f}."

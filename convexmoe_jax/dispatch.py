@@ -60,10 +60,10 @@ def block_sizes(rows: int, num_experts: int, sequences: bool) -> tuple[int, ...]
     """Return the static block sizes for so many rows an expert, the largest first (measured on CPUs)."""
     if sequences:
         return (4, 1)
-    if rows >= 512 * num_experts:
-        return (128, 64, 16)
+    if rows >= 192 * num_experts:
+        return (128, 64, 32, 16)
     if rows >= 32 * num_experts:
-        return (64, 16)
+        return (64, 32, 16)
     return (16, 4) if rows >= 8 * num_experts else (4,)
 
 
@@ -126,11 +126,10 @@ def block_of(rows: Tree, at: jax.Array, size: int, valid: jax.Array) -> Tree:
     return jax.tree.map(read, rows)
 
 
-def visit(starts: jax.Array, sizes: tuple[int, ...], block: Any, open_: Any, close: Any, carry: Tree) -> Tree:
+def visit(starts: jax.Array, sizes: tuple[int, ...], params: Tree, block: Any, carry: Tree) -> Tree:
     """Loop over the experts that have rows, and over the blocks of each.
 
-    `open_(expert)` gives the state of an expert, `block(state, expert, at, size, valid, carry)` the next state and
-    carry, `close(expert, state, carry)` the carry.
+    `block(weights, expert, at, size, valid, carry)` gives the next carry.
     """
     counts = starts[1:] - starts[:-1]
     num_experts = counts.shape[0]
@@ -139,18 +138,19 @@ def visit(starts: jax.Array, sizes: tuple[int, ...], block: Any, open_: Any, clo
     def one_expert(i: jax.Array, carry: Tree) -> Tree:
         expert = present[i]
         end, at = starts[expert + 1], starts[expert]
-        both = (open_(expert), carry)
+        weights = expert_slice(params, expert)
         for size in sizes:
-            last = size == sizes[-1]
-            number = (end - at + size - 1) // size if last else (end - at) // size
+            # Half a block and more is cheaper as one block than as many of the next size.
+            spare = size - 1 if size == sizes[-1] else size // 2 - 1
+            number = jnp.maximum(end - at + spare, 0) // size
 
-            def one_block(j: jax.Array, both: Tree, at: Any = at, size: int = size) -> Tree:
+            def one_block(j: jax.Array, carry: Tree, at: Any = at, size: int = size) -> Tree:
                 place = at + j * size
-                return block(both[0], expert, place, size, end - place, both[1])
+                return block(weights, expert, place, size, end - place, carry)
 
-            both = lax.fori_loop(0, number, one_block, both)
+            carry = lax.fori_loop(0, number, one_block, carry)
             at = at + number * size
-        return close(expert, *both)
+        return carry
 
     return lax.fori_loop(0, jnp.sum(counts > 0), one_expert, carry)
 
@@ -190,12 +190,11 @@ def dynamic_blocks(
         )
         y = jax.tree.map(lambda leaf: jnp.zeros((places, *leaf.shape[1:]), leaf.dtype), out)
 
-        def block(state: Tree, expert: Any, at: Any, size: int, valid: Any, y: Tree) -> Tree:
-            new = expert_rows(state, shared, block_of(rows, at, size, valid))
-            return state, jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, at, 0), y, new)
+        def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, y: Tree) -> Tree:
+            new = expert_rows(weights, shared, block_of(rows, at, size, valid))
+            return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, at, 0), y, new)
 
-        y = visit(starts, sizes, block, lambda e: expert_slice(params, e), lambda e, state, y: y, y)
-        return _owned(y, starts)
+        return _owned(visit(starts, sizes, params, block, y), starts)
 
     def backward(residuals: Any, cotangents: Tree) -> Any:
         diff, fixed = residuals
@@ -216,8 +215,8 @@ def dynamic_blocks(
             y = jax.vmap(function, (None, None, 0))(*args, rows_of(rows_diff, rows_fixed))
             return _inexact(y)[0]
 
-        def block(state: Tree, expert: Any, at: Any, size: int, valid: Any, carry: Tree) -> Tree:
-            (weights, by_weights), (by_shared, by_rows) = state, carry
+        def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, carry: Tree) -> Tree:
+            by_params, by_shared, by_rows = carry
             part_diff, part_fixed = block_of((rows_diff, rows_fixed), at, size, valid)
             keep = jnp.arange(size) < valid
             ct = [lax.dynamic_slice_in_dim(leaf, at, size) for leaf in cotangents]
@@ -227,30 +226,26 @@ def dynamic_blocks(
                 lambda w, s, r: outputs(w, s, r, weights_fixed, part_fixed), weights, shared_diff, part_diff
             )
             new_weights, new_shared, new_rows = pull(ct)
-            add = partial(jax.tree.map, lambda total, new: total + new.astype(total.dtype))
+            by_params = [
+                lax.dynamic_update_index_in_dim(
+                    total,
+                    lax.dynamic_index_in_dim(total, expert, 0, keepdims=False) + new.astype(total.dtype),
+                    expert,
+                    0,
+                )
+                for total, new in zip(by_params, new_weights, strict=True)
+            ]
+            by_shared = [
+                total + new.astype(total.dtype) for total, new in zip(by_shared, new_shared, strict=True)
+            ]
             by_rows = [
                 lax.dynamic_update_slice_in_dim(a, b, at, 0) for a, b in zip(by_rows, new_rows, strict=True)
             ]
-            return (weights, add(by_weights, new_weights)), (add(by_shared, new_shared), by_rows)
+            return by_params, by_shared, by_rows
 
-        def open_(expert: Any) -> Tree:
-            weights = expert_slice(params_diff, expert)
-            return weights, wide(weights)
-
-        def close(expert: Any, state: Tree, carry: Tree) -> Tree:
-            by_params, rest = carry
-            new = [
-                lax.dynamic_update_index_in_dim(a, b.astype(a.dtype), expert, 0)
-                for a, b in zip(by_params, state[1], strict=True)
-            ]
-            return new, rest
-
-        def inner(state: Tree, expert: Any, at: Any, size: int, valid: Any, carry: Tree) -> Tree:
-            state, rest = block(state, expert, at, size, valid, carry[1])
-            return state, (carry[0], rest)
-
-        start = (same(params_diff), (wide(shared_diff), same(rows_diff)))
-        by_params, (by_shared, by_rows) = visit(starts, sizes, inner, open_, close, start)
+        start = (wide(params_diff), wide(shared_diff), same(rows_diff))
+        by_params, by_shared, by_rows = visit(starts, sizes, params_diff, block, start)
+        by_params = [total.astype(leaf.dtype) for total, leaf in zip(by_params, params_diff, strict=True)]
         by_shared = [total.astype(leaf.dtype) for total, leaf in zip(by_shared, shared_diff, strict=True)]
         gradients = [*by_params, *by_shared, *_owned(by_rows, starts)]
         return gradients, [None] * len(fixed)

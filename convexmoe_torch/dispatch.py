@@ -32,12 +32,11 @@ class Plan(NamedTuple):
 def make_plan(routes: Tensor, num_experts: int) -> Plan:
     """Return the plan of integer `routes`, `[B]`; a route outside [0, E) has no expert."""
     valid = (routes >= 0) & (routes < num_experts)
-    keys = torch.where(valid, routes, num_experts).to(torch.int64)
-    take = torch.argsort(keys, stable=True)
+    keys, take = torch.sort(torch.where(valid, routes, num_experts), stable=True)
     places = torch.arange(len(routes), device=routes.device)
     back = torch.empty_like(take).scatter_(0, take, places)
-    counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=routes.device)
-    return Plan(take, back, counts.scatter_add_(0, keys, torch.ones_like(keys)))
+    ends = torch.searchsorted(keys, places.new_tensor(range(num_experts + 1)), right=True)
+    return Plan(take, back, torch.diff(ends, prepend=ends.new_zeros(1)))
 
 
 class _Permuted(torch.autograd.Function):
@@ -47,7 +46,7 @@ class _Permuted(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, take: Tensor, back: Tensor) -> Tensor:
-        return x[take]
+        return x.index_select(0, take)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -56,12 +55,14 @@ class _Permuted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         take, back = ctx.saved_tensors
-        return _Permuted.apply(grads[0], back, take), None, None
+        return permuted(grads[0], back, take), None, None
 
 
 def permuted(x: Tensor, take: Tensor, back: Tensor) -> Tensor:
     """Return `x[take]` for a permutation and its inverse."""
-    return _Permuted.apply(x, take, back) if x.is_floating_point() else x[take]
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Permuted.apply(x, take, back)
+    return x.index_select(0, take)  # some times faster than x[take]
 
 
 class _Touched(torch.autograd.Function):
@@ -84,7 +85,6 @@ def touched(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     return _Touched.apply(x, *trained) if trained and torch.is_grad_enabled() else x
 
 
-@torch.library.custom_op("convexmoe::grouped_linear", mutates_args=())
 def grouped_linear(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """Return `x_e @ weights[e] + biases[e]` for the rows of each expert, which stand one expert after the other.
 
@@ -94,40 +94,67 @@ def grouped_linear(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases:
         weights: `[D, O]` each.
         biases: `[O]` each.
     """
-    y = x.new_zeros(x.shape[0], weights[0].shape[1])
-    at = 0
-    for count, weight, bias in zip(counts.tolist(), weights, biases, strict=False):
-        if count:
-            torch.addmm(bias, x[at : at + count], weight, out=y[at : at + count])
-        at += count
+    if torch.compiler.is_compiling():
+        return compiled_linear(x, counts, weights, biases)
+    return _GroupedLinear.apply(x, counts, len(weights), *weights, *biases)
+
+
+def _outputs(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    y = x.new_empty(x.shape[0], weights[0].shape[1])
+    *own, rest = counts.tolist()
+    *parts, tail = zip(x.split([*own, rest]), y.split([*own, rest]), strict=True)
+    for (rows, out), weight, bias in zip(parts, weights, biases, strict=True):
+        if len(rows):
+            torch.addmm(bias, rows, weight, out=out)
+    tail[1].zero_()
     return y
 
 
-@grouped_linear.register_fake
+def _gradients(
+    grad: Tensor, x: Tensor, counts: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return the gradients by x, by each weight and by each bias; zeros for an expert without rows."""
+    by_x = torch.empty_like(x)
+    sizes = counts.tolist()
+    *parts, tail = zip(x.split(sizes), grad.split(sizes), by_x.split(sizes), strict=True)
+    by_weights, by_biases = [], []
+    for (rows, given, out), weight in zip(parts, weights, strict=True):
+        torch.mm(given, weight.T, out=out)
+        by_weights.append(torch.mm(rows.T, given))
+        by_biases.append(given.sum(dim=0))
+    tail[2].zero_()
+    return by_x, by_weights, by_biases
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """`grouped_linear` outside `torch.compile`: a custom operator takes its time to look at lists of tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: Tensor, number: int, *parameters: Tensor) -> Tensor:
+        weights = parameters[:number]
+        ctx.save_for_backward(x, counts, *weights)
+        return _outputs(x, counts, weights, parameters[number:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, counts, *weights = ctx.saved_tensors
+        gradients = compiled_gradients if torch.is_grad_enabled() else _gradients
+        by_x, by_weights, by_biases = gradients(grads[0].contiguous(), x, counts, weights)
+        return by_x, None, None, *by_weights, *by_biases
+
+
+compiled_linear = torch.library.custom_op("convexmoe::grouped_linear", _outputs, mutates_args=())
+compiled_gradients = torch.library.custom_op(
+    "convexmoe::grouped_linear_backward", _gradients, mutates_args=()
+)
+
+
+@compiled_linear.register_fake
 def _(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     return x.new_empty(x.shape[0], weights[0].shape[1])
 
 
-@torch.library.custom_op("convexmoe::grouped_linear_backward", mutates_args=())
-def grouped_linear_backward(
-    grad: Tensor, x: Tensor, counts: Tensor, weights: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Return the gradients by x, by each weight and by each bias; zeros for an expert without rows."""
-    by_x = torch.zeros_like(x)
-    by_weights = [torch.zeros_like(weight) for weight in weights]
-    by_biases = [weight.new_zeros(weight.shape[1]) for weight in weights]
-    at = 0
-    for i, count in enumerate(counts.tolist()[:-1]):
-        if count:
-            rows = slice(at, at + count)
-            torch.mm(grad[rows], weights[i].T, out=by_x[rows])
-            torch.mm(x[rows].T, grad[rows], out=by_weights[i])
-            by_biases[i] = grad[rows].sum(dim=0)
-        at += count
-    return by_x, by_weights, by_biases
-
-
-@grouped_linear_backward.register_fake
+@compiled_gradients.register_fake
 def _(
     grad: Tensor, x: Tensor, counts: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -142,11 +169,11 @@ def _save(ctx: Any, inputs: Any, output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> Any:
     x, counts, *weights = ctx.saved_tensors
-    by_x, by_weights, by_biases = grouped_linear_backward(grad.contiguous(), x, counts, weights)
+    by_x, by_weights, by_biases = compiled_gradients(grad.contiguous(), x, counts, weights)
     return by_x, None, by_weights, by_biases
 
 
-grouped_linear.register_autograd(_backward, setup_context=_save)
+compiled_linear.register_autograd(_backward, setup_context=_save)
 
 
 def _save_backward(ctx: Any, inputs: Any, output: Any) -> None:
@@ -157,11 +184,11 @@ def _save_backward(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward_twice(ctx: Any, of_x: Tensor, of_weights: list[Tensor], of_biases: list[Tensor]) -> Any:
     grad, x, counts, *weights = ctx.saved_tensors
     no_bias = [torch.zeros_like(bias) for bias in of_biases]
-    by_grad = grouped_linear(of_x, counts, weights, of_biases)
-    by_grad = by_grad + grouped_linear(x, counts, of_weights, no_bias)
-    by_x, _, _ = grouped_linear_backward(grad, x, counts, of_weights)
-    _, by_weights, _ = grouped_linear_backward(grad, of_x, counts, weights)
+    by_grad = compiled_linear(of_x, counts, weights, of_biases)
+    by_grad = by_grad + compiled_linear(x, counts, of_weights, no_bias)
+    by_x, _, _ = compiled_gradients(grad, x, counts, of_weights)
+    _, by_weights, _ = compiled_gradients(grad, of_x, counts, weights)
     return by_grad, by_x, None, by_weights
 
 
-grouped_linear_backward.register_autograd(_backward_twice, setup_context=_save_backward)
+compiled_gradients.register_autograd(_backward_twice, setup_context=_save_backward)

@@ -1,26 +1,18 @@
 """The cost benchmark runs and counts right; the hull keeps its bound on parameters and multiply-adds. No times here."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import dispatch
+import hull_cost
 import pytest
+import timing
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "hull_cost.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 BOUND = 1.5
-
-
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-hull_cost = load(SCRIPT)
 MODELS = {"jax": hull_cost.jax_models, "torch": hull_cost.torch_models}
 
 
@@ -70,29 +62,30 @@ def test_rounds_alternate_and_ratios_are_taken_within_a_round(monkeypatch):
     """The machine slows down from call to call; a ratio within a round still finds the factor of two, nearly."""
     names = []
 
-    def slower_and_slower(call, repeats):
+    def slower_and_slower(call, repeats, clock):
         names.append(call())
         return {"MLP": 1.0, "hull": 2.0}[names[-1]] * 1.01 ** len(names)
 
-    monkeypatch.setattr(hull_cost, "duration", slower_and_slower)
-    result = hull_cost.compare({"MLP": lambda: "MLP", "hull": lambda: "hull"}, rounds=100)
-    timed = names[2 * hull_cost.WARM_UP :]
+    monkeypatch.setattr(timing, "duration", slower_and_slower)
+    result = timing.compare({"MLP": lambda: "MLP", "hull": lambda: "hull"}, [("hull", "MLP")], rounds=100)
+    timed = names[2 * timing.WARM_UP :]
     assert timed[:4] == ["MLP", "hull", "hull", "MLP"] and len(timed) == 200
-    assert result["ratio"] == pytest.approx([2 / 1.01, 2, 2 * 1.01], rel=2e-4)
+    assert result["ratio"]["hull / MLP"] == pytest.approx([2 / 1.01, 2, 2 * 1.01], rel=2e-4)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    root = str(SCRIPT.parents[1])
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], env=env, capture_output=True, text=True, timeout=300
-    )
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")])
+    }
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow
 def test_script_prints_three_tables_and_writes_its_records(tmp_path):
     path = tmp_path / "cost.json"
-    result = run("--quick", "--threads", "1", "--sizes", "5,3", "--rows", "4", "--json", str(path))
+    options = ["--quick", "--threads", "1", "--sizes", "5,3", "--rows", "4", "--json", str(path)]
+    result = run("hull_cost.py", *options)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("| --- |") == 3
     records = json.loads(path.read_text())["records"]
@@ -100,10 +93,29 @@ def test_script_prints_three_tables_and_writes_its_records(tmp_path):
     assert found == [("jax", "model"), ("jax", "fusion"), ("torch", "model"), ("torch", "fusion")]
     assert records[0]["counts"] == records[2]["counts"]
     for record in records:
-        assert min(record["forward"]["ratio"] + record["step"]["ratio"]) > 0
+        assert min(*record["forward"]["ratio"].values(), *record["step"]["ratio"].values())[0] > 0
 
 
 def test_script_refuses_more_threads_than_cores():
-    result = run("--threads", "100000")
+    result = run("hull_cost.py", "--threads", "100000")
     assert result.returncode == 2
     assert "the cores there are; got [100000]" in result.stderr
+
+
+@pytest.mark.slow
+def test_dispatch_prints_a_line_for_each_case(tmp_path):
+    path = tmp_path / "dispatch.json"
+    result = run("dispatch.py", "--cases", "2,6", "3,6,5", "--rounds", "1", "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| jax |") == result.stdout.count("| torch |") == 4
+    for record in json.loads(path.read_text())["records"]:
+        for part in dispatch.PARTS:
+            assert list(record[part]["ratio"]) == [f"{a} / {b}" for a, b in dispatch.PAIRS]
+            assert min(map(min, record[part]["ratio"].values())) > 0
+
+
+def test_dispatch_refuses_to_time_what_differs():
+    """Control: a subject that computes something else than the loop stops the benchmark."""
+    dispatch.check({"uniform": lambda: [[1.0]], "loop": lambda: [[1.0]]})
+    with pytest.raises(SystemExit, match=r"differ by 5\.0e-01"):
+        dispatch.check({"uniform": lambda: [[1.0]], "loop": lambda: [[2.0]]})
