@@ -40,8 +40,9 @@ lint: $(INSTALLED)  ## Only ruff
 types: $(INSTALLED)  ## Only mypy
 	$(BIN)/mypy
 
-benchmarks: $(INSTALLED)  ## Print the cost table of the README
+benchmarks: $(INSTALLED)  ## Print the cost tables of the README
 	$(BIN)/python benchmarks/hull_cost.py
+	$(BIN)/python benchmarks/dispatch.py
 
 docs: $(INSTALLED)  ## Build the documentation into site/
 	@$(PIP) -e '.[docs]'

@@ -9,11 +9,13 @@ from . import hull
 from .certificate import Violation, find_violation
 from .checkpoint import load, read_notes, save
 from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
+from .dropout import sample_dropout
 from .experts import ExpertBatch, ExpertModule, ExpertResult, HullExpert, LinearExpert, MLPExpert
 from .hierarchy import CELMoEOutput, HierarchicalCELMoE, LearnedFusion, LevelOutput
 from .hull import FoldedHull, VectorHull, Winners
 from .losses import CELMoELossAPI, LossBundle, LossTerm
 from .routing import Shared, constant_routes, encode_routes, merged_routes, routing_summary
+from .staging import freeze
 from .training import FitResult, History, fit, train
 
 __all__ = [
@@ -46,11 +48,13 @@ __all__ = [
     "encode_routes",
     "find_violation",
     "fit",
+    "freeze",
     "hull",
     "load",
     "merged_routes",
     "read_notes",
     "routing_summary",
+    "sample_dropout",
     "save",
     "train",
 ]

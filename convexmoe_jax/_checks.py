@@ -55,6 +55,13 @@ def one_of(owner: str, argument: str, value: Any, known: tuple[Any, ...]) -> Any
     return value
 
 
+def share(owner: str, argument: str, value: Any) -> float:
+    """Return `value`, a number in [0, 1), as a float."""
+    if isinstance(value, bool) or not hasattr(value, "__float__") or not 0 <= value < 1:
+        fail(owner, argument, "a number in [0, 1)", repr(value), f"Pass {argument}=0.1.")
+    return float(value)
+
+
 def last_axis(owner: str, argument: str, value: Any, size: int, kinds: tuple[Any, ...]) -> None:
     """Check that `value` is an array, of one of `kinds`, whose last axis has `size` entries."""
     if not isinstance(value, kinds):

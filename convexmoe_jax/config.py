@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ._checks import fail, one_of, whole_number
+from ._checks import fail, one_of, share, whole_number
 
 ACTIVATIONS = ("softplus", "relu", "huber_relu")
 TRUNKS = ("shared", "private")
@@ -336,10 +336,8 @@ class CELMoEConfig:
         object.__setattr__(self, "levels", levels)
         one_of(owner, "use_learned_fusion", self.use_learned_fusion, (True, False))
         one_of(owner, "stop_gradient_from_input", self.stop_gradient_from_input, (False, True))
-        rate = self.fusion_dropout
-        if isinstance(rate, bool) or not hasattr(rate, "__float__") or not 0 <= rate < 1:
-            fail(owner, "fusion_dropout", "a number in [0, 1)", repr(rate), "Pass fusion_dropout=0.1.")
-        object.__setattr__(self, "fusion_dropout", float(rate))
+        rate = share(owner, "fusion_dropout", self.fusion_dropout)
+        object.__setattr__(self, "fusion_dropout", rate)
 
     @property
     def enabled_levels(self) -> tuple[HierarchyLevelConfig, ...]:

@@ -39,10 +39,15 @@ def make_plan(routes: jax.Array, num_experts: int, padding: int) -> Plan:
     """Return the plan of `routes`, int32 `[B]`; a route outside [0, E) has no expert."""
     rows = routes.shape[0]
     valid = (routes >= 0) & (routes < num_experts)
-    place = jnp.arange(rows, dtype=jnp.int32)
-    keys = jnp.sort(jnp.where(valid, routes, num_experts).astype(jnp.int32) * rows + place)
-    order = keys % max(rows, 1)
-    starts = jnp.searchsorted(keys, jnp.arange(num_experts + 1, dtype=jnp.int32) * rows).astype(jnp.int32)
+    place, experts = jnp.arange(rows, dtype=jnp.int32), jnp.arange(num_experts + 1, dtype=jnp.int32)
+    routes = jnp.where(valid, routes, num_experts).astype(jnp.int32)
+    if (num_experts + 1) * rows < 2**31:  # one key of both sorts some times faster than a stable sort
+        keys = jnp.sort(routes * rows + place)
+        order, starts = keys % max(rows, 1), jnp.searchsorted(keys, experts * rows)
+    else:
+        keys, order = lax.sort((routes, place), num_keys=1, is_stable=True)
+        starts = jnp.searchsorted(keys, experts)
+    starts = starts.astype(jnp.int32)
     back = jnp.zeros(rows, jnp.int32).at[order].set(place, unique_indices=True)
     return Plan(jnp.concatenate([order, jnp.zeros(padding, jnp.int32)]), back, starts)
 

@@ -15,6 +15,7 @@ from flax import nnx
 from ._checks import check_scalar, describe, fail, one_of
 from .config import CELMoEConfig, HierarchyLevelConfig
 from .dispatch import dispatch, expanded
+from .dropout import sample_dropout
 from .experts import ExpertBatch, ExpertResult
 from .routing import Routing, Shared, concrete, encode_routes
 
@@ -107,10 +108,7 @@ class LearnedFusion(nnx.Module):
         centred = mean - jnp.mean(mean, axis=-1, keepdims=True)  # the variance in two passes
         deviation = jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + EPSILON)
         fused = centred / deviation * self.norm["weight"][...] + self.norm["bias"][...]
-        if key is None or self.dropout == 0.0:
-            return fused
-        kept = jax.random.bernoulli(key, 1.0 - self.dropout, fused.shape)
-        return jnp.where(kept, fused / (1.0 - self.dropout), 0.0)
+        return sample_dropout(fused, self.dropout, key)
 
 
 @dataclass(frozen=True)

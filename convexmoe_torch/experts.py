@@ -26,12 +26,15 @@ class ExpertBatch:
         context: the rows' part of the context, or what was marked `Shared`.
         mask: the rows' part of the mask.
         state: what the caller passed as `state`, whole.
+        key: the rows' own keys, int64 `[rows]`, for `sample_dropout`; None outside training. A row's key does not
+            depend on other samples or routes.
     """
 
     hidden: Tensor
     context: Any = None
     mask: Any = None
     state: Any = None
+    key: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ._checks import check_scalar, describe, fail
 from .config import CELMoEConfig, HierarchyLevelConfig
 from .dispatch import Plan, make_plan, permuted, touched
+from .dropout import sample_keys
 from .experts import ExpertBatch, ExpertResult
 from .routing import Routing, Shared, concrete, encode_routes
 
@@ -195,6 +196,8 @@ class HierarchicalCELMoE(nn.Module):
             )
         else:
             width = self.config.width_of(level)
+            keys = sample_keys(len(hidden), hidden.device) if self.training else None
+            given = given | {"keys": keys}
             sorted_hidden, losses, aux = _one_by_one(level, experts, hidden, given, plan, stops, width)
         _check_width(self.config, level, hidden, sorted_hidden)
         total = permuted(sorted_hidden, plan.back, plan.take)
@@ -257,7 +260,7 @@ def _one_by_one(
     counts = plan.counts.tolist()
     hidden = take(hidden)
     context = _take_context(given["context"], take)
-    mask = None if given["mask"] is None else take(given["mask"])
+    mask, keys = (None if given[name] is None else take(given[name]) for name in ("mask", "keys"))
     parts, unused = [], []
     losses: dict[str, Tensor] = {}
     aux: dict[str, Any] = {}
@@ -270,7 +273,8 @@ def _one_by_one(
             continue
         own = hidden[rows].detach() if stop else hidden[rows]
         own_context = _take_context(context, itemgetter(rows), open_shared=True)
-        result = expert(ExpertBatch(own, own_context, None if mask is None else mask[rows], given["state"]))
+        own_mask, own_keys = (None if leaf is None else leaf[rows] for leaf in (mask, keys))
+        result = expert(ExpertBatch(own, own_context, own_mask, given["state"], own_keys))
         if not isinstance(result, ExpertResult):
             fix = "Wrap the hidden."
             fail("ExpertModule", "forward", "an ExpertResult", type(result).__name__, fix, TypeError)
@@ -320,7 +324,7 @@ def _checked_rows(hidden: Any, config: CELMoEConfig) -> int:
 
 
 def _check_leading(argument: str, value: Any, rows: int) -> None:
-    """Check that `value` is an array with a leading axis of `rows`."""
+    """Check that `value` is a tensor with a leading axis of `rows`."""
     if not hasattr(value, "shape") or len(value.shape) == 0 or value.shape[0] != rows:
         fix = (
             "Give it one entry for each sample, or mark it: Shared(value)."
@@ -328,6 +332,9 @@ def _check_leading(argument: str, value: Any, rows: int) -> None:
             else "Give it one."
         )
         fail("HierarchicalCELMoE", argument, f"a leading axis of {rows} samples", describe(value), fix)
+    if not isinstance(value, Tensor):
+        fix = "Convert it to an array of this framework first."
+        fail("HierarchicalCELMoE", argument, "tensors", type(value).__name__, fix, TypeError)
 
 
 def _check_width(config: CELMoEConfig, level: HierarchyLevelConfig, hidden: Tensor, new: Tensor) -> None:

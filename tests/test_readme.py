@@ -1,4 +1,4 @@
-"""Every block of the README runs, or, where it would take minutes, names only what exists.
+"""Every block of the README and of the documentation runs, or, where it would take minutes, names only what exists.
 
 Python blocks run in order, each in its own interpreter, in one empty folder, so that a later block can load what an
 earlier one saved. In shell blocks each make target, subcommand, option, extra and file must exist.
@@ -16,7 +16,9 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs" / "pages").glob("*.md"))]
+TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
+README = TEXTS["README.md"]
 SHELL = ("bash", "console", "sh", "shell")
 FENCE = re.compile(r"^```[ ]*(\w*)[^\n]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
 
@@ -96,12 +98,14 @@ def problems(found: list[Block]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_python_blocks_run(tmp_path):
-    assert run_python(blocks(README), tmp_path) == []
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_run(page, tmp_path):
+    assert run_python(blocks(TEXTS[page]), tmp_path) == []
 
 
-def test_shell_blocks_name_only_what_exists():
-    assert problems(blocks(README)) == []
+@pytest.mark.parametrize("page", PAGES)
+def test_shell_blocks_name_only_what_exists(page):
+    assert problems(blocks(TEXTS[page])) == []
 
 
 def test_readme_starts_with_the_two_commands():
@@ -109,8 +113,9 @@ def test_readme_starts_with_the_two_commands():
     assert [args for name, *args in commands(first) if name == "make"] == [["demo"], ["test"]]
 
 
-def test_every_block_is_of_a_known_language():
-    assert {block.language for block in blocks(README)} <= {"python", "py", "text", *SHELL}
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_of_a_known_language(page):
+    assert {block.language for block in blocks(TEXTS[page])} <= {"python", "py", "text", *SHELL}
 
 
 def test_control_a_failing_block_is_found(tmp_path):

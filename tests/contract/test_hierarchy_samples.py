@@ -6,8 +6,13 @@ import engines
 import ml_dtypes
 import numpy as np
 import pytest
-from hierarchies import CASES, Case, Level, naive, random_inputs, random_weights, rounded, uniform
+import torch
+from flax import nnx
+from hierarchies import CASES, Case, Level, config_of, naive, random_inputs, random_weights, rounded, uniform
 from tolerances import relative_error
+
+import convexmoe_jax
+import convexmoe_torch
 
 CASE = Case((Level("a", ("mlp7", "mlp7", "linear")), Level("b", ("linear",) * 3)), fusion=False)
 ROW, ROUTE = 4, (1, 2)
@@ -135,3 +140,73 @@ def widened(tree):
     if isinstance(tree, dict):
         return {name: widened(value) for name, value in tree.items()}
     return tree.astype(np.float64) if tree.dtype == ml_dtypes.bfloat16 else tree
+
+
+class JaxDropping(convexmoe_jax.ExpertModule):
+    def __call__(self, batch):
+        hidden = convexmoe_jax.sample_dropout(batch.hidden, 0.25, batch.key)
+        return convexmoe_jax.ExpertResult(convexmoe_jax.sample_dropout(hidden, 0.5, batch.key, index=1))
+
+
+class TorchDropping(convexmoe_torch.ExpertModule):
+    def forward(self, batch):
+        hidden = convexmoe_torch.sample_dropout(batch.hidden, 0.25, batch.key)
+        return convexmoe_torch.ExpertResult(convexmoe_torch.sample_dropout(hidden, 0.5, batch.key, index=1))
+
+
+class TorchDroppingTogether(convexmoe_torch.ExpertModule):
+    """Control: what torch's own dropout draws depends on which rows the expert has."""
+
+    def forward(self, batch):
+        return convexmoe_torch.ExpertResult(
+            torch.nn.functional.dropout(batch.hidden, 0.625, batch.key is not None)
+        )
+
+
+def dropped(engine, expert, routes, seed):
+    """The output of a level of experts that drop, on ones."""
+    config = config_of(engine.package, uniform("identity", 3))
+
+    def factory(*_, **__):
+        return expert()
+
+    if engine.name == "jax":
+        model = engine.package.HierarchicalCELMoE(config, factory, rngs=nnx.Rngs(0))
+    else:
+        model = engine.package.HierarchicalCELMoE(config, factory)
+    return engine.fused(model, np.ones((400, 5), np.float32), {"only": routes}, seed)
+
+
+def test_dropout_of_an_expert(engine):
+    """Off without a key, the same for the same key, of the stated share, and blind to the routes of others."""
+    expert = JaxDropping if engine.name == "jax" else TorchDropping
+    routes = np.random.default_rng(0).integers(0, 3, 400).astype(np.int32)
+    other = (routes + 1) % 3
+    other[:7] = routes[:7]
+    quiet, first, again, moved, changed = (
+        dropped(engine, expert, *given)
+        for given in [(routes, None), (routes, 1), (routes, 1), (other, 1), (routes, 2)]
+    )
+    assert np.array_equal(quiet, np.ones_like(quiet)) and np.array_equal(first, again)
+    assert np.array_equal(first, moved)  # the experts are alike, so no sample may change at all
+    assert np.mean(first != changed) > 0.2
+    assert set(np.unique(first)) == {0.0, np.float32(np.float32(1 / 0.75) / 0.5)}
+    # both dropouts act, each for itself: 0.75 * 0.5 are kept; no unit and no sample is special
+    kept = first != 0
+    assert abs(kept.mean() - 0.375) < 0.04
+    assert np.abs(kept.mean(0) - 0.375).max() < 0.1 and len({row.tobytes() for row in kept}) > 25
+
+
+def test_control_dropout_over_the_rows_of_an_expert_would_be_seen():
+    engine = engines.ENGINES[1]
+    routes = np.random.default_rng(0).integers(0, 3, 400).astype(np.int32)
+    other = (routes + 1) % 3
+    other[:7] = routes[:7]
+    first, moved = (dropped(engine, TorchDroppingTogether, r, 1) for r in (routes, other))
+    assert not np.array_equal(first[:7], moved[:7])
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan"), True, "half"])
+def test_dropout_refuses_a_wrong_rate(engine, rate):
+    with pytest.raises(ValueError, match=r"sample_dropout\.rate: expected a number in \[0, 1\); got"):
+        engine.package.sample_dropout(engine.array(np.ones((2, 3))), rate, None)

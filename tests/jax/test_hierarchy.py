@@ -10,6 +10,7 @@ from hierarchies import CASES, Case, Level, config_of, random_inputs, random_wei
 from tolerances import relative_error
 
 import convexmoe_jax
+from convexmoe_jax import dispatch
 
 ENGINE = ENGINES[0]
 CASE = Case((Level("a", ("linear",) * 3), Level("b", ("mlp7",) * 2)))
@@ -259,3 +260,16 @@ def test_dropout_in_an_expert_is_a_samples_own(make_key):
     assert not np.array_equal(first[0], first[1])  # levels draw on their own
     assert len({tuple(row) for row in np.asarray(first[0]).tolist()}) > 5  # and so do samples
     assert np.array_equal(run(x, one, None)[1], x)
+
+
+@pytest.mark.parametrize("num_experts", [7, 2**20])
+def test_a_plan_of_more_routes_than_one_key_holds(num_experts):
+    """(experts + 1) * rows goes beyond int32, so that route and place do not fit into one."""
+    rows = 2999
+    assert ((num_experts + 1) * rows >= 2**31) == (num_experts > 7)
+    routes = np.random.default_rng(0).integers(-1, num_experts + 1, rows).astype(np.int32)
+    plan = dispatch.make_plan(jnp.asarray(routes), num_experts, 4)
+    known = np.where((routes < 0) | (routes >= num_experts), num_experts, routes)
+    order = np.argsort(known, kind="stable")
+    assert np.array_equal(plan.take[:rows], order) and np.array_equal(plan.back[order], np.arange(rows))
+    assert np.array_equal(plan.starts, np.searchsorted(known[order], np.arange(num_experts + 1)))

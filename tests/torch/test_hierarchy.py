@@ -240,3 +240,13 @@ def test_frozen_experts_without_rows_stay_without_gradient():
     grads = {name: leaf.grad for name, leaf in model.named_parameters()}
     assert all((grad is None) == (".e1." in name) for name, grad in grads.items())
     assert not any(grad.any() for name, grad in grads.items() if ".e2." in name)
+
+
+@pytest.mark.parametrize("argument", ["context", "mask"])
+def test_numpy_arrays_are_refused_before_any_work(argument):
+    model = built(TWO["linear"])
+    value = np.ones(13, np.float32)
+    given = {"context": {"a": [value]}} if argument == "context" else {"mask": value}
+    message = f"HierarchicalCELMoE.{argument}: expected tensors; got ndarray. Convert it to an array of this"
+    with pytest.raises(TypeError, match=message):
+        model(inputs_of(TWO["linear"]), ten_routings(TWO["linear"])[0], **given)
