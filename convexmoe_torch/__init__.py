@@ -13,6 +13,7 @@ from .dropout import sample_dropout
 from .experts import ExpertBatch, ExpertModule, ExpertResult, HullExpert, LinearExpert, MLPExpert
 from .hierarchy import CELMoEOutput, HierarchicalCELMoE, LearnedFusion, LevelOutput
 from .hull import FoldedHull, VectorHull, Winners
+from .legacy import NonConvexHull
 from .losses import CELMoELossAPI, LossBundle, LossTerm
 from .routing import Shared, constant_routes, encode_routes, merged_routes, routing_summary
 from .staging import freeze, unfreeze
@@ -39,6 +40,7 @@ __all__ = [
     "LossBundle",
     "LossTerm",
     "MLPExpert",
+    "NonConvexHull",
     "Normalization",
     "Shared",
     "VectorHull",

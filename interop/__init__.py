@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .legacy import from_celmoe, from_torch_mice
     from .parity import Comparison, ParityReport, check_parity
     from .weights import to_jax, to_torch
 
@@ -18,10 +19,20 @@ _HOMES = {
     "Comparison": "parity",
     "ParityReport": "parity",
     "check_parity": "parity",
+    "from_celmoe": "legacy",
+    "from_torch_mice": "legacy",
     "to_jax": "weights",
     "to_torch": "weights",
 }
-__all__ = ["Comparison", "ParityReport", "check_parity", "to_jax", "to_torch"]
+__all__ = [
+    "Comparison",
+    "ParityReport",
+    "check_parity",
+    "from_celmoe",
+    "from_torch_mice",
+    "to_jax",
+    "to_torch",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,6 @@
 """Both packages reproduce what celmoe-vp 1.1.1 computed: outputs, every loss, every gradient, to 1e-10 in float64."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,40 +8,11 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from goldens import BOUND, CELMOE, JaxExpert, TorchExpert, archive, config_of, losses_of
 
 import convexmoe_jax
 import convexmoe_torch
-
-FILES = sorted((Path(__file__).parents[1] / "data").glob("celmoe_1.1.1_*.npz"))
-BOUND = 1e-10
-
-
-def config_of(package, meta):
-    levels = []
-    for name, names in meta["levels"]:
-        stop = name in meta["stop"]
-        experts = [package.ExpertConfig(expert, stop_gradient_from_parent=stop) for expert in names]
-        levels.append(package.HierarchyLevelConfig(name, experts, fallback_expert=names[0]))
-    return package.CELMoEConfig(meta["hidden"], levels, fusion_dropout=0.0)
-
-
-def losses_of(package, meta):
-    api = package.CELMoELossAPI()
-    first, last = meta["levels"][0][0], meta["levels"][-1][0]
-    api.add_global("l2", lambda output: (output.fused_hidden**2).mean(), weight=0.5)
-    api.add_level(last, "norm", lambda o: {"a": abs(o.hidden).mean(), "b": (o.hidden**2).mean()}, weight=2.0)
-    api.add_bridge(first, last, "gap", lambda p, c: ((p.hidden - c.hidden) ** 2).mean(), weight=0.1)
-    return api
-
-
-class TorchExpert(convexmoe_torch.ExpertModule):
-    def __init__(self, size):
-        super().__init__()
-        self.proj = torch.nn.Linear(size, size)
-
-    def forward(self, batch):
-        hidden = torch.tanh(self.proj(batch.hidden)) * batch.mask[..., None] + batch.context[:, None]
-        return convexmoe_torch.ExpertResult(hidden, {"act": (hidden**2).mean()})
+from interop import from_celmoe
 
 
 def run_torch(data, meta):
@@ -58,29 +28,12 @@ def run_torch(data, meta):
     return output, bundle, {name: value.numpy() for name, value in gradients.items()}
 
 
-class JaxExpert(convexmoe_jax.ExpertModule):
-    def __init__(self, size, rngs):
-        self.proj = nnx.Linear(size, size, rngs=rngs, param_dtype=jnp.float64)
-
-    def __call__(self, batch):
-        hidden = jnp.tanh(self.proj(batch.hidden)) * batch.mask[..., None] + batch.context[None]
-        return convexmoe_jax.ExpertResult(hidden, {"act": (hidden**2).mean()})
-
-
 def run_jax(data, meta):
-    config, size = config_of(convexmoe_jax, meta), meta["hidden"]
-    model = convexmoe_jax.HierarchicalCELMoE(config, lambda *_, rngs: JaxExpert(size, rngs), rngs=nnx.Rngs(0))
-    widths = [size] * len(meta["levels"])
-    model.fusion = convexmoe_jax.LearnedFusion(size, widths, dtype=jnp.float64, rngs=nnx.Rngs(0))
-    for level, experts in meta["levels"]:
-        proj = model.level_modules[level]["0"]["proj"]
-        names = [f"state/level_modules.{level}.{expert}.proj" for expert in experts]
-        proj["kernel"][...] = jnp.stack([data[f"{name}.weight"].T for name in names])
-        proj["bias"][...] = jnp.stack([data[f"{name}.bias"] for name in names])
-    for i, gate in model.fusion.gates.items():
-        gate["weight"][...] = data[f"state/fusion.gates.{i}.weight"].T
-    for name, parameter in model.fusion.norm.items():
-        parameter[...] = data[f"state/fusion.norm.{name}"]
+    state = {name[6:]: data[name] for name in data if name.startswith("state/")}
+    size = meta["hidden"]
+    model = from_celmoe(
+        state, config_of(convexmoe_jax, meta), lambda *_, rngs: JaxExpert(size, rngs), framework="jax"
+    )
     graph, state = nnx.split(model)
     api = losses_of(convexmoe_jax, meta)
 
@@ -111,8 +64,7 @@ def run_jax(data, meta):
 
 
 def run(framework, path, change=None):
-    with np.load(path, allow_pickle=False) as archive:
-        data = {name: archive[name] for name in archive.files}
+    data, _ = archive(path)
     meta = json.loads(str(data["meta"]))
     if change:
         change(data)
@@ -134,7 +86,7 @@ def largest_difference(data, output, bundle, gradients):
     return max(float(np.max(np.abs(np.asarray(a) - b))) for a, b in plain)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CELMOE, ids=lambda path: path.stem)
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_the_recorded_behaviour_is_reproduced(framework, path, x64):
     assert largest_difference(*run(framework, path)) <= BOUND
@@ -145,8 +97,8 @@ def test_another_weight_would_be_seen(framework, x64):
     def change(data):
         data["state/fusion.gates.0.weight"] = data["state/fusion.gates.0.weight"] * (1 + 1e-6)
 
-    assert largest_difference(*run(framework, FILES[0], change)) > BOUND
+    assert largest_difference(*run(framework, CELMOE[0], change)) > BOUND
 
 
 def test_there_are_recordings():
-    assert len(FILES) == 2
+    assert len(CELMOE) == 2

@@ -1,0 +1,184 @@
+"""Checkpoints of the two packages that this project succeeds: torch-mice 0.2.0 and celmoe-vp 1.1.1."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .frameworks import get
+from .tables import InputError
+
+NOT_CONVEX = (
+    "torch-mice's models are not convex: their gate, 1 - exp(-softplus(u)), is the sigmoid. This one is loaded as "
+    "NonConvexHull, which computes what it did; for a convex model, fit a VectorHull."
+)
+Source = Mapping[str, Any] | str | Path
+
+
+def from_torch_mice(source: Source, petals: int | None = None, *, framework: str = "torch") -> Any:
+    """Return a `NonConvexHull` of `convexmoe_torch` or `convexmoe_jax` from a checkpoint of torch-mice 0.2.0.
+
+    Args:
+        source: a state dict (tensors or arrays), or the path of one: `.safetensors`, or `.pt` and `.pth`, which are
+            read with `weights_only=True`.
+        petals: how many there should be; None takes what the checkpoint has.
+        framework: "torch" or "jax".
+
+    Raises:
+        InputError: no such checkpoint; every missing, unexpected or mis-shaped tensor is listed.
+
+    Warns:
+        UserWarning: these models are not convex.
+    """
+    arrays = _read("from_torch_mice", source)
+    P = arrays["shifts"].shape[0] if arrays.get("shifts", np.zeros(())).ndim == 1 else 0
+    if petals is not None and petals != P:
+        raise InputError(
+            f"from_torch_mice.petals: expected the {P} that the checkpoint has; got {petals}. Leave it out."
+        )
+    package = get(framework).package
+    params, faults = _renamed(arrays, P)
+    if faults:
+        fix = "Pass the state dict of a VectorHull of torch-mice 0.2.0."
+        raise InputError(
+            f"from_torch_mice.source: expected the tensors of its hull; got {'; '.join(faults)}. {fix}"
+        )
+    try:
+        model = package.NonConvexHull(_nested(params, framework))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    warnings.warn(NOT_CONVEX, UserWarning, stacklevel=2)
+    return model
+
+
+def from_celmoe(
+    source: Source,
+    config: Any,
+    expert_factory: Any,
+    *,
+    fusion_module: Any = None,
+    framework: str = "torch",
+) -> Any:
+    """Return a `HierarchicalCELMoE` with the weights of a checkpoint of celmoe-vp 1.1.1.
+
+    Args:
+        source: as for `from_torch_mice`.
+        config: a `CELMoEConfig` of either package: a checkpoint does not hold it.
+        expert_factory, fusion_module: as for `HierarchicalCELMoE` of the framework.
+        framework: "torch" or "jax".
+
+    Raises:
+        InputError: the source is no state dict.
+        ValueError: names or shapes differ from the model's; all are listed.
+    """
+    arrays = _read("from_celmoe", source)
+    package = get(framework).package
+    own_config = package.CELMoEConfig.from_json(config.to_json())
+    names = import_module(f"{package.__name__}.names")
+    recipes = {"experts": {}, "fusion": "LearnedFusion"}
+    model = names.built(own_config, recipes, expert_factory, fusion_module)
+    names.fill(model, {name: _given(array, framework) for name, array in arrays.items()})
+    return model
+
+
+def _renamed(arrays: dict[str, np.ndarray], P: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return our names and layouts, (in, [petal,] out), and what is wrong with theirs."""
+    rest = dict(arrays)
+    faults: list[str] = []
+
+    def take(name: str, axes: int) -> np.ndarray:
+        value = rest.pop(name, None)
+        if value is None:
+            faults.append(f"missing {name}")
+        elif value.ndim != axes:
+            faults.append(f"{name} has shape {list(value.shape)}, not {axes} axes")
+        else:
+            return value
+        return np.zeros((0,) * axes)
+
+    found = {"output.bias": take("petals.out_bias", 2), "output.shifts": take("shifts", 1)}
+    for theirs, ours in {"layer0": "layer0", "layer1": "layer1", "res_proj": "skip"}.items():
+        found[f"{ours}.raw_weight"] = take(f"petals.{theirs}.raw", 3).transpose(2, 0, 1)
+        found[f"{ours}.bias"] = take(f"petals.{theirs}.bias", 2)
+    for gate in ("gate0", "gate1"):
+        found[f"{gate}.weight"] = take(f"petals.{gate}_net.lin.weight", 2).T
+        found[f"{gate}.bias"] = take(f"petals.{gate}_net.lin.bias", 1)
+        each = [f"petals.extra_{gate}_nets.{p}.lin" for p in range(P)]
+        weights, biases = (
+            [take(f"{name}.weight", 2) for name in each],
+            [take(f"{name}.bias", 1) for name in each],
+        )
+        for name, parts, ours in (("weight", weights, "weight"), ("bias", biases, "bias")):
+            if len({part.shape for part in parts}) != 1:
+                faults.append(f"petals.extra_{gate}_nets.*.lin.{name} differ in shape")
+                continue
+            stacked = np.stack(parts)
+            found[f"petal_{gate}.{ours}"] = stacked.transpose(2, 0, 1) if stacked.ndim == 3 else stacked
+    groups = rest.pop("group_indices", None)
+    ring = np.stack([np.arange(P), (np.arange(P) + 1) % max(P, 1)], axis=1)
+    if groups is not None and not np.array_equal(groups, ring):
+        faults.append("group_indices are not those of neighbours")
+    return found, faults + [f"unexpected {name}" for name in sorted(rest)]
+
+
+def _read(owner: str, source: Source) -> dict[str, np.ndarray]:
+    """Return the arrays of a state dict, or of the file of one."""
+    state: Any = source
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if not path.is_file():
+            raise InputError(f"{owner}.source: expected a file; got {str(path)!r}. Correct the path.")
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors.numpy import load_file
+
+                state = load_file(path)
+            else:
+                import torch
+
+                state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a foreign or damaged file makes of the readers
+            first = str(error).partition("\n")[0]
+            fix = "Save model.state_dict() with torch.save, or as safetensors."
+            raise InputError(
+                f"{owner}.source: expected a state dict; got {path.name!r} ({first}). {fix}"
+            ) from None
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and hasattr(value, "shape") for name, value in state.items()
+    ):
+        fix = "Pass model.state_dict()."
+        raise InputError(f"{owner}.source: expected a state dict; got {type(state).__name__}. {fix}")
+    return {name: _numpy(value) for name, value in state.items()}
+
+
+def _numpy(value: Any) -> np.ndarray:
+    """Return a copy of a tensor or array; numpy has no bfloat16, which becomes float32."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    return np.array(value)
+
+
+def _given(array: np.ndarray, framework: str) -> Any:
+    """Return an array of the framework."""
+    if framework == "jax":
+        import jax.numpy as jnp
+
+        return jnp.asarray(array)
+    import torch
+
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def _nested(params: dict[str, np.ndarray], framework: str) -> dict[str, Any]:
+    """Return a nested dict of arrays of the framework."""
+    tree: dict[str, Any] = {}
+    for name, array in params.items():
+        layer, _, leaf = name.partition(".")
+        tree.setdefault(layer, {})[leaf] = _given(array, framework)
+    return tree
