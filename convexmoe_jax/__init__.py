@@ -15,6 +15,7 @@ from .hierarchy import CELMoEOutput, HierarchicalCELMoE, LearnedFusion, LevelOut
 from .hull import FoldedHull, VectorHull, Winners
 from .legacy import NonConvexHull
 from .losses import CELMoELossAPI, LossBundle, LossTerm
+from .optimizers import adam, adamw
 from .routing import Shared, constant_routes, encode_routes, merged_routes, routing_summary
 from .staging import freeze
 from .training import FitResult, History, fit, train
@@ -46,6 +47,8 @@ __all__ = [
     "VectorHull",
     "Violation",
     "Winners",
+    "adam",
+    "adamw",
     "constant_routes",
     "encode_routes",
     "find_violation",

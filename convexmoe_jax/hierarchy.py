@@ -191,6 +191,9 @@ class HierarchicalCELMoE(nnx.Module):
         if fusion_module is None and config.use_learned_fusion:
             widths = [config.width_of(level) for level in config.enabled_levels]
             fusion_module = LearnedFusion(config.hidden_size, widths, config.fusion_dropout, rngs=rngs)
+        if fusion_module is not None and not isinstance(fusion_module, nnx.Module):
+            name, fix = "fusion_module", "Pass a module that takes the list of the levels' outputs."
+            fail("HierarchicalCELMoE", name, "an nnx.Module", type(fusion_module).__name__, fix, TypeError)
         self.fusion = nnx.data(fusion_module)
 
     def __call__(
@@ -270,7 +273,7 @@ class HierarchicalCELMoE(nnx.Module):
             every = self.differentiation == "any"
             number = len(group.members)
             new, new_losses, new_aux = dispatch(function, weights, shared, rows, inside, number, every)
-            _check_width(self.config, level, hidden, new)
+            _check_shape(level, hidden, self.config.width_of(level), new)
             total = new if total is None else total + new  # zeros where a row is not of the group
             for member in group.members:
                 name = level.expert_names[member]
@@ -278,7 +281,11 @@ class HierarchicalCELMoE(nnx.Module):
                 own = routes == member
                 count = jnp.maximum(jnp.sum(own), 1)
                 for loss, value in new_losses.items():
-                    losses[f"{level.name}.{name}.{loss}"] = jnp.sum(jnp.where(own, value, 0)) / count
+                    wide = jnp.promote_types(
+                        value.dtype, jnp.float32
+                    )  # half a sum may overflow, its mean does not
+                    mean = jnp.sum(jnp.where(own, value, 0), dtype=wide) / count
+                    losses[f"{level.name}.{name}.{loss}"] = mean.astype(value.dtype)
         return total, LevelOutput(level.name, _lost_as_nan(total, kept), given_routes, losses, aux)
 
 
@@ -386,11 +393,9 @@ def _split_context(context: Any, rows: int) -> tuple[list[Any], list[Any], Any]:
     return own, shared, (structure, flags)
 
 
-def _check_width(
-    config: CELMoEConfig, level: HierarchyLevelConfig, hidden: jax.Array, new: jax.Array
-) -> None:
+def _check_shape(level: HierarchyLevelConfig, hidden: jax.Array, width: int, new: jax.Array) -> None:
     """Check that an expert kept all axes of its input but the last, and gave the width of its level."""
-    expected = (*hidden.shape[:-1], config.width_of(level))
+    expected = (*hidden.shape[:-1], width)
     if new.shape != expected:
         fix = "Change the expert, or set hidden_size on the level."
         fail("HierarchicalCELMoE", level.name, f"hidden of shape {list(expected)}", describe(new), fix)

@@ -69,7 +69,13 @@ def leaves_of(module: nnx.Module, prefix: str) -> dict[tuple[Any, ...], tuple[st
         depth = max(n for n in range(len(path)) if path[:n] in owners)
         owner, name = owners[path[:depth]], ".".join(map(str, path[depth:]))
         neutral, permutation = _leaf(owner, name, prefix)
-        found[tuple(path)] = (".".join([prefix, *map(str, path[:depth]), neutral]), permutation)
+        # PyTorch's Sequential has its layers under their numbers, without a list between
+        above = [
+            str(key)
+            for n, key in enumerate(path[:depth])
+            if key != "layers" or not isinstance(owners[path[:n]], nnx.Sequential)
+        ]
+        found[tuple(path)] = (".".join([prefix, *above, neutral]), permutation)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,9 +18,10 @@ Routes = dict[str, np.ndarray]
 Routing = Mapping[str, Any]
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=[])
 @dataclass(frozen=True)
 class Shared:
-    """Context that every sample sees whole, whatever its sizes: `Shared(value)`."""
+    """Context that every sample sees whole, whatever its sizes: `Shared(value)`. A pytree."""
 
     value: Any
 

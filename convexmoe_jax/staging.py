@@ -29,7 +29,7 @@ def freeze(
     Args:
         optimizer: any optax transformation.
         model: the hierarchy; the parameters may also be those of a module that holds it.
-        names: "level", "level.expert" or "fusion".
+        names: "level", "level.expert", or "fusion" (where no level is called so).
 
     Raises:
         ValueError: no name, an unknown one, or, at the update, parameters that hold no such hierarchy.
@@ -80,16 +80,28 @@ def chosen(
     experts: dict[str, set[int]] = {}
     fusion = False
     for name in names:
-        level, _, expert = str(name).partition(".")
+        level, dot, expert = str(name).partition(".")
         if level not in levels:
             if name != "fusion" or not has_fusion:
                 known = [*levels, *["fusion"] * has_fusion]
-                fail(owner, "names", f"levels among {known}", repr(name), "Correct the name.")
+                fail(
+                    owner,
+                    "names",
+                    f"a level or level.expert, levels among {known}",
+                    repr(name),
+                    "Correct the name.",
+                )
             fusion = True
             continue
         members = levels[level].expert_names
-        if expert and expert not in members:
-            fail(owner, "names", f"experts among {list(members)}", repr(name), "Correct the name.")
-        found = {members.index(expert)} if expert else set(range(len(members)))
+        if dot and expert not in members:
+            fail(
+                owner,
+                "names",
+                f"level.expert, experts among {list(members)}",
+                repr(name),
+                "Correct the name.",
+            )
+        found = {members.index(expert)} if dot else set(range(len(members)))
         experts.setdefault(level, set()).update(found)
     return experts, fusion

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ._checks import describe, dtype_name, fail, whole_number
 from .config import HullConfig, Normalization
 from .hull import VectorHull, apply
+from .optimizers import scale_by_adam
 from .petals import Tree
 
 LEARNING_RATE = 3e-2
@@ -68,31 +68,6 @@ class Trained(NamedTuple):
     best_step: int
 
 
-def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Return Adam's direction (Kingma and Ba, arXiv 1412.6980, algorithm 1), to be scaled by the learning rate.
-
-    Differs from `optax.scale_by_adam`: the bias correction is `-expm1(count log(decay))`, exact in float32,
-    where `1 - decay**count` is not; so PyTorch's Adam takes the same steps. The state is optax's own.
-    """
-
-    def init(params: Any) -> optax.ScaleByAdamState:
-        zeros = partial(jax.tree.map, jnp.zeros_like)
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
-
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
-        count = optax.safe_increment(state.count)
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
-
-        def direction(m: jax.Array, v: jax.Array) -> jax.Array:
-            first, second = (-jnp.expm1(count.astype(m.dtype) * math.log(b)) for b in (b1, b2))
-            return (m / first) / (jnp.sqrt(v) / jnp.sqrt(second) + eps)
-
-        return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
-
-    return optax.GradientTransformation(init, update)
-
-
 def clipped(grads: Any) -> Any:
     """Return the gradients scaled to a global norm of `LARGEST_NORM` at most."""
     norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))
@@ -105,13 +80,13 @@ def train_step(model: Callable[[Any, jax.Array], jax.Array], carry: Any, batch: 
 
     Args:
         model: `(params, x) -> y`, pure.
-        carry: params and the state of `adam`.
+        carry: params and the state of `scale_by_adam`.
         batch: x, y and the learning rate.
     """
     params, state = carry
     x, y, learning_rate = batch
     loss, grads = jax.value_and_grad(lambda p: mean_squared_error(model(p, x), y))(params)
-    directions, state = adam().update(clipped(grads), state)
+    directions, state = scale_by_adam().update(clipped(grads), state)
     return (jax.tree.map(lambda p, d: p - learning_rate.astype(p.dtype) * d, params, directions), state), loss
 
 
@@ -164,7 +139,7 @@ def train(
     x_train, y_train = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
     held_out = None if validation is None else tuple(jnp.asarray(part, dtype) for part in validation)
     params = jax.tree.map(jnp.array, params)  # a copy: the carry is donated
-    carry = (params, adam().init(params))
+    carry = (params, scale_by_adam().init(params))
     record = Record(steps, progress)
     with record.bar:
         for rows, rates in chunks(len(x), steps, batch_size, learning_rate, seed):

@@ -1,7 +1,7 @@
 """Running each expert on its own rows: exact, without dropping rows.
 
-Rows are sorted by expert once, and every expert works on a contiguous view of its rows. Linear maps of one shape run as
-one operator, whose graph is the same for all routes: `torch.compile(fullgraph=True)` compiles it once.
+Rows are sorted by expert once, and every expert works on a contiguous view of its rows. Under `torch.compile` linear
+maps of one shape run as one operator, whose graph is the same for all routes: `fullgraph=True` compiles it once.
 
 Letters: B rows, E experts, D in, O out.
 """
@@ -51,6 +51,7 @@ class _Permuted(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -58,20 +59,38 @@ class _Permuted(torch.autograd.Function):
         return permuted(grads[0], back, take), None, None
 
 
+class _PermutedBothWays(_Permuted):
+    """The same with forward mode, which `torch.compile` does not take."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return permuted(tangents[0], *ctx.saved_tensors)
+
+
 def permuted(x: Tensor, take: Tensor, back: Tensor) -> Tensor:
     """Return `x[take]` for a permutation and its inverse."""
     if x.requires_grad and torch.is_grad_enabled():
-        return _Permuted.apply(x, take, back)
+        function = _Permuted if torch.compiler.is_compiling() else _PermutedBothWays
+        return function.apply(x, take, back)
     return x.index_select(0, take)  # some times faster than x[take]
 
 
 class _Touched(torch.autograd.Function):
     """The identity on `x`, which gives zero gradients, not None, to parameters that had no rows."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.like = [(p.shape, p.dtype, p.device) for p in parameters]
+    def forward(x: Tensor, *parameters: Tensor) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.like = [(p.shape, p.dtype, p.device) for p in inputs[1:]]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return tangents[0].view_as(tangents[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -85,6 +104,7 @@ def touched(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     return _Touched.apply(x, *trained) if trained and torch.is_grad_enabled() else x
 
 
+@torch.library.custom_op("convexmoe::grouped_linear", mutates_args=())
 def grouped_linear(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """Return `x_e @ weights[e] + biases[e]` for the rows of each expert, which stand one expert after the other.
 
@@ -94,23 +114,16 @@ def grouped_linear(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases:
         weights: `[D, O]` each.
         biases: `[O]` each.
     """
-    if torch.compiler.is_compiling():
-        return compiled_linear(x, counts, weights, biases)
-    return _GroupedLinear.apply(x, counts, len(weights), *weights, *biases)
-
-
-def _outputs(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     y = x.new_empty(x.shape[0], weights[0].shape[1])
-    *own, rest = counts.tolist()
-    *parts, tail = zip(x.split([*own, rest]), y.split([*own, rest]), strict=True)
+    *parts, tail = zip(x.split(counts.tolist()), y.split(counts.tolist()), strict=True)
     for (rows, out), weight, bias in zip(parts, weights, biases, strict=True):
-        if len(rows):
-            torch.addmm(bias, rows, weight, out=out)
+        torch.addmm(bias, rows, weight, out=out)
     tail[1].zero_()
     return y
 
 
-def _gradients(
+@torch.library.custom_op("convexmoe::grouped_linear_backward", mutates_args=())
+def grouped_linear_backward(
     grad: Tensor, x: Tensor, counts: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Return the gradients by x, by each weight and by each bias; zeros for an expert without rows."""
@@ -126,35 +139,12 @@ def _gradients(
     return by_x, by_weights, by_biases
 
 
-class _GroupedLinear(torch.autograd.Function):
-    """`grouped_linear` outside `torch.compile`: a custom operator takes its time to look at lists of tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: Tensor, number: int, *parameters: Tensor) -> Tensor:
-        weights = parameters[:number]
-        ctx.save_for_backward(x, counts, *weights)
-        return _outputs(x, counts, weights, parameters[number:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        x, counts, *weights = ctx.saved_tensors
-        gradients = compiled_gradients if torch.is_grad_enabled() else _gradients
-        by_x, by_weights, by_biases = gradients(grads[0].contiguous(), x, counts, weights)
-        return by_x, None, None, *by_weights, *by_biases
-
-
-compiled_linear = torch.library.custom_op("convexmoe::grouped_linear", _outputs, mutates_args=())
-compiled_gradients = torch.library.custom_op(
-    "convexmoe::grouped_linear_backward", _gradients, mutates_args=()
-)
-
-
-@compiled_linear.register_fake
+@grouped_linear.register_fake
 def _(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     return x.new_empty(x.shape[0], weights[0].shape[1])
 
 
-@compiled_gradients.register_fake
+@grouped_linear_backward.register_fake
 def _(
     grad: Tensor, x: Tensor, counts: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -169,26 +159,8 @@ def _save(ctx: Any, inputs: Any, output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> Any:
     x, counts, *weights = ctx.saved_tensors
-    by_x, by_weights, by_biases = compiled_gradients(grad.contiguous(), x, counts, weights)
+    by_x, by_weights, by_biases = grouped_linear_backward(grad.contiguous(), x, counts, weights)
     return by_x, None, by_weights, by_biases
 
 
-compiled_linear.register_autograd(_backward, setup_context=_save)
-
-
-def _save_backward(ctx: Any, inputs: Any, output: Any) -> None:
-    grad, x, counts, weights = inputs
-    ctx.save_for_backward(grad, x, counts, *weights)
-
-
-def _backward_twice(ctx: Any, of_x: Tensor, of_weights: list[Tensor], of_biases: list[Tensor]) -> Any:
-    grad, x, counts, *weights = ctx.saved_tensors
-    no_bias = [torch.zeros_like(bias) for bias in of_biases]
-    by_grad = compiled_linear(of_x, counts, weights, of_biases)
-    by_grad = by_grad + compiled_linear(x, counts, of_weights, no_bias)
-    by_x, _, _ = compiled_gradients(grad, x, counts, of_weights)
-    _, by_weights, _ = compiled_gradients(grad, of_x, counts, weights)
-    return by_grad, by_x, None, by_weights
-
-
-compiled_gradients.register_autograd(_backward_twice, setup_context=_save_backward)
+grouped_linear.register_autograd(_backward, setup_context=_save)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def sample_dropout(x: Tensor, rate: float, key: Tensor | None, index: int = 0) -
     share("sample_dropout", "rate", rate)
     if key is None or rate == 0.0:
         return x
-    units = torch.arange(x[0].numel(), device=x.device)
+    units = torch.arange(math.prod(x.shape[1:]), device=x.device)
     bits = mixed(mixed(key + (index + 1))[:, None] + STEP * units) & (2**BITS - 1)
     kept = (bits >= int(rate * 2**BITS)).reshape(x.shape)
     return torch.where(kept, x / (1.0 - rate), 0.0)

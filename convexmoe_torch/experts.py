@@ -84,7 +84,7 @@ class LinearExpert(ExpertModule):
         self.bias = nn.Parameter(torch.zeros(out_dim, dtype=dtype))
 
     def forward(self, batch: ExpertBatch) -> ExpertResult:
-        return ExpertResult(batch.hidden @ self.weight + self.bias)
+        return ExpertResult(nn.functional.linear(batch.hidden, self.weight.T, self.bias))
 
     @staticmethod
     def grouped(experts: Sequence[LinearExpert], x: Tensor, counts: Tensor) -> Tensor:
@@ -116,8 +116,8 @@ class MLPExpert(ExpertModule):
         )
 
     def forward(self, batch: ExpertBatch) -> ExpertResult:
-        z = nn.functional.gelu(batch.hidden @ self.weight_1 + self.bias_1)
-        return ExpertResult(z @ self.weight_2 + self.bias_2)
+        z = nn.functional.gelu(nn.functional.linear(batch.hidden, self.weight_1.T, self.bias_1))
+        return ExpertResult(nn.functional.linear(z, self.weight_2.T, self.bias_2))
 
     @staticmethod
     def grouped(experts: Sequence[MLPExpert], x: Tensor, counts: Tensor) -> Tensor:
@@ -131,7 +131,11 @@ class MLPExpert(ExpertModule):
 def cast_linear(x: Tensor, counts: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     """Return `grouped_linear`, in the dtype of autocast where that is on, as a matrix product would be."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if (
+        x.dtype != torch.float64
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    ):
         dtype = torch.get_autocast_dtype(device)
         x, weights, biases = x.to(dtype), [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
     return grouped_linear(x, counts, weights, biases)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -133,6 +132,9 @@ class HierarchicalCELMoE(nn.Module):
         if fusion_module is None and config.use_learned_fusion:
             widths = [config.width_of(level) for level in config.enabled_levels]
             fusion_module = LearnedFusion(config.hidden_size, widths, config.fusion_dropout)
+        if fusion_module is not None and not isinstance(fusion_module, nn.Module):
+            name, fix = "fusion_module", "Pass a module that takes the list of the levels' outputs."
+            fail("HierarchicalCELMoE", name, "an nn.Module", type(fusion_module).__name__, fix, TypeError)
         self.fusion = fusion_module
 
     def forward(
@@ -182,10 +184,10 @@ class HierarchicalCELMoE(nn.Module):
         self, level: HierarchyLevelConfig, hidden: Any, routes: Any, kept: Any, given: Any, cut: bool
     ) -> tuple[Tensor, LevelOutput]:
         """Return what the next level gets, with zeros in the rows that are lost, and what the caller gets."""
-        routes = routes if isinstance(routes, Tensor) else torch.from_numpy(np.array(routes, np.int64))
         given_routes = routes.to(hidden.device, torch.int64, copy=True)
         routes = given_routes if kept is None else torch.where(kept, given_routes, -1)
-        experts = list(self.level_modules[level.name].children())
+        modules: Any = self.level_modules[level.name]
+        experts = list(modules.values())  # children() would leave out one that stands twice
         plan = make_plan(routes, len(experts))
         stops = [cut and expert.stop_gradient_from_parent for expert in level.experts]
         losses: dict[str, Tensor] = {}
@@ -195,11 +197,10 @@ class HierarchicalCELMoE(nn.Module):
                 experts, permuted(_cut_rows(hidden, routes, stops), plan.take, plan.back), plan
             )
         else:
-            width = self.config.width_of(level)
             keys = sample_keys(len(hidden), hidden.device) if self.training else None
-            given = given | {"keys": keys}
-            sorted_hidden, losses, aux = _one_by_one(level, experts, hidden, given, plan, stops, width)
-        _check_width(self.config, level, hidden, sorted_hidden)
+            given = given | {"keys": keys, "width": self.config.width_of(level)}
+            sorted_hidden, losses, aux = _one_by_one(level, experts, hidden, given, plan, stops)
+        _check_shape(level, hidden, self.config.width_of(level), sorted_hidden)
         total = permuted(sorted_hidden, plan.back, plan.take)
         return total, LevelOutput(level.name, _lost_as_nan(total, kept), given_routes, losses, aux)
 
@@ -228,7 +229,14 @@ def _lost_as_nan(hidden: Tensor, kept: Tensor | None) -> Tensor:
 
 
 def _can_be_grouped(experts: list[Any]) -> bool:
-    """Return whether experts are of one class and widths, and the class has a grouped form of its `forward`."""
+    """Return whether to run experts as one operator: under `torch.compile`, which could not follow the routes.
+
+    They must be of one class and widths, and the class must have a grouped form of its `forward`.
+    """
+    if not torch.compiler.is_compiling():
+        return False
+    if any(e._forward_hooks or e._forward_pre_hooks or "forward" in vars(e) for e in experts):
+        return False
     kind = type(experts[0])
     if not hasattr(kind, "grouped") or len({(type(e), getattr(e, "widths", None)) for e in experts}) > 1:
         return False
@@ -250,7 +258,6 @@ def _one_by_one(
     given: Any,
     plan: Plan,
     stops: list[bool],
-    width: int,
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
     """Call every expert that has rows on a view of the sorted rows."""
 
@@ -278,13 +285,15 @@ def _one_by_one(
         if not isinstance(result, ExpertResult):
             fix = "Wrap the hidden."
             fail("ExpertModule", "forward", "an ExpertResult", type(result).__name__, fix, TypeError)
+        _check_shape(level, own, given["width"], result.hidden)
         parts.append(result.hidden)
         aux[config.name] = result.aux
         for loss, value in result.losses.items():
+            value = torch.as_tensor(value)
             check_scalar("ExpertModule", f"losses[{loss!r}]", value)
             losses[f"{level.name}.{config.name}.{loss}"] = value
     if at < len(hidden) or not parts:
-        like = parts[0] if parts else hidden.new_empty((0, *hidden.shape[1:-1], width))
+        like = parts[0] if parts else hidden.new_empty((0, *hidden.shape[1:-1], given["width"]))
         parts.append(like.new_zeros((len(hidden) - at, *like.shape[1:])))
     return touched(torch.cat(parts), unused), losses, aux
 
@@ -337,9 +346,9 @@ def _check_leading(argument: str, value: Any, rows: int) -> None:
         fail("HierarchicalCELMoE", argument, "tensors", type(value).__name__, fix, TypeError)
 
 
-def _check_width(config: CELMoEConfig, level: HierarchyLevelConfig, hidden: Tensor, new: Tensor) -> None:
+def _check_shape(level: HierarchyLevelConfig, hidden: Tensor, width: int, new: Tensor) -> None:
     """Check that an expert kept all axes of its input but the last, and gave the width of its level."""
-    expected = (*hidden.shape[:-1], config.width_of(level))
+    expected = (*hidden.shape[:-1], width)
     if tuple(new.shape) != expected:
         fix = "Change the expert, or set hidden_size on the level."
         fail("HierarchicalCELMoE", level.name, f"hidden of shape {list(expected)}", describe(new), fix)

@@ -52,6 +52,17 @@ def leaves_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:
                 "names", prefix, "layers that have a rule", f"{type(module).__name__}.{name}", fix, TypeError
             )
         found[f"{prefix}.{name}"] = value
+    for name, _ in module.named_buffers(recurse=False):
+        if name not in module._non_persistent_buffers_set:
+            fix = "Make it a parameter, or a buffer with persistent=False."
+            fail(
+                "names",
+                prefix,
+                "parameters alone",
+                f"{type(module).__name__} with the buffer {name}",
+                fix,
+                TypeError,
+            )
     for name, child in module.named_children():
         found |= leaves_of(child, f"{prefix}.{name}")
     return found

@@ -13,7 +13,7 @@ import torch
 from ._checks import describe, fail, whole_number
 from .config import CELMoEConfig, HierarchyLevelConfig
 
-Routes = dict[str, np.ndarray]
+Routes = dict[str, torch.Tensor]
 Routing = Mapping[str, Any]
 
 
@@ -36,7 +36,7 @@ def encode_routes(config: CELMoEConfig, routing: Routing | None, rows: int) -> d
         rows: the number of samples.
 
     Returns:
-        level -> int32 array `[rows]`; arrays of the framework stay what they are.
+        level -> int64 tensor `[rows]`; tensors stay what they are.
 
     Raises:
         ValueError: an unknown level or expert (the known ones are listed), a list of another length, an integer
@@ -79,7 +79,7 @@ def _level_routes(level: HierarchyLevelConfig, routes: Any, rows: int) -> Any:
                 "no routes",
                 fix,
             )
-        return np.full(rows, level.expert_names.index(level.default_expert), np.int32)
+        return torch.full((rows,), level.expert_names.index(level.default_expert))
     if isinstance(routes, str) or not (isinstance(routes, Sequence) or hasattr(routes, "shape")):
         fix = "Pass a list, one for each sample."
         fail("HierarchicalCELMoE", argument, "names or integers", repr(routes), fix, TypeError)
@@ -98,14 +98,14 @@ def _level_routes(level: HierarchyLevelConfig, routes: Any, rows: int) -> Any:
     if level.default_expert is not None:
         table[None] = table[level.default_expert]
     try:
-        return np.fromiter((table[route] for route in routes), np.int32, rows)
+        return torch.from_numpy(np.fromiter((table[route] for route in routes), np.int64, rows))
     except (KeyError, TypeError):
         return _encode_slowly(level, argument, routes, table)
 
 
 def _encode_slowly(
     level: HierarchyLevelConfig, argument: str, routes: Any, table: dict[Any, int]
-) -> np.ndarray:
+) -> torch.Tensor:
     """Encode what is no plain list of names: integers in a list, or a fault to report."""
     if all(hasattr(route, "__index__") and not isinstance(route, bool) for route in routes):
         return _checked_integers(level, argument, np.asarray(routes))
@@ -141,7 +141,7 @@ def _checked_integers(level: HierarchyLevelConfig, argument: str, routes: Any) -
             str(bad),
             "Index the level's experts.",
         )
-    return routes
+    return routes if isinstance(routes, torch.Tensor) else torch.from_numpy(np.array(routes, np.int64))
 
 
 def constant_routes(config: CELMoEConfig, routing: Mapping[str, str], rows: int) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def constant_routes(config: CELMoEConfig, routing: Mapping[str, str], rows: int)
     return encode_routes(config, {level: [name] * rows for level, name in routing.items()}, rows)
 
 
-def merged_routes(*parts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def merged_routes(*parts: Mapping[str, Any]) -> Routes:
     """Return the routes of batches put one after the other; all must route the same levels."""
     levels = [sorted(part) for part in parts]
     if not parts or any(names != levels[0] for names in levels):
@@ -161,7 +161,7 @@ def merged_routes(*parts: Mapping[str, Any]) -> dict[str, np.ndarray]:
             repr(levels),
             "Encode each part first.",
         )
-    return {name: np.concatenate([np.asarray(concrete(part[name])) for part in parts]) for name in parts[0]}
+    return {name: torch.cat([torch.as_tensor(part[name]) for part in parts]) for name in parts[0]}
 
 
 def routing_summary(config: CELMoEConfig, routes: Mapping[str, Any]) -> dict[str, dict[str, int]]:
@@ -177,4 +177,9 @@ def concrete(routes: Any) -> np.ndarray | None:
     """Return the values of routes, None while they are traced."""
     if not isinstance(routes, torch.Tensor):
         return np.asarray(routes)
-    return None if torch.compiler.is_compiling() else routes.detach().cpu().numpy()
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        return routes.cpu().numpy()
+    except RuntimeError:  # inside a transform of torch.func
+        return np.array(routes.tolist())

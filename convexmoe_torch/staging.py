@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ def freeze(model: HierarchicalCELMoE, *names: str) -> None:
 
     Args:
         model: the hierarchy.
-        names: "level", "level.expert" or "fusion".
+        names: "level", "level.expert", or "fusion" (where no level is called so).
 
     Raises:
         ValueError: no name, or an unknown one; nothing is changed then.
@@ -33,7 +34,7 @@ def unfreeze(model: HierarchicalCELMoE, *names: str) -> None:
 
     Args:
         model: the hierarchy.
-        names: "level", "level.expert" or "fusion".
+        names: "level", "level.expert", or "fusion" (where no level is called so).
 
     Raises:
         ValueError: an unknown name; nothing is changed then.
@@ -45,10 +46,11 @@ def unfreeze(model: HierarchicalCELMoE, *names: str) -> None:
 def _parameters(owner: str, model: HierarchicalCELMoE, names: tuple[str, ...]) -> Iterator[nn.Parameter]:
     """Return the parameters of the named parts."""
     experts, fusion = chosen(owner, model.config, names, model.fusion is not None)
+    levels: dict[str, Any] = dict(model.level_modules)
     modules = [
         module
         for level, members in experts.items()
-        for index, module in enumerate(model.level_modules[level].children())
+        for index, module in enumerate(levels[level].values())
         if index in members
     ]
     if fusion and model.fusion is not None:
@@ -64,16 +66,28 @@ def chosen(
     experts: dict[str, set[int]] = {}
     fusion = False
     for name in names:
-        level, _, expert = str(name).partition(".")
+        level, dot, expert = str(name).partition(".")
         if level not in levels:
             if name != "fusion" or not has_fusion:
                 known = [*levels, *["fusion"] * has_fusion]
-                fail(owner, "names", f"levels among {known}", repr(name), "Correct the name.")
+                fail(
+                    owner,
+                    "names",
+                    f"a level or level.expert, levels among {known}",
+                    repr(name),
+                    "Correct the name.",
+                )
             fusion = True
             continue
         members = levels[level].expert_names
-        if expert and expert not in members:
-            fail(owner, "names", f"experts among {list(members)}", repr(name), "Correct the name.")
-        found = {members.index(expert)} if expert else set(range(len(members)))
+        if dot and expert not in members:
+            fail(
+                owner,
+                "names",
+                f"level.expert, experts among {list(members)}",
+                repr(name),
+                "Correct the name.",
+            )
+        found = {members.index(expert)} if dot else set(range(len(members)))
         experts.setdefault(level, set()).update(found)
     return experts, fusion

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .legacy import from_celmoe, from_torch_mice
+    from .optimizer import adam_to_optax, adam_to_torch
     from .parity import Comparison, ParityReport, check_parity
     from .weights import to_jax, to_torch
 
@@ -18,6 +19,8 @@ __distribution__ = "convexmoe"  # another distribution has a package of this nam
 _HOMES = {
     "Comparison": "parity",
     "ParityReport": "parity",
+    "adam_to_optax": "optimizer",
+    "adam_to_torch": "optimizer",
     "check_parity": "parity",
     "from_celmoe": "legacy",
     "from_torch_mice": "legacy",
@@ -27,6 +30,8 @@ _HOMES = {
 __all__ = [
     "Comparison",
     "ParityReport",
+    "adam_to_optax",
+    "adam_to_torch",
     "check_parity",
     "from_celmoe",
     "from_torch_mice",

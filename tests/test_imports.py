@@ -19,8 +19,8 @@ MISSING = {
     "convexmoe_torch": ("torch", 'convexmoe_torch needs PyTorch: pip install "convexmoe[torch]"'),
 }
 # Public names that one package has and the other has not, each with its reason.
-# In JAX nothing is switched: another optimizer, made by another freeze, is what unfreezes.
-ONE_SIDED: dict[str, set[str]] = {"convexmoe_jax": set(), "convexmoe_torch": {"unfreeze"}}
+# In JAX nothing is switched: another optimizer, made by another freeze, is what unfreezes. PyTorch has its own Adam.
+ONE_SIDED: dict[str, set[str]] = {"convexmoe_jax": {"adam", "adamw"}, "convexmoe_torch": {"unfreeze"}}
 
 
 def run(program: str, blocked: set[str] = frozenset()) -> subprocess.CompletedProcess:

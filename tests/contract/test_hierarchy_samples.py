@@ -210,3 +210,17 @@ def test_control_dropout_over_the_rows_of_an_expert_would_be_seen():
 def test_dropout_refuses_a_wrong_rate(engine, rate):
     with pytest.raises(ValueError, match=r"sample_dropout\.rate: expected a number in \[0, 1\); got"):
         engine.package.sample_dropout(engine.array(np.ones((2, 3))), rate, None)
+
+
+def test_the_mean_of_a_half_precision_loss_does_not_overflow():
+    """3,000 losses of 30 are more than float16 holds, their mean is not; torch leaves the mean to the expert."""
+    engine = engines.ENGINES[0]
+
+    class Thirty(convexmoe_jax.ExpertModule):
+        def __call__(self, batch):
+            return convexmoe_jax.ExpertResult(batch.hidden, {"loss": batch.hidden[0] * 0 + 30})
+
+    config = config_of(engine.package, uniform("identity", 1))
+    model = convexmoe_jax.HierarchicalCELMoE(config, lambda *_, rngs: Thirty(), rngs=nnx.Rngs(0))
+    losses = model(engine.array(np.ones((3000, 5), np.float16))).losses
+    assert losses["only.e0.loss"].dtype == "float16" and losses["only.e0.loss"] == 30

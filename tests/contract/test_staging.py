@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 from flax import nnx
@@ -12,7 +11,6 @@ from tolerances import relative_error
 
 import convexmoe_jax
 import convexmoe_torch
-from convexmoe_jax.training import adam
 
 CASE = Case((Level("a", ("linear", "mlp7", "linear")), Level("b", ("linear",) * 2)))
 RATE, STEPS = 1e-2, 3
@@ -29,10 +27,6 @@ def frozen_by(names):
     """The parameters that the names stand for."""
     prefixes = ["fusion." if name == "fusion" else f"level_modules.{name}." for name in names]
     return {key for key in random_weights(CASE) if key.startswith(tuple(prefixes))}
-
-
-def stepping():
-    return optax.chain(adam(), optax.scale(-RATE))
 
 
 def jax_weights(engine, model):
@@ -52,7 +46,7 @@ def jax_trained(engine, model, stages, inputs):
         return (nnx.merge(graph, params)(x, routes).fused_hidden ** 2).mean()
 
     for names in stages:
-        optimizer = stepping()
+        optimizer = convexmoe_jax.adam(RATE)
         if names:
             optimizer = convexmoe_jax.freeze(optimizer, model, *names)
 
@@ -116,11 +110,14 @@ def test_stages_agree_between_the_packages():
     assert moved(ours) == set(random_weights(CASE))
 
 
+UNKNOWN = "expected a level or level.expert, levels among ['a', 'b', 'fusion']"
+OTHER = "expected level.expert, experts among ['e0', 'e1', 'e2']"
 MESSAGES = {
     (): "freeze.names: expected a level, an expert or 'fusion'; got none. Name what is to be held fast.",
-    ("c",): "freeze.names: expected levels among ['a', 'b', 'fusion']; got 'c'. Correct the name.",
-    ("a.e3",): "freeze.names: expected experts among ['e0', 'e1', 'e2']; got 'a.e3'. Correct the name.",
-    ("a", "e1"): "freeze.names: expected levels among ['a', 'b', 'fusion']; got 'e1'. Correct the name.",
+    ("c",): f"freeze.names: {UNKNOWN}; got 'c'. Correct the name.",
+    ("a.e3",): f"freeze.names: {OTHER}; got 'a.e3'. Correct the name.",
+    ("a.",): f"freeze.names: {OTHER}; got 'a.'. Correct the name.",
+    ("a", "e1"): f"freeze.names: {UNKNOWN}; got 'e1'. Correct the name.",
 }
 
 
@@ -129,7 +126,7 @@ def test_wrong_names_are_errors_before_anything_is_frozen(engine, names):
     model = engine.build(CASE, random_weights(CASE), "float32")
     with pytest.raises(ValueError) as caught:
         if engine.name == "jax":
-            convexmoe_jax.freeze(stepping(), model, *names)
+            convexmoe_jax.freeze(convexmoe_jax.adam(RATE), model, *names)
         else:
             convexmoe_torch.freeze(model, *names)
     assert str(caught.value) == MESSAGES[names]
@@ -140,7 +137,7 @@ def test_wrong_names_are_errors_before_anything_is_frozen(engine, names):
 def test_a_hierarchy_without_fusion_has_none_to_freeze(engine):
     case = Case(CASE.levels, fusion=False)
     model = engine.build(case, random_weights(case), "float32")
-    given = (stepping(), model, "fusion") if engine.name == "jax" else (model, "fusion")
+    given = (convexmoe_jax.adam(RATE), model, "fusion") if engine.name == "jax" else (model, "fusion")
     with pytest.raises(ValueError, match=r"levels among \['a', 'b'\]; got 'fusion'"):
         engine.package.freeze(*given)
 
@@ -154,7 +151,7 @@ def test_in_jax_the_parameters_may_be_those_of_a_module_around_it():
             self.inner = ENGINES[0].build(CASE, random_weights(CASE), "float32")
 
     model = Around()
-    optimizer = convexmoe_jax.freeze(stepping(), model.inner, "a", "fusion")
+    optimizer = convexmoe_jax.freeze(convexmoe_jax.adam(RATE), model.inner, "a", "fusion")
     params = nnx.state(model, nnx.Param)
     ones = jax.tree.map(jnp.ones_like, params)
     updates, _ = optimizer.update(ones, optimizer.init(params), params)

@@ -273,3 +273,18 @@ def test_a_plan_of_more_routes_than_one_key_holds(num_experts):
     order = np.argsort(known, kind="stable")
     assert np.array_equal(plan.take[:rows], order) and np.array_equal(plan.back[order], np.arange(rows))
     assert np.array_equal(plan.starts, np.searchsorted(known[order], np.arange(num_experts + 1)))
+
+
+def test_context_with_shared_parts_may_be_an_argument_of_jit():
+    graph, state = split(CASES["mixed_experts"])
+    inputs = random_inputs(CASES["mixed_experts"])
+
+    @jax.jit
+    def run(x, context):
+        given = {"mask": jnp.asarray(inputs["mask"]), "state": {"scale": 1.5}}
+        return nnx.merge(graph, state)(x, inputs["routes"], context=context, **given).fused_hidden
+
+    x = jnp.asarray(inputs["x"], jnp.float32)
+    parts = [convexmoe_jax.Shared(jnp.full(2, value)) for value in (1.0, 2.0)]
+    one, two = (run(x, {"shift": jnp.zeros(len(x)), "of_all": [part]}) for part in parts)
+    assert relative_error(one, two) > 1e-3 and run._cache_size() == 1

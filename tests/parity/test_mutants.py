@@ -96,7 +96,9 @@ def test_one_winner_of_a_tie_is_caught(seed, monkeypatch, x64):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_misplaced_epsilon_of_adam_is_caught(seed, monkeypatch, x64):
-    monkeypatch.setattr(convexmoe_jax.training, "adam", lambda: optax.scale_by_adam(eps=0.0, eps_root=1e-8))
+    monkeypatch.setattr(
+        convexmoe_jax.training, "scale_by_adam", lambda: optax.scale_by_adam(eps=0.0, eps_root=1e-8)
+    )
     ours, theirs = trajectories(torch_hull(seed, **CONFIGS["default"]), seed)
     assert relative_error(ours, theirs) > 1e-12
 
@@ -105,7 +107,7 @@ def test_a_misplaced_epsilon_of_adam_is_caught(seed, monkeypatch, x64):
 def test_the_bias_correction_of_optax_is_caught(seed, monkeypatch):
     """The reason for an own `adam`: in float32, over 200 steps, optax drifts from PyTorch more than ours does."""
     ours, theirs = trajectories(torch_hull(seed, "float32"), seed)
-    monkeypatch.setattr(convexmoe_jax.training, "adam", optax.scale_by_adam)
+    monkeypatch.setattr(convexmoe_jax.training, "scale_by_adam", optax.scale_by_adam)
     stock, theirs_again = trajectories(torch_hull(seed, "float32"), seed)
     assert relative_error(theirs, theirs_again) == 0
     assert relative_error(ours, theirs) < relative_error(stock, theirs)

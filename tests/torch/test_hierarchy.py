@@ -129,9 +129,7 @@ def test_a_deep_copy_stands_alone():
     assert not torch.equal(other(x, routes).fused_hidden, before)
 
 
-@pytest.mark.parametrize(
-    "kinds", [("linear",) * 3, ("mlp7", "identity", "linear")], ids=["grouped", "one by one"]
-)
+@pytest.mark.parametrize("kinds", [("linear",) * 3, ("mlp7", "identity", "linear")], ids=["alike", "mixed"])
 def test_autocast_lets_experts_change_dtype(kinds):
     case = Case((Level("a", kinds), Level("b", ("mlp7",) * 2)))
     model, x = built(case), inputs_of(case)
@@ -188,10 +186,11 @@ def test_the_grouped_path_is_the_one_by_one_path(monkeypatch, kind, sequence):
     called = []
     one_by_one = hierarchy._one_by_one
     monkeypatch.setattr(hierarchy, "_one_by_one", lambda *given: called.append(1) or one_by_one(*given))
-    grouped = ENGINE.run(case, model, inputs)
-    assert not called
-    monkeypatch.setattr(hierarchy, "_can_be_grouped", lambda experts: False)
     single = ENGINE.run(case, model, inputs)
+    assert len(called) == 2
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(hierarchy, "_kept", lambda kept, routes, experts: kept)
+    grouped = ENGINE.run(case, model, inputs)
     assert len(called) == 2 and grouped.keys() == single.keys()
     for name, value in single.items():
         assert relative_error(grouped[name], value) < 1e-12, name
@@ -250,3 +249,100 @@ def test_numpy_arrays_are_refused_before_any_work(argument):
     message = f"HierarchicalCELMoE.{argument}: expected tensors; got ndarray. Convert it to an array of this"
     with pytest.raises(TypeError, match=message):
         model(inputs_of(TWO["linear"]), ten_routings(TWO["linear"])[0], **given)
+
+
+def test_what_hangs_on_an_expert_is_honoured():
+    """Hooks, a forward of its own: in eager mode, and under compilation, which then has a graph for each expert."""
+    model, x = built(TWO["linear"]), inputs_of(TWO["linear"])
+    routes = ten_routings(TWO["linear"])[0]
+    expert = model.level_modules["b"]["e1"]
+    own = routes["b"] == 1
+    assert own.any() and not own.all()
+    plain = model(x, routes).levels[1].hidden
+
+    def check(changed):
+        assert torch.all(changed[own] == 0) and torch.equal(changed[~own], plain[~own])
+
+    hook = expert.register_forward_hook(lambda m, i, result: convexmoe_torch.ExpertResult(0 * result.hidden))
+    check(model(x, routes).levels[1].hidden)
+    assert not hierarchy._can_be_grouped(list(model.level_modules["b"].values()))
+    hook.remove()
+    expert.forward = lambda batch: convexmoe_torch.ExpertResult(0 * batch.hidden)
+    check(model(x, routes).levels[1].hidden)
+
+
+def test_one_module_for_two_experts():
+    one, other = convexmoe_torch.LinearExpert(5), convexmoe_torch.LinearExpert(5)
+    made = iter([one, one, other])
+    model = convexmoe_torch.HierarchicalCELMoE(
+        config_of(convexmoe_torch, uniform("linear", 3)), lambda *_: next(made)
+    )
+    x = torch.randn(3, 5)
+    found = model(x, {"only": [0, 1, 2]}).fused_hidden
+    batch = convexmoe_torch.ExpertBatch(x)
+    wanted = torch.stack([one(batch).hidden[0], one(batch).hidden[1], other(batch).hidden[2]])
+    assert torch.allclose(found, wanted, atol=1e-6)
+    convexmoe_torch.freeze(model, "only.e2")
+    assert one.weight.requires_grad and not other.weight.requires_grad
+
+
+class Shifting(convexmoe_torch.ExpertModule):
+    """Gives its rows without the first, or with one more."""
+
+    def __init__(self, more):
+        super().__init__()
+        self.more = more
+
+    def forward(self, batch):
+        hidden = torch.cat([batch.hidden, batch.hidden[:1]]) if self.more else batch.hidden[1:]
+        return convexmoe_torch.ExpertResult(hidden)
+
+
+def test_rows_lost_by_one_expert_and_added_by_another_are_an_error():
+    made = iter([Shifting(False), Shifting(True)])
+    model = convexmoe_torch.HierarchicalCELMoE(
+        config_of(convexmoe_torch, uniform("linear", 2)), lambda *_: next(made)
+    )
+    with pytest.raises(ValueError, match=r"hidden of shape \[2, 5\]; got float32\[1, 5\]"):
+        model(torch.randn(4, 5), {"only": [0, 0, 1, 1]})
+
+
+@pytest.mark.parametrize("kinds", [("linear",) * 3, ("mlp7", "linear", "linear")])
+def test_transforms_of_torch_func(kinds):
+    """Forward mode, reverse mode over reverse mode, vmap, and batched gradients; one expert has no rows."""
+    case = Case((Level("only", kinds),), fusion=False)
+    model = built(case, "float64").eval()
+    x = inputs_of(case, torch.float64).detach()
+    routes = {"only": torch.tensor([0, 2] * 6 + [0])}
+
+    def function(x):
+        return model(x, routes).fused_hidden
+
+    forward, reverse = torch.func.jacfwd(function)(x), torch.func.jacrev(function)(x)
+    assert relative_error(forward.detach(), reverse.detach()) < 1e-12
+    assert torch.func.hessian(lambda x: function(x).pow(3).sum())(x).shape == (13, 5, 13, 5)
+    assert torch.allclose(torch.func.vmap(function)(torch.stack([x, 2 * x]))[1], function(2 * x))
+    weights = dict(model.named_parameters())
+    by_weights = torch.func.grad(
+        lambda w: torch.func.functional_call(model, w, (x, routes)).fused_hidden.square().sum()
+    )(weights)
+    _, wanted = gradients(model, x.requires_grad_(), routes)
+    for name, value in by_weights.items():
+        assert relative_error(value.detach(), wanted[name]) < 1e-12, name
+
+
+def test_save_refuses_buffers(tmp_path):
+    """They would be lost: the neutral file has parameters alone."""
+
+    class Counting(convexmoe_torch.LinearExpert):
+        def __init__(self):
+            super().__init__(5)
+            self.register_buffer("seen", torch.zeros(()))
+            self.register_buffer("cache", torch.zeros(()), persistent=False)
+
+    model = convexmoe_torch.HierarchicalCELMoE(
+        config_of(convexmoe_torch, uniform("linear", 1)), lambda *_: Counting()
+    )
+    with pytest.raises(TypeError, match="parameters alone; got Counting with the buffer seen"):
+        convexmoe_torch.save(model, tmp_path / "model.safetensors")
+    assert list(tmp_path.iterdir()) == []
