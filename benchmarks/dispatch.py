@@ -11,6 +11,7 @@ The peers, in the same framework and process:
 Forward, and forward with the gradients by all parameters and by the input. Routes: uniform (drawn, so that experts
 differ a little), and Zipf (expert k with probability in proportion to 1/k). Times are CPU time on one thread; after
 warm-up every round times all, in alternating order; printed are the medians, over rounds, of the ratio within a round.
+The allocator keeps its pages (see `KEEP_PAGES`), for all alike.
 
     python benchmarks/dispatch.py --framework both
 """
@@ -29,6 +30,9 @@ from typing import Any
 import numpy as np
 from timing import FRAMEWORKS, Calls, Record, bind, compare, measured, table
 
+# Without this glibc gives large arrays back to the kernel after every call and takes new pages at the next, which on a
+# virtual machine can cost more than the arithmetic, and falls on whichever call comes when the heap shrinks.
+KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1)}
 D, H = 256, 512
 LEVEL = "level"
 # (experts, samples, length of each; 0: no sequences)
@@ -266,7 +270,7 @@ def main() -> None:
     job = {"cases": options.cases, "experts": options.experts, "rounds": options.rounds, "threads": 1}
     load, records = [os.getloadavg()[0]], []
     for name in names:
-        records += measured(__file__, job | {"framework": name})
+        records += measured(__file__, job | {"framework": name}, **KEEP_PAGES)
         load.append(os.getloadavg()[0])
     versions = ", ".join(f"{package} {version(package)}" for name in names for package in FRAMEWORKS[name])
     note = f"{versions}; one thread; load average {min(load):.1f} to {max(load):.1f}."

@@ -20,9 +20,6 @@ Record = dict[str, Any]
 
 FRAMEWORKS = {"jax": ("jax", "flax", "optax"), "torch": ("torch",)}
 WARM_UP = 4  # the first of them compiles
-# Without this glibc gives large arrays back to the kernel after every call and takes new pages at the next, which on a
-# virtual machine can cost more than the arithmetic, and falls on whichever call comes when the heap shrinks.
-KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1)}
 SHORTEST = 5e-3  # seconds: shorter calls are repeated within a sample
 
 
@@ -59,13 +56,13 @@ def bind(framework: str, threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def measured(script: str, job: Record) -> list[Record]:
-    """Return the records that `script --job JOB` prints in a new process, JSON a line."""
+def measured(script: str, job: Record, **variables: str) -> list[Record]:
+    """Return the records that `script --job JOB` prints, JSON a line, in a new process with these variables."""
     threads = job["threads"]
     flags = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false" if threads == 1 else ""}
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     command = [sys.executable, str(Path(script).resolve()), "--job", json.dumps(job)]
-    env = KEEP_PAGES | os.environ | counts | flags
+    env = os.environ | counts | flags | variables
     run = {"framework": job["framework"], "threads": threads}
     records = []
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:

@@ -1,4 +1,4 @@
-"""`convexmoe fit` and `convexmoe predict`: options, checks of them, and errors in one line."""
+"""`convexmoe fit`, `predict` and `inspect`: options, checks of them, and errors in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from . import frameworks, job
+from . import frameworks, inspection, job
 from .saved import read_model
 from .tables import (
     EMBEDDED_TARGET,
@@ -190,6 +190,21 @@ def predict(
             [[f"predicted_{saved.target}"], *([line] for line in lines)]
         )
     typer.echo(f"{len(lines)} predictions written to {out}", err=True)
+
+
+@app.command("inspect")
+def inspect_file(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A file that `save` or `convexmoe fit` wrote.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a saved model is: config, names, shapes, dtypes, sizes. Reads no weights and needs no framework."""
+    found = inspection.inspect(file)
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        inspection.show(found, Console())
 
 
 def _check_whole_numbers(options: dict[str, tuple[int, int, int, int]]) -> None:
