@@ -1,7 +1,7 @@
 """Running each expert on its own rows: exact, without dropping rows.
 
-Rows are sorted by expert once, and every expert works on a contiguous view of its rows. Under `torch.compile` linear
-maps of one shape run as one operator, whose graph is the same for all routes: `fullgraph=True` compiles it once.
+Rows are sorted by expert once, and every expert works on a contiguous view of its rows. Linear maps of one shape run as
+one operator, whose graph is the same for all routes: `torch.compile(fullgraph=True)` compiles it once.
 
 Letters: B rows, E experts, D in, O out.
 """
@@ -104,7 +104,6 @@ def touched(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     return _Touched.apply(x, *trained) if trained and torch.is_grad_enabled() else x
 
 
-@torch.library.custom_op("convexmoe::grouped_linear", mutates_args=())
 def grouped_linear(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """Return `x_e @ weights[e] + biases[e]` for the rows of each expert, which stand one expert after the other.
 
@@ -114,37 +113,72 @@ def grouped_linear(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases:
         weights: `[D, O]` each.
         biases: `[O]` each.
     """
+    if torch.compiler.is_compiling():
+        return compiled_linear(x, counts, weights, biases)
+    return _GroupedLinear.apply(x, counts.tolist(), len(weights), *weights, *biases)
+
+
+def transformed() -> bool:
+    """Return whether `torch.func` or forward mode is at work: they take PyTorch's own operators, without `out`."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """`grouped_linear` in eager mode, where a custom operator would spend its time on lists of tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int], number: int, *parameters: Tensor) -> Tensor:
+        weights = parameters[:number]
+        ctx.sizes = sizes
+        ctx.save_for_backward(x, *weights)
+        return _outputs(x, sizes, weights, parameters[number:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, *weights = ctx.saved_tensors
+        by_x, by_weights, by_biases = _gradients(grads[0], x, ctx.sizes, weights)
+        return by_x, None, None, *by_weights, *by_biases
+
+
+def _outputs(x: Tensor, sizes: list[int], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     y = x.new_empty(x.shape[0], weights[0].shape[1])
-    *parts, tail = zip(x.split(counts.tolist()), y.split(counts.tolist()), strict=True)
+    *parts, tail = zip(x.split(sizes), y.split(sizes), strict=True)
     for (rows, out), weight, bias in zip(parts, weights, biases, strict=True):
         torch.addmm(bias, rows, weight, out=out)
     tail[1].zero_()
     return y
 
 
-@torch.library.custom_op("convexmoe::grouped_linear_backward", mutates_args=())
-def grouped_linear_backward(
-    grad: Tensor, x: Tensor, counts: Tensor, weights: Sequence[Tensor]
+def _gradients(
+    grad: Tensor, x: Tensor, sizes: list[int], weights: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Return the gradients by x, by each weight and by each bias; zeros for an expert without rows."""
-    by_x = torch.empty_like(x)
-    sizes = counts.tolist()
-    *parts, tail = zip(x.split(sizes), grad.split(sizes), by_x.split(sizes), strict=True)
-    by_weights, by_biases = [], []
-    for (rows, given, out), weight in zip(parts, weights, strict=True):
-        torch.mm(given, weight.T, out=out)
-        by_weights.append(torch.mm(rows.T, given))
-        by_biases.append(given.sum(dim=0))
-    tail[2].zero_()
-    return by_x, by_weights, by_biases
+    *parts, (tail, _) = zip(x.split(sizes), grad.split(sizes), strict=True)
+    by_x = [given @ weight.T for (_, given), weight in zip(parts, weights, strict=True)]
+    by_weights = [rows.T @ given for rows, given in parts]
+    return torch.cat([*by_x, torch.zeros_like(tail)]), by_weights, [given.sum(dim=0) for _, given in parts]
 
 
-@grouped_linear.register_fake
+@torch.library.custom_op("convexmoe::grouped_linear", mutates_args=())
+def compiled_linear(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """Return `grouped_linear`; its graph is the same for all counts."""
+    return _outputs(x, counts.tolist(), weights, biases)
+
+
+@torch.library.custom_op("convexmoe::grouped_linear_backward", mutates_args=())
+def compiled_gradients(
+    grad: Tensor, x: Tensor, counts: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return the gradients of `compiled_linear`."""
+    return _gradients(grad, x, counts.tolist(), weights)
+
+
+@compiled_linear.register_fake
 def _(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     return x.new_empty(x.shape[0], weights[0].shape[1])
 
 
-@grouped_linear_backward.register_fake
+@compiled_gradients.register_fake
 def _(
     grad: Tensor, x: Tensor, counts: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -159,8 +193,8 @@ def _save(ctx: Any, inputs: Any, output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> Any:
     x, counts, *weights = ctx.saved_tensors
-    by_x, by_weights, by_biases = grouped_linear_backward(grad.contiguous(), x, counts, weights)
+    by_x, by_weights, by_biases = compiled_gradients(grad.contiguous(), x, counts, weights)
     return by_x, None, by_weights, by_biases
 
 
-grouped_linear.register_autograd(_backward, setup_context=_save)
+compiled_linear.register_autograd(_backward, setup_context=_save)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ._checks import check_scalar, describe, fail
 from .config import CELMoEConfig, HierarchyLevelConfig
-from .dispatch import Plan, make_plan, permuted, touched
+from .dispatch import Plan, make_plan, permuted, touched, transformed
 from .dropout import sample_keys
 from .experts import ExpertBatch, ExpertResult
 from .routing import Routing, Shared, concrete, encode_routes
@@ -229,13 +228,13 @@ def _lost_as_nan(hidden: Tensor, kept: Tensor | None) -> Tensor:
 
 
 def _can_be_grouped(experts: list[Any]) -> bool:
-    """Return whether to run experts as one operator: under `torch.compile`, which could not follow the routes.
+    """Return whether experts are of one class and widths, and the class has a grouped form of its `forward`.
 
-    They must be of one class and widths, and the class must have a grouped form of its `forward`.
+    Nothing may hang on their call, which the grouped form leaves out, and no transform of `torch.func` be at work.
     """
-    if not torch.compiler.is_compiling():
-        return False
-    if any(e._forward_hooks or e._forward_pre_hooks or "forward" in vars(e) for e in experts):
+    if transformed() or any(
+        e._forward_hooks or e._forward_pre_hooks or "forward" in vars(e) for e in experts
+    ):
         return False
     kind = type(experts[0])
     if not hasattr(kind, "grouped") or len({(type(e), getattr(e, "widths", None)) for e in experts}) > 1:
@@ -260,27 +259,25 @@ def _one_by_one(
     stops: list[bool],
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
     """Call every expert that has rows on a view of the sorted rows."""
+    sizes = plan.counts.tolist()
 
-    def take(leaf: Tensor) -> Tensor:
-        return permuted(leaf, plan.take, plan.back)
+    def sort_and_split(leaf: Tensor) -> Iterator[Tensor]:
+        """Yield the rows of one expert after the other; a slice for each would have a full gradient for each."""
+        return iter(permuted(leaf, plan.take, plan.back).split(sizes))
 
-    counts = plan.counts.tolist()
-    hidden = take(hidden)
-    context = _take_context(given["context"], take)
-    mask, keys = (None if given[name] is None else take(given[name]) for name in ("mask", "keys"))
+    hiddens = sort_and_split(hidden)
+    context = _take_context(given["context"], sort_and_split)
+    mask, keys = (None if given[name] is None else sort_and_split(given[name]) for name in ("mask", "keys"))
     parts, unused = [], []
     losses: dict[str, Tensor] = {}
     aux: dict[str, Any] = {}
-    at = 0
-    for config, expert, count, stop in zip(level.experts, experts, counts, stops, strict=False):
-        rows = slice(at, at + count)
-        at += count
-        if count == 0:
+    for config, expert, stop in zip(level.experts, experts, stops, strict=True):
+        own, own_context = next(hiddens), _take_context(context, next, open_shared=True)
+        own_mask, own_keys = (None if leaves is None else next(leaves) for leaves in (mask, keys))
+        if len(own) == 0:
             unused.extend(expert.parameters())
             continue
-        own = hidden[rows].detach() if stop else hidden[rows]
-        own_context = _take_context(context, itemgetter(rows), open_shared=True)
-        own_mask, own_keys = (None if leaf is None else leaf[rows] for leaf in (mask, keys))
+        own = own.detach() if stop else own
         result = expert(ExpertBatch(own, own_context, own_mask, given["state"], own_keys))
         if not isinstance(result, ExpertResult):
             fix = "Wrap the hidden."
@@ -292,9 +289,9 @@ def _one_by_one(
             value = torch.as_tensor(value)
             check_scalar("ExpertModule", f"losses[{loss!r}]", value)
             losses[f"{level.name}.{config.name}.{loss}"] = value
-    if at < len(hidden) or not parts:
+    if sizes[-1] or not parts:
         like = parts[0] if parts else hidden.new_empty((0, *hidden.shape[1:-1], given["width"]))
-        parts.append(like.new_zeros((len(hidden) - at, *like.shape[1:])))
+        parts.append(like.new_zeros((sizes[-1], *like.shape[1:])))
     return touched(torch.cat(parts), unused), losses, aux
 
 
@@ -308,7 +305,7 @@ def _cut_rows(hidden: Tensor, routes: Tensor, stops: list[bool]) -> Tensor:
     return torch.where(stop.reshape(-1, *[1] * (hidden.ndim - 1)), hidden.detach(), hidden)
 
 
-def _take_context(context: Any, take: Callable[[Tensor], Any], open_shared: bool = False) -> Any:
+def _take_context(context: Any, take: Callable[[Any], Any], open_shared: bool = False) -> Any:
     """Return the context with `take` done to every leaf that each sample has its own of."""
     if context is None:
         return None

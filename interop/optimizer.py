@@ -13,13 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-from flax import nnx
 
-import convexmoe_jax
-import convexmoe_jax.names
-import convexmoe_torch
-import convexmoe_torch.names
-
+from .named import neutral_of, parameters_of, tree_like
 from .weights import array_of, tensor_of
 
 # What is carried: kind -> (moment in optax, moment in PyTorch)
@@ -56,10 +51,10 @@ def adam_to_torch(state: Any, model: Any, optimizer: torch.optim.Optimizer, twin
     kind, found = _found(state)
     _check_optimizer(optimizer, kind)
     steps = _steps(state)
-    parameters = _parameters(twin)
+    parameters = parameters_of(twin)
     moments = {}
     for ours, theirs in MOMENTS[kind]:
-        moments[theirs] = _neutral(model, getattr(found, ours))
+        moments[theirs] = neutral_of(model, getattr(found, ours))
         _check_names(
             moments[theirs], {name: tuple(p.shape) for name, p in parameters.items()}, "adam_to_torch"
         )
@@ -104,7 +99,7 @@ def adam_to_optax(
     """
     kind, found = _found(state)
     _check_optimizer(optimizer, kind)
-    parameters = _parameters(twin)
+    parameters = parameters_of(twin)
     taken = {
         name: int(own["step"])
         for name, p in parameters.items()
@@ -123,9 +118,9 @@ def adam_to_optax(
         for name, parameter in parameters.items():
             moment = optimizer.state.get(parameter, {}).get(theirs)
             arrays[name] = np.asarray(array_of(torch.zeros_like(parameter) if moment is None else moment))
-        shapes = {name: value.shape for name, value in _neutral(model, getattr(found, ours)).items()}
+        shapes = {name: value.shape for name, value in neutral_of(model, getattr(found, ours)).items()}
         _check_names(arrays, shapes, "adam_to_optax")
-        moments[ours] = _like(model, getattr(found, ours), arrays)
+        moments[ours] = tree_like(model, getattr(found, ours), arrays)
 
     def counted(leaf: Any) -> Any:
         """Return a state with its count, and its moments where it is the one."""
@@ -193,55 +188,8 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, kind: str) -> None:
                 )
 
 
-def _parameters(twin: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Return neutral name -> parameter of a torch model."""
-    if isinstance(twin, convexmoe_torch.HierarchicalCELMoE):
-        return convexmoe_torch.names.parameters_of(twin)  # type: ignore[return-value]
-    return dict(twin.named_parameters())
-
-
 def _groups(optimizer: torch.optim.Optimizer) -> dict[torch.nn.Parameter, dict[str, Any]]:
     return {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
-    """Return path -> leaf of a tree of parameters; of an NNX state as of plain dicts."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    keys = [tuple(str(getattr(key, "key", "")) for key in path if hasattr(key, "key")) for path, _ in leaves]
-    return dict(zip(keys, (leaf for _, leaf in leaves), strict=True))
-
-
-def _neutral(model: Any, tree: Any) -> dict[str, np.ndarray]:
-    """Return neutral name -> array of a tree like the parameters of a JAX model."""
-    if isinstance(model, convexmoe_jax.VectorHull):
-        return {".".join(path): np.array(leaf) for path, leaf in _by_path(tree).items()}
-    return convexmoe_jax.names.neutral_arrays(_with(model, tree))
-
-
-def _with(model: Any, tree: Any) -> Any:
-    """Return a copy of a hierarchy with the leaves of a tree for its parameters."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    given, own = _by_path(tree), _by_path(params)
-    if given.keys() != own.keys():
-        raise ValueError(
-            f"state: expected trees like the model's parameters; got others at "
-            f"{sorted(given.keys() ^ own.keys())[:4]}. Pass the model that the state is of."
-        )
-    filled = jax.tree.unflatten(jax.tree.structure(params), [given[path] for path in own])
-    return nnx.merge(graph, filled, rest)
-
-
-def _like(model: Any, tree: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """Return neutral arrays as a tree like `tree`."""
-    if isinstance(model, convexmoe_jax.VectorHull):
-        new: dict[tuple[str, ...], Any] = {
-            tuple(name.split(".")): jnp.array(value) for name, value in arrays.items()
-        }
-    else:
-        copy = _with(model, jax.tree.map(jnp.array, tree))
-        convexmoe_jax.names.fill(copy, arrays)
-        new = _by_path(nnx.state(copy, nnx.Param))
-    return jax.tree.unflatten(jax.tree.structure(tree), [new[path] for path in _by_path(tree)])
 
 
 def _check_names(arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], owner: str) -> None:

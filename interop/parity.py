@@ -1,38 +1,52 @@
-"""How far two twins are apart: outputs, gradients by every weight, input gradients and input Hessians."""
+"""How far two twins are apart: outputs, gradients by every weight, input gradients, Hessians, losses of a short run."""
 
 from __future__ import annotations
 
+import copy
+import json
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import nnx
 
 import convexmoe_jax
-import convexmoe_torch
 
+from .named import neutral_of, parameters_of
 from .weights import array_of, tensor_of
 
 # Largest error allowed, relative to the largest value of each array. They leave room for another order of
 # summation (float32 resolves 1.2e-7, float64 2.2e-16), not for another formula.
 BOUNDS = {
-    "float32": {"forward": 2e-6, "gradient": 1e-5, "hessian": 1e-5},
-    "float64": {"forward": 1e-13, "gradient": 1e-12, "hessian": 1e-11},
+    "float32": {"forward": 2e-6, "gradient": 1e-5, "hessian": 1e-5, "trajectory": 1e-4},
+    "float64": {"forward": 1e-13, "gradient": 1e-12, "hessian": 1e-11, "trajectory": 1e-11},
     # in half precision another group may win a near tie, so that derivatives cannot be compared
     "bfloat16": {"forward": 2e-2},
     "float16": {"forward": 4e-3},
 }
 HESSIAN_ROWS = 4
+LEARNING_RATE = 1e-3  # of the trajectory
+Quantities = dict[str, np.ndarray]
 
 
 class Comparison(NamedTuple):
-    """One quantity: its name, its largest error relative to its largest value, and the bound to hold."""
+    """One quantity.
+
+    Args:
+        name: of the quantity.
+        error: largest difference between the twins, relative to the largest value.
+        bound: what it must not exceed.
+        floor: the same difference in JAX alone, when every weight is moved by one unit in the last place: what
+            rounding makes of this model. NaN where it was not asked for.
+    """
 
     name: str
     error: float
     bound: float
+    floor: float = float("nan")
 
     @property
     def ok(self) -> bool:
@@ -44,7 +58,7 @@ class ParityReport:
     """All comparisons of two twins.
 
     Args:
-        comparisons: forward, input gradient, input Hessian, and the gradient by each parameter.
+        comparisons: forward, input gradient, input Hessian, the gradient by each parameter, the trajectory.
         dtype: the dtype both computed in.
     """
 
@@ -60,6 +74,15 @@ class ParityReport:
     def worst(self) -> Comparison:
         """The comparison that comes closest to its bound, or exceeds it most."""
         return max(self.comparisons, key=lambda comparison: comparison.error / comparison.bound)
+
+    def to_json(self) -> str:
+        """Return everything as JSON; what is not finite as null."""
+        rows = [
+            {k: v if isinstance(v, str) or np.isfinite(v) else None for k, v in c._asdict().items()}
+            | {"ok": c.ok}
+            for c in self.comparisons
+        ]
+        return json.dumps({"dtype": self.dtype, "ok": self.ok, "comparisons": rows}, indent=2)
 
     def __str__(self) -> str:
         lines = [
@@ -81,36 +104,53 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def check_parity(
-    jax_model: convexmoe_jax.VectorHull, torch_model: convexmoe_torch.VectorHull, x: np.ndarray
+    jax_model: Any,
+    torch_model: Any,
+    x: np.ndarray,
+    *,
+    routing: dict[str, np.ndarray] | None = None,
+    steps: int = 0,
+    floor: bool = False,
 ) -> ParityReport:
-    """Compare two twins on the rows `x`.
+    """Compare two twins on the rows `x`, hulls or hierarchies, as they are outside training.
 
-    Gradients are those of `sum(c * y)` for fixed numbers c, Hessians the same for the first rows of x. JAX computes
-    with full-precision matrix products.
+    Gradients are those of `sum(c * y)` for fixed numbers c, Hessians the same for the first rows of x, y the output
+    of a hull and the fused one of a hierarchy. The trajectory is the loss before each step of Adam towards the rows'
+    c. JAX computes with full-precision matrix products.
 
     Args:
-        jax_model, torch_model: hulls of one dtype.
-        x: `[rows, in_dim]`, in the units of the models.
+        jax_model, torch_model: twins of one dtype. Experts of a hierarchy must need no context and no mask.
+        x: `[rows, in_dim]` or `[rows, hidden_size]`, in the units of the models.
+        routing: of a hierarchy: level -> integers `[rows]`.
+        steps: of the trajectory.
+        floor: also find what rounding makes of each quantity, at the cost of another run in JAX.
 
     Returns:
         A `ParityReport`; `print` shows it as a table, `ok` says whether every bound holds.
 
-    >>> from flax import nnx
     >>> from interop import to_torch
     >>> hull = convexmoe_jax.VectorHull(3, petals=4, rngs=nnx.Rngs(0))
     >>> check_parity(hull, to_torch(hull), np.eye(3)).ok
     True
     """
-    dtype = str(jax_model.params["shifts"].dtype)
+    dtype = str(jax.tree.leaves(nnx.state(jax_model, nnx.Param))[0].dtype)
     rows = np.asarray(jnp.asarray(x, dtype))
+    routes = {} if routing is None else {name: np.asarray(route) for name, route in routing.items()}
+    half = dtype not in ("float32", "float64")
     with jax.default_matmul_precision("highest"):
-        left = _quantities_jax(jax_model, jnp.asarray(rows))
-    right = _quantities_torch(torch_model, tensor_of(rows))
+        left = _quantities_jax(jax_model, jnp.asarray(rows), routes, 0 if half else steps)
+        moved = (
+            _quantities_jax(_moved(jax_model), jnp.asarray(rows), routes, 0 if half else steps)
+            if floor
+            else {}
+        )
+    right = _quantities_torch(torch_model, tensor_of(rows), routes, 0 if half else steps)
     comparisons = []
     for name, value in left.items():
         bound = BOUNDS[dtype].get(name.split()[0])
         if bound is not None:
-            comparisons.append(Comparison(name, relative_error(value, right[name]), bound))
+            noise = relative_error(moved[name], value) if floor else float("nan")
+            comparisons.append(Comparison(name, relative_error(value, right[name]), bound, noise))
     return ParityReport(tuple(comparisons), dtype)
 
 
@@ -119,37 +159,93 @@ def weights_like(shape: tuple[int, ...]) -> np.ndarray:
     return np.cos(1.0 + np.arange(int(np.prod(shape)))).reshape(shape)
 
 
-def _quantities_jax(model: convexmoe_jax.VectorHull, x: jax.Array) -> dict[str, np.ndarray]:
-    config = model.config
+def _moved(model: Any) -> Any:
+    """Return a copy of a JAX model with every weight moved by one unit in the last place, up and down in turn."""
+    graph, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
 
-    def total(params: convexmoe_jax.hull.Tree, at: jax.Array) -> jax.Array:
-        y = convexmoe_jax.hull.apply(params, at, config)
+    def move(leaf: jax.Array) -> jax.Array:
+        up = (jnp.arange(leaf.size) % 2 == 0).reshape(leaf.shape)
+        return jnp.nextafter(leaf, jnp.where(up, jnp.inf, -jnp.inf).astype(leaf.dtype))
+
+    return nnx.merge(graph, jax.tree.map(move, params), rest)
+
+
+def _quantities_jax(model: Any, x: jax.Array, routes: dict[str, np.ndarray], steps: int) -> Quantities:
+    model = nnx.clone(model)
+    if isinstance(model, convexmoe_jax.HierarchicalCELMoE):
+        model.differentiation = "any"  # Hessians
+    graph, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+
+    def output(params: Any, at: jax.Array, routes: dict[str, Any]) -> jax.Array:
+        result = nnx.merge(graph, params, rest)(at, *[routes] * bool(routes))
+        return getattr(result, "fused_hidden", result)
+
+    def total(params: Any, at: jax.Array, routes: dict[str, Any]) -> jax.Array:
+        y = output(params, at, routes)
         return jnp.sum(jnp.asarray(weights_like(y.shape), y.dtype) * y)
 
-    by_weight, by_input = jax.grad(total, argnums=(0, 1))(model.params, x)
-    hessian = jax.vmap(lambda row: jax.hessian(lambda r: total(model.params, r))(row))(x[:HESSIAN_ROWS])
-    gradients = {f"gradient {name}": value for name, value in convexmoe_jax.hull.flatten(by_weight).items()}
-    quantities = {"forward": model(x), "gradient x": by_input, "hessian": hessian, **gradients}
+    @jax.jit
+    def hessian(row: jax.Array, routes: dict[str, Any]) -> jax.Array:
+        return jax.hessian(lambda r: total(params, r[None], routes))(row)
+
+    y = jax.jit(output)(params, x, routes)
+    by_weight, by_input = jax.jit(jax.grad(total, argnums=(0, 1)))(params, x, routes)
+    hessians = [hessian(x[i], _row_of(routes, i)) for i in range(min(len(x), HESSIAN_ROWS))]
+    quantities = {"forward": y, "gradient x": by_input, "hessian": np.stack(hessians)}
+    quantities |= {f"gradient {name}": value for name, value in neutral_of(model, by_weight).items()}
+    if steps:
+        optimizer, target = convexmoe_jax.adam(LEARNING_RATE), jnp.asarray(weights_like(y.shape), y.dtype)
+
+        def step(carry: Any, _: None) -> Any:
+            params, state = carry
+            loss, gradient = jax.value_and_grad(lambda p: jnp.mean((output(p, x, routes) - target) ** 2))(
+                params
+            )
+            updates, state = optimizer.update(gradient, state)
+            return (jax.tree.map(jnp.add, params, updates), state), loss
+
+        run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps)[1])
+        quantities["trajectory"] = run((params, optimizer.init(params)))
     return {name: np.asarray(value) for name, value in quantities.items()}
 
 
-def _quantities_torch(model: convexmoe_torch.VectorHull, x: torch.Tensor) -> dict[str, np.ndarray]:
-    def total(y: torch.Tensor) -> torch.Tensor:
+def _quantities_torch(model: Any, x: torch.Tensor, routes: dict[str, np.ndarray], steps: int) -> Quantities:
+    model = copy.deepcopy(model).eval()
+
+    def output(at: torch.Tensor, routes: dict[str, np.ndarray]) -> torch.Tensor:
+        result = model(at, *[routes] * bool(routes))
+        return getattr(result, "fused_hidden", result)
+
+    def total(at: torch.Tensor, routes: dict[str, np.ndarray]) -> torch.Tensor:
+        y = output(at, routes)
         return torch.sum(tensor_of(weights_like(tuple(y.shape))).to(y) * y)
 
-    names, weights = zip(*model.named_parameters(), strict=True)
-    x = x.clone().requires_grad_()
-    y = model(x)
+    names, weights = zip(*parameters_of(model).items(), strict=True)
+    at = x.clone().requires_grad_()
     by_input, *by_weight = torch.autograd.grad(
-        total(y), [x, *weights], allow_unused=True, materialize_grads=True
+        total(at, routes), [at, *weights], allow_unused=True, materialize_grads=True
     )
-    hessian = torch.stack(
-        [torch.func.hessian(lambda r: total(model(r)))(row) for row in x.detach()[:HESSIAN_ROWS]]
-    )
-    gradients = {f"gradient {name}": value for name, value in zip(names, by_weight, strict=True)}
-    quantities = {"forward": y, "gradient x": by_input, "hessian": hessian, **gradients}
-    return {name: _numpy(value) for name, value in quantities.items()}
+    hessians = [
+        torch.func.hessian(lambda r, i=i: total(r[None], _row_of(routes, i)))(x[i])
+        for i in range(min(len(x), HESSIAN_ROWS))
+    ]
+    y = output(x, routes)
+    quantities = {"forward": y, "gradient x": by_input, "hessian": torch.stack(hessians)}
+    quantities |= {f"gradient {name}": value for name, value in zip(names, by_weight, strict=True)}
+    if steps:
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
+        target = tensor_of(weights_like(tuple(y.shape))).to(y)
+        losses = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = (output(x, routes) - target).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        quantities["trajectory"] = torch.stack(losses)
+    return {name: np.asarray(array_of(value)) for name, value in quantities.items()}
 
 
-def _numpy(value: torch.Tensor) -> np.ndarray:
-    return np.asarray(array_of(value))
+def _row_of(routes: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
+    """Return the routes of one row."""
+    return {level: route[row : row + 1] for level, route in routes.items()}

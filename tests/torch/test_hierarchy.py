@@ -8,6 +8,8 @@ import torch
 from engines import ENGINES
 from hierarchies import CASES, Case, Level, config_of, random_inputs, random_weights, routes_of, uniform
 from tolerances import relative_error
+from torch.autograd import forward_ad
+from torch.nn.utils import prune
 
 import convexmoe_torch
 from convexmoe_torch import hierarchy
@@ -186,11 +188,10 @@ def test_the_grouped_path_is_the_one_by_one_path(monkeypatch, kind, sequence):
     called = []
     one_by_one = hierarchy._one_by_one
     monkeypatch.setattr(hierarchy, "_one_by_one", lambda *given: called.append(1) or one_by_one(*given))
-    single = ENGINE.run(case, model, inputs)
-    assert len(called) == 2
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr(hierarchy, "_kept", lambda kept, routes, experts: kept)
     grouped = ENGINE.run(case, model, inputs)
+    assert not called
+    monkeypatch.setattr(hierarchy, "_can_be_grouped", lambda experts: False)
+    single = ENGINE.run(case, model, inputs)
     assert len(called) == 2 and grouped.keys() == single.keys()
     for name, value in single.items():
         assert relative_error(grouped[name], value) < 1e-12, name
@@ -252,7 +253,7 @@ def test_numpy_arrays_are_refused_before_any_work(argument):
 
 
 def test_what_hangs_on_an_expert_is_honoured():
-    """Hooks, a forward of its own: in eager mode, and under compilation, which then has a graph for each expert."""
+    """Hooks, and a forward of its own: such an expert is called, and not run in a group."""
     model, x = built(TWO["linear"]), inputs_of(TWO["linear"])
     routes = ten_routings(TWO["linear"])[0]
     expert = model.level_modules["b"]["e1"]
@@ -268,6 +269,12 @@ def test_what_hangs_on_an_expert_is_honoured():
     assert not hierarchy._can_be_grouped(list(model.level_modules["b"].values()))
     hook.remove()
     expert.forward = lambda batch: convexmoe_torch.ExpertResult(0 * batch.hidden)
+    check(model(x, routes).levels[1].hidden)
+    del expert.forward
+    prune.l1_unstructured(expert, "weight", 0.5)  # works by a hook before the call
+    with torch.no_grad():
+        expert.weight_orig.zero_()
+        expert.bias.zero_()
     check(model(x, routes).levels[1].hidden)
 
 
@@ -327,6 +334,13 @@ def test_transforms_of_torch_func(kinds):
         lambda w: torch.func.functional_call(model, w, (x, routes)).fused_hidden.square().sum()
     )(weights)
     _, wanted = gradients(model, x.requires_grad_(), routes)
+    units = torch.eye(13 * 5, dtype=torch.float64).reshape(-1, 13, 5)
+    (batched,) = torch.autograd.grad(function(x), x, units, is_grads_batched=True)
+    assert relative_error(batched.reshape(13, 5, 13, 5), reverse.detach()) < 1e-12
+    with forward_ad.dual_level():
+        dual = function(forward_ad.make_dual(x.detach(), torch.ones_like(x)))
+        tangent = forward_ad.unpack_dual(dual).tangent.detach()
+    assert relative_error(tangent, reverse.detach().sum((2, 3))) < 1e-12
     for name, value in by_weights.items():
         assert relative_error(value.detach(), wanted[name]) < 1e-12, name
 
