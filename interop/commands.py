@@ -1,4 +1,4 @@
-"""`convexmoe fit`, `predict` and `inspect`: options, checks of them, and errors in one line."""
+"""`convexmoe fit`, `predict`, `inspect` and `verify`: options, checks of them, and errors in one line."""
 
 from __future__ import annotations
 
@@ -207,11 +207,47 @@ def inspect_file(
         inspection.show(found, Console())
 
 
-def _check_whole_numbers(options: dict[str, tuple[int, int, int, int]]) -> None:
+@app.command("verify")
+def verify_files(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A saved model; it runs in JAX.")],
+    second: Annotated[
+        Path | None,
+        typer.Argument(metavar="[B]", help="Another one; it runs in PyTorch.", show_default="A itself"),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Random rows to compare on.")] = 16,
+    steps: Annotated[int, typer.Option(help="Steps of Adam whose losses are compared.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the rows and routes.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare a saved model in JAX and in PyTorch: outputs, gradients, Hessians, a short run. Exit code 1 on a miss."""
+    _check_whole_numbers(
+        {"rows": (rows, 1, 10**4, 16), "steps": (steps, 0, 10**4, 20), "seed": (seed, 0, 2**31 - 1, 0)},
+        "convexmoe verify",
+    )
+    missing = [name for name in frameworks.LABELS if name not in frameworks.installed()]
+    if missing:
+        raise InputError(
+            f"convexmoe verify: expected JAX and PyTorch; {frameworks.LABELS[missing[0]]} is not installed. "
+            'Run: pip install "convexmoe[interop]".'
+        )
+    from . import verify
+
+    report = verify.verify(first, first if second is None else second, rows=rows, steps=steps, seed=seed)
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        verify.show(report, Console())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _check_whole_numbers(
+    options: dict[str, tuple[int, int, int, int]], command: str = "convexmoe fit"
+) -> None:
     for name, (value, least, most, usual) in options.items():
         if not least <= value <= most:
             raise InputError(
-                f"convexmoe fit --{name}: expected a whole number from {least} to {most}; got {value}. "
+                f"{command} --{name}: expected a whole number from {least} to {most}; got {value}. "
                 f"Try --{name} {usual}."
             )
 

@@ -1,7 +1,5 @@
 """A run that changes the framework half-way goes on as if it had not: 400 steps, switched at 200, each way."""
 
-from contextlib import nullcontext
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,25 +123,31 @@ def to_optax_half_way(kind, rule, dtype, keep=True):
     return relative(losses, torch_run(twin, theirs, given, y, HALF, HALF if scheduled else None))
 
 
-@pytest.fixture(params=["float64", "float32"])
-def dtype(request):
-    with jax.enable_x64(True) if request.param == "float64" else nullcontext():
-        yield request.param
-
-
 WAYS = {"to torch": to_torch_half_way, "to optax": to_optax_half_way}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", ["hull", "hierarchy"])
-def test_a_run_goes_on_in_the_other_framework(kind, rule, way, dtype):
-    assert WAYS[way](kind, rule, dtype) < BOUNDS[dtype]
+def test_a_run_goes_on_in_the_other_framework(kind, rule, way):
+    with jax.enable_x64(True):
+        assert WAYS[way](kind, rule, "float64") < BOUNDS["float64"]
+    if rule == "adam":
+        assert WAYS[way](kind, rule, "float32") < BOUNDS["float32"]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("rule", ["adam", "adamw", "sgd"])
-@pytest.mark.parametrize("kind", ["hull", "hierarchy"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "rule", "way"),
+    [
+        ("hull", "adam", "to torch"),
+        ("hull", "adamw", "to optax"),
+        ("hull", "sgd", "to torch"),
+        ("hierarchy", "adam", "to optax"),
+        ("hierarchy", "sgd", "to torch"),
+    ],
+)
 def test_control_dropping_the_state_would_be_seen(kind, rule, way):
     assert WAYS[way](kind, rule, "float32", keep=False) > 100 * BOUNDS["float32"]
 

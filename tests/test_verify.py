@@ -1,0 +1,124 @@
+"""`convexmoe verify`: parity of saved models, hulls and hierarchies; a miss is told, and is exit code 1."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from commands import assert_one_line_refusal, invoke
+
+import convexmoe_torch
+from interop import parity
+
+
+def hull(seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    units = convexmoe_torch.Normalization((1.0, 2.0, 3.0), (0.5, 2.0, 7.0), (100.0,), (30.0,))
+    return convexmoe_torch.VectorHull(
+        3, 5, out_dim=1, hidden_dim=7, temperature="learned", normalization=units, dtype=dtype
+    )
+
+
+def hierarchy(seed=0):
+    torch.manual_seed(seed)
+    levels = [
+        convexmoe_torch.HierarchyLevelConfig(name, [convexmoe_torch.ExpertConfig(e) for e in experts])
+        for name, experts in {"a": "x", "b": "xyz"}.items()
+    ]
+
+    def expert(level, name, metadata):
+        if level == "a":
+            return convexmoe_torch.HullExpert(convexmoe_torch.VectorHull(5, 3, hidden_dim=7))
+        kind = {"x": convexmoe_torch.LinearExpert, "y": convexmoe_torch.LinearExpert}
+        return kind[name](5) if name in kind else convexmoe_torch.MLPExpert(5, 11)
+
+    return convexmoe_torch.HierarchicalCELMoE(convexmoe_torch.CELMoEConfig(5, levels), expert)
+
+
+MODELS = {"hull": hull, "hull in float64": lambda: hull(dtype=torch.float64), "hierarchy": hierarchy}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_one_file_in_both_frameworks(kind, path):
+    model = MODELS[kind]()
+    convexmoe_torch.save(model, path)
+    result = invoke("verify", path, "--json", "--steps", 5)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    rows = {row["name"]: row for row in told["comparisons"]}
+    assert told["ok"] and all(row["ok"] and row["error"] <= row["bound"] for row in rows.values())
+    assert {"forward", "gradient x", "hessian", "trajectory"} <= rows.keys()
+    assert len(rows) == 4 + len(list(model.parameters()))
+    assert rows["forward"]["floor"] > 0
+
+
+@pytest.mark.parametrize("kind", ["hull", "hierarchy"])
+def test_another_model_is_a_miss(kind, tmp_path):
+    """Control: one weight is off by a ten-thousandth of the largest."""
+    model, paths = MODELS[kind](), [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    convexmoe_torch.save(model, paths[0])
+    with torch.no_grad():
+        weight = list(model.parameters())[-1]
+        weight.flatten()[0] += 1e-3
+    convexmoe_torch.save(model, paths[1])
+    result = invoke("verify", *paths, "--steps", 2)
+    assert result.exit_code == 1 and "MISS" in result.stdout
+    assert invoke("verify", paths[1], paths[1], "--steps", 2).exit_code == 0
+
+
+def test_the_table_names_every_quantity(path):
+    convexmoe_torch.save(hull(), path)
+    shown = invoke("verify", path, "--steps", 2, "--rows", 3).stdout
+    for word in ("forward", "hessian", "trajectory", "gradient shifts", "one ulp", "float32: parity"):
+        assert word in shown, word
+
+
+def test_the_floor_is_what_one_ulp_makes():
+    """Of a model that is linear in its one moved weight it can be told in advance."""
+    from flax import nnx
+
+    from convexmoe_jax import VectorHull
+
+    model = VectorHull(1, 1, hidden_dim=1, out_dim=1, rngs=nnx.Rngs(0))
+    moved = parity._moved(model)
+    for name, leaf in nnx.to_flat_state(nnx.state(moved, nnx.Param)):
+        was = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))[name]
+        assert np.array_equal(leaf[...], np.nextafter(was[...], np.float32(np.inf))), name
+
+
+def test_two_configs(tmp_path):
+    convexmoe_torch.save(hull(), tmp_path / "a.safetensors")
+    convexmoe_torch.save(hierarchy(), tmp_path / "b.safetensors")
+    assert_one_line_refusal(
+        invoke("verify", tmp_path / "a.safetensors", tmp_path / "b.safetensors"), "one config", "inspect"
+    )
+
+
+def test_experts_of_the_users_own(path):
+    class Own(convexmoe_torch.LinearExpert):
+        pass
+
+    level = convexmoe_torch.HierarchyLevelConfig("a", [convexmoe_torch.ExpertConfig("x")])
+    model = convexmoe_torch.HierarchicalCELMoE(convexmoe_torch.CELMoEConfig(3, [level]), lambda *_: Own(3))
+    convexmoe_torch.save(model, path)
+    assert_one_line_refusal(invoke("verify", path), "expert_factory", "a.x")
+
+
+@pytest.mark.parametrize("damage", ["missing", "foreign", "flipped"])
+def test_bad_files(damage, path):
+    if damage != "missing":
+        convexmoe_torch.save(hull(), path)
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data if damage == "flipped" else b"nothing")
+    assert_one_line_refusal(invoke("verify", path), "model.safetensors")
+
+
+@pytest.mark.parametrize("option", [["--rows", "0"], ["--steps", "-1"], ["--seed", "-1"]])
+def test_bad_options(option, path):
+    assert_one_line_refusal(invoke("verify", path, *option), f"convexmoe verify {option[0]}", "Try")
