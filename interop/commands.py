@@ -1,4 +1,4 @@
-"""`convexmoe fit`, `predict`, `inspect` and `verify`: options, checks of them, and errors in one line."""
+"""The options of the `convexmoe` subcommands, the checks of them, and errors in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from . import frameworks, inspection, job
+from . import conversion, frameworks, inspection, job
 from .saved import read_model
 from .tables import (
     EMBEDDED_TARGET,
@@ -239,6 +239,20 @@ def verify_files(
         verify.show(report, Console())
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command("convert")
+def convert_file(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A saved model in any of the three forms.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File or, for Orbax, directory to write.")],
+    to: Annotated[
+        str | None,
+        typer.Option(help="neutral, torch or orbax.", show_default="from neutral torch, else neutral"),
+    ] = None,
+) -> None:
+    """Convert a saved model: neutral file, PyTorch state_dict (safetensors), Orbax directory."""
+    form = conversion.convert(source, target, to)
+    typer.echo(f"{target}: {form}", err=True)
 
 
 def _check_whole_numbers(

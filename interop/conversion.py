@@ -1,0 +1,201 @@
+"""One model in three forms: the neutral file, a PyTorch `state_dict` (safetensors), an Orbax directory.
+
+The state dict has the names that `model.load_state_dict` wants, buffers included; the directory holds the parameters as
+nested dicts below `state`. Both carry the description of the model, so that the way back loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from . import frameworks
+from .tables import InputError
+
+FORMS = ("neutral", "torch", "orbax")
+ENTRY = "convexmoe_state_dict"  # of the metadata of a state dict
+DESCRIPTION = "convexmoe.json"  # beside an Orbax state
+UNITS = ("input_mean", "input_scale", "output_mean", "output_scale")
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, RecursionError, MemoryError, SafetensorError)
+Arrays = dict[str, Any]
+
+
+def convert(source: Path, target: Path, to: str | None = None) -> str:
+    """Write the model of `source` to `target` in another form; return the form.
+
+    Args:
+        source: a neutral file, a state dict or a directory that this function wrote.
+        target: where to; what is there is replaced whole or not at all, a directory only if it is one of these.
+        to: one of `FORMS`; None takes neutral for what is not neutral, else orbax for a name without an ending, else
+            torch.
+
+    Raises:
+        InputError: the source is none of these or is damaged; the target cannot be written.
+    """
+    if to is not None and to not in FORMS:
+        raise InputError(
+            f"convexmoe convert --to: expected one of {list(FORMS)}; got {to!r}. Try --to torch."
+        )
+    if target.exists() and source.exists() and target.samefile(source):
+        raise InputError(f"convexmoe convert: expected two places; got {source} twice. Name another target.")
+    package = frameworks.choose("jax" if source.is_dir() else None).package
+    form, header, arrays = _read(source, package.checkpoint)
+    if to is None:
+        to = "neutral" if form != "neutral" else "torch" if target.suffix else "orbax"
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: expected a folder that exists; got {target.parent}. Make it first.")
+    {"neutral": _write_neutral, "torch": _write_torch, "orbax": _write_orbax}[to](target, header, arrays)
+    return to
+
+
+def _read(source: Path, checkpoint: Any) -> tuple[str, dict[str, Any], Arrays]:
+    """Return the form, the description without its digest, and the parameters by dotted name."""
+    try:
+        if source.is_dir():
+            return "orbax", *_read_orbax(source)
+        found = _read_torch(source, checkpoint)
+        if found is not None:
+            return "torch", *found
+        header, arrays = checkpoint.read(source)
+        checkpoint.check_digest(str(source), header, arrays)
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{source}: expected a model in one of the forms {list(FORMS)}; {reason[:200]}"
+        ) from None
+    prefix = checkpoint.PREFIX
+    return (
+        "neutral",
+        _description(header),
+        {name.removeprefix(prefix): value for name, value in arrays.items()},
+    )
+
+
+def _description(header: dict[str, Any]) -> dict[str, Any]:
+    return {name: header[name] for name in ("schema", "kind", "config", "notes")}
+
+
+def _read_torch(source: Path, checkpoint: Any) -> tuple[dict[str, Any], Arrays] | None:
+    """Return what stands in a state dict that `_write_torch` wrote, None where the file is none."""
+    with checkpoint.safe_open(str(source), framework=checkpoint.FRAMEWORK) as file:
+        text = (file.metadata() or {}).get(ENTRY)
+        if text is None:
+            return None
+        arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    header = json.loads(text)
+    if header.pop("sha256") != checkpoint.digest(header, arrays):
+        raise ValueError("its content is not what its sha256 says. Fetch it again.")
+    units = _units(header, arrays)
+    return _description(header), {name: value for name, value in arrays.items() if name not in units}
+
+
+def _write_torch(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
+    checkpoint = frameworks.choose(None).package.checkpoint
+    own = {name: _native(value, checkpoint) for name, value in arrays.items()}
+    own |= _units(header, own)
+    sealed = header | {"sha256": checkpoint.digest(header, own)}
+    text = json.dumps(sealed, sort_keys=True, allow_nan=False)
+    checkpoint.write_whole(target, checkpoint.to_safetensors(own, {ENTRY: text}))
+
+
+def _write_neutral(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
+    checkpoint = frameworks.choose(None).package.checkpoint
+    own = {checkpoint.PREFIX + name: _native(value, checkpoint) for name, value in arrays.items()}
+    sealed = header | {"sha256": checkpoint.digest(header, own)}
+    text = json.dumps(sealed, sort_keys=True, allow_nan=False)
+    checkpoint.write_whole(target, checkpoint.to_safetensors(own, {checkpoint.ENTRY: text}))
+
+
+def _units(header: dict[str, Any], arrays: Arrays) -> Arrays:
+    """Return the buffers of normalizations, which the config holds, by the names of a state dict."""
+    hulls = {"": header["config"]}
+    if header["kind"] != "VectorHull":
+        recipes = header["config"]["experts"]
+        hulls = {f"level_modules.{name}.hull.": r["config"] for name, r in recipes.items() if "config" in r}
+    found = {}
+    for prefix, config in hulls.items():
+        for name in UNITS if config.get("normalization") else ():
+            values, like = config["normalization"][name], arrays[f"{prefix}shifts"]
+            new = (
+                like.new_tensor(values)
+                if hasattr(like, "new_tensor")
+                else np.asarray(values).astype(like.dtype)
+            )
+            found[f"{prefix}normalization.{name}"] = new
+    return found
+
+
+def _native(value: Any, checkpoint: Any) -> Any:
+    """Return an array as the checkpoints of the framework hold it."""
+    if checkpoint.FRAMEWORK == "numpy":
+        return np.array(value, order="C")
+    if hasattr(value, "detach"):
+        return value
+    from .weights import tensor_of
+
+    return tensor_of(value)
+
+
+def _write_orbax(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
+    frameworks.choose("jax")
+    import orbax.checkpoint as ocp
+
+    if target.exists() and not (target / DESCRIPTION).is_file():
+        raise InputError(f"{target}: expected a new directory; something else is there. Name another one.")
+    tree: dict[str, Any] = {}
+    for name, value in arrays.items():
+        *path, leaf = name.split(".")
+        branch = tree
+        for part in path:
+            branch = branch.setdefault(part, {})
+        branch[leaf] = _numpy(value)
+    beside = Path(tempfile.mkdtemp(prefix=".convexmoe-", dir=target.parent))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(beside.absolute() / "state", tree)
+        (beside / DESCRIPTION).write_text(json.dumps(header, sort_keys=True, allow_nan=False) + "\n")
+        if target.exists():
+            os.replace(target, beside / "old")
+        os.replace(beside, target)
+        shutil.rmtree(target / "old", ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _numpy(value: Any) -> np.ndarray:
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    if str(value.dtype) != "torch.bfloat16":
+        return value.numpy()
+    import ml_dtypes  # comes with JAX
+    import torch
+
+    return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
+
+def _read_orbax(source: Path) -> tuple[dict[str, Any], Arrays]:
+    """Return what stands in a directory that `_write_orbax` wrote."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    header = json.loads((source / DESCRIPTION).read_text())
+    with jax.enable_x64(True), ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(source.absolute() / "state")
+    found: Arrays = {}
+
+    def flatten(branch: dict[str, Any], prefix: str) -> None:
+        for name, value in branch.items():
+            if isinstance(value, dict):
+                flatten(value, f"{prefix}{name}.")
+            else:
+                found[f"{prefix}{name}"] = np.asarray(value)
+
+    flatten(tree, "")
+    return _description(header), found

@@ -1,0 +1,126 @@
+"""`convexmoe convert`: neutral file, state dict, Orbax directory and back, byte for byte; each readable on its own."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import torch
+from commands import assert_one_line_refusal, invoke
+from safetensors.torch import load_file
+from saved_models import hierarchy, hull
+
+import convexmoe_torch
+from interop import frameworks
+
+MODELS = {
+    "hull": hull,
+    "hull in float64": lambda: hull(dtype=torch.float64),
+    "hull in bfloat16": lambda: hull(dtype=torch.bfloat16),
+    "hierarchy": hierarchy,
+}
+
+
+@pytest.fixture(params=["jax", "torch"])
+def framework(request, monkeypatch):
+    """The framework that the command finds."""
+    choose = frameworks.choose
+    monkeypatch.setattr(frameworks, "choose", lambda wanted: choose(wanted or request.param))
+    return request.param
+
+
+def saved(kind, folder):
+    path = folder / "model.safetensors"
+    convexmoe_torch.save(MODELS[kind](), path, notes={"columns": ["a", "b", "c"]})
+    return path
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_round_trips_are_byte_for_byte(kind, framework, tmp_path):
+    path = saved(kind, tmp_path)
+    steps = [("state.safetensors", "torch"), ("again.safetensors", "neutral"), ("folder", "orbax")]
+    steps += [("back.safetensors", "neutral"), ("folder2", "orbax"), ("state2.safetensors", "torch")]
+    source = path
+    for name, form in steps:
+        result = invoke("convert", source, tmp_path / name, "--to", form)
+        assert result.exit_code == 0 and form in result.stderr, result.output
+        source = tmp_path / name
+    for name in ("again.safetensors", "back.safetensors"):
+        assert (tmp_path / name).read_bytes() == path.read_bytes()
+    assert (tmp_path / "state2.safetensors").read_bytes() == (tmp_path / "state.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_state_dict_loads_in_torch_alone(kind, framework, tmp_path):
+    model = MODELS[kind]()
+    assert invoke("convert", saved(kind, tmp_path), tmp_path / "state.safetensors").exit_code == 0
+    state = load_file(tmp_path / "state.safetensors")
+    wanted = model.state_dict()
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(state[name], value) for name, value in wanted.items())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model.load_state_dict(state)
+    assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
+
+
+def test_the_directory_is_read_by_orbax_alone(tmp_path):
+    model = hull(dtype=torch.float64)
+    assert invoke("convert", saved("hull in float64", tmp_path), tmp_path / "folder").exit_code == 0
+    with jax.enable_x64(True), ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(tmp_path / "folder" / "state")
+    assert np.array_equal(tree["trunk"]["0"]["weight"], model.trunk["0"]["weight"].detach().numpy())
+    assert json.loads((tmp_path / "folder" / "convexmoe.json").read_text())["kind"] == "VectorHull"
+
+
+def test_the_form_is_chosen_by_what_is_given(tmp_path):
+    path = saved("hull", tmp_path)
+    for source, target, form in [
+        (path, "state.safetensors", "torch"),
+        (path, "folder", "orbax"),
+        (tmp_path / "folder", "back.safetensors", "neutral"),
+        (tmp_path / "state.safetensors", "back", "neutral"),
+    ]:
+        assert invoke("convert", source, tmp_path / target).stderr.strip().endswith(form)
+    assert invoke("convert", path, tmp_path / "folder").exit_code == 0  # one of ours is replaced
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("form", ["neutral", "torch"])
+def test_a_flipped_bit_is_refused(form, tmp_path):
+    path = saved("hull", tmp_path)
+    if form == "torch":
+        invoke("convert", path, tmp_path / "state.safetensors")
+        path = tmp_path / "state.safetensors"
+    flip(path)
+    assert_one_line_refusal(invoke("convert", path, tmp_path / "out.safetensors"), path.name, "sha256")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_refusals(tmp_path):
+    path = saved("hull", tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious").write_text("x")
+    foreign = tmp_path / "foreign.safetensors"
+    foreign.write_bytes(b"nothing")
+    for arguments, words in [
+        ([path, tmp_path / "x", "--to", "onnx"], ["--to", "'onnx'", "Try"]),
+        ([path, path], ["two places"]),
+        ([tmp_path / "none", tmp_path / "x"], ["expected a model in one of the forms"]),
+        ([foreign, tmp_path / "x"], ["foreign.safetensors", "expected a model"]),
+        ([tmp_path / "other", tmp_path / "x"], ["expected a model"]),
+        ([path, tmp_path / "other"], ["something else is there"]),
+        ([path, tmp_path / "no" / "x.safetensors"], ["folder that exists"]),
+    ]:
+        assert_one_line_refusal(invoke("convert", *arguments), *words)
+    assert sorted(os.listdir(tmp_path)) == ["foreign.safetensors", "model.safetensors", "other"]
+    assert (tmp_path / "other" / "precious").read_text() == "x"
