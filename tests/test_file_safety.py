@@ -1,0 +1,199 @@
+"""The neutral file under fire: ten thousand damaged files, two hundred kills while saving, a limit on file size."""
+
+import json
+import struct
+import subprocess
+import sys
+
+import backends
+import cases
+import numpy as np
+import pytest
+
+FIELDS = cases.HULLS["default"]
+NUMBER = 10_000
+WORDS = ("load.", "HullConfig", "CELMoEConfig", "Normalization", "VectorHull", "HierarchicalCELMoE")
+
+
+@pytest.fixture(params=backends.BACKENDS, ids=lambda backend: backend.name)
+def backend(request):
+    return request.param
+
+
+def parts(data):
+    """Header and tensors of a safetensors file."""
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def joined(header, rest):
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + rest
+
+
+def flip(data, rng):
+    """One to eight bits flipped."""
+    changed = bytearray(data)
+    for place in rng.integers(0, len(data), rng.integers(1, 9)):
+        changed[place] ^= 1 << int(rng.integers(8))
+    return bytes(changed)
+
+
+def cut(data, rng):
+    return data[: rng.integers(len(data))]
+
+
+def grow(data, rng):
+    return data + rng.bytes(rng.integers(1, 64))
+
+
+def move(data, rng):
+    """A piece of the file in the place of another."""
+    size = int(rng.integers(1, 256))
+    a, b = (int(place) for place in rng.integers(0, len(data) - size, 2))
+    return data[:a] + data[b : b + size] + data[a + size :]
+
+
+def edit(data, rng):
+    """A field of one tensor's description changed: shape, dtype, place or name."""
+    header, rest = parts(data)
+    name = str(rng.choice([key for key in header if key != "__metadata__"]))
+    field = header[name]
+    kind = rng.integers(5)
+    if kind == 0:
+        size = int(rng.choice([0, 1, 2, 7, 2**31, 2**62, -1]))
+        field["shape"][rng.integers(len(field["shape"]))] = size
+    elif kind == 1:
+        field["dtype"] = str(rng.choice(["F64", "F16", "BF16", "I32", "U8", "F8_E4M3", "X"]))
+    elif kind == 2:
+        field["data_offsets"][rng.integers(2)] += int(rng.integers(-8, 9)) or 1
+    elif kind == 3:
+        header[name + str(rng.integers(9))] = header.pop(name)
+    else:
+        other = str(rng.choice([key for key in header if key not in (name, "__metadata__")]))
+        header[name], header[other] = header[other], header[name]
+    return joined(header, rest)
+
+
+def describe(data, rng):
+    """A field of the model's description changed, removed, or replaced by something else."""
+    header, rest = parts(data)
+    entry = json.loads(header["__metadata__"]["convexmoe"])
+    inside = entry["config"] if rng.integers(2) else entry
+    name = str(rng.choice(sorted(inside)))
+    values = [None, -1, 0, 2**70, 1e308, "x", "relu", [], {}, True, [[[]]], "\ud800"]
+    if rng.integers(4) == 0:
+        inside.pop(name)
+    else:
+        inside[name] = values[rng.integers(len(values))]
+    header["__metadata__"]["convexmoe"] = json.dumps(entry)
+    return joined(header, rest)
+
+
+MUTATIONS = (flip, cut, grow, move, edit, describe)
+
+
+@pytest.mark.slow
+def test_ten_thousand_damaged_files(backend, tmp_path):
+    """Each is refused in our words, or is the very model: never a crash, never another model."""
+    weights = backends.rounded(cases.random_weights(FIELDS), "float32")
+    model = backend.model(FIELDS, weights, "float32")
+    path, bad = tmp_path / "good", tmp_path / "bad"
+    backend.package.save(model, path)
+    good, rng = path.read_bytes(), np.random.default_rng(0)
+    same = refused = 0
+    for number in range(NUMBER):
+        change = MUTATIONS[number % len(MUTATIONS)]
+        bad.write_bytes(change(good, rng))
+        try:
+            found = backend.package.load(bad)
+        except (ValueError, TypeError) as error:
+            assert str(error).startswith(WORDS), (number, change.__name__, error)
+            refused += 1
+            continue
+        assert found.config == model.config, (number, change.__name__)
+        loaded = backend.weights(found)
+        assert all(np.array_equal(loaded[name], value) for name, value in weights.items()), number
+        same += 1
+    assert same + refused == NUMBER and refused > 0.95 * NUMBER
+
+
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+from {package}.checkpoint import write_whole
+path = Path(sys.argv[1])
+contents = [bytes([n]) * 3_000_000 for n in (1, 2)]
+write_whole(path, contents[0])
+random.seed(0)
+left = 0
+for _ in range(200):
+    child = os.fork()
+    if child == 0:
+        while True:
+            for content in contents:
+                {write}(path, content)
+    time.sleep(random.uniform(0.001, 0.03))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if path.read_bytes() not in contents:
+        print("torn")
+    left += len(list(path.parent.glob(".*.part")))
+    [part.unlink() for part in path.parent.glob(".*.part")]
+print("whole", left)
+"""
+
+
+def run(program, *arguments):
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+def test_a_killed_save_leaves_the_old_file_or_the_new_one(backend, tmp_path):
+    program = KILLS.format(package=backend.package.__name__, write="write_whole")
+    result = run(program, tmp_path / "model")
+    assert result.returncode == 0 and "torn" not in result.stdout, result.stderr
+    assert int(result.stdout.split()[1]) > 10  # many kills did hit a save
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+def test_control_a_save_in_place_would_be_torn(tmp_path):
+    program = KILLS.format(package="convexmoe_torch", write="Path.write_bytes")
+    assert "torn" in run(program, tmp_path / "model").stdout
+
+
+LIMIT = """
+import resource, signal, sys
+import numpy as np
+{imports}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+model = {model}
+{package}.save(model, sys.argv[1])
+before = open(sys.argv[1], "rb").read()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    {package}.save(model, sys.argv[1], notes={{"more": 1}})
+except OSError as error:
+    print("refused", error.errno)
+print(open(sys.argv[1], "rb").read() == before)
+"""
+MAKE = {
+    "jax": (
+        "import convexmoe_jax\nfrom flax import nnx",
+        "convexmoe_jax.VectorHull(5, 3, rngs=nnx.Rngs(0))",
+    ),
+    "torch": ("import convexmoe_torch", "convexmoe_torch.VectorHull(5, 3)"),
+}
+
+
+def test_no_room_leaves_the_old_file(backend, tmp_path):
+    """A limit on the size of files stands for a full disk."""
+    imports, model = MAKE[backend.name]
+    result = run(
+        LIMIT.format(imports=imports, model=model, package=backend.package.__name__), tmp_path / "model"
+    )
+    assert result.stdout.split()[0] == "refused" and result.stdout.split()[-1] == "True", result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
