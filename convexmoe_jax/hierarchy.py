@@ -281,9 +281,8 @@ class HierarchicalCELMoE(nnx.Module):
                 own = routes == member
                 count = jnp.maximum(jnp.sum(own), 1)
                 for loss, value in new_losses.items():
-                    wide = jnp.promote_types(
-                        value.dtype, jnp.float32
-                    )  # half a sum may overflow, its mean does not
+                    # A sum in half precision may overflow where its mean does not.
+                    wide = jnp.promote_types(value.dtype, jnp.float32)
                     mean = jnp.sum(jnp.where(own, value, 0), dtype=wide) / count
                     losses[f"{level.name}.{name}.{loss}"] = mean.astype(value.dtype)
         return total, LevelOutput(level.name, _lost_as_nan(total, kept), given_routes, losses, aux)

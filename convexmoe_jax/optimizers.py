@@ -1,4 +1,7 @@
-"""Adam and AdamW that take the steps PyTorch's take, to the rounding."""
+"""Adam and AdamW that take the steps PyTorch's take, to the rounding.
+
+It has no mirror: the twin is `torch.optim.Adam` and `AdamW`.
+"""
 
 from __future__ import annotations
 

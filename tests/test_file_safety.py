@@ -1,6 +1,7 @@
 """The neutral file under fire: ten thousand damaged files, two hundred kills while saving, a limit on file size."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 FIELDS = cases.HULLS["default"]
 NUMBER = 10_000
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed while it saves")
 WORDS = ("load.", "HullConfig", "CELMoEConfig", "Normalization", "VectorHull", "HierarchicalCELMoE")
 
 
@@ -150,7 +152,7 @@ def run(program, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+@needs_fork
 def test_a_killed_save_leaves_the_old_file_or_the_new_one(backend, tmp_path):
     program = KILLS.format(package=backend.package.__name__, write="write_whole")
     result = run(program, tmp_path / "model")
@@ -159,7 +161,7 @@ def test_a_killed_save_leaves_the_old_file_or_the_new_one(backend, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+@needs_fork
 def test_control_a_save_in_place_would_be_torn(tmp_path):
     program = KILLS.format(package="convexmoe_torch", write="Path.write_bytes")
     assert "torn" in run(program, tmp_path / "model").stdout

@@ -4,25 +4,13 @@ import cases
 import jax
 import numpy as np
 from backends import BACKENDS
+from compilations import compilations
 from flax import nnx
 
 import convexmoe_jax
 from convexmoe_jax import hull
 
 BACKEND = BACKENDS[0]
-COMPILED = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration, **_: (
-        COMPILED.append(event) if event.endswith("backend_compile_duration") else None
-    )
-)
-
-
-def compilations(function):
-    """How many programs are compiled while `function()` runs."""
-    before = len(COMPILED)
-    jax.block_until_ready(function())
-    return len(COMPILED) - before
 
 
 def random_model(seed, hull_name="default"):

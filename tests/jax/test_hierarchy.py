@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compilations
 from engines import ENGINES
 from flax import nnx
 from hierarchies import CASES, Case, Level, config_of, random_inputs, random_weights, routes_of, uniform
@@ -14,19 +15,6 @@ from convexmoe_jax import dispatch
 
 ENGINE = ENGINES[0]
 CASE = Case((Level("a", ("linear",) * 3), Level("b", ("mlp7",) * 2)))
-COMPILED = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration, **_: (
-        COMPILED.append(event) if event.endswith("backend_compile_duration") else None
-    )
-)
-
-
-def compilations(function):
-    """How many programs are compiled while `function()` runs."""
-    before = len(COMPILED)
-    jax.block_until_ready(function())
-    return len(COMPILED) - before
 
 
 def ten_routings(case=CASE, rows=13):
