@@ -7,7 +7,7 @@ if any(_find_spec(_name) is None for _name in ("jax", "flax", "optax")):
 
 from . import hull
 from .certificate import Violation, find_violation
-from .checkpoint import load, read_notes, save
+from .checkpoint import load, load_optimizer, read_notes, read_step, save
 from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
 from .dropout import sample_dropout
 from .experts import ExpertBatch, ExpertModule, ExpertResult, HullExpert, LinearExpert, MLPExpert
@@ -56,8 +56,10 @@ __all__ = [
     "freeze",
     "hull",
     "load",
+    "load_optimizer",
     "merged_routes",
     "read_notes",
+    "read_step",
     "routing_summary",
     "sample_dropout",
     "save",

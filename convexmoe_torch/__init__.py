@@ -7,7 +7,7 @@ if _find_spec("torch") is None:
 
 from . import hull
 from .certificate import Violation, find_violation
-from .checkpoint import load, read_notes, save
+from .checkpoint import load, load_optimizer, read_notes, read_step, save
 from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
 from .dropout import sample_dropout
 from .experts import ExpertBatch, ExpertModule, ExpertResult, HullExpert, LinearExpert, MLPExpert
@@ -53,8 +53,10 @@ __all__ = [
     "freeze",
     "hull",
     "load",
+    "load_optimizer",
     "merged_routes",
     "read_notes",
+    "read_step",
     "routing_summary",
     "sample_dropout",
     "save",

@@ -251,8 +251,8 @@ def convert_file(
     ] = None,
 ) -> None:
     """Convert a saved model: neutral file, PyTorch state_dict (safetensors), Orbax directory."""
-    form = conversion.convert(source, target, to)
-    typer.echo(f"{target}: {form}", err=True)
+    done = conversion.convert(source, target, to)
+    typer.echo(f"{target}: {done.form}{', without its optimizer' if done.dropped else ''}", err=True)
 
 
 def _check_whole_numbers(

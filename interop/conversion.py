@@ -1,7 +1,8 @@
 """One model in three forms: the neutral file, a PyTorch `state_dict` (safetensors), an Orbax directory.
 
-The state dict has the names that `model.load_state_dict` wants, buffers included; the directory holds the parameters as
-nested dicts below `state`. Both carry the description of the model, so that the way back loses nothing.
+The state dict has the names that `model.load_state_dict` wants, buffers included; it holds no optimizer. The directory
+holds the parameters as nested dicts below `state`, the moments of an optimizer below `optimizer`. Both carry the
+description of the model, so that the way back loses nothing else.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -27,8 +28,20 @@ UNREADABLE = (OSError, ValueError, TypeError, LookupError, RecursionError, Memor
 Arrays = dict[str, Any]
 
 
-def convert(source: Path, target: Path, to: str | None = None) -> str:
-    """Write the model of `source` to `target` in another form; return the form.
+class Conversion(NamedTuple):
+    """What `convert` did.
+
+    Args:
+        form: what it wrote, one of `FORMS`.
+        dropped: whether the source holds the state of an optimizer and the form cannot.
+    """
+
+    form: str
+    dropped: bool
+
+
+def convert(source: Path, target: Path, to: str | None = None) -> Conversion:
+    """Write the model of `source` to `target` in another form.
 
     Args:
         source: a neutral file, a state dict or a directory that this function wrote.
@@ -46,71 +59,69 @@ def convert(source: Path, target: Path, to: str | None = None) -> str:
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"convexmoe convert: expected two places; got {source} twice. Name another target.")
     package = frameworks.choose("jax" if source.is_dir() else None).package
-    form, header, arrays = _read(source, package.checkpoint)
+    form, header, arrays = _read(source, package.neutral)
     if to is None:
         to = "neutral" if form != "neutral" else "torch" if target.suffix else "orbax"
     if not target.parent.is_dir():
         raise InputError(f"{target}: expected a folder that exists; got {target.parent}. Make it first.")
     {"neutral": _write_neutral, "torch": _write_torch, "orbax": _write_orbax}[to](target, header, arrays)
-    return to
+    return Conversion(to, to == "torch" and "optimizer" in header)
 
 
-def _read(source: Path, checkpoint: Any) -> tuple[str, dict[str, Any], Arrays]:
-    """Return the form, the description without its digest, and the parameters by dotted name."""
+def _read(source: Path, neutral: Any) -> tuple[str, dict[str, Any], Arrays]:
+    """Return the form, the description without its digest, and the tensors by their names in the neutral file."""
     try:
         if source.is_dir():
-            return "orbax", *_read_orbax(source)
-        found = _read_torch(source, checkpoint)
+            return "orbax", *_read_orbax(source, neutral)
+        found = _read_torch(source, neutral)
         if found is not None:
             return "torch", *found
-        header, arrays = checkpoint.read(source)
-        checkpoint.check_digest(str(source), header, arrays)
+        header, arrays = neutral.read(source)
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{source}: expected a model in one of the forms {list(FORMS)}; {reason[:200]}"
         ) from None
-    prefix = checkpoint.PREFIX
-    return (
-        "neutral",
-        _description(header),
-        {name.removeprefix(prefix): value for name, value in arrays.items()},
-    )
+    return "neutral", _description(header), arrays
 
 
 def _description(header: dict[str, Any]) -> dict[str, Any]:
-    return {name: header[name] for name in ("schema", "kind", "config", "notes")}
+    fields = [*("schema", "kind", "config", "notes"), *(["optimizer"] if "optimizer" in header else [])]
+    return {name: header[name] for name in fields}
 
 
-def _read_torch(source: Path, checkpoint: Any) -> tuple[dict[str, Any], Arrays] | None:
+def _read_torch(source: Path, neutral: Any) -> tuple[dict[str, Any], Arrays] | None:
     """Return what stands in a state dict that `_write_torch` wrote, None where the file is none."""
-    with checkpoint.safe_open(str(source), framework=checkpoint.FRAMEWORK) as file:
+    with neutral.safe_open(str(source), framework=neutral.FRAMEWORK) as file:
         text = (file.metadata() or {}).get(ENTRY)
         if text is None:
             return None
         arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
     header = json.loads(text)
-    if header.pop("sha256") != checkpoint.digest(header, arrays):
+    if header.pop("sha256") != neutral.digest(header, arrays):
         raise ValueError("its content is not what its sha256 says. Fetch it again.")
     units = _units(header, arrays)
-    return _description(header), {name: value for name, value in arrays.items() if name not in units}
+    own = {neutral.PREFIX + name: value for name, value in arrays.items() if name not in units}
+    return _description(header), own
 
 
 def _write_torch(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
-    checkpoint = frameworks.choose(None).package.checkpoint
-    own = {name: _native(value, checkpoint) for name, value in arrays.items()}
+    neutral = frameworks.choose(None).package.neutral
+    own = {
+        name.removeprefix(neutral.PREFIX): _native(value, neutral)
+        for name, value in arrays.items()
+        if name.startswith(neutral.PREFIX)
+    }
     own |= _units(header, own)
-    sealed = header | {"sha256": checkpoint.digest(header, own)}
+    described = {name: value for name, value in header.items() if name != "optimizer"}
+    sealed = described | {"sha256": neutral.digest(described, own)}
     text = json.dumps(sealed, sort_keys=True, allow_nan=False)
-    checkpoint.write_whole(target, checkpoint.to_safetensors(own, {ENTRY: text}))
+    neutral.write_whole(target, neutral.to_safetensors(own, {ENTRY: text}))
 
 
 def _write_neutral(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
-    checkpoint = frameworks.choose(None).package.checkpoint
-    own = {checkpoint.PREFIX + name: _native(value, checkpoint) for name, value in arrays.items()}
-    sealed = header | {"sha256": checkpoint.digest(header, own)}
-    text = json.dumps(sealed, sort_keys=True, allow_nan=False)
-    checkpoint.write_whole(target, checkpoint.to_safetensors(own, {checkpoint.ENTRY: text}))
+    neutral = frameworks.choose(None).package.neutral
+    neutral.write_sealed(target, header, {name: _native(value, neutral) for name, value in arrays.items()})
 
 
 def _units(header: dict[str, Any], arrays: Arrays) -> Arrays:
@@ -132,9 +143,9 @@ def _units(header: dict[str, Any], arrays: Arrays) -> Arrays:
     return found
 
 
-def _native(value: Any, checkpoint: Any) -> Any:
-    """Return an array as the checkpoints of the framework hold it."""
-    if checkpoint.FRAMEWORK == "numpy":
+def _native(value: Any, neutral: Any) -> Any:
+    """Return an array as the files of the framework hold it."""
+    if neutral.FRAMEWORK == "numpy":
         return np.array(value, order="C")
     if hasattr(value, "detach"):
         return value
@@ -149,17 +160,18 @@ def _write_orbax(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
 
     if target.exists() and not (target / DESCRIPTION).is_file():
         raise InputError(f"{target}: expected a new directory; something else is there. Name another one.")
-    tree: dict[str, Any] = {}
+    trees: dict[str, Any] = {}
     for name, value in arrays.items():
-        *path, leaf = name.split(".")
-        branch = tree
+        *path, leaf = _path(name)
+        branch = trees
         for part in path:
             branch = branch.setdefault(part, {})
         branch[leaf] = _numpy(value)
     beside = Path(tempfile.mkdtemp(prefix=".convexmoe-", dir=target.parent))
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(beside.absolute() / "state", tree)
+            for folder, tree in trees.items():
+                checkpointer.save(beside.absolute() / folder, tree)
         (beside / DESCRIPTION).write_text(json.dumps(header, sort_keys=True, allow_nan=False) + "\n")
         if target.exists():
             os.replace(target, beside / "old")
@@ -167,6 +179,15 @@ def _write_orbax(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
         shutil.rmtree(target / "old", ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _path(name: str) -> list[str]:
+    """Return where a tensor of the neutral file stands in the directory: folder, moment if it is one, dotted parts."""
+    kind, _, rest = name.partition("/")
+    if kind == "params":
+        return ["state", *rest.split(".")]
+    moment, _, parameter = rest.partition("/")
+    return ["optimizer", moment, *parameter.split(".")]
 
 
 def _numpy(value: Any) -> np.ndarray:
@@ -180,14 +201,17 @@ def _numpy(value: Any) -> np.ndarray:
     return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
 
-def _read_orbax(source: Path) -> tuple[dict[str, Any], Arrays]:
+def _read_orbax(source: Path, neutral: Any) -> tuple[dict[str, Any], Arrays]:
     """Return what stands in a directory that `_write_orbax` wrote."""
     import jax
     import orbax.checkpoint as ocp
 
     header = json.loads((source / DESCRIPTION).read_text())
     with jax.enable_x64(True), ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(source.absolute() / "state")
+        trees = {neutral.PREFIX: checkpointer.restore(source.absolute() / "state")}
+        if "optimizer" in header:
+            moments = checkpointer.restore(source.absolute() / "optimizer")
+            trees |= {f"{neutral.OPTIMIZER}{moment}/": tree for moment, tree in moments.items()}
     found: Arrays = {}
 
     def flatten(branch: dict[str, Any], prefix: str) -> None:
@@ -197,5 +221,6 @@ def _read_orbax(source: Path) -> tuple[dict[str, Any], Arrays]:
             else:
                 found[f"{prefix}{name}"] = np.asarray(value)
 
-    flatten(tree, "")
+    for prefix, tree in trees.items():
+        flatten(tree, prefix)
     return _description(header), found

@@ -39,7 +39,8 @@ class Inspection:
         schema: the version of the format.
         config, notes: as the model was saved with.
         sha256: of the content, as the file states it; only `load` computes it.
-        tensors: by name.
+        optimizer: rule and step of the optimizer whose moments the file holds, or None.
+        tensors: by name; a moment's begins with `opt/`.
     """
 
     path: str
@@ -48,12 +49,14 @@ class Inspection:
     config: dict[str, Any]
     notes: dict[str, Any]
     sha256: str
+    optimizer: dict[str, Any] | None
     tensors: tuple[Tensor, ...]
 
     @property
     def parameters(self) -> int:
-        """How many numbers the model has."""
-        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+        """How many numbers the model has, those of an optimizer left out."""
+        own = (tensor for tensor in self.tensors if not tensor.name.startswith("opt/"))
+        return sum(math.prod(tensor.shape) for tensor in own)
 
     def to_json(self) -> str:
         """Return everything as JSON."""
@@ -77,6 +80,7 @@ def inspect(path: Path) -> Inspection:
         newer = entry["schema"] > SCHEMA
         tensors = tuple(_tensor(name, field) for name, field in sorted(header.items()))  # type: ignore[union-attr]
         fields = {name: entry[name] for name in ("kind", "schema", "config", "notes", "sha256")}
+        fields["optimizer"] = entry.get("optimizer")
     except (struct.error, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: expected a file of a model; got one without its description ({type(error).__name__}). {fix}"
@@ -106,7 +110,10 @@ def show(found: Inspection, console: Console) -> None:
     """Print an inspection: what the model is, then its tensors."""
     console.print(f"{found.path}: {found.kind}, schema {found.schema}", highlight=False, markup=False)
     console.print(f"sha256 {found.sha256}", highlight=False, markup=False, soft_wrap=True)
-    for title, values in (("config", found.config), ("notes", found.notes)):
+    described = {"config": found.config, "notes": found.notes, "optimizer": found.optimizer}
+    for title, values in described.items():
+        if values is None:
+            continue
         console.print(f"{title} {json.dumps(values)}", highlight=False, markup=False, soft_wrap=True)
     table = RichTable("name", "dtype", "shape", "bytes", title_justify="left")
     for column in table.columns[2:]:

@@ -14,8 +14,9 @@ import torch
 from flax import nnx
 
 import convexmoe_jax
+from convexmoe_jax.moments import neutral_of
+from convexmoe_torch.moments import parameters_of
 
-from .named import neutral_of, parameters_of
 from .weights import array_of, tensor_of
 
 # Largest error allowed, relative to the largest value of each array. They leave room for another order of

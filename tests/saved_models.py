@@ -27,3 +27,13 @@ def hierarchy(seed=0):
         return kind[name](5) if name in kind else convexmoe_torch.MLPExpert(5, 11)
 
     return convexmoe_torch.HierarchicalCELMoE(convexmoe_torch.CELMoEConfig(5, levels), expert)
+
+
+def stepped(model, steps=3):
+    """Adam after a few steps with random gradients."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(steps):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    return optimizer

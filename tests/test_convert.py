@@ -10,7 +10,7 @@ import pytest
 import torch
 from commands import assert_one_line_refusal, invoke
 from safetensors.torch import load_file
-from saved_models import hierarchy, hull
+from saved_models import hierarchy, hull, stepped
 
 import convexmoe_torch
 from interop import frameworks
@@ -31,9 +31,10 @@ def framework(request, monkeypatch):
     return request.param
 
 
-def saved(kind, folder):
-    path = folder / "model.safetensors"
-    convexmoe_torch.save(MODELS[kind](), path, notes={"columns": ["a", "b", "c"]})
+def saved(kind, folder, trained=False):
+    path, model = folder / "model.safetensors", MODELS[kind]()
+    optimizer = stepped(model) if trained else None
+    convexmoe_torch.save(model, path, notes={"columns": ["a", "b", "c"]}, optimizer=optimizer)
     return path
 
 
@@ -50,6 +51,20 @@ def test_round_trips_are_byte_for_byte(kind, framework, tmp_path):
     for name in ("again.safetensors", "back.safetensors"):
         assert (tmp_path / name).read_bytes() == path.read_bytes()
     assert (tmp_path / "state2.safetensors").read_bytes() == (tmp_path / "state.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_an_optimizer_goes_to_orbax_and_back_and_stays_out_of_the_state_dict(kind, framework, tmp_path):
+    path = saved(kind, tmp_path, trained=True)
+    assert invoke("convert", path, tmp_path / "folder").exit_code == 0
+    assert invoke("convert", tmp_path / "folder", tmp_path / "back.safetensors").exit_code == 0
+    assert (tmp_path / "back.safetensors").read_bytes() == path.read_bytes()
+    result = invoke("convert", path, tmp_path / "state.safetensors")
+    assert result.stderr.strip().endswith("torch, without its optimizer")
+    assert MODELS[kind]().state_dict().keys() == load_file(tmp_path / "state.safetensors").keys()
+    # control: a model alone loses nothing
+    result = invoke("convert", saved(kind, tmp_path), tmp_path / "state.safetensors")
+    assert result.stderr.strip().endswith("torch")
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -123,7 +123,7 @@ def test_ten_thousand_damaged_files(backend, tmp_path):
 KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
-from {package}.checkpoint import write_whole
+from {package}.neutral import write_whole
 path = Path(sys.argv[1])
 contents = [bytes([n]) * 3_000_000 for n in (1, 2)]
 write_whole(path, contents[0])

@@ -180,7 +180,10 @@ def test_other_rules_of_optax_are_refused_by_name(make, name):
     [
         (lambda p: torch.optim.NAdam(p), "got NAdam"),
         (lambda p: torch.optim.RMSprop(p), "got RMSprop"),
-        (lambda p: torch.optim.SGD(p, RATE, momentum=0.9), "Adam or AdamW, as the optax state is; got SGD"),
+        (
+            lambda p: torch.optim.SGD(p, RATE, momentum=0.9),
+            "OptimizerState.rule: expected '(sgd|adam)', as the optimizer has; got",
+        ),
         (lambda p: torch.optim.Adam(p, amsgrad=True), "expected amsgrad=False; got Adam with amsgrad=True"),
         (lambda p: torch.optim.AdamW(p, maximize=True), "got AdamW with maximize=True"),
     ],
@@ -202,7 +205,7 @@ def test_moments_of_another_model_are_all_listed():
     state = convexmoe_jax.adam(RATE).init(nnx.state(other, nnx.Param))
     with pytest.raises(ValueError) as caught:
         adam_to_torch(state, other, torch.optim.Adam(weights), twin)
-    for part in ("unexpected trunk.1.bias", "trunk.0.weight has shape [5, 64], not [3, 64]"):
+    for part in ("unexpected mu/trunk.1.bias", "nu/trunk.0.weight has shape [5, 64], not [3, 64]"):
         assert part in str(caught.value)
 
 

@@ -1,0 +1,142 @@
+"""The state of an optimizer by the names of the neutral file: the rule, the steps taken, a moment for each parameter.
+
+Rates, decays and schedules are not state: the program that goes on states its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ._checks import dtype_name, fail, same_keys, whole_number
+from .hierarchy import HierarchicalCELMoE
+from .names import parameters_of as parameters_of_hierarchy
+
+MOMENTS = {"adam": ("mu", "nu"), "sgd": ("trace",)}
+# What PyTorch calls each moment
+KEYS = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "momentum_buffer"}
+RULES = {torch.optim.Adam: "adam", torch.optim.AdamW: "adam", torch.optim.SGD: "sgd"}
+# Options that change the rule, and the value at which they do not
+PLAIN = {"amsgrad": False, "maximize": False, "dampening": 0}
+
+
+class OptimizerState(NamedTuple):
+    """What an optimizer remembers.
+
+    Args:
+        rule: "adam" (Adam, AdamW) or "sgd" (with momentum).
+        step: steps taken, >= 0.
+        moments: moment -> neutral name -> tensor, each shaped as its parameter; the moments are `MOMENTS[rule]`.
+    """
+
+    rule: str
+    step: int
+    moments: dict[str, dict[str, Tensor]]
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module, *, step: int | None = None
+) -> OptimizerState:
+    """Return a copy of the state of an optimizer on the CPU, moments by name.
+
+    Args:
+        optimizer: Adam, AdamW, or SGD with momentum, of the model's parameters; a parameter that it has not stepped
+            yet has moments of zero.
+        model: the hull or hierarchy that it trains.
+        step: the steps taken, for an optimizer that does not count them (SGD); otherwise its own count.
+
+    Raises:
+        TypeError: another rule than these.
+        ValueError: the parameters have taken different numbers of steps, which optax, with one count for all, cannot
+            say.
+    """
+    rule = _rule(optimizer)
+    parameters = parameters_of(model)
+    taken = {
+        name: int(own["step"])
+        for name, p in parameters.items()
+        if "step" in (own := optimizer.state.get(p, {}))
+    }
+    if len(set(taken.values())) > 1:
+        few, many = min(taken, key=taken.get), max(taken, key=taken.get)  # type: ignore[arg-type]
+        got = f"{taken[few]} for {few} and {taken[many]} for {many}"
+        fix = "Hand over before a part is frozen, or begin with a fresh state."
+        fail("OptimizerState", "optimizer", "one number of steps for all parameters", got, fix)
+    if step is not None:
+        whole_number("OptimizerState", "step", step, 0)
+    moments: dict[str, dict[str, Tensor]] = {moment: {} for moment in MOMENTS[rule]}
+    for name, parameter in parameters.items():
+        own = optimizer.state.get(parameter, {})
+        for moment, arrays in moments.items():
+            value = own.get(KEYS[moment])
+            value = torch.zeros_like(parameter) if value is None else value
+            arrays[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return OptimizerState(rule, next(iter(taken.values()), step or 0), moments)
+
+
+def restored(
+    optimizer: torch.optim.Optimizer, model: nn.Module, saved: OptimizerState
+) -> torch.optim.Optimizer:
+    """Put the moments and counts of `saved` into an optimizer, and return it; its rates and decays stay.
+
+    Args:
+        optimizer: the one that goes on; parameters that it does not have keep out of it.
+        model: the hull or hierarchy that it trains.
+        saved: what `optimizer_state` gave, in either package.
+
+    Raises:
+        TypeError: the rules differ, or one is unknown.
+        ValueError: names or shapes differ; all differences are listed.
+    """
+    rule = _rule(optimizer)
+    if rule != saved.rule:
+        fix = "Make the optimizer that the state is of."
+        fail("OptimizerState", "rule", f"{rule!r}, as the optimizer has", repr(saved.rule), fix, TypeError)
+    parameters = parameters_of(model)
+    _check_moments(saved.moments, parameters)
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in parameters.items():
+        if parameter not in groups:
+            continue
+        moments = {KEYS[m]: saved.moments[m][name].detach().clone().to(parameter) for m in MOMENTS[rule]}
+        if rule == "adam":
+            on_device = groups[parameter].get("capturable") or groups[parameter].get("fused")
+            device = parameter.device if on_device else "cpu"
+            moments["step"] = torch.tensor(float(saved.step), device=device)
+        optimizer.state[parameter] = moments
+    return optimizer
+
+
+def _check_moments(moments: dict[str, dict[str, Any]], parameters: dict[str, Any]) -> None:
+    """Check that there is a moment for each parameter, of its shape; all differences are reported at once."""
+    expected, got = {}, {}
+    for moment, arrays in moments.items():
+        expected |= {f"{moment}/{name}": (tuple(p.shape), None) for name, p in parameters.items()}
+        got |= {f"{moment}/{name}": (tuple(v.shape), dtype_name(v.dtype)) for name, v in arrays.items()}
+    same_keys("OptimizerState", expected, got)
+
+
+def _rule(optimizer: torch.optim.Optimizer) -> str:
+    """Return the rule of an optimizer, and check that no option changes it."""
+    fix = "Use torch.optim.Adam, AdamW or SGD(momentum=...)."
+    name = type(optimizer).__name__
+    if type(optimizer) not in RULES:
+        fail("OptimizerState", "optimizer", "torch.optim.Adam, AdamW or SGD", name, fix, TypeError)
+    for group in optimizer.param_groups:
+        for option, value in PLAIN.items():
+            if group.get(option, value) != value:
+                got = f"{name} with {option}={group[option]}"
+                fail("OptimizerState", "optimizer", f"{option}={value}", got, fix, TypeError)
+        if group.get("momentum") == 0:
+            got = f"{name} with momentum=0"
+            fail("OptimizerState", "optimizer", "momentum > 0", got, fix, TypeError)
+    return RULES[type(optimizer)]
+
+
+def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return neutral name -> parameter of a model."""
+    if isinstance(model, HierarchicalCELMoE):
+        return parameters_of_hierarchy(model)
+    return dict(model.named_parameters())

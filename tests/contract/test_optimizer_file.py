@@ -1,0 +1,216 @@
+"""The state of an optimizer in the neutral file: back to the bit, the same bytes from both packages, one by one."""
+
+import contextlib
+import json
+import weakref
+
+import backends
+import cases
+import jax
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+from hierarchies import Case, Level, random_weights
+from safetensors import safe_open
+
+import convexmoe_jax
+import convexmoe_torch
+from interop import to_torch
+
+SEEDS = (0, 1, 2)
+CASE = Case((Level("a", ("linear", "mlp7", "linear")), Level("b", ("linear",) * 2)))
+RULES = {
+    "adam": (lambda: convexmoe_jax.adam(1e-3), lambda p: torch.optim.Adam(p, 1e-3)),
+    "adamw": (lambda: convexmoe_jax.adamw(1e-3, 0.1), lambda p: torch.optim.AdamW(p, 1e-3)),
+    "sgd": (lambda: optax.sgd(1e-3, 0.9), lambda p: torch.optim.SGD(p, 1e-3, momentum=0.9)),
+}
+
+
+def in_jax(kind, dtype="float32"):
+    """A model in JAX, every weight random."""
+    if kind == "hull":
+        fields = cases.HULLS["everything"]
+        return backends.BACKENDS[0].model(fields, cases.random_weights(fields), dtype)
+    from engines import ENGINES
+
+    return ENGINES[0].build(CASE, random_weights(CASE), dtype)
+
+
+def stepped(optimizer, model, steps, seed):
+    """An optax state after steps with random gradients."""
+    params, rng = nnx.state(model, nnx.Param), np.random.default_rng(seed)
+    state = optimizer.init(params)
+    for _ in range(steps):
+        gradient = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), params)
+        _, state = optimizer.update(gradient, state, params)
+    return state
+
+
+def leaves(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def equal(first, second):
+    pairs = zip(first, second, strict=True)
+    return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kind", ["hull", "hierarchy"])
+def test_a_state_goes_round_both_packages_byte_for_byte(kind, rule, seed, tmp_path):
+    make, make_torch = RULES[rule]
+    model = in_jax(kind)
+    state = stepped(make(), model, 5, seed)
+    files = [tmp_path / name for name in ("jax", "torch", "again")]
+    convexmoe_jax.save(model, files[0], optimizer=state, step=5)
+    assert convexmoe_jax.read_step(files[0]) == convexmoe_torch.read_step(files[0]) == 5
+    twin = convexmoe_torch.load(files[0])
+    optimizer = convexmoe_torch.load_optimizer(files[0], make_torch(twin.parameters()), twin)
+    convexmoe_torch.save(twin, files[1], optimizer=optimizer, step=5)
+    back = convexmoe_jax.load(files[1])
+    fresh = make().init(nnx.state(back, nnx.Param))
+    restored = convexmoe_jax.load_optimizer(files[1], fresh, back)
+    convexmoe_jax.save(back, files[2], optimizer=restored, step=5)
+    assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
+    assert equal(leaves(restored), leaves(state))
+    # control: another seed is another state, another step another file
+    assert not equal(leaves(restored), leaves(stepped(make(), model, 5, seed + 1)))
+    convexmoe_jax.save(back, files[2], optimizer=stepped(make(), model, 4, seed), step=4)
+    assert files[0].read_bytes() != files[2].read_bytes()
+
+
+def test_the_file_names_every_moment_by_its_parameter(tmp_path):
+    model = in_jax("hierarchy")
+    convexmoe_jax.save(model, tmp_path / "file", optimizer=stepped(RULES["adam"][0](), model, 2, 0))
+    with safe_open(tmp_path / "file", framework="numpy") as file:
+        names = set(file.keys())
+        header = json.loads(file.metadata()["convexmoe"])
+    own = {name.removeprefix("params/") for name in names if name.startswith("params/")}
+    assert own == set(dict(to_torch(model).named_parameters()))
+    assert names == {f"{prefix}/{name}" for prefix in ("params", "opt/mu", "opt/nu") for name in own}
+    assert header["optimizer"] == {"rule": "adam", "step": 2}
+
+
+def test_models_without_and_with_an_optimizer_load_alike(backend, tmp_path):
+    model = in_jax("hull")
+    convexmoe_jax.save(model, tmp_path / "with", optimizer=stepped(RULES["adam"][0](), model, 2, 0))
+    convexmoe_jax.save(model, tmp_path / "without")
+    first, second = (backend.weights(backend.package.load(tmp_path / name)) for name in ("with", "without"))
+    assert all(np.array_equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
+    assert backend.package.read_step(tmp_path / "without") == 0
+
+
+def fresh(backend, model, rule="adam"):
+    """What the backend's `load_optimizer` takes: an initial optax state, or a new optimizer."""
+    make, make_torch = RULES[rule]
+    if backend.name == "jax":
+        return make().init(nnx.state(model, nnx.Param))
+    return make_torch(model.parameters())
+
+
+def test_refusals_in_the_same_words(backend, tmp_path):
+    model = in_jax("hull")
+    path = tmp_path / "file"
+    convexmoe_jax.save(model, path)
+    own = backend.package.load(path)
+    with pytest.raises(ValueError) as caught:
+        backend.package.load_optimizer(path, fresh(backend, own), own)
+    assert str(caught.value).replace(str(path), "FILE") == (
+        "load_optimizer.path: expected a file with an optimizer; got 'FILE'. "
+        "Write it with save(model, path, optimizer=...)."
+    )
+    convexmoe_jax.save(model, path, optimizer=stepped(RULES["adam"][0](), model, 2, 0))
+    with pytest.raises(TypeError) as caught:
+        backend.package.load_optimizer(path, fresh(backend, own, "sgd"), own)
+    assert str(caught.value) == (
+        "OptimizerState.rule: expected 'sgd', as the optimizer has; got 'adam'. "
+        "Make the optimizer that the state is of."
+    )
+    fields = cases.HULLS["default"]
+    other = backend.model(fields, cases.random_weights(fields), "float32")
+    with pytest.raises(ValueError) as caught:
+        backend.package.load_optimizer(path, fresh(backend, other), other)
+    for part in ("unexpected mu/gate.bias", "nu/trunk.0.weight has shape [5, 13, 7], not [5, 7]"):
+        assert part in str(caught.value)
+    with pytest.raises(ValueError, match=r"OptimizerState.step: expected a whole number >= 0; got -1"):
+        backend.package.save(own, path, optimizer=fresh(backend, own, "sgd"), step=-1)
+
+
+SPOILT = {
+    "rule": {"rule": "lion", "step": 3},
+    "step": {"rule": "adam", "step": -3},
+    "true": {"rule": "adam", "step": True},
+    "fields": {"rule": "adam"},
+    "list": ["adam", 3],
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_header_with_a_bad_optimizer_is_refused(backend, name, tmp_path):
+    model = in_jax("hull")
+    header, arrays = convexmoe_jax.checkpoint.content_of(model)
+    header |= {"schema": 1, "notes": {}, "optimizer": SPOILT[name]}
+    convexmoe_jax.neutral.write_sealed(tmp_path / "file", header, arrays)
+    with pytest.raises(ValueError, match=r"expected an optimizer with its rule, one of .* and its step"):
+        backend.package.load(tmp_path / "file")
+
+
+def test_a_missing_moment_is_named_before_a_tensor_is_read(backend, tmp_path, monkeypatch):
+    model = in_jax("hull")
+    header, arrays = convexmoe_jax.checkpoint.content_of(model)
+    header |= {"schema": 1, "notes": {}, "optimizer": {"rule": "sgd", "step": 3}}
+    arrays |= {f"opt/trace/{name.removeprefix('params/')}": value for name, value in arrays.items()}
+    del arrays["opt/trace/shifts"]
+    convexmoe_jax.neutral.write_sealed(tmp_path / "file", header, arrays)
+    seen = watch(backend, monkeypatch)
+    with pytest.raises(ValueError, match="got missing opt/trace/shifts"):
+        backend.package.load(tmp_path / "file")
+    assert seen == []
+
+
+def watch(backend, monkeypatch):
+    """The list that, for each tensor read from now on, gets how many of those before are still in memory."""
+    counts, gone = [], []
+
+    class File:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def get_tensor(self, key):
+            value = self.inner.get_tensor(key)
+            counts.append(len(counts) - len(gone))
+            weakref.finalize(value, gone.append, key)
+            return value
+
+    @contextlib.contextmanager
+    def opened(name, framework):
+        with safe_open(name, framework=framework) as file:
+            yield File(file)
+
+    monkeypatch.setattr(backend.package.neutral, "safe_open", opened)
+    return counts
+
+
+def test_tensors_are_read_one_by_one(backend, tmp_path, monkeypatch):
+    model = in_jax("hull")
+    convexmoe_jax.save(model, tmp_path / "file", optimizer=stepped(RULES["adam"][0](), model, 2, 0))
+    counts = watch(backend, monkeypatch)
+    backend.package.read_notes(tmp_path / "file")
+    assert len(counts) > 20 and max(counts) <= 1
+
+
+def test_control_a_reader_that_keeps_its_tensors_is_seen(backend, tmp_path, monkeypatch):
+    model = in_jax("hull")
+    convexmoe_jax.save(model, tmp_path / "file", optimizer=stepped(RULES["adam"][0](), model, 2, 0))
+    counts, kept, bytes_of = watch(backend, monkeypatch), [], backend.package.neutral.bytes_of
+    monkeypatch.setattr(
+        backend.package.neutral, "bytes_of", lambda value: kept.append(value) or bytes_of(value)
+    )
+    backend.package.read_notes(tmp_path / "file")
+    assert max(counts) == len(counts) - 1
