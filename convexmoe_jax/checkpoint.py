@@ -15,7 +15,7 @@ from .config import CELMoEConfig, HullConfig
 from .hierarchy import HierarchicalCELMoE
 from .hull import VectorHull, flatten, nest
 from .init import switched_on
-from .moments import MOMENTS, OptimizerState, optimizer_state, restored
+from .moments import MOMENTS, OptimizerState, check_moments, optimizer_state, restored
 from .names import built, fill, neutral_arrays, recipes_of
 from .neutral import KINDS, OPTIMIZER, PREFIX, SCHEMA, own_copy, read, write_sealed
 
@@ -37,7 +37,7 @@ def save(
         path: the file; its folder must exist.
         notes: what JSON can hold, to be read by `read_notes`, for example the names of the columns.
         optimizer: the state of the optimizer that trains it, to be read by `load_optimizer` in either package:
-            of optax, Adam's, AdamW's or that of SGD with momentum.
+            of optax, Adam's, AdamW's or that of SGD with momentum, or an `OptimizerState`.
         step: the steps taken, where the optimizer does not count them (SGD).
 
     Raises:
@@ -55,10 +55,12 @@ def save(
     header, arrays = content_of(model)
     header |= {"schema": SCHEMA, "notes": plain_notes(notes)}
     if optimizer is not None:
-        state = optimizer_state(optimizer, model, step=step)
+        given = isinstance(optimizer, OptimizerState)
+        state = optimizer if given else optimizer_state(optimizer, model, step=step)
+        check_moments(state.moments, {name.removeprefix(PREFIX): value for name, value in arrays.items()})
         header["optimizer"] = {"rule": state.rule, "step": state.step}
         for moment, values in state.moments.items():
-            arrays |= {f"{OPTIMIZER}{moment}/{name}": value for name, value in values.items()}
+            arrays |= {f"{OPTIMIZER}{moment}/{name}": own_copy(value) for name, value in values.items()}
     write_sealed(path, header, arrays)
 
 
@@ -124,26 +126,29 @@ def load_optimizer(path: str | os.PathLike[str], state: Any, model: Model) -> An
         ValueError: as `load`; the file holds no optimizer; its names or shapes are not the model's.
         TypeError: its rule is not that of `state`.
     """
-    header, arrays = read(path, OPTIMIZER)
-    found = header.get("optimizer")
+    found = read_optimizer(path)
     if found is None:
         fix = "Write it with save(model, path, optimizer=...)."
         fail("load_optimizer", "path", "a file with an optimizer", repr(os.fspath(path)), fix)
+    return restored(state, model, found)
+
+
+def read_optimizer(path: str | os.PathLike[str]) -> OptimizerState | None:
+    """Return the state of the optimizer in a neutral file by name, None where it holds none. Errors as in `load`."""
+    header, arrays = read(path, OPTIMIZER)
+    found = header.get("optimizer")
+    if found is None:
+        return None
     moments: dict[str, dict[str, Any]] = {moment: {} for moment in MOMENTS[found["rule"]]}
-    for key in list(arrays):
+    for key, value in arrays.items():
         moment, _, name = key.removeprefix(OPTIMIZER).partition("/")
-        moments[moment][name] = arrays.pop(key)
-    return restored(state, model, OptimizerState(found["rule"], found["step"], moments))
+        moments[moment][name] = value
+    return OptimizerState(found["rule"], found["step"], moments)
 
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the notes that `save` wrote. Errors as in `load`."""
     return read(path, None)[0]["notes"]
-
-
-def read_step(path: str | os.PathLike[str]) -> int:
-    """Return the steps that the optimizer of a neutral file has taken, 0 where it holds none. Errors as in `load`."""
-    return read(path, None)[0].get("optimizer", {}).get("step", 0)
 
 
 def jax_array(path: str | os.PathLike[str], value: np.ndarray) -> jax.Array:

@@ -49,7 +49,7 @@ def optimizer_state(state: Any, model: Any, *, step: int | None = None) -> Optim
     """
     rule, found = _found(state)
     moments = {name: neutral_of(model, getattr(found, name)) for name in MOMENTS[rule]}
-    _check_moments(moments, neutral_of(model, parameters_of(model)))
+    check_moments(moments, neutral_of(model, parameters_of(model)))
     if step is not None:
         whole_number("OptimizerState", "step", step, 0)
     counts = [int(part.count) for part in _states(state) if "count" in part._fields]
@@ -72,7 +72,7 @@ def restored(state: Any, model: Any, saved: OptimizerState) -> Any:
     if rule != saved.rule:
         fix = "Make the optimizer that the state is of."
         fail("OptimizerState", "rule", f"{rule!r}, as the optimizer has", repr(saved.rule), fix, TypeError)
-    _check_moments(saved.moments, neutral_of(model, parameters_of(model)))
+    check_moments(saved.moments, neutral_of(model, parameters_of(model)))
     moments = {name: tree_like(model, getattr(found, name), saved.moments[name]) for name in MOMENTS[rule]}
 
     def counted(leaf: Any) -> Any:
@@ -89,9 +89,10 @@ def restored(state: Any, model: Any, saved: OptimizerState) -> Any:
     return counted(state)
 
 
-def _check_moments(moments: dict[str, dict[str, Any]], parameters: dict[str, Any]) -> None:
+def check_moments(moments: dict[str, dict[str, Any]], parameters: dict[str, Any]) -> None:
     """Check that there is a moment for each parameter, of its shape; all differences are reported at once."""
-    expected, got = {}, {}
+    expected: dict[str, tuple] = {}
+    got: dict[str, tuple] = {}
     for moment, arrays in moments.items():
         expected |= {f"{moment}/{name}": (tuple(p.shape), None) for name, p in parameters.items()}
         got |= {f"{moment}/{name}": (tuple(v.shape), dtype_name(v.dtype)) for name, v in arrays.items()}

@@ -6,10 +6,8 @@ same model in both packages.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,33 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import describe, dtype_name, fail, whole_number
+from ._checks import describe, dtype_name, fail
 from .config import HullConfig, Normalization
 from .hull import VectorHull, apply
+from .moments import OptimizerState, optimizer_state, restored
 from .optimizers import scale_by_adam
 from .petals import Tree
+from .schedule import Data, History, Record, checked_schedule, chunks
 
-LEARNING_RATE = 3e-2
 LARGEST_NORM = 1.0
-EVALUATIONS = 40
-PATIENCE = 12
-WARM_UP = 0.05
-
-Data = tuple[np.ndarray, np.ndarray]
-
-
-class History(NamedTuple):
-    """Losses at each evaluation, in standardised units.
-
-    Args:
-        step: steps taken so far.
-        train_loss: mean over the batches since the evaluation before.
-        validation_loss: of the whole validation set; empty without one.
-    """
-
-    step: tuple[int, ...]
-    train_loss: tuple[float, ...]
-    validation_loss: tuple[float, ...]
 
 
 class FitResult(NamedTuple):
@@ -60,11 +40,45 @@ class FitResult(NamedTuple):
     best_step: int
 
 
+class FitState(NamedTuple):
+    """Where `fit` stands after an evaluation: what it needs to go on, in either package.
+
+    Args:
+        model: the hull with the weights of this step, in the units of the data.
+        optimizer: the state of Adam, which `save(model, path, optimizer=optimizer)` takes.
+        history: the losses so far.
+        best: the hull with the best weights so far; best_step: their step.
+    """
+
+    model: VectorHull
+    optimizer: OptimizerState
+    history: History
+    best: VectorHull
+    best_step: int
+
+
 class Trained(NamedTuple):
     """What `train` returns: the weights of the best step, the losses, the step."""
 
     params: Any
     history: History
+    best_step: int
+
+
+class Progress(NamedTuple):
+    """Where `train` stands after an evaluation: what it needs to go on.
+
+    Args:
+        params: the weights.
+        optimizer: the state of `scale_by_adam`.
+        history: the losses so far.
+        best, best_step: the best weights so far, and their step.
+    """
+
+    params: Any
+    optimizer: Any
+    history: History
+    best: Any
     best_step: int
 
 
@@ -120,6 +134,8 @@ def train(
     learning_rate: float | None = None,
     seed: int = 0,
     progress: bool = False,
+    resume: Progress | None = None,
+    on_evaluation: Callable[[Progress], bool | None] | None = None,
 ) -> Trained:
     """Minimise the mean squared error of any model by Adam, with warm-up, cosine decay and clipping.
 
@@ -130,27 +146,34 @@ def train(
         validation: the same for held-out rows: the best weights by its loss are returned, and training
             stops when `PATIENCE` of the `EVALUATIONS` have brought none.
         steps, batch_size, learning_rate, seed, progress: as for `fit`.
+        resume: where an earlier call with the same data and schedule stood; its weights replace `params`.
+        on_evaluation: is given where training stands; True ends it there.
 
     Raises:
+        ValueError: the step of `resume` is none at which this schedule evaluates.
         FloatingPointError: the loss is no longer finite.
     """
     learning_rate = checked_schedule(steps, batch_size, learning_rate, seed)
     dtype = jax.tree.leaves(params)[0].dtype
     x_train, y_train = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
     held_out = None if validation is None else tuple(jnp.asarray(part, dtype) for part in validation)
-    params = jax.tree.map(jnp.array, params)  # a copy: the carry is donated
-    carry = (params, scale_by_adam().init(params))
-    record = Record(steps, progress)
+    start = (params, scale_by_adam().init(params)) if resume is None else (resume.params, resume.optimizer)
+    carry = jax.tree.map(jnp.array, start)  # a copy: the carry is donated
+    record = Record(steps, progress, resume)
     with record.bar:
-        for rows, rates in chunks(len(x), steps, batch_size, learning_rate, seed):
+        for rows, rates in chunks(len(x), steps, batch_size, learning_rate, seed, record.step):
+            if record.finished:
+                break
             carry, losses = _train_steps(
                 model, carry, x_train, y_train, jnp.asarray(rows), jnp.asarray(rates, dtype)
             )
             held = None if held_out is None else float(_loss(model, carry[0], *held_out))
             if record.add(len(rows), float(jnp.mean(losses)), held):
                 record.best = jax.tree.map(np.array, carry[0])
-            if record.finished:
-                break
+            if on_evaluation is not None:
+                weights, state = jax.tree.map(np.array, carry)
+                if on_evaluation(Progress(weights, state, record.history, record.best, record.best_step)):
+                    break
     check_finite(all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(record.best)))
     return Trained(jax.tree.map(jnp.asarray, record.best), record.history, record.best_step)
 
@@ -176,6 +199,8 @@ def fit(
     learning_rate: float | None = None,
     seed: int = 0,
     progress: bool = False,
+    resume: FitState | None = None,
+    on_evaluation: Callable[[FitState], bool | None] | None = None,
 ) -> FitResult:
     """Fit a hull to data by least squares and return it; the given model stays as it is.
 
@@ -193,9 +218,13 @@ def fit(
         learning_rate: peak of the schedule; None means `LEARNING_RATE`.
         seed: of the batches.
         progress: show a bar with the loss and the time left.
+        resume: where an earlier call with the same data and options stood, in this package or the other: training
+            goes on from there, and the model of it takes the place of `model`.
+        on_evaluation: is given where training stands at each of the `EVALUATIONS`; True ends it there.
 
     Raises:
-        TypeError, ValueError: data of the wrong shape, not finite, or too few.
+        TypeError, ValueError: data of the wrong shape, not finite, or too few; `resume` is of another config, or at
+            a step at which this schedule does not evaluate.
         FloatingPointError: the loss is no longer finite.
 
     >>> from flax import nnx
@@ -214,9 +243,27 @@ def fit(
     options: Any = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     options |= {"validation": held, "seed": seed, "progress": progress}
     start = jax.tree.map(lambda leaf: leaf.astype(wide), model.params)
+
+    def hull_of(params: Tree) -> VectorHull:
+        return VectorHull.from_params(replace(config, normalization=normalization), params)
+
+    if resume is not None:
+        check_resumed(resume.model.config, replace(config, normalization=normalization))
+        state = restored(scale_by_adam().init(resume.model.params), resume.model, resume.optimizer)
+        best = resume.best.params
+        options["resume"] = Progress(resume.model.params, state, resume.history, best, resume.best_step)
+    if on_evaluation is not None:
+
+        def stop(now: Progress) -> bool | None:
+            hull = hull_of(now.params)
+            state = FitState(
+                hull, optimizer_state(now.optimizer, hull), now.history, hull_of(now.best), now.best_step
+            )
+            return on_evaluation(state)
+
+        options["on_evaluation"] = stop
     params, history, best_step = train(function, start, *standardised(x, y, normalization), **options)
-    params = jax.tree.map(lambda leaf: leaf.astype(given), params)
-    fitted = VectorHull.from_params(replace(config, normalization=normalization), params)
+    fitted = hull_of(jax.tree.map(lambda leaf: leaf.astype(given), params))
     return FitResult(fitted, history, best_step)
 
 
@@ -249,18 +296,20 @@ def checked_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:
     return x.astype(np.float64), y.astype(np.float64)
 
 
-def checked_schedule(steps: Any, batch_size: Any, learning_rate: Any, seed: Any) -> float:
-    """Return the peak learning rate after the checks of the schedule."""
-    whole_number("fit", "steps", steps, 1)
-    whole_number("fit", "batch_size", batch_size, 1)
-    whole_number("fit", "seed", seed, 0)
-    rate = LEARNING_RATE if learning_rate is None else learning_rate
-    rule, fix = "a finite number > 0", f"Pass None for {LEARNING_RATE}."
-    if not isinstance(rate, (int, float)):
-        fail("fit", "learning_rate", rule, repr(rate), fix, TypeError)
-    if not 0 < rate < math.inf:
-        fail("fit", "learning_rate", rule, repr(rate), fix)
-    return float(rate)
+def check_resumed(config: HullConfig, own: HullConfig) -> None:
+    """Check that a run goes on with the model and the data it was begun with."""
+    if config != own:
+        names = [
+            field.name for field in fields(own) if getattr(config, field.name) != getattr(own, field.name)
+        ]
+        got = f"another {' and '.join(names)}"
+        fail(
+            "fit",
+            "resume",
+            "a state of the given model and data",
+            got,
+            "Go on with what the run was begun with.",
+        )
 
 
 def standardisation(x: np.ndarray, y: np.ndarray, dtype: str) -> Normalization:
@@ -299,74 +348,3 @@ def check_finite(finite: bool) -> None:
     """Check the weights of a run: the last step comes after the last loss."""
     if not finite:
         fail("fit", "weights", "finite numbers", "inf or nan", "Lower learning_rate.", FloatingPointError)
-
-
-def learning_rates(steps: int, peak: float) -> np.ndarray:
-    """Return the rate of every step: a linear warm-up, then half a cosine down to zero."""
-    warm = max(1, round(WARM_UP * steps))
-    step = np.arange(steps)
-    decay = 0.5 * (1 + np.cos(np.pi * np.clip((step - warm) / max(1, steps - warm), 0, 1)))
-    return peak * np.where(step < warm, (step + 1) / warm, decay)
-
-
-def chunks(rows: int, steps: int, batch_size: int, peak: float, seed: int) -> Iterator[Data]:
-    """Yield row numbers (steps, batch) and rates (steps,) up to each evaluation; an epoch is a permutation."""
-    rng = np.random.default_rng(seed)
-    batch, rates = min(batch_size, rows), learning_rates(steps, peak)
-    size, queue = math.ceil(steps / EVALUATIONS), np.empty(0, np.int64)
-    for start in range(0, steps, size):
-        length = min(size, steps - start)
-        while len(queue) < length * batch:
-            queue = np.concatenate([queue, rng.permutation(rows)])
-        yield queue[: length * batch].reshape(length, batch), rates[start : start + length]
-        queue = queue[length * batch :]
-
-
-class Record:
-    """What a run has seen so far: its losses, its best weights, whether to go on, and its progress bar."""
-
-    def __init__(self, steps: int, progress: bool) -> None:
-        self.history = History((), (), ())
-        self.best: Any = None
-        self.best_step = 0
-        self.finished = False
-        self._steps = steps
-        self.bar: Any = nullcontext()
-        if progress:
-            self.bar = progress_bar()
-        self._task: Any = self.bar.add_task("training", total=steps, loss="") if progress else None
-
-    def add(self, steps: int, train_loss: float, validation_loss: float | None) -> bool:
-        """Add an evaluation; returns whether its weights are the best so far."""
-        for loss in (train_loss, validation_loss):
-            if loss is not None and not math.isfinite(loss):
-                fail("fit", "loss", "a finite number", repr(loss), "Lower learning_rate.", FloatingPointError)
-        old = self.history
-        held = () if validation_loss is None else (validation_loss,)
-        step = (old.step[-1] if old.step else 0) + steps
-        self.history = History(
-            (*old.step, step), (*old.train_loss, train_loss), (*old.validation_loss, *held)
-        )
-        losses = self.history.validation_loss
-        best = not losses or losses[-1] <= min(losses)
-        if best:
-            self.best_step = step
-        self.finished = len(losses) - losses.index(min(losses)) > PATIENCE if losses else False
-        if self._task is not None:
-            shown = train_loss if validation_loss is None else validation_loss
-            total = step if self.finished else self._steps
-            self.bar.update(self._task, completed=step, total=total, loss=f"loss {shown:.4g}")
-        return best
-
-
-def progress_bar() -> Any:
-    """Return a bar that shows the loss and the time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    text = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
-    return Progress(*text, TimeRemainingColumn())

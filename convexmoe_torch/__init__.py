@@ -7,7 +7,7 @@ if _find_spec("torch") is None:
 
 from . import hull
 from .certificate import Violation, find_violation
-from .checkpoint import load, load_optimizer, read_notes, read_step, save
+from .checkpoint import load, load_optimizer, read_notes, read_optimizer, save
 from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
 from .dropout import sample_dropout
 from .experts import ExpertBatch, ExpertModule, ExpertResult, HullExpert, LinearExpert, MLPExpert
@@ -15,9 +15,11 @@ from .hierarchy import CELMoEOutput, HierarchicalCELMoE, LearnedFusion, LevelOut
 from .hull import FoldedHull, VectorHull, Winners
 from .legacy import NonConvexHull
 from .losses import CELMoELossAPI, LossBundle, LossTerm
+from .moments import OptimizerState
 from .routing import Shared, constant_routes, encode_routes, merged_routes, routing_summary
+from .schedule import History
 from .staging import freeze, unfreeze
-from .training import FitResult, History, fit, train
+from .training import FitResult, FitState, fit, train
 
 __all__ = [
     "CELMoEConfig",
@@ -28,6 +30,7 @@ __all__ = [
     "ExpertModule",
     "ExpertResult",
     "FitResult",
+    "FitState",
     "FoldedHull",
     "HierarchicalCELMoE",
     "HierarchyLevelConfig",
@@ -42,6 +45,7 @@ __all__ = [
     "MLPExpert",
     "NonConvexHull",
     "Normalization",
+    "OptimizerState",
     "Shared",
     "VectorHull",
     "Violation",
@@ -56,7 +60,7 @@ __all__ = [
     "load_optimizer",
     "merged_routes",
     "read_notes",
-    "read_step",
+    "read_optimizer",
     "routing_summary",
     "sample_dropout",
     "save",

@@ -10,7 +10,7 @@ from ._checks import fail
 from .config import CELMoEConfig, HullConfig
 from .hierarchy import HierarchicalCELMoE
 from .hull import VectorHull, flatten, nest
-from .moments import MOMENTS, OptimizerState, optimizer_state, restored
+from .moments import MOMENTS, OptimizerState, check_moments, optimizer_state, restored
 from .names import built, fill, neutral_arrays, recipes_of
 from .neutral import KINDS, OPTIMIZER, PREFIX, SCHEMA, own_copy, read, write_sealed
 
@@ -32,7 +32,7 @@ def save(
         path: the file; its folder must exist.
         notes: what JSON can hold, to be read by `read_notes`, for example the names of the columns.
         optimizer: the optimizer that trains it, to be read by `load_optimizer` in either package:
-            Adam, AdamW or SGD with momentum.
+            Adam, AdamW or SGD with momentum, or an `OptimizerState`.
         step: the steps taken, where the optimizer does not count them (SGD).
 
     Raises:
@@ -49,10 +49,12 @@ def save(
     header, arrays = content_of(model)
     header |= {"schema": SCHEMA, "notes": plain_notes(notes)}
     if optimizer is not None:
-        state = optimizer_state(optimizer, model, step=step)
+        given = isinstance(optimizer, OptimizerState)
+        state = optimizer if given else optimizer_state(optimizer, model, step=step)
+        check_moments(state.moments, {name.removeprefix(PREFIX): value for name, value in arrays.items()})
         header["optimizer"] = {"rule": state.rule, "step": state.step}
         for moment, values in state.moments.items():
-            arrays |= {f"{OPTIMIZER}{moment}/{name}": value for name, value in values.items()}
+            arrays |= {f"{OPTIMIZER}{moment}/{name}": own_copy(value) for name, value in values.items()}
     write_sealed(path, header, arrays)
 
 
@@ -119,23 +121,26 @@ def load_optimizer(path: str | os.PathLike[str], optimizer: Any, model: Model) -
         ValueError: as `load`; the file holds no optimizer; its names or shapes are not the model's.
         TypeError: its rule is not that of `optimizer`.
     """
-    header, arrays = read(path, OPTIMIZER)
-    found = header.get("optimizer")
+    found = read_optimizer(path)
     if found is None:
         fix = "Write it with save(model, path, optimizer=...)."
         fail("load_optimizer", "path", "a file with an optimizer", repr(os.fspath(path)), fix)
+    return restored(optimizer, model, found)
+
+
+def read_optimizer(path: str | os.PathLike[str]) -> OptimizerState | None:
+    """Return the state of the optimizer in a neutral file by name, None where it holds none. Errors as in `load`."""
+    header, arrays = read(path, OPTIMIZER)
+    found = header.get("optimizer")
+    if found is None:
+        return None
     moments: dict[str, dict[str, Any]] = {moment: {} for moment in MOMENTS[found["rule"]]}
-    for key in list(arrays):
+    for key, value in arrays.items():
         moment, _, name = key.removeprefix(OPTIMIZER).partition("/")
-        moments[moment][name] = arrays.pop(key)
-    return restored(optimizer, model, OptimizerState(found["rule"], found["step"], moments))
+        moments[moment][name] = value
+    return OptimizerState(found["rule"], found["step"], moments)
 
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the notes that `save` wrote. Errors as in `load`."""
     return read(path, None)[0]["notes"]
-
-
-def read_step(path: str | os.PathLike[str]) -> int:
-    """Return the steps that the optimizer of a neutral file has taken, 0 where it holds none. Errors as in `load`."""
-    return read(path, None)[0].get("optimizer", {}).get("step", 0)

@@ -50,10 +50,13 @@ def optimizer_state(
     Raises:
         TypeError: another rule than these.
         ValueError: the parameters have taken different numbers of steps, which optax, with one count for all, cannot
-            say.
+            say; or none of them is the model's.
     """
     rule = _rule(optimizer)
     parameters = parameters_of(model)
+    if not _groups(optimizer).keys() & set(parameters.values()):
+        fix = "Pass the model that the optimizer was made for."
+        fail("OptimizerState", "optimizer", "an optimizer of the model's parameters", "one of others", fix)
     taken = {
         name: int(own["step"])
         for name, p in parameters.items()
@@ -95,8 +98,8 @@ def restored(
         fix = "Make the optimizer that the state is of."
         fail("OptimizerState", "rule", f"{rule!r}, as the optimizer has", repr(saved.rule), fix, TypeError)
     parameters = parameters_of(model)
-    _check_moments(saved.moments, parameters)
-    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    check_moments(saved.moments, parameters)
+    groups = _groups(optimizer)
     for name, parameter in parameters.items():
         if parameter not in groups:
             continue
@@ -109,13 +112,19 @@ def restored(
     return optimizer
 
 
-def _check_moments(moments: dict[str, dict[str, Any]], parameters: dict[str, Any]) -> None:
+def check_moments(moments: dict[str, dict[str, Any]], parameters: dict[str, Any]) -> None:
     """Check that there is a moment for each parameter, of its shape; all differences are reported at once."""
-    expected, got = {}, {}
+    expected: dict[str, tuple] = {}
+    got: dict[str, tuple] = {}
     for moment, arrays in moments.items():
         expected |= {f"{moment}/{name}": (tuple(p.shape), None) for name, p in parameters.items()}
         got |= {f"{moment}/{name}": (tuple(v.shape), dtype_name(v.dtype)) for name, v in arrays.items()}
     same_keys("OptimizerState", expected, got)
+
+
+def _groups(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:
+    """Return parameter -> its group."""
+    return {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def _rule(optimizer: torch.optim.Optimizer) -> str:

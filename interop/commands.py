@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from . import conversion, frameworks, inspection, job
+from . import conversion, frameworks, inspection, job, unfinished
 from .saved import read_model
 from .tables import (
     EMBEDDED_TARGET,
@@ -83,6 +84,7 @@ def start(context: typer.Context) -> None:
 
 @app.command()
 def fit(
+    context: typer.Context,
     data: Annotated[
         Path | None,
         typer.Argument(
@@ -107,8 +109,22 @@ def fit(
     drop: Annotated[
         list[str] | None, typer.Option(help="Column to leave out; may be repeated.", show_default=False)
     ] = None,
+    pause_at: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop at the first evaluation from this step on, to be resumed.", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Go on with the unfinished run of this directory.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Fit a convex mixture of experts to a table: writes model.safetensors, metrics.json and report.png."""
+    if resume is not None:
+        _check_resumable(context)
     _check_whole_numbers(
         {
             "petals": (petals, 1, 1024, 8),
@@ -116,6 +132,7 @@ def fit(
             "steps": (steps, 1, 10**7, 2000),
             "seed": (seed, 0, 2**31 - 1, 0),
         }
+        | ({} if pause_at is None else {"pause-at": (pause_at, 1, 10**7, 1000)})
     )
     chosen = frameworks.choose(framework)
     if not frameworks.is_installed("matplotlib"):
@@ -123,13 +140,27 @@ def fit(
             "convexmoe fit: expected matplotlib for report.png; it is not installed. "
             'Run: pip install "convexmoe[plot]".'
         )
+    plan = job.Plan(petals=petals, depth=depth, steps=steps, seed=seed)
+    dropped, begun = tuple(drop or ()), None
+    if resume is not None:
+        with chosen.quiet():
+            begun = unfinished.read(resume, chosen)
+        plan, target, dropped, out = job.Plan(**begun.plan), begun.target, begun.drop, resume
     table, predicted = _table_and_target(data, target)
-    dataset = job.prepare(table, predicted, tuple(drop or ()), seed)
+    dataset = job.prepare(table, predicted, dropped, plan.seed)
     out = new_directory("convexmoe-fit") if out is None else out
+    folder = unfinished.folder_of(out)
+    if resume is None and folder.exists():
+        raise InputError(
+            f"convexmoe fit --out: expected a directory without an unfinished run; got {out}. "
+            f"Go on with --resume {out}, or remove {folder}."
+        )
     console = Console()
     with written_together(out) as staging, chosen.quiet():
-        plan = job.Plan(petals=petals, depth=depth, steps=steps, seed=seed)
-        job.run(dataset, chosen, plan, staging, console)
+        place = job.Run(staging, folder, dropped, pause_at, begun)
+        if job.run(dataset, chosen, plan, place, console) is not None:
+            return
+    shutil.rmtree(folder, ignore_errors=True)
     console.print(
         f"Written to {out}: model.safetensors, metrics.json, report.png",
         soft_wrap=True,
@@ -253,6 +284,17 @@ def convert_file(
     """Convert a saved model: neutral file, PyTorch state_dict (safetensors), Orbax directory."""
     done = conversion.convert(source, target, to)
     typer.echo(f"{target}: {done.form}{', without its optimizer' if done.dropped else ''}", err=True)
+
+
+def _check_resumable(context: typer.Context) -> None:
+    """Check that no option is given that the unfinished run has set already."""
+    for name in ("target", "petals", "depth", "steps", "seed", "out", "drop"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InputError(
+                f"convexmoe fit --resume: expected the options of the run itself; got --{name} beside it. "
+                f"Leave --{name} out."
+            )
 
 
 def _check_whole_numbers(

@@ -80,7 +80,10 @@ def inspect(path: Path) -> Inspection:
         newer = entry["schema"] > SCHEMA
         tensors = tuple(_tensor(name, field) for name, field in sorted(header.items()))  # type: ignore[union-attr]
         fields = {name: entry[name] for name in ("kind", "schema", "config", "notes", "sha256")}
-        fields["optimizer"] = entry.get("optimizer")
+        fields["optimizer"] = entry.get("optimizer") and {
+            "rule": str(entry["optimizer"]["rule"]),
+            "step": int(entry["optimizer"]["step"]),
+        }
     except (struct.error, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: expected a file of a model; got one without its description ({type(error).__name__}). {fix}"
@@ -110,16 +113,18 @@ def show(found: Inspection, console: Console) -> None:
     """Print an inspection: what the model is, then its tensors."""
     console.print(f"{found.path}: {found.kind}, schema {found.schema}", highlight=False, markup=False)
     console.print(f"sha256 {found.sha256}", highlight=False, markup=False, soft_wrap=True)
-    described = {"config": found.config, "notes": found.notes, "optimizer": found.optimizer}
-    for title, values in described.items():
-        if values is None:
-            continue
+    for title, values in (("config", found.config), ("notes", found.notes)):
         console.print(f"{title} {json.dumps(values)}", highlight=False, markup=False, soft_wrap=True)
     table = RichTable("name", "dtype", "shape", "bytes", title_justify="left")
     for column in table.columns[2:]:
         column.justify = "right"
-    for tensor in found.tensors:
+    own = [tensor for tensor in found.tensors if not tensor.name.startswith("opt/")]
+    for tensor in own:
         table.add_row(tensor.name, tensor.dtype, "x".join(map(str, tensor.shape)) or "-", f"{tensor.bytes:,}")
     console.print(table, markup=False)
-    total = sum(tensor.bytes for tensor in found.tensors)
+    total = sum(tensor.bytes for tensor in own)
     console.print(f"{found.parameters:,} parameters, {total:,} bytes", highlight=False, markup=False)
+    if found.optimizer is not None:
+        rest = sum(tensor.bytes for tensor in found.tensors) - total
+        rule, step = found.optimizer["rule"], found.optimizer["step"]
+        console.print(f"optimizer {rule} after {step:,} steps, {rest:,} bytes", highlight=False, markup=False)

@@ -19,8 +19,9 @@ from .group_map import importance, map_groups, rmse
 from .report import LossCurves, Predictions, draw_report, print_results
 from .saved import notes_of, read_model
 from .tables import MIN_ROWS, InputError, Table, check_varies, require_columns, shorten
+from .unfinished import Keeper, Unfinished, fingerprint
 
-__all__ = ["Dataset", "Plan", "prepare", "run"]
+__all__ = ["Dataset", "Plan", "Run", "prepare", "run"]
 
 
 SEGMENTS = 100_000
@@ -58,6 +59,24 @@ class Plan:
     seed: int
 
 
+@dataclass(frozen=True)
+class Run:
+    """Where a run writes, and from where it goes on.
+
+    Attributes:
+        directory: for the results; folder: for what is needed to go on.
+        drop: the columns left out.
+        pause_at: the step to pause at, or None.
+        resumed: the unfinished run that goes on, or None.
+    """
+
+    directory: Path
+    folder: Path
+    drop: tuple[str, ...]
+    pause_at: int | None
+    resumed: Unfinished | None
+
+
 def prepare(table: Table, target: str, drop: Sequence[str], seed: int) -> Dataset:
     """Return the checked, split numbers of a table.
 
@@ -90,8 +109,18 @@ def prepare(table: Table, target: str, drop: Sequence[str], seed: int) -> Datase
     return Dataset(table.name, columns, target, x, y[:, 0], train, validation, test)
 
 
-def run(data: Dataset, framework: Framework, plan: Plan, directory: Path, console: Console) -> None:
-    """Train a hull and its baselines, write model.safetensors, metrics.json and report.png, print the results."""
+def run(data: Dataset, framework: Framework, plan: Plan, place: Run, console: Console) -> int | None:
+    """Train a hull and its baselines, write model.safetensors, metrics.json and report.png, print the results.
+
+    Returns:
+        The step at which the run paused, None where it came to its end.
+    """
+    prints = fingerprint(data.x, data.y, data.train, data.validation, data.test)
+    if place.resumed is not None and place.resumed.data != prints:
+        raise InputError(
+            "convexmoe fit --resume: expected the table that the run was begun with; got other rows. "
+            "Name the same table."
+        )
     x_train, y_train = data.x[data.train], data.y[data.train]
     x_test, y_test = data.x[data.test], data.y[data.test]
     validation = (data.x[data.validation], data.y[data.validation])
@@ -103,23 +132,49 @@ def run(data: Dataset, framework: Framework, plan: Plan, directory: Path, consol
         highlight=False,
         markup=False,
     )
-    model = framework.hull(
-        plan.seed,
-        in_dim=len(data.columns),
-        petals=plan.petals,
-        out_dim=1,
-        depth=plan.depth,
-        temperature="learned",
-    )
+    options: dict[str, Any] = {"steps": plan.steps, "seed": plan.seed, "progress": True}
+    parts = [{"framework": framework.name, "from_step": 0}]
+    if place.resumed is not None:
+        model, step = place.resumed.state.model, place.resumed.state.history.step[-1]
+        parts = [*place.resumed.parts, {"framework": framework.name, "from_step": step}]
+        options["resume"] = place.resumed.state
+        console.print(f"Going on from step {step} of {plan.steps}.", highlight=False)
+    else:
+        model = framework.hull(
+            plan.seed,
+            in_dim=len(data.columns),
+            petals=plan.petals,
+            out_dim=1,
+            depth=plan.depth,
+            temperature="learned",
+        )
+    notes = notes_of(data.columns, data.target)
+    begun = {
+        "plan": asdict(plan),
+        "target": data.target,
+        "drop": list(place.drop),
+        "data": prints,
+        "parts": parts,
+    }
+    keeper = Keeper(framework, place.folder, notes, begun, place.pause_at)
     try:
         fitted = framework.package.fit(
-            model, x_train, y_train, validation=validation, steps=plan.steps, seed=plan.seed, progress=True
+            model, x_train, y_train, validation=validation, on_evaluation=keeper, **options
         )
     except FloatingPointError:
+        if place.resumed is None:
+            keeper.remove()
         raise InputError(
             f"{data.name}: expected training to converge; its loss became infinite. "
             "Remove the outliers of the table, or use fewer --depth."
         ) from None
+    except KeyboardInterrupt:
+        if keeper.write():
+            _say_paused(keeper.step, plan, place, console)
+        raise
+    if keeper.paused and keeper.step < plan.steps:
+        _say_paused(keeper.step, plan, place, console)
+        return keeper.step
     predicted = framework.predict(fitted.model, x_test)
     size = framework.num_parameters(fitted.model)
     linear = fit_linear(x_train, y_train)
@@ -133,10 +188,11 @@ def run(data: Dataset, framework: Framework, plan: Plan, directory: Path, consol
         "linear": rmse(linear.predict(x_test), y_test),
         "mlp": rmse(mlp.predict(x_test), y_test),
     }
-    path = directory / "model.safetensors"
-    framework.package.save(fitted.model, path, notes=notes_of(data.columns, data.target))
+    path = place.directory / "model.safetensors"
+    framework.package.save(fitted.model, path, notes=notes)
     metrics = {
         "framework": framework.name,
+        "parts": parts,
         "data": {
             "name": data.name,
             "target": data.target,
@@ -158,12 +214,24 @@ def run(data: Dataset, framework: Framework, plan: Plan, directory: Path, consol
         raise InputError(
             f"{data.name}: expected finite results; got NaN or infinity. Remove the outliers of the table."
         ) from None
-    (directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    (place.directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
     history = fitted.history
     curves = LossCurves(history.step, history.train_loss, history.validation_loss, int(fitted.best_step))
     predictions = Predictions(data.target, y_test, predicted, errors["hull"])
-    draw_report(curves, predictions, group_map, directory / "report.png")
+    draw_report(curves, predictions, group_map, place.directory / "report.png")
     print_results(metrics, console)
+    return None
+
+
+def _say_paused(step: int, plan: Plan, place: Run, console: Console) -> None:
+    """Print where a run stands and how it goes on."""
+    console.print(
+        f"Stopped at step {step} of {plan.steps}: {place.folder}. "
+        f"Go on, in either framework: convexmoe fit --resume {place.folder.parent}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
 
 
 def _convexity(framework: Framework, model: Any, x: NDArray[np.float64], seed: int) -> dict[str, Any]:

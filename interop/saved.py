@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from .frameworks import Framework
 from .tables import InputError
 
-__all__ = ["SavedModel", "notes_of", "read_model"]
+__all__ = ["UNREADABLE", "SavedModel", "notes_of", "read_model"]
 
 # What reading a damaged or a hostile file may raise: the last three for nesting, numbers and sizes beyond all measure.
-_UNREADABLE = (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError, MemoryError)
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def read_model(path: Path, framework: Framework) -> SavedModel:
     try:
         model = framework.package.load(path)
         notes = framework.package.checkpoint.read_notes(path)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if "jax_enable_x64" in reason:
             raise InputError(

@@ -12,9 +12,8 @@ from rich.table import Table as RichTable
 
 from .inspection import Inspection, inspect
 from .parity import ParityReport, check_parity
+from .saved import UNREADABLE
 from .tables import InputError
-
-UNREADABLE = (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError, MemoryError)
 
 
 def verify(first: Path, second: Path, *, rows: int, steps: int, seed: int) -> ParityReport:

@@ -5,11 +5,14 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 
 import backends
 import cases
+import jax
 import numpy as np
 import pytest
+import torch
 
 FIELDS = cases.HULLS["default"]
 NUMBER = 10_000
@@ -102,13 +105,21 @@ def test_ten_thousand_damaged_files(backend, tmp_path):
     model = backend.model(FIELDS, weights, "float32")
     path, bad = tmp_path / "good", tmp_path / "bad"
     backend.package.save(model, path)
-    good, rng = path.read_bytes(), np.random.default_rng(0)
+    moments = {moment: {name: 0.5 * value for name, value in weights.items()} for moment in ("mu", "nu")}
+    if backend.name == "torch":
+        moments = jax.tree.map(torch.from_numpy, moments)
+    backend.package.save(
+        model, tmp_path / "trained", optimizer=backend.package.OptimizerState("adam", 7, moments)
+    )
+    goods = path.read_bytes(), (tmp_path / "trained").read_bytes()
+    rng = np.random.default_rng(0)
     same = refused = 0
     for number in range(NUMBER):
         change = MUTATIONS[number % len(MUTATIONS)]
-        bad.write_bytes(change(good, rng))
+        bad.write_bytes(change(goods[number // len(MUTATIONS) % 2], rng))
         try:
             found = backend.package.load(bad)
+            state = backend.package.read_optimizer(bad)
         except (ValueError, TypeError) as error:
             assert str(error).startswith(WORDS), (number, change.__name__, error)
             refused += 1
@@ -116,6 +127,13 @@ def test_ten_thousand_damaged_files(backend, tmp_path):
         assert found.config == model.config, (number, change.__name__)
         loaded = backend.weights(found)
         assert all(np.array_equal(loaded[name], value) for name, value in weights.items()), number
+        if state is not None:
+            assert (state.rule, state.step) == ("adam", 7), number
+            assert all(
+                np.array_equal(value, moments[moment][name])
+                for moment, values in state.moments.items()
+                for name, value in values.items()
+            ), number
         same += 1
     assert same + refused == NUMBER and refused > 0.95 * NUMBER
 
@@ -199,3 +217,35 @@ def test_no_room_leaves_the_old_file(backend, tmp_path):
     )
     assert result.stdout.split()[0] == "refused" and result.stdout.split()[-1] == "True", result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+READ_ONLY = """
+import os, sys
+{imports}
+model = {model}
+if os.geteuid() == 0:  # to whom no folder is read-only
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    {package}.save(model, sys.argv[1])
+except PermissionError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid"), reason="a folder is made read-only by its mode")
+def test_a_read_only_folder_is_named(backend):
+    imports, model = MAKE[backend.name]
+    program = READ_ONLY.format(imports=imports, model=model, package=backend.package.__name__)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        result = run(program, f"{folder}/model")
+        assert result.stdout.strip() == (
+            "[Errno 13] save.path: expected a place that can be written; got Permission denied. "
+            f"Check its permissions and the room left: '{folder}/model'"
+        ), result.stderr
+        assert os.listdir(folder) == []
+        # control: where it may write there is no error
+        os.chmod(folder, 0o777)
+        assert run(program, f"{folder}/model").stdout == "" and os.listdir(folder) == ["model"]

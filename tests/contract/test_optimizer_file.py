@@ -66,7 +66,7 @@ def test_a_state_goes_round_both_packages_byte_for_byte(kind, rule, seed, tmp_pa
     state = stepped(make(), model, 5, seed)
     files = [tmp_path / name for name in ("jax", "torch", "again")]
     convexmoe_jax.save(model, files[0], optimizer=state, step=5)
-    assert convexmoe_jax.read_step(files[0]) == convexmoe_torch.read_step(files[0]) == 5
+    assert convexmoe_jax.read_optimizer(files[0]).step == convexmoe_torch.read_optimizer(files[0]).step == 5
     twin = convexmoe_torch.load(files[0])
     optimizer = convexmoe_torch.load_optimizer(files[0], make_torch(twin.parameters()), twin)
     convexmoe_torch.save(twin, files[1], optimizer=optimizer, step=5)
@@ -100,7 +100,7 @@ def test_models_without_and_with_an_optimizer_load_alike(backend, tmp_path):
     convexmoe_jax.save(model, tmp_path / "without")
     first, second = (backend.weights(backend.package.load(tmp_path / name)) for name in ("with", "without"))
     assert all(np.array_equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
-    assert backend.package.read_step(tmp_path / "without") == 0
+    assert backend.package.read_optimizer(tmp_path / "without") is None
 
 
 def fresh(backend, model, rule="adam"):
@@ -135,6 +135,11 @@ def test_refusals_in_the_same_words(backend, tmp_path):
         backend.package.load_optimizer(path, fresh(backend, other), other)
     for part in ("unexpected mu/gate.bias", "nu/trunk.0.weight has shape [5, 13, 7], not [5, 7]"):
         assert part in str(caught.value)
+    if backend.name == "torch":
+        with pytest.raises(
+            ValueError, match="expected an optimizer of the model's parameters; got one of others"
+        ):
+            backend.package.save(own, path, optimizer=fresh(backend, other))
     with pytest.raises(ValueError, match=r"OptimizerState.step: expected a whole number >= 0; got -1"):
         backend.package.save(own, path, optimizer=fresh(backend, own, "sgd"), step=-1)
 

@@ -4,10 +4,12 @@ import chex
 import jax
 import numpy as np
 import pytest
+import saved_models
 import torch
 from twins import CONFIGS, ROWS, SIZES, rows, tied_hull, torch_hull, trajectories
 
 import convexmoe_jax
+import convexmoe_torch
 from interop import check_parity, to_jax, to_torch
 from interop.parity import relative_error
 from interop.weights import array_of, tensor_of
@@ -78,6 +80,39 @@ def test_copies_share_no_memory():
     with torch.no_grad():
         third.readout["weight"].fill_(7.0)
     np.testing.assert_array_equal(twin.params["readout"]["weight"], before)
+
+
+def test_a_hierarchy_copied_shares_no_memory():
+    model = saved_models.hierarchy()
+    there = to_jax(model)
+    before = convexmoe_jax.names.neutral_arrays(there)
+    with torch.no_grad():
+        [parameter.zero_() for parameter in model.parameters()]
+    after = convexmoe_jax.names.neutral_arrays(there)
+    assert all(np.array_equal(value, after[name]) and value.any() for name, value in before.items())
+    back = to_torch(there)
+    with torch.no_grad():
+        [parameter.fill_(7.0) for parameter in back.parameters()]
+    after = convexmoe_jax.names.neutral_arrays(there)
+    assert all(np.array_equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("kind", ["hull", "hierarchy"])
+def test_a_loaded_model_does_not_see_its_file_overwritten(kind, tmp_path):
+    """Files are read through the page cache: a tensor that is a view of it would change with the file."""
+    path = tmp_path / "model"
+    convexmoe_torch.save(getattr(saved_models, kind)(), path)
+    with jax.enable_x64(False):
+        models = [convexmoe_torch.load(path), convexmoe_jax.load(path)]
+    with path.open("r+b") as file:
+        file.seek(-4000, 2)
+        file.write(bytes(4000))
+    with pytest.raises(ValueError, match="sha256"):  # control: what is read now is another content
+        convexmoe_torch.load(path)
+    convexmoe_torch.save(models[0], tmp_path / "again")
+    convexmoe_jax.save(models[1], tmp_path / "third")
+    convexmoe_torch.save(getattr(saved_models, kind)(), path)
+    assert path.read_bytes() == (tmp_path / "again").read_bytes() == (tmp_path / "third").read_bytes()
 
 
 def test_shared_memory_would_be_seen():

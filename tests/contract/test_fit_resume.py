@@ -1,0 +1,140 @@
+"""A fit that stops half-way goes on from its file, in the same package bit for bit, in the other within rounding."""
+
+import backends
+import numpy as np
+import pytest
+
+STEPS, HALF = 120, 60  # evaluated every three steps
+FIELDS = {"in_dim": 3, "petals": 5, "out_dim": 2, "hidden_dim": 7, "temperature": "learned"}
+BOUNDS = {
+    "float64": 1e-10,
+    "float32": 1e-4,
+}  # at fit's rates rounding grows about a thousandfold in sixty steps
+
+
+def data(seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(300, 3))
+    y = np.stack([(x**2).sum(axis=1), np.abs(x).max(axis=1)], axis=1)
+    return x[:200], y[:200], (x[200:], y[200:])
+
+
+def fitted(backend, model, dtype, **options):
+    x, y, validation = data()
+    with backend.precision(dtype):
+        return backend.package.fit(
+            model, x, y, validation=validation, steps=STEPS, batch_size=17, seed=3, **options
+        )
+
+
+def start(backend, dtype):
+    """The same hull in both packages."""
+    first = backends.BACKENDS[0].fresh(backend_fields(), 0, dtype)
+    return backend.model(backend_fields(), backends.BACKENDS[0].weights(first), dtype)
+
+
+def backend_fields():
+    import convexmoe_jax
+
+    config = convexmoe_jax.HullConfig(**FIELDS)
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def half(backend, dtype, at=HALF):
+    """The state of a fit at a step."""
+    states = []
+
+    def stop(state):
+        states.append(state)
+        return state.history.step[-1] >= at
+
+    stopped = fitted(backend, start(backend, dtype), dtype, on_evaluation=stop)
+    assert stopped.history.step[-1] == at and len(states) == at // 3
+    return states[-1]
+
+
+def through_files(state, source, target, dtype, folder):
+    """The state as the other package reads it from two files."""
+    with source.precision(dtype):
+        source.package.save(state.model, folder / "now", optimizer=state.optimizer)
+        source.package.save(state.best, folder / "best")
+    with target.precision(dtype):
+        model, best = (target.package.load(folder / name) for name in ("now", "best"))
+        optimizer = target.package.read_optimizer(folder / "now")
+    history = target.package.History(*state.history)
+    return target.package.training.FitState(model, optimizer, history, best, state.best_step)
+
+
+def gap(first, second):
+    """The largest difference of the validation losses, relative."""
+    a, b = (np.array(result.history.validation_loss) for result in (first, second))
+    return float(np.max(np.abs(a - b) / b)) if a.shape == b.shape else np.inf
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_fit_goes_on_in_the_same_package_bit_for_bit(backend, dtype, tmp_path):
+    whole = fitted(backend, start(backend, dtype), dtype)
+    state = through_files(half(backend, dtype), backend, backend, dtype, tmp_path)
+    resumed = fitted(backend, state.model, dtype, resume=state)
+    assert resumed.history == whole.history and resumed.best_step == whole.best_step
+    wanted, got = backend.weights(whole.model), backend.weights(resumed.model)
+    assert all(np.array_equal(value, got[name]) for name, value in wanted.items())
+    assert resumed.model.config == whole.model.config
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("source", "target"), [(0, 1), (1, 0)], ids=["to torch", "to jax"])
+def test_a_fit_goes_on_in_the_other_package(source, target, dtype, tmp_path):
+    source, target = backends.BACKENDS[source], backends.BACKENDS[target]
+    whole = fitted(source, start(source, dtype), dtype)
+    state = through_files(half(source, dtype), source, target, dtype, tmp_path)
+    assert gap(fitted(target, state.model, dtype, resume=state), whole) < BOUNDS[dtype]
+    # control: without the moments it goes another way
+    zeros = {
+        moment: {name: 0 * value for name, value in values.items()}
+        for moment, values in state.optimizer.moments.items()
+    }
+    lost = state._replace(optimizer=state.optimizer._replace(step=0, moments=zeros))
+    assert gap(fitted(target, state.model, dtype, resume=lost), whole) > 100 * BOUNDS["float32"]
+
+
+def test_the_best_weights_so_far_are_kept(backend, tmp_path):
+    """The best step comes before the stop when nothing after it is better."""
+    state = half(backend, "float64")
+    best = state._replace(best_step=3, history=with_validation(state.history, 1e-9))
+    resumed = fitted(backend, state.model, "float64", resume=best)
+    assert resumed.best_step == 3
+    wanted, got = backend.weights(state.best), backend.weights(resumed.model)
+    assert all(np.array_equal(value, got[name]) for name, value in wanted.items())
+
+
+def with_validation(history, first):
+    losses = history.validation_loss
+    return history._replace(validation_loss=(first, *losses[1:]))
+
+
+def test_a_run_at_its_end_stays_as_it_is(backend):
+    state = half(backend, "float32", STEPS)
+    again = fitted(backend, state.model, "float32", resume=state)
+    assert again.history == state.history and again.best_step == state.best_step
+
+
+@pytest.mark.parametrize("steps", [50, 270, 41 * 40])
+def test_another_schedule_is_refused(backend, steps):
+    state = half(backend, "float32")
+    x, y, validation = data()
+    with pytest.raises(
+        ValueError, match=r"fit.resume: expected a multiple of \d+ steps, at most \d+; got 60"
+    ):
+        backend.package.fit(state.model, x, y, validation=validation, steps=steps, resume=state)
+
+
+def test_other_data_are_refused(backend):
+    state = half(backend, "float32")
+    x, y, validation = data(1)
+    with pytest.raises(ValueError) as caught:
+        backend.package.fit(start(backend, "float32"), x, y, validation=validation, steps=STEPS, resume=state)
+    assert str(caught.value) == (
+        "fit.resume: expected a state of the given model and data; got another normalization. "
+        "Go on with what the run was begun with."
+    )
