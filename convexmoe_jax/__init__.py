@@ -9,6 +9,7 @@ from . import hull
 from .certificate import Violation, find_violation
 from .checkpoint import load, load_optimizer, read_notes, read_optimizer, save
 from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
+from .deployment import FixedHierarchy
 from .dropout import sample_dropout
 from .experts import ExpertBatch, ExpertModule, ExpertResult, HullExpert, LinearExpert, MLPExpert
 from .hierarchy import CELMoEOutput, HierarchicalCELMoE, LearnedFusion, LevelOutput
@@ -32,6 +33,7 @@ __all__ = [
     "ExpertResult",
     "FitResult",
     "FitState",
+    "FixedHierarchy",
     "FoldedHull",
     "HierarchicalCELMoE",
     "HierarchyLevelConfig",

@@ -218,13 +218,13 @@ class HierarchicalCELMoE(nnx.Module):
             state: arrays and numbers, handed to every expert whole.
             key: PRNG key: switches dropout on.
         """
-        rows = _checked_rows(hidden, self.config)
+        rows = checked_rows(hidden, self.config)
         routes = encode_routes(self.config, routing, rows)
-        parts = _split_context(context, rows)
+        parts = split_context(context, rows)
         if mask is not None:
-            _check_leading("mask", mask, rows)
+            check_leading("mask", mask, rows)
             mask = jnp.asarray(mask)
-        state = jax.tree.map(_as_array, state)
+        state = jax.tree.map(as_array, state)
         outputs: list[LevelOutput] = []
         hiddens: list[jax.Array] = []
         kept = None  # the rows whose routes were all in range; None while that is known of all
@@ -273,7 +273,7 @@ class HierarchicalCELMoE(nnx.Module):
             every = self.differentiation == "any"
             number = len(group.members)
             new, new_losses, new_aux = dispatch(function, weights, shared, rows, inside, number, every)
-            _check_shape(level, hidden, self.config.width_of(level), new)
+            check_shape(level, hidden, self.config.width_of(level), new)
             total = new if total is None else total + new  # zeros where a row is not of the group
             for member in group.members:
                 name = level.expert_names[member]
@@ -332,7 +332,7 @@ def _routes_inside(group: ExpertGroup, routes: jax.Array, num_experts: int) -> j
     return jnp.asarray(table)[jnp.where(valid, routes, num_experts)]
 
 
-def _as_array(leaf: Any) -> jax.Array:
+def as_array(leaf: Any) -> jax.Array:
     return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
 
 
@@ -358,7 +358,7 @@ def _cut_gradients(level: HierarchyLevelConfig, hidden: jax.Array, routes: jax.A
     return cut if stops.all() else jnp.where(expanded(jnp.asarray(stops)[routes], hidden), cut, hidden)
 
 
-def _checked_rows(hidden: Any, config: CELMoEConfig) -> int:
+def checked_rows(hidden: Any, config: CELMoEConfig) -> int:
     """Return the number of samples after the checks of `hidden`."""
     rule = f"[rows, hidden_size={config.hidden_size}] or [rows, length, hidden_size={config.hidden_size}]"
     if not isinstance(hidden, (jax.Array, np.ndarray)):
@@ -369,7 +369,7 @@ def _checked_rows(hidden: Any, config: CELMoEConfig) -> int:
     return hidden.shape[0]
 
 
-def _check_leading(argument: str, value: Any, rows: int) -> None:
+def check_leading(argument: str, value: Any, rows: int) -> None:
     """Check that `value` is an array with a leading axis of `rows`."""
     if not hasattr(value, "shape") or len(value.shape) == 0 or value.shape[0] != rows:
         fix = (
@@ -380,19 +380,19 @@ def _check_leading(argument: str, value: Any, rows: int) -> None:
         fail("HierarchicalCELMoE", argument, f"a leading axis of {rows} samples", describe(value), fix)
 
 
-def _split_context(context: Any, rows: int) -> tuple[list[Any], list[Any], Any]:
+def split_context(context: Any, rows: int) -> tuple[list[Any], list[Any], Any]:
     """Return the leaves that each sample has its own of, those that are shared, and how they go together."""
     leaves, structure = jax.tree.flatten(context, is_leaf=lambda leaf: isinstance(leaf, Shared))
     flags = tuple(isinstance(leaf, Shared) for leaf in leaves)
     for leaf, flag in zip(leaves, flags, strict=True):
         if not flag:
-            _check_leading("context", leaf, rows)
+            check_leading("context", leaf, rows)
     own = [jnp.asarray(leaf) for leaf, flag in zip(leaves, flags, strict=True) if not flag]
     shared = [jax.tree.map(jnp.asarray, leaf.value) for leaf, flag in zip(leaves, flags, strict=True) if flag]
     return own, shared, (structure, flags)
 
 
-def _check_shape(level: HierarchyLevelConfig, hidden: jax.Array, width: int, new: jax.Array) -> None:
+def check_shape(level: HierarchyLevelConfig, hidden: jax.Array, width: int, new: jax.Array) -> None:
     """Check that an expert kept all axes of its input but the last, and gave the width of its level."""
     expected = (*hidden.shape[:-1], width)
     if new.shape != expected:

@@ -157,11 +157,11 @@ class HierarchicalCELMoE(nn.Module):
             mask: `[rows, ...]`.
             state: handed to every expert as it is.
         """
-        rows = _checked_rows(hidden, self.config)
+        rows = checked_rows(hidden, self.config)
         routes = encode_routes(self.config, routing, rows)
-        _take_context(context, lambda leaf: _check_leading("context", leaf, rows))
+        take_context(context, lambda leaf: check_leading("context", leaf, rows))
         if mask is not None:
-            _check_leading("mask", mask, rows)
+            check_leading("mask", mask, rows)
         outputs: list[LevelOutput] = []
         hiddens: list[Tensor] = []
         kept = None  # the rows whose routes were all in range; None while that is known of all
@@ -266,23 +266,20 @@ def _one_by_one(
         return iter(permuted(leaf, plan.take, plan.back).split(sizes))
 
     hiddens = sort_and_split(hidden)
-    context = _take_context(given["context"], sort_and_split)
+    context = take_context(given["context"], sort_and_split)
     mask, keys = (None if given[name] is None else sort_and_split(given[name]) for name in ("mask", "keys"))
     parts, unused = [], []
     losses: dict[str, Tensor] = {}
     aux: dict[str, Any] = {}
     for config, expert, stop in zip(level.experts, experts, stops, strict=True):
-        own, own_context = next(hiddens), _take_context(context, next, open_shared=True)
+        own, own_context = next(hiddens), take_context(context, next, open_shared=True)
         own_mask, own_keys = (None if leaves is None else next(leaves) for leaves in (mask, keys))
         if len(own) == 0:
             unused.extend(expert.parameters())
             continue
         own = own.detach() if stop else own
-        result = expert(ExpertBatch(own, own_context, own_mask, given["state"], own_keys))
-        if not isinstance(result, ExpertResult):
-            fix = "Wrap the hidden."
-            fail("ExpertModule", "forward", "an ExpertResult", type(result).__name__, fix, TypeError)
-        _check_shape(level, own, given["width"], result.hidden)
+        batch = ExpertBatch(own, own_context, own_mask, given["state"], own_keys)
+        result = run_expert(level, expert, batch, given["width"])
         parts.append(result.hidden)
         aux[config.name] = result.aux
         for loss, value in result.losses.items():
@@ -295,6 +292,18 @@ def _one_by_one(
     return touched(torch.cat(parts), unused), losses, aux
 
 
+def run_expert(
+    level: HierarchyLevelConfig, expert: nn.Module, batch: ExpertBatch, width: int
+) -> ExpertResult:
+    """Return what an expert gives for its rows, after the checks of its contract."""
+    result = expert(batch)
+    if not isinstance(result, ExpertResult):
+        fix = "Wrap the hidden."
+        fail("ExpertModule", "forward", "an ExpertResult", type(result).__name__, fix, TypeError)
+    _check_shape(level, batch.hidden, width, result.hidden)
+    return result
+
+
 def _cut_rows(hidden: Tensor, routes: Tensor, stops: list[bool]) -> Tensor:
     """Return `hidden` without gradient in the rows whose expert does not pass it on."""
     if not any(stops):
@@ -305,20 +314,20 @@ def _cut_rows(hidden: Tensor, routes: Tensor, stops: list[bool]) -> Tensor:
     return torch.where(stop.reshape(-1, *[1] * (hidden.ndim - 1)), hidden.detach(), hidden)
 
 
-def _take_context(context: Any, take: Callable[[Any], Any], open_shared: bool = False) -> Any:
+def take_context(context: Any, take: Callable[[Any], Any], open_shared: bool = False) -> Any:
     """Return the context with `take` done to every leaf that each sample has its own of."""
     if context is None:
         return None
     if isinstance(context, Shared):
         return context.value if open_shared else context
     if isinstance(context, Mapping):
-        return {name: _take_context(value, take, open_shared) for name, value in context.items()}
+        return {name: take_context(value, take, open_shared) for name, value in context.items()}
     if isinstance(context, (list, tuple)):
-        return [_take_context(value, take, open_shared) for value in context]
+        return [take_context(value, take, open_shared) for value in context]
     return take(context)
 
 
-def _checked_rows(hidden: Any, config: CELMoEConfig) -> int:
+def checked_rows(hidden: Any, config: CELMoEConfig) -> int:
     """Return the number of samples after the checks of `hidden`."""
     rule = f"[rows, hidden_size={config.hidden_size}] or [rows, length, hidden_size={config.hidden_size}]"
     if not isinstance(hidden, Tensor):
@@ -329,7 +338,7 @@ def _checked_rows(hidden: Any, config: CELMoEConfig) -> int:
     return hidden.shape[0]
 
 
-def _check_leading(argument: str, value: Any, rows: int) -> None:
+def check_leading(argument: str, value: Any, rows: int) -> None:
     """Check that `value` is a tensor with a leading axis of `rows`."""
     if not hasattr(value, "shape") or len(value.shape) == 0 or value.shape[0] != rows:
         fix = (
