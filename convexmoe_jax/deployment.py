@@ -155,8 +155,9 @@ class FixedHierarchy(nnx.Module):
 
         def sort_and_split(leaf: jax.Array) -> list[jax.Array]:
             """Return the rows of one expert after the other."""
-            ends = np.cumsum(plan.sizes)[:-1]
-            return jnp.split(leaf[np.array(plan.take)], ends) if plan.sizes else [leaf]
+            if not plan.sizes:
+                return [leaf]
+            return jnp.split(leaf[np.array(plan.take)], np.cumsum(plan.sizes)[:-1])
 
         leaves, tree = jax.tree.flatten(batch)
         divided = zip(*map(sort_and_split, leaves), strict=True)
@@ -170,7 +171,9 @@ class FixedHierarchy(nnx.Module):
             new, _, _ = expert_rows(weights, given, own)
             check_shape(level, own["hidden"], self.config.width_of(level), new)
             parts.append(new)
-        return jnp.concatenate(parts)[np.array(plan.back)] if plan.sizes else parts[0]
+        if not plan.sizes:
+            return parts[0]
+        return jnp.concatenate(parts)[np.array(plan.back)]
 
 
 def _expert_of(model: HierarchicalCELMoE, level: HierarchyLevelConfig, name: str) -> nnx.Module:

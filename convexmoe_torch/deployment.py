@@ -120,7 +120,7 @@ class FixedHierarchy(nn.Module):
             modules: Any = model.level_modules[level.name]
             chosen[level.name] = nn.ModuleDict({name: modules[name] for name in plan.experts})
             # no part of `state_dict`: they say which experts there are, and go with them
-            for name in ("take", "back"):
+            for name in ("take", "back") if plan.sizes else ():
                 order = torch.tensor(getattr(plan, name), dtype=torch.int64, device=device)
                 self.register_buffer(f"{name}_{index}", order, persistent=False)
         # copied together: what experts share they share again
@@ -150,12 +150,13 @@ class FixedHierarchy(nn.Module):
 
     def _run_level(self, index: int, hidden: Tensor, context: Any, mask: Any, state: Any) -> Tensor:
         level, plan = self.config.enabled_levels[index], self.plans[index]
-        take, back = (self.get_buffer(f"{name}_{index}") for name in ("take", "back"))
         modules: Any = self.level_modules[level.name]
 
         def sort_and_split(leaf: Tensor) -> Iterator[Tensor]:
             """Yield the rows of one expert after the other."""
-            return iter(leaf.index_select(0, take).split(plan.sizes) if plan.sizes else (leaf,))
+            if not plan.sizes:
+                return iter((leaf,))
+            return iter(leaf.index_select(0, self.get_buffer(f"take_{index}")).split(plan.sizes))
 
         hiddens = sort_and_split(hidden)
         contexts = take_context(context, sort_and_split)
@@ -167,4 +168,6 @@ class FixedHierarchy(nn.Module):
             own_mask = None if masks is None else next(masks)
             batch = ExpertBatch(own.detach() if stop else own, own_context, own_mask, state)
             parts.append(run_expert(level, modules[name], batch, self.config.width_of(level)).hidden)
-        return torch.cat(parts).index_select(0, back) if plan.sizes else parts[0]
+        if not plan.sizes:
+            return parts[0]
+        return torch.cat(parts).index_select(0, self.get_buffer(f"back_{index}"))

@@ -1,0 +1,187 @@
+"""`torch.export` and ONNX: what was written and read back gives what the model gives, for batches of any size."""
+
+import io
+from collections import Counter
+
+import cases
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from backends import BACKENDS
+from deployments import CASE, HULLS, ROUTINGS, ROWS, SIZES, in_full, rows_of
+from engines import ENGINES
+from hierarchies import random_weights, uniform
+from tolerances import VALUES, relative_error
+
+import convexmoe_torch
+
+BACKEND, ENGINE = BACKENDS[1], ENGINES[1]
+ANY_SIZE = ({0: torch.export.Dim("rows")},)
+
+
+def exported(model, x, shapes=ANY_SIZE):
+    return torch.export.export(model.eval(), (x,), dynamic_shapes=shapes)
+
+
+def read_back(program):
+    """The program after it was written to a file and read."""
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    return torch.export.load(file).module()
+
+
+def onnx_file(program):
+    return torch.onnx.export(program, dynamo=True, verbose=False).model_proto
+
+
+def run_onnx(file, x):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        file.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    [found] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    return found
+
+
+def hull(name, dtype="float32"):
+    return BACKEND.model(HULLS[name], cases.random_weights(HULLS[name]), dtype)
+
+
+def inputs(name, rows, dtype=torch.float32):
+    return torch.from_numpy(cases.random_inputs(HULLS[name], (rows,))).to(dtype)
+
+
+@pytest.mark.parametrize("name", HULLS)
+def test_a_hull_comes_back_the_same(name):
+    model = hull(name)
+    program = exported(model, inputs(name, 7))
+    module, file = read_back(program), onnx_file(program)
+    onnx.checker.check_model(file, full_check=True)
+    for rows in SIZES:
+        x = inputs(name, rows)
+        wanted = model(x).detach()
+        assert relative_error(module(x).detach(), wanted) < VALUES["float32"]
+        assert relative_error(run_onnx(file, x), wanted) < VALUES["float32"]
+
+
+@pytest.mark.parametrize("name", ["default", "everything"])
+def test_so_does_its_gradient_in_float64(name):
+    model = hull(name, "float64")
+    module = read_back(exported(model, inputs(name, 7, torch.float64)))
+    x = inputs(name, 41, torch.float64).requires_grad_()
+    assert relative_error(module(x).detach(), model(x).detach()) < VALUES["float64"]
+    found, wanted = (torch.autograd.grad((f(x) ** 2).sum(), x)[0] for f in (module, model))
+    assert relative_error(found, wanted) < 1e-12
+
+
+def test_a_folded_hull_too():
+    model = hull("deep")
+    program = exported(model.fold(), inputs("deep", 7))
+    x = inputs("deep", 41)
+    assert relative_error(read_back(program)(x), model(x).detach()) < VALUES["float32"]
+    assert relative_error(run_onnx(onnx_file(program), x), model(x).detach()) < VALUES["float32"]
+
+
+def test_control_every_array_of_the_onnx_file_is_seen():
+    model, x = hull("default"), inputs("default", 41)
+    file = onnx_file(exported(model, inputs("default", 7)))
+    wanted, seen = model(x).detach(), 0
+    assert relative_error(run_onnx(file, x), wanted) < VALUES["float32"]
+    for place, array in enumerate(file.graph.initializer):
+        values = onnx.numpy_helper.to_array(array)
+        if (
+            values.dtype == np.float32 and values.size > 1
+        ):  # what is not of the weights is a number or a shape
+            moved = onnx.ModelProto()
+            moved.CopyFrom(file)
+            moved.graph.initializer[place].CopyFrom(
+                onnx.numpy_helper.from_array(values * np.float32(1.001), array.name)
+            )
+            assert relative_error(run_onnx(moved, x), wanted) > 10 * VALUES["float32"], array.name
+            seen += 1
+    assert seen == len(list(model.parameters()))
+
+
+def hierarchy(name, dtype="float32"):
+    model = ENGINE.build(CASE, random_weights(CASE), dtype)
+    return model.eval(), convexmoe_torch.FixedHierarchy(model, ROUTINGS[name])
+
+
+def traced(fixed, dtype="float32"):
+    x = torch.from_numpy(rows_of(CASE, ROWS, dtype))
+    return exported(fixed, x, ANY_SIZE if fixed.rows is None else None)
+
+
+@pytest.mark.parametrize("name", ["one expert a level", "names", "both"])
+def test_a_hierarchy_comes_back_the_same(name):
+    model, fixed = hierarchy(name)
+    program = traced(fixed)
+    module, file = read_back(program), onnx_file(program)
+    onnx.checker.check_model(file, full_check=True)
+    for rows in SIZES if fixed.rows is None else (ROWS,):
+        x = torch.from_numpy(rows_of(CASE, rows))
+        wanted = model(x, in_full(ROUTINGS[name], rows)).fused_hidden.detach()
+        assert relative_error(module(x), wanted) < 1e-5
+        assert relative_error(run_onnx(file, x), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["fallback", "integers"])
+def test_a_hierarchy_in_float64(name):
+    model, fixed = hierarchy(name, "float64")
+    x = torch.from_numpy(rows_of(CASE, ROWS, "float64"))
+    wanted = model(x, in_full(ROUTINGS[name], ROWS)).fused_hidden.detach()
+    assert relative_error(read_back(traced(fixed, "float64"))(x), wanted) < 1e-12
+
+
+def test_control_another_plan_is_seen():
+    model, _ = hierarchy("both")
+    routes, x = ROUTINGS["both"]["b"], torch.from_numpy(rows_of(CASE, ROWS))
+    wanted = model(x, in_full(ROUTINGS["both"], ROWS)).fused_hidden.detach()
+    other = ROUTINGS["both"] | {"b": [routes[1], routes[0], *routes[2:]]}
+    found = run_onnx(onnx_file(traced(convexmoe_torch.FixedHierarchy(model, other))), x)
+    assert relative_error(found[:2], wanted[:2]) > 1e-2 and relative_error(found[2:], wanted[2:]) < 1e-5
+
+
+def test_one_expert_a_level_runs_that_expert_and_nothing_else():
+    found = Counter(node.op_type for node in onnx_file(traced(hierarchy("one expert a level")[1])).graph.node)
+    assert found["Gemm"] + found["MatMul"] == 2 + 2 + 2  # two MLPs, the fusion's gates
+    routed = {"Gather", "Split", "Concat", "Scatter", "Loop", "If"}
+    assert not routed & found.keys()
+    by_row = Counter(node.op_type for node in onnx_file(traced(hierarchy("names")[1])).graph.node)
+    assert by_row["Gather"] == 2 * 2 and by_row["Split"] == by_row["Concat"] == 2  # control
+
+
+class Routed(torch.nn.Module):
+    """A hierarchy whose routes are an argument."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, routes):
+        return self.model(x, {"only": routes}).fused_hidden
+
+
+def own_operators(program):
+    targets = {str(node.target) for node in program.graph.nodes}
+    return {target for target in targets if target.startswith("convexmoe")}
+
+
+def test_no_operator_of_our_own_is_in_a_program():
+    for name in ("one expert a level", "names"):
+        assert own_operators(traced(hierarchy(name)[1])) == set()
+    case, routes = uniform("linear", 3), torch.tensor([2, 0, 0, 1, 2, 2])
+    routed = Routed(ENGINE.build(case, random_weights(case), "float32"))
+    control = torch.export.export(routed.eval(), (torch.from_numpy(rows_of(case, ROWS)), routes))
+    assert own_operators(control) == {"convexmoe.grouped_linear.default"}
+
+
+def test_it_stays_in_evaluation_and_is_not_trained():
+    _, fixed = hierarchy("names")
+    assert not fixed.train().training and not any(module.training for module in fixed.modules())
+    assert not any(parameter.requires_grad for parameter in fixed.parameters())
+    assert not any(name.startswith(("take", "back")) for name in fixed.state_dict())
