@@ -152,7 +152,6 @@ class FixedHierarchy(nnx.Module):
     def _run_level(
         self, level: HierarchyLevelConfig, plan: LevelPlan, batch: Any, given: Any, structure: Any
     ) -> jax.Array:
-
         def sort_and_split(leaf: jax.Array) -> list[jax.Array]:
             """Return the rows of one expert after the other."""
             if not plan.sizes:

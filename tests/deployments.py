@@ -20,13 +20,13 @@ HULLS = {
         normalization=UNITS,
     ),
 }
-SIZES = (1, 3, 41)  # batches; the hulls are traced with another
+SIZES = (3, 41)  # batches; the hulls are traced with another
 
 CASE = Case(
     (
         Level("a", ("linear", "mlp7", "linear", "mlp7"), width=3, fallback=1),
         Level("off", ("linear",) * 2, width=2, enabled=False),
-        Level("b", ("mlp11",) * 3, width=11, stops=(0, 2)),
+        Level("b", ("linear",) * 3, width=11, stops=(0, 2)),
     ),
     dropout=0.5,  # of which nothing may be seen
 )

@@ -73,20 +73,19 @@ def test_control_another_weight_is_seen(engine):
 
 
 def test_both_packages_give_the_same():
-    for routing in ROUTINGS.values():
-        found = []
-        for engine in ENGINES:
-            with engine.precision("float64"):
-                hierarchy = fixed(engine, built(engine, dtype="float64"), routing)
-                found.append(served(engine, hierarchy, rows_of(CASE, ROWS, "float64")))
-        assert relative_error(*found) < BOUNDS["float64"]
+    found = []
+    for engine in ENGINES:
+        with engine.precision("float64"):
+            hierarchy = fixed(engine, built(engine, dtype="float64"), ROUTINGS["both"])
+            found.append(served(engine, hierarchy, rows_of(CASE, ROWS, "float64")))
+    assert relative_error(*found) < BOUNDS["float64"]
 
 
 @pytest.mark.parametrize("sequence", [False, True], ids=["samples", "sequences"])
 def test_context_mask_and_state_are_those_of_the_model(engine, sequence):
-    case = Case((Level("a", ("tanh", "linear")), Level("b", ("tanh",) * 2)))
+    case = Case((Level("a", ("tanh", "linear")),), fusion=False)
     inputs = random_inputs(case, ROWS, sequence=sequence)
-    routing = {"b": "e0"} | ({"a": inputs["routes"]["a"]} if sequence else {"a": "e0"})
+    routing = inputs["routes"] if sequence else {"a": "e0"}
     with engine.precision("float64"):
         model = built(engine, case, "float64")
         array, shared = engine.array, engine.package.Shared
@@ -124,18 +123,16 @@ def by_input(engine, function, x):
 def test_the_gradient_by_the_input_is_that_of_the_model(engine):
     """With its stops: e0 and e2 of the second level pass none on."""
     with engine.precision("float64"):
-        routing = ROUTINGS["both"]
-        model, x = built(engine, dtype="float64"), rows_of(CASE, ROWS, "float64")
-        if engine.name == "torch":
-            model.eval()
-        full = in_full(routing, ROWS)
-        good = by_input(engine, lambda x: model(x, full).fused_hidden, x)
+        levels = (Level("a", ("linear",)), Level("b", ("linear",) * 3, stops=(0, 2)))
+        model, x = built(engine, Case(levels), "float64"), rows_of(CASE, ROWS, "float64")
+        routing = {"b": ["e1", "e2", "e1", "e0", "e1", "e1"]}
+        good = by_input(engine, lambda x: model(x, routing).fused_hidden, x)
         assert relative_error(by_input(engine, fixed(engine, model, routing), x), good) < 1e-12
-        without = Case(
-            tuple(Level(lv.name, lv.kinds, lv.width, (), 1.0, lv.fallback) for lv, *_ in CASE.enabled)
-        )
-        free = fixed(engine, built(engine, without, "float64"), routing)
-        assert relative_error(by_input(engine, free, x), good) > 1e-2  # control
+        without = built(engine, Case((levels[0], Level("b", ("linear",) * 3))), "float64")
+        found = by_input(engine, fixed(engine, without, routing), x)
+        stopped = np.array([name != "e1" for name in routing["b"]])
+        assert relative_error(found[~stopped], good[~stopped]) < 1e-12
+        assert relative_error(found[stopped], good[stopped]) > 1e-2  # control
 
 
 def names_of(hierarchy):
@@ -172,6 +169,12 @@ def test_without_fusion_the_last_level_is_the_output(engine):
     routing = {"only": ["e2", "e0", "e0", "e2", "e1", "e0"]}
     found = served(engine, fixed(engine, model, routing), x)
     assert relative_error(found, wanted(engine, model, routing, x)) < BOUNDS["float32"]
+
+
+def test_a_level_of_one_expert_needs_no_route(engine):
+    case = uniform("linear", 1)
+    model, x = built(engine, case), rows_of(case, ROWS)
+    assert relative_error(served(engine, fixed(engine, model, None), x), wanted(engine, model, {}, x)) < 1e-6
 
 
 # What the model refuses; a name alone stands for one a row.
