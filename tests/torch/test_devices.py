@@ -9,6 +9,9 @@ import cases
 import pytest
 import torch
 from backends import BACKENDS
+from deployments import CASE, ROUTINGS, ROWS, in_full
+from engines import ENGINES
+from hierarchies import random_weights
 from tolerances import relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -163,6 +166,26 @@ def test_to_device_moves_weights_and_units():
     moved = model.to("meta")
     assert {value.device.type for value in moved.state_dict().values()} == {"meta"}
     assert moved(torch.empty(cases.ROWS, 5, device="meta")).device.type == "meta"
+
+
+def fixed(name, device="cpu"):
+    model = ENGINES[1].build(CASE, random_weights(CASE), "float32").to(device)
+    return model, cm.FixedHierarchy(model, ROUTINGS[name])
+
+
+@pytest.mark.parametrize("name", ["one expert a level", "names"])
+def test_a_hierarchy_with_fixed_routes_moves_and_waits_for_nothing(name):
+    """A meta tensor has no values that could be read back."""
+    x = torch.empty(ROWS, 5, device="meta")
+    model, hierarchy = fixed(name, "meta")
+    for one in (hierarchy, fixed(name)[1].to("meta")):
+        watch = watched(lambda one=one: one(x))
+        assert one(x).device.type == "meta" and watch.operations and not watch.operations & SYNCS
+        assert watch.dtypes == {torch.float32}
+    with pytest.raises(
+        (NotImplementedError, RuntimeError), match="meta"
+    ):  # control: the model reads its routes
+        model(x, in_full(ROUTINGS[name], ROWS))
 
 
 @pytest.mark.parametrize("hull", ["default", "learned", "gate_private", "units_smooth"])
