@@ -1,5 +1,6 @@
 """`torch.export` and ONNX: what was written and read back gives what the model gives, for batches of any size."""
 
+import functools
 import io
 from collections import Counter
 
@@ -55,11 +56,18 @@ def inputs(name, rows, dtype=torch.float32):
     return torch.from_numpy(cases.random_inputs(HULLS[name], (rows,))).to(dtype)
 
 
-@pytest.mark.parametrize("name", HULLS)
-def test_a_hull_comes_back_the_same(name):
+@functools.cache
+def exported_hull(name):
+    """A hull, its program, and its ONNX file."""
     model = hull(name)
     program = exported(model, inputs(name, 7))
-    module, file = read_back(program), onnx_file(program)
+    return model, program, onnx_file(program)
+
+
+@pytest.mark.parametrize("name", HULLS)
+def test_a_hull_comes_back_the_same(name):
+    model, program, file = exported_hull(name)
+    module = read_back(program)
     onnx.checker.check_model(file, full_check=True)
     for rows in SIZES:
         x = inputs(name, rows)
@@ -68,27 +76,23 @@ def test_a_hull_comes_back_the_same(name):
         assert relative_error(run_onnx(file, x), wanted) < VALUES["float32"]
 
 
-@pytest.mark.parametrize("name", ["default", "everything"])
-def test_so_does_its_gradient_in_float64(name):
-    model = hull(name, "float64")
-    module = read_back(exported(model, inputs(name, 7, torch.float64)))
-    x = inputs(name, 41, torch.float64).requires_grad_()
+def test_so_does_its_gradient_in_float64():
+    model = hull("default", "float64")
+    module = read_back(exported(model, inputs("default", 7, torch.float64)))
+    x = inputs("default", 41, torch.float64).requires_grad_()
     assert relative_error(module(x).detach(), model(x).detach()) < VALUES["float64"]
     found, wanted = (torch.autograd.grad((f(x) ** 2).sum(), x)[0] for f in (module, model))
     assert relative_error(found, wanted) < 1e-12
 
 
 def test_a_folded_hull_too():
-    model = hull("deep")
-    program = exported(model.fold(), inputs("deep", 7))
-    x = inputs("deep", 41)
-    assert relative_error(read_back(program)(x), model(x).detach()) < VALUES["float32"]
-    assert relative_error(run_onnx(onnx_file(program), x), model(x).detach()) < VALUES["float32"]
+    model, _, _ = exported_hull("default")
+    module, x = read_back(exported(model.fold(), inputs("default", 7))), inputs("default", 41)
+    assert relative_error(module(x), model(x).detach()) < VALUES["float32"]
 
 
 def test_control_every_array_of_the_onnx_file_is_seen():
-    model, x = hull("default"), inputs("default", 41)
-    file = onnx_file(exported(model, inputs("default", 7)))
+    (model, _, file), x = exported_hull("default"), inputs("default", 41)
     wanted, seen = model(x).detach(), 0
     assert relative_error(run_onnx(file, x), wanted) < VALUES["float32"]
     for place, array in enumerate(file.graph.initializer):
@@ -116,11 +120,18 @@ def traced(fixed, dtype="float32"):
     return exported(fixed, x, ANY_SIZE if fixed.rows is None else None)
 
 
-@pytest.mark.parametrize("name", ["one expert a level", "names", "both"])
-def test_a_hierarchy_comes_back_the_same(name):
+@functools.cache
+def exported_hierarchy(name):
+    """A hierarchy, the same with fixed routes, its program, and its ONNX file."""
     model, fixed = hierarchy(name)
     program = traced(fixed)
-    module, file = read_back(program), onnx_file(program)
+    return model, fixed, program, onnx_file(program)
+
+
+@pytest.mark.parametrize("name", ["one expert a level", "names", "both"])
+def test_a_hierarchy_comes_back_the_same(name):
+    model, fixed, program, file = exported_hierarchy(name)
+    module = read_back(program)
     onnx.checker.check_model(file, full_check=True)
     for rows in SIZES if fixed.rows is None else (ROWS,):
         x = torch.from_numpy(rows_of(CASE, rows))
@@ -146,12 +157,16 @@ def test_control_another_plan_is_seen():
     assert relative_error(found[:2], wanted[:2]) > 1e-2 and relative_error(found[2:], wanted[2:]) < 1e-5
 
 
+def operations(name):
+    """The operations of an ONNX file, with their numbers."""
+    return Counter(node.op_type for node in exported_hierarchy(name)[3].graph.node)
+
+
 def test_one_expert_a_level_runs_that_expert_and_nothing_else():
-    found = Counter(node.op_type for node in onnx_file(traced(hierarchy("one expert a level")[1])).graph.node)
+    found = operations("one expert a level")
     assert found["Gemm"] + found["MatMul"] == 2 + 1 + 2  # an MLP, a linear, the fusion's gates
-    routed = {"Gather", "Split", "Concat", "Scatter", "Loop", "If"}
-    assert not routed & found.keys()
-    by_row = Counter(node.op_type for node in onnx_file(traced(hierarchy("names")[1])).graph.node)
+    assert not {"Gather", "Split", "Concat", "Scatter", "Loop", "If"} & found.keys()
+    by_row = operations("names")
     assert by_row["Gather"] == 2 * 2 and by_row["Split"] == by_row["Concat"] == 2  # control
 
 
@@ -173,7 +188,7 @@ def own_operators(program):
 
 def test_no_operator_of_our_own_is_in_a_program():
     for name in ("one expert a level", "names"):
-        assert own_operators(traced(hierarchy(name)[1])) == set()
+        assert own_operators(exported_hierarchy(name)[2]) == set()
     case, routes = uniform("linear", 3), torch.tensor([2, 0, 0, 1, 2, 2])
     routed = Routed(ENGINE.build(case, random_weights(case), "float32"))
     control = torch.export.export(routed.eval(), (torch.from_numpy(rows_of(case, ROWS)), routes))
