@@ -13,12 +13,22 @@ import numpy as np
 import optax
 from flax import nnx
 
-from ._checks import dtype_name, fail, same_keys, whole_number
+from ._checks import describe, dtype_name, fail, one_of, same_keys, whole_number
 from .hull import VectorHull
 from .names import fill, neutral_arrays
 
+LARGEST_STEP = 2**31 - 1  # optax counts in int32
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+KINDS = (np.ndarray, jax.Array)
 MOMENTS = {"adam": ("mu", "nu"), "sgd": ("trace",)}
 RULES = {optax.ScaleByAdamState: "adam", optax.TraceState: "sgd"}
+# States with nothing of their own but moments and steps, beside those whose one field is a count. Others are refused.
+KNOWN = (
+    optax.EmptyState,
+    optax.MaskedState,
+    optax.schedules.InjectStatefulHyperparamsState,
+    *RULES,
+)
 
 
 class OptimizerState(NamedTuple):
@@ -40,29 +50,37 @@ def optimizer_state(state: Any, model: Any, *, step: int | None = None) -> Optim
 
     Args:
         state: of optax, with Adam's or the momentum's state anywhere in it; its trees are like the model's parameters.
+            Of an `nnx.Optimizer`, its `opt_state`. Rules that keep Adam's state under its name (nadam, adamax, radam,
+            yogi, lamb) or the momentum's (lars) cannot be told from Adam and SGD.
         model: the hull or hierarchy that it trains.
-        step: the steps taken, for a state that does not count them (SGD without a schedule); otherwise its own count.
+        step: the steps taken, for a state that does not count them (SGD without a schedule).
 
     Raises:
-        TypeError: another rule than these.
-        ValueError: the moments and the parameters differ in names or shapes; all differences are listed.
+        TypeError: another rule than these, or a state that has more to remember than moments and steps.
+        ValueError: the moments and the parameters differ in names or shapes (all differences are listed); two counts
+            differ, or `step` differs from them.
     """
     rule, found = _found(state)
     moments = {name: neutral_of(model, getattr(found, name)) for name in MOMENTS[rule]}
-    check_moments(moments, neutral_of(model, parameters_of(model)))
+    counts = {int(jax.tree.leaves(part.count)[0]) for part in _states(state) if "count" in part._fields}
     if step is not None:
-        whole_number("OptimizerState", "step", step, 0)
-    counts = [int(part.count) for part in _states(state) if "count" in part._fields]
-    return OptimizerState(rule, max(counts, default=step or 0), moments)
+        whole_number("OptimizerState", "step", step, 0, LARGEST_STEP)
+        counts.add(int(step))
+    if len(counts) > 1:
+        fix = "Begin with a fresh state."
+        fail("OptimizerState", "step", "one number of steps", f"the counts {sorted(counts)}", fix)
+    saved = OptimizerState(rule, next(iter(counts), 0), moments)
+    check_state(saved, neutral_of(model, parameters_of(model)))
+    return saved
 
 
 def restored(state: Any, model: Any, saved: OptimizerState) -> Any:
     """Return `state` with the moments and counts of `saved`, schedules' counts included.
 
     Args:
-        state: `init(params)` of the optax optimizer that goes on.
+        state: `init(params)` of the optax optimizer that goes on, or the `opt_state` of an `nnx.Optimizer`.
         model: the hull or hierarchy that it trains.
-        saved: what `optimizer_state` gave, in either package.
+        saved: what `optimizer_state` or `read_optimizer` gave.
 
     Raises:
         TypeError: the rules differ, or one is unknown.
@@ -72,57 +90,78 @@ def restored(state: Any, model: Any, saved: OptimizerState) -> Any:
     if rule != saved.rule:
         fix = "Make the optimizer that the state is of."
         fail("OptimizerState", "rule", f"{rule!r}, as the optimizer has", repr(saved.rule), fix, TypeError)
-    check_moments(saved.moments, neutral_of(model, parameters_of(model)))
+    check_state(saved, neutral_of(model, parameters_of(model)))
     moments = {name: tree_like(model, getattr(found, name), saved.moments[name]) for name in MOMENTS[rule]}
 
-    def counted(leaf: Any) -> Any:
+    def counted(part: Any) -> Any:
         """Return a state with its count, and its moments where it is the one."""
-        if isinstance(leaf, tuple) and hasattr(leaf, "_fields"):
-            new = {name: counted(getattr(leaf, name)) for name in leaf._fields}
-            if "count" in new:
-                new["count"] = jnp.full_like(new["count"], saved.step)
-            return type(leaf)(**(new | moments)) if leaf is found else type(leaf)(**new)
-        if isinstance(leaf, tuple):
-            return tuple(counted(part) for part in leaf)
-        return leaf
+        if isinstance(part, dict):
+            return {name: counted(value) for name, value in part.items()}
+        if not isinstance(part, tuple):
+            return part
+        if not hasattr(part, "_fields"):
+            return tuple(counted(value) for value in part)
+        new = {name: counted(getattr(part, name)) for name in part._fields if name not in moments}
+        if "count" in new:
+            new["count"] = jax.tree.map(lambda leaf: jnp.full_like(leaf, saved.step), part.count)
+        return type(part)(**(new | moments)) if part is found else type(part)(**new)
 
     return counted(state)
 
 
-def check_moments(moments: dict[str, dict[str, Any]], parameters: dict[str, Any]) -> None:
-    """Check that there is a moment for each parameter, of its shape; all differences are reported at once."""
+def check_state(saved: OptimizerState, parameters: dict[str, Any]) -> None:
+    """Check that a state has its rule, its step, and a moment for each parameter; all differences are reported at once.
+
+    Args:
+        saved: the state.
+        parameters: neutral name -> array.
+    """
+    fix = "Pass what optimizer_state or read_optimizer gave."
+    one_of("OptimizerState", "rule", saved.rule, tuple(MOMENTS))
+    whole_number("OptimizerState", "step", saved.step, 0, LARGEST_STEP)
     expected: dict[str, tuple] = {}
     got: dict[str, tuple] = {}
-    for moment, arrays in moments.items():
+    for moment in MOMENTS[saved.rule]:
         expected |= {f"{moment}/{name}": (tuple(p.shape), None) for name, p in parameters.items()}
-        got |= {f"{moment}/{name}": (tuple(v.shape), dtype_name(v.dtype)) for name, v in arrays.items()}
+    for moment, arrays in saved.moments.items():
+        for name, value in arrays.items():
+            if not isinstance(value, KINDS) or dtype_name(value.dtype) not in DTYPES:
+                rule = f"arrays of one of {list(DTYPES)}"
+                fail(
+                    "OptimizerState",
+                    "moments",
+                    rule,
+                    f"{describe(value)} for {moment}/{name}",
+                    fix,
+                    TypeError,
+                )
+            got[f"{moment}/{name}"] = (tuple(value.shape), dtype_name(value.dtype))
     same_keys("OptimizerState", expected, got)
 
 
 def _states(state: Any) -> list[Any]:
-    """Return every named tuple in an optax state, outermost first."""
-    inside = [part for part in state if isinstance(part, tuple)] if isinstance(state, tuple) else []
-    return [state] * hasattr(state, "_fields") + [found for part in inside for found in _states(part)]
+    """Return every named tuple in an optax state, outermost first; the moments are not looked into."""
+    if isinstance(state, dict):
+        return [found for part in state.values() for found in _states(part)]
+    if not isinstance(state, tuple):
+        return []
+    own = [state] if hasattr(state, "_fields") else []
+    return own + ([] if type(state) in RULES else [found for part in state for found in _states(part)])
 
 
 def _found(state: Any) -> tuple[str, Any]:
     """Return the rule of an optax state, and the part of it that holds the moments."""
     states = _states(state)
     known = [part for part in states if type(part) in RULES]
-    unlike = [type(part).__name__ for part in states if _has_moments(part) and type(part) not in RULES]
+    unlike = [type(p).__name__ for p in states if type(p) not in KNOWN and p._fields != ("count",)]
     if len(known) != 1 or unlike:
         got = ", ".join([*unlike, *(type(part).__name__ for part in known)]) or "none of them"
-        rule = "one ScaleByAdamState (Adam, AdamW) or TraceState (SGD with momentum)"
-        fix = "Use convexmoe_jax.adam, adamw or optax.sgd(rate, momentum)."
+        rule = (
+            "one ScaleByAdamState (Adam, AdamW) or TraceState (SGD with momentum), and beside it steps alone"
+        )
+        fix = "Use convexmoe_jax.adam, adamw or optax.sgd(rate, momentum), in a chain; of nnx.Optimizer its opt_state."
         fail("OptimizerState", "optimizer", rule, got, fix, TypeError)
     return RULES[type(known[0])], known[0]
-
-
-def _has_moments(state: Any) -> bool:
-    """Return whether a state holds trees of arrays, as moments are."""
-    own = [getattr(state, name) for name in state._fields]
-    leaves = jax.tree.leaves([part for part in own if not isinstance(part, tuple)])
-    return any(getattr(leaf, "ndim", 0) > 0 for leaf in leaves)
 
 
 def parameters_of(model: Any) -> Any:

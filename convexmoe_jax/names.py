@@ -21,10 +21,10 @@ from .config import CELMoEConfig, HullConfig
 from .experts import HullExpert, LinearExpert, MLPExpert
 from .hierarchy import HierarchicalCELMoE, LearnedFusion
 from .hull import VectorHull
+from .recipes import USER
 
 Permutation = Callable[[int], tuple[int, ...]]
 Leaf = tuple[str, Permutation]
-USER = "user"  # the kind of an expert or a fusion that is not one of ours
 
 
 def same(axes: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from ._checks import fail
 from .config import CELMoEConfig, HullConfig
 from .hierarchy import HierarchicalCELMoE
 from .hull import VectorHull, flatten, nest
-from .moments import MOMENTS, OptimizerState, check_moments, optimizer_state, restored
+from .moments import MOMENTS, OptimizerState, check_state, optimizer_state, restored
 from .names import built, fill, neutral_arrays, recipes_of
 from .neutral import KINDS, OPTIMIZER, PREFIX, SCHEMA, own_copy, read, write_sealed
 
@@ -51,8 +51,8 @@ def save(
     if optimizer is not None:
         given = isinstance(optimizer, OptimizerState)
         state = optimizer if given else optimizer_state(optimizer, model, step=step)
-        check_moments(state.moments, {name.removeprefix(PREFIX): value for name, value in arrays.items()})
-        header["optimizer"] = {"rule": state.rule, "step": state.step}
+        check_state(state, {name.removeprefix(PREFIX): value for name, value in arrays.items()})
+        header["optimizer"] = {"rule": state.rule, "step": int(state.step)}
         for moment, values in state.moments.items():
             arrays |= {f"{OPTIMIZER}{moment}/{name}": own_copy(value) for name, value in values.items()}
     write_sealed(path, header, arrays)

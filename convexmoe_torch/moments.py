@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._checks import dtype_name, fail, same_keys, whole_number
+from ._checks import describe, dtype_name, fail, one_of, same_keys, whole_number
 from .hierarchy import HierarchicalCELMoE
 from .names import parameters_of as parameters_of_hierarchy
 
+LARGEST_STEP = 2**31 - 1  # optax counts in int32
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+KINDS = Tensor
 MOMENTS = {"adam": ("mu", "nu"), "sgd": ("trace",)}
 # What PyTorch calls each moment
 KEYS = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "momentum_buffer"}
@@ -45,18 +48,16 @@ def optimizer_state(
         optimizer: Adam, AdamW, or SGD with momentum, of the model's parameters; a parameter that it has not stepped
             yet has moments of zero.
         model: the hull or hierarchy that it trains.
-        step: the steps taken, for an optimizer that does not count them (SGD); otherwise its own count.
+        step: the steps taken, for an optimizer that does not count them (SGD).
 
     Raises:
         TypeError: another rule than these.
         ValueError: the parameters have taken different numbers of steps, which optax, with one count for all, cannot
-            say; or none of them is the model's.
+            say; none of them is the model's; or `step` is not their count.
     """
     rule = _rule(optimizer)
     parameters = parameters_of(model)
-    if not _groups(optimizer).keys() & set(parameters.values()):
-        fix = "Pass the model that the optimizer was made for."
-        fail("OptimizerState", "optimizer", "an optimizer of the model's parameters", "one of others", fix)
+    _check_owner(optimizer, parameters)
     taken = {
         name: int(own["step"])
         for name, p in parameters.items()
@@ -67,8 +68,13 @@ def optimizer_state(
         got = f"{taken[few]} for {few} and {taken[many]} for {many}"
         fix = "Hand over before a part is frozen, or begin with a fresh state."
         fail("OptimizerState", "optimizer", "one number of steps for all parameters", got, fix)
+    counts = set(taken.values())
     if step is not None:
-        whole_number("OptimizerState", "step", step, 0)
+        whole_number("OptimizerState", "step", step, 0, LARGEST_STEP)
+        counts.add(int(step))
+    if len(counts) > 1:
+        fix = "Leave step out: the optimizer counts its steps."
+        fail("OptimizerState", "step", "one number of steps", f"the counts {sorted(counts)}", fix)
     moments: dict[str, dict[str, Tensor]] = {moment: {} for moment in MOMENTS[rule]}
     for name, parameter in parameters.items():
         own = optimizer.state.get(parameter, {})
@@ -76,7 +82,7 @@ def optimizer_state(
             value = own.get(KEYS[moment])
             value = torch.zeros_like(parameter) if value is None else value
             arrays[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return OptimizerState(rule, next(iter(taken.values()), step or 0), moments)
+    return OptimizerState(rule, next(iter(counts), 0), moments)
 
 
 def restored(
@@ -87,7 +93,7 @@ def restored(
     Args:
         optimizer: the one that goes on; parameters that it does not have keep out of it.
         model: the hull or hierarchy that it trains.
-        saved: what `optimizer_state` gave, in either package.
+        saved: what `optimizer_state` or `read_optimizer` gave.
 
     Raises:
         TypeError: the rules differ, or one is unknown.
@@ -98,7 +104,8 @@ def restored(
         fix = "Make the optimizer that the state is of."
         fail("OptimizerState", "rule", f"{rule!r}, as the optimizer has", repr(saved.rule), fix, TypeError)
     parameters = parameters_of(model)
-    check_moments(saved.moments, parameters)
+    check_state(saved, parameters)
+    _check_owner(optimizer, parameters)
     groups = _groups(optimizer)
     for name, parameter in parameters.items():
         if parameter not in groups:
@@ -112,14 +119,41 @@ def restored(
     return optimizer
 
 
-def check_moments(moments: dict[str, dict[str, Any]], parameters: dict[str, Any]) -> None:
-    """Check that there is a moment for each parameter, of its shape; all differences are reported at once."""
+def check_state(saved: OptimizerState, parameters: dict[str, Any]) -> None:
+    """Check that a state has its rule, its step, and a moment for each parameter; all differences are reported at once.
+
+    Args:
+        saved: the state.
+        parameters: neutral name -> array.
+    """
+    fix = "Pass what optimizer_state or read_optimizer gave."
+    one_of("OptimizerState", "rule", saved.rule, tuple(MOMENTS))
+    whole_number("OptimizerState", "step", saved.step, 0, LARGEST_STEP)
     expected: dict[str, tuple] = {}
     got: dict[str, tuple] = {}
-    for moment, arrays in moments.items():
+    for moment in MOMENTS[saved.rule]:
         expected |= {f"{moment}/{name}": (tuple(p.shape), None) for name, p in parameters.items()}
-        got |= {f"{moment}/{name}": (tuple(v.shape), dtype_name(v.dtype)) for name, v in arrays.items()}
+    for moment, arrays in saved.moments.items():
+        for name, value in arrays.items():
+            if not isinstance(value, KINDS) or dtype_name(value.dtype) not in DTYPES:
+                rule = f"arrays of one of {list(DTYPES)}"
+                fail(
+                    "OptimizerState",
+                    "moments",
+                    rule,
+                    f"{describe(value)} for {moment}/{name}",
+                    fix,
+                    TypeError,
+                )
+            got[f"{moment}/{name}"] = (tuple(value.shape), dtype_name(value.dtype))
     same_keys("OptimizerState", expected, got)
+
+
+def _check_owner(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor]) -> None:
+    """Check that an optimizer has parameters of the model: those of a copy are others."""
+    if not _groups(optimizer).keys() & set(parameters.values()):
+        fix = "Pass the model that the optimizer was made for."
+        fail("OptimizerState", "optimizer", "an optimizer of the model's parameters", "one of others", fix)
 
 
 def _groups(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:

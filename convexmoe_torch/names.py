@@ -17,8 +17,7 @@ from .config import CELMoEConfig, HullConfig
 from .experts import HullExpert, LinearExpert, MLPExpert
 from .hierarchy import HierarchicalCELMoE, LearnedFusion
 from .hull import VectorHull
-
-USER = "user"  # the kind of an expert or a fusion that is not one of ours
+from .recipes import USER
 
 RULES: set[type] = {
     nn.Linear,

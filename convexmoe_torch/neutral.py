@@ -25,6 +25,7 @@ from ._checks import dtype_name, fail, same_keys
 from .config import HullConfig
 from .init import parameter_shapes
 from .moments import MOMENTS
+from .recipes import described
 
 SCHEMA = 1
 KINDS = ("VectorHull", "HierarchicalCELMoE")
@@ -96,7 +97,7 @@ def check_keys(header: dict[str, Any], forms: dict[str, tuple]) -> None:
 
     Args:
         header: as `checked_header` returns it.
-        forms: name in the file -> (shape, dtype name). What a hierarchy must have is known once it is built.
+        forms: name in the file -> (shape, dtype name). What users' own experts must have, they tell.
     """
     if header["kind"] == "VectorHull":
         config = HullConfig.from_json(json.dumps(header["config"]))
@@ -105,7 +106,10 @@ def check_keys(header: dict[str, Any], forms: dict[str, tuple]) -> None:
             PREFIX + name: (shape, dtype) for name, shape in parameter_shapes(config).items()
         }
     else:
-        expected = {key: form for key, form in forms.items() if key.startswith(PREFIX)}
+        shapes, own = described(header["config"])
+        expected = {PREFIX + name: (shape, None) for name, shape in shapes.items()}
+        theirs = tuple(PREFIX + part for part in own)
+        expected |= {key: form for key, form in forms.items() if key.startswith(theirs)}
     if "optimizer" in header:
         shapes = {key.removeprefix(PREFIX): shape for key, (shape, _) in expected.items()}
         for moment in MOMENTS[header["optimizer"]["rule"]]:

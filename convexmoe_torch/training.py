@@ -213,8 +213,8 @@ def fit(
         learning_rate: peak of the schedule; None means `LEARNING_RATE`.
         seed: of the batches.
         progress: show a bar with the loss and the time left.
-        resume: where an earlier call with the same data and options stood, in this package or the other: training
-            goes on from there, and the model of it takes the place of `model`.
+        resume: where an earlier call with the same data and options stood (of the other package: read from its files,
+            docs/pages/files.md): training goes on from there, and the model of it takes the place of `model`.
         on_evaluation: is given where training stands at each of the `EVALUATIONS`; True ends it there.
 
     Raises:
@@ -239,9 +239,12 @@ def fit(
     def hull_of(params: Tree) -> VectorHull:
         return VectorHull.from_params(replace(config, normalization=normalization), params)
 
-    start = model if resume is None else resume.model
+    start = getattr(resume, "model", model)
     hull = VectorHull.from_params(replace(config, normalization=None), start.params).to(wide)
     if resume is not None:
+        if not isinstance(resume, FitState):
+            fix = "Pass what on_evaluation was given."
+            fail("fit", "resume", "a FitState of this package", type(resume).__name__, fix, TypeError)
         check_resumed(resume.model.config, replace(config, normalization=normalization))
         state = restored(adam(hull), hull, resume.optimizer)
         best = {name: value.detach() for name, value in resume.best.named_parameters()}

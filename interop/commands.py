@@ -125,15 +125,9 @@ def fit(
     """Fit a convex mixture of experts to a table: writes model.safetensors, metrics.json and report.png."""
     if resume is not None:
         _check_resumable(context)
-    _check_whole_numbers(
-        {
-            "petals": (petals, 1, 1024, 8),
-            "depth": (depth, 1, 32, 1),
-            "steps": (steps, 1, 10**7, 2000),
-            "seed": (seed, 0, 2**31 - 1, 0),
-        }
-        | ({} if pause_at is None else {"pause-at": (pause_at, 1, 10**7, 1000)})
-    )
+    usual = {"petals": (petals, 8), "depth": (depth, 1), "steps": (steps, 2000), "seed": (seed, 0)}
+    checked = {name: (value, *unfinished.LIMITS[name], good) for name, (value, good) in usual.items()}
+    _check_whole_numbers(checked | ({} if pause_at is None else {"pause-at": (pause_at, 1, 10**7, 1000)}))
     chosen = frameworks.choose(framework)
     if not frameworks.is_installed("matplotlib"):
         raise InputError(
@@ -146,11 +140,16 @@ def fit(
         with chosen.quiet():
             begun = unfinished.read(resume, chosen)
         plan, target, dropped, out = job.Plan(**begun.plan), begun.target, begun.drop, resume
+    if begun is not None and data is None and begun.table != embedded_table().name:
+        raise InputError(
+            f"convexmoe fit --resume: expected the table that the run was begun with; got none. "
+            f"Name it: convexmoe fit {begun.table} --resume {resume}."
+        )
     table, predicted = _table_and_target(data, target)
     dataset = job.prepare(table, predicted, dropped, plan.seed)
     out = new_directory("convexmoe-fit") if out is None else out
     folder = unfinished.folder_of(out)
-    if resume is None and folder.exists():
+    if resume is None and unfinished.is_there(out):
         raise InputError(
             f"convexmoe fit --out: expected a directory without an unfinished run; got {out}. "
             f"Go on with --resume {out}, or remove {folder}."

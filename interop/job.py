@@ -115,11 +115,12 @@ def run(data: Dataset, framework: Framework, plan: Plan, place: Run, console: Co
     Returns:
         The step at which the run paused, None where it came to its end.
     """
-    prints = fingerprint(data.x, data.y, data.train, data.validation, data.test)
+    names = (*data.columns, data.target)
+    prints = fingerprint(names, data.x, data.y, data.train, data.validation, data.test)
     if place.resumed is not None and place.resumed.data != prints:
         raise InputError(
-            "convexmoe fit --resume: expected the table that the run was begun with; got other rows. "
-            "Name the same table."
+            f"convexmoe fit --resume: expected the table that the run was begun with, {place.resumed.table}; got other "
+            "rows or columns. Name that table before --resume."
         )
     x_train, y_train = data.x[data.train], data.y[data.train]
     x_test, y_test = data.x[data.test], data.y[data.test]
@@ -136,6 +137,11 @@ def run(data: Dataset, framework: Framework, plan: Plan, place: Run, console: Co
     parts = [{"framework": framework.name, "from_step": 0}]
     if place.resumed is not None:
         model, step = place.resumed.state.model, place.resumed.state.history.step[-1]
+        if place.pause_at is not None and place.pause_at <= step:
+            raise InputError(
+                f"convexmoe fit --pause-at: expected a step after {step}, where the run stands; got {place.pause_at}. "
+                "Leave it out to go on to the end."
+            )
         parts = [*place.resumed.parts, {"framework": framework.name, "from_step": step}]
         options["resume"] = place.resumed.state
         console.print(f"Going on from step {step} of {plan.steps}.", highlight=False)
@@ -153,6 +159,7 @@ def run(data: Dataset, framework: Framework, plan: Plan, place: Run, console: Co
         "plan": asdict(plan),
         "target": data.target,
         "drop": list(place.drop),
+        "table": data.name,
         "data": prints,
         "parts": parts,
     }
@@ -171,10 +178,13 @@ def run(data: Dataset, framework: Framework, plan: Plan, place: Run, console: Co
     except KeyboardInterrupt:
         if keeper.write():
             _say_paused(keeper.step, plan, place, console)
+        else:
+            console.print("Stopped before the first evaluation: there is nothing to go on from.")
         raise
     if keeper.paused and keeper.step < plan.steps:
         _say_paused(keeper.step, plan, place, console)
         return keeper.step
+    keeper.write_where_long()
     predicted = framework.predict(fitted.model, x_test)
     size = framework.num_parameters(fitted.model)
     linear = fit_linear(x_train, y_train)

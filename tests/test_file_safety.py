@@ -9,15 +9,27 @@ import tempfile
 
 import backends
 import cases
-import jax
 import numpy as np
 import pytest
-import torch
+import safetensors.numpy
+import saved_models
+
+import convexmoe_jax
+import convexmoe_torch
 
 FIELDS = cases.HULLS["default"]
 NUMBER = 10_000
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed while it saves")
-WORDS = ("load.", "HullConfig", "CELMoEConfig", "Normalization", "VectorHull", "HierarchicalCELMoE")
+WORDS = (
+    "load.",
+    "HullConfig",
+    "CELMoEConfig",
+    "HierarchyLevelConfig",
+    "ExpertConfig",
+    "Normalization",
+    "VectorHull",
+    "HierarchicalCELMoE",
+)
 
 
 @pytest.fixture(params=backends.BACKENDS, ids=lambda backend: backend.name)
@@ -98,25 +110,23 @@ def describe(data, rng):
 MUTATIONS = (flip, cut, grow, move, edit, describe)
 
 
+def trained_files(backend, folder):
+    """The bytes of a hull, of a hull with an optimizer and of a hierarchy with one."""
+    hull, hierarchy = saved_models.hull(), saved_models.hierarchy()
+    models = [(hull, None), (hull, saved_models.stepped(hull)), (hierarchy, saved_models.stepped(hierarchy))]
+    for number, (model, optimizer) in enumerate(models):
+        convexmoe_torch.save(model, folder / str(number), optimizer=optimizer)
+    return [(folder / str(number)).read_bytes() for number in range(len(models))]
+
+
 @pytest.mark.slow
 def test_ten_thousand_damaged_files(backend, tmp_path):
-    """Each is refused in our words, or is the very model: never a crash, never another model."""
-    weights = backends.rounded(cases.random_weights(FIELDS), "float32")
-    model = backend.model(FIELDS, weights, "float32")
-    path, bad = tmp_path / "good", tmp_path / "bad"
-    backend.package.save(model, path)
-    moments = {moment: {name: 0.5 * value for name, value in weights.items()} for moment in ("mu", "nu")}
-    if backend.name == "torch":
-        moments = jax.tree.map(torch.from_numpy, moments)
-    backend.package.save(
-        model, tmp_path / "trained", optimizer=backend.package.OptimizerState("adam", 7, moments)
-    )
-    goods = path.read_bytes(), (tmp_path / "trained").read_bytes()
-    rng = np.random.default_rng(0)
-    same = refused = 0
+    """Each is refused in our words, or saves to the very bytes of the original: never a crash, never another model."""
+    goods, bad, again = trained_files(backend, tmp_path), tmp_path / "bad", tmp_path / "again"
+    rng, same, refused = np.random.default_rng(0), 0, 0
     for number in range(NUMBER):
-        change = MUTATIONS[number % len(MUTATIONS)]
-        bad.write_bytes(change(goods[number // len(MUTATIONS) % 2], rng))
+        change, good = MUTATIONS[number % len(MUTATIONS)], goods[number // len(MUTATIONS) % len(goods)]
+        bad.write_bytes(change(good, rng))
         try:
             found = backend.package.load(bad)
             state = backend.package.read_optimizer(bad)
@@ -124,18 +134,53 @@ def test_ten_thousand_damaged_files(backend, tmp_path):
             assert str(error).startswith(WORDS), (number, change.__name__, error)
             refused += 1
             continue
-        assert found.config == model.config, (number, change.__name__)
-        loaded = backend.weights(found)
-        assert all(np.array_equal(loaded[name], value) for name, value in weights.items()), number
-        if state is not None:
-            assert (state.rule, state.step) == ("adam", 7), number
-            assert all(
-                np.array_equal(value, moments[moment][name])
-                for moment, values in state.moments.items()
-                for name, value in values.items()
-            ), number
+        backend.package.save(found, again, notes=backend.package.read_notes(bad), optimizer=state)
+        assert again.read_bytes() == good, (number, change.__name__)
         same += 1
     assert same + refused == NUMBER and refused > 0.95 * NUMBER
+
+
+def resealed(data, change):
+    """The file with its description changed, and its sha256 made to fit: by an attacker, or by another program."""
+    header, rest = parts(data)
+    entry = json.loads(header["__metadata__"]["convexmoe"])
+    change(entry)
+    arrays = safetensors.numpy.load(data)
+    entry["sha256"] = convexmoe_jax.neutral.digest(entry, arrays)
+    header["__metadata__"]["convexmoe"] = json.dumps(entry, sort_keys=True)
+    return joined(header, rest)
+
+
+LIES = {
+    "a giant": lambda entry: entry["config"]["hierarchy"].update(hidden_size=10**9),
+    "a large one": lambda entry: entry["config"]["hierarchy"].update(hidden_size=20_000),
+    "a giant expert": lambda entry: entry["config"]["experts"]["b.z"].update(sizes=[5, 10**9, 5]),
+    "a giant hull": lambda entry: entry["config"]["experts"]["a.x"]["config"].update(petals=10**9),
+    "sizes below zero": lambda entry: entry["config"]["experts"]["b.z"].update(sizes=[5, -1, 5]),
+    "another kind": lambda entry: entry["config"]["experts"]["b.x"].update(kind="Conv"),
+    "no recipe": lambda entry: entry["config"]["experts"].update({"b.x": None}),
+    "no hierarchy": lambda entry: entry["config"].pop("hierarchy"),
+    "no experts": lambda entry: entry["config"].pop("experts"),
+    "levels that are none": lambda entry: entry["config"]["hierarchy"].update(levels=7),
+    "another fusion": lambda entry: entry["config"].update(fusion=["LearnedFusion"]),
+    "a hull's config": lambda entry: entry.update(config=FIELDS),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_lie_about_a_hierarchy_is_found_before_anything_is_built(backend, name, tmp_path, monkeypatch):
+    good = trained_files(backend, tmp_path)[2]
+    monkeypatch.setattr(backend.package.checkpoint, "built", lambda *_: pytest.fail("it was built"))
+    (tmp_path / "lie").write_bytes(resealed(good, LIES[name]))
+    for read in (backend.package.load, backend.package.read_optimizer):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            read(tmp_path / "lie")
+        assert str(caught.value).startswith(WORDS), caught.value
+
+
+def test_control_a_hierarchy_resealed_without_a_lie_loads(backend, tmp_path):
+    (tmp_path / "same").write_bytes(resealed(trained_files(backend, tmp_path)[2], lambda entry: None))
+    assert backend.package.load(tmp_path / "same").config.hidden_size == 5
 
 
 KILLS = """

@@ -1,5 +1,6 @@
 """`convexmoe fit` stopped half-way, by --pause-at, Ctrl-C or kill -9, goes on in either framework as if nothing was."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,7 +11,8 @@ import time
 import pytest
 from commands import assert_one_line_refusal, invoke
 
-from interop import unfinished
+import convexmoe_torch
+from interop import frameworks, unfinished
 
 STEPS = 120
 
@@ -89,7 +91,8 @@ def test_an_interrupted_run_says_how_to_go_on(framework, whole, tmp_path, monkey
 
 
 KILLED = """
-from interop import unfinished
+import convexmoe_torch
+from interop import frameworks, unfinished
 unfinished.EVERY = 0.0
 from interop.cli import main
 main()
@@ -112,18 +115,103 @@ def test_a_killed_run_goes_on_from_its_last_evaluation(whole, tmp_path):
     assert got["test_rmse"] == whole["torch"]["test_rmse"] and got["parts"][1]["from_step"] > 0
 
 
-def test_a_long_run_is_kept_from_time_to_time(tmp_path, monkeypatch):
-    """Between two writes there are `EVERY` seconds, and none at all in a short run."""
-    writes = []
-    monkeypatch.setattr(unfinished.Keeper, "write", lambda self: writes.append(self.step))
-    monkeypatch.setattr(unfinished, "EVERY", 1e-9)
-    arguments = ["fit", "--steps", STEPS, "--framework", "torch", "--out"]
-    assert invoke(*arguments, tmp_path / "often").exit_code == 0
-    assert len(writes) > 10
-    monkeypatch.setattr(unfinished, "EVERY", 1e9)
-    writes.clear()
-    assert invoke(*arguments, tmp_path / "never").exit_code == 0
-    assert writes == []
+@pytest.mark.parametrize(("every", "most"), [(1e9, 1), (1e-9, 40)])
+def test_a_run_is_written_at_once_and_then_from_time_to_time(every, most, tmp_path, monkeypatch):
+    writes, write = [], unfinished.Keeper.write
+    monkeypatch.setattr(unfinished.Keeper, "write", lambda self: writes.append(self.step) or write(self))
+    monkeypatch.setattr(unfinished, "EVERY", every)
+    monkeypatch.setattr(unfinished.Keeper, "write_where_long", lambda self: None)
+    arguments = ["fit", "--steps", STEPS, "--framework", "torch", "--out", tmp_path / "run"]
+    assert invoke(*arguments).exit_code == 0
+    assert writes[0] == STEPS // 40 and len(writes) == len(set(writes))
+    assert len(writes) == 1 if most == 1 else 10 < len(writes) <= most
+    assert not (tmp_path / "run" / "unfinished").exists()
+
+
+def test_stopped_before_the_first_evaluation_it_says_so(tmp_path, monkeypatch):
+    def interrupted(self, state):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(unfinished.Keeper, "__call__", interrupted)
+    result = invoke("fit", "--steps", STEPS, "--framework", "torch", "--out", tmp_path / "run")
+    assert result.exit_code == 130 and "there is nothing to go on from" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_best_weights_of_another_run_are_refused(tmp_path):
+    folders = [tmp_path / name / "unfinished" for name in ("one", "other")]
+    for folder, at in zip(folders, (60, 3), strict=True):
+        assert paused(folder.parent, "torch", at).exit_code == 0
+    [best], [other] = (list(folder.glob("best-*.safetensors")) for folder in folders)
+    best.write_bytes(other.read_bytes())
+    result = invoke("fit", "--resume", tmp_path / "one")
+    assert_one_line_refusal(result, "is not of this run")
+    best.unlink()
+    assert_one_line_refusal(invoke("fit", "--resume", tmp_path / "one"), "found none")
+
+
+def put(*path, value):
+    """A change of a description at a path."""
+
+    def change(run):
+        for key in path[:-1]:
+            run = run[key]
+        run[path[-1]] = value
+
+    return change
+
+
+NOTES = {
+    "steps in words": put("plan", "steps", value="200"),
+    "endless": put("plan", "steps", value=10**12),
+    "fewer than taken": put("plan", "steps", value=6),
+    "another field of the plan": put("plan", "width", value=3),
+    "other petals": put("plan", "petals", value=3),
+    "a number for a name": put("target", value=5),
+    "nested names": put("drop", value=[["a"]]),
+    "no history": put("history", value={}),
+    "losses that are none": put("history", "train_loss", value=[None] * 20),
+    "unequal lists": put("history", "validation_loss", value=[0.1]),
+    "steps that fall": put("history", "step", value=list(range(60, 0, -3))),
+    "another step": put("history", "step", value=[*range(3, 60, 3), 61]),
+    "a best step that was not": put("best_step", value=7),
+    "parts": put("parts", value="abc"),
+    "nothing": dict.clear,
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_a_description_that_was_changed_is_refused(name, tmp_path):
+    assert paused(tmp_path / "run", "torch").exit_code == 0
+    now = tmp_path / "run" / "unfinished" / "now.safetensors"
+    model, notes = convexmoe_torch.load(now), convexmoe_torch.read_notes(now)
+    optimizer = convexmoe_torch.read_optimizer(now)
+    convexmoe_torch.save(model, now, notes=notes, optimizer=optimizer)
+    unfinished.read(tmp_path / "run", frameworks.get("torch"))  # control: unchanged it is read
+    NOTES[name](notes["fit"])
+    convexmoe_torch.save(model, now, notes=notes, optimizer=optimizer)
+    result = invoke("fit", "--resume", tmp_path / "run", "--framework", "torch")
+    assert_one_line_refusal(result, "got files that cannot be read as one")
+
+
+@pytest.mark.parametrize("change", ["no optimizer", "sgd", "float64", "another best"])
+def test_models_that_are_not_of_one_run_are_refused(change, tmp_path):
+    assert paused(tmp_path / "run", "torch").exit_code == 0
+    now = tmp_path / "run" / "unfinished" / "now.safetensors"
+    model, notes = convexmoe_torch.load(now), convexmoe_torch.read_notes(now)
+    optimizer = convexmoe_torch.read_optimizer(now)
+    if change == "no optimizer":
+        optimizer = None
+    elif change == "sgd":
+        optimizer = convexmoe_torch.OptimizerState("sgd", 60, {"trace": optimizer.moments["mu"]})
+    elif change == "float64":
+        model = model.double()
+    else:
+        config = dataclasses.replace(model.config, gate=True)
+        model, optimizer = convexmoe_torch.VectorHull.from_config(config), None
+    convexmoe_torch.save(model, now, notes=notes, optimizer=optimizer)
+    result = invoke("fit", "--resume", tmp_path / "run", "--framework", "torch")
+    assert_one_line_refusal(result, "got files that cannot be read as one")
 
 
 def test_refusals_are_one_line(tmp_path):
@@ -135,13 +223,24 @@ def test_refusals_are_one_line(tmp_path):
         ("--resume", run, "--out", tmp_path): "got --out beside it",
         ("--resume", tmp_path): "expected a directory with an unfinished run",
         ("--resume", run, "--pause-at", 0): "--pause-at: expected a whole number from 1",
+        ("--resume", run, "--pause-at", 3): "expected a step after 3, where the run stands; got 3",
     }
     for arguments, words in refusals.items():
         assert_one_line_refusal(invoke("fit", *arguments), words)
     table = tmp_path / "other.csv"
     table.write_text("a,b,mpg\n" + "".join(f"{n},{n * n % 7},{n % 5}\n" for n in range(60)))
     result = invoke("fit", table, "--resume", run)
-    assert_one_line_refusal(result, "expected the table that the run was begun with; got other rows")
+    assert_one_line_refusal(
+        result, "expected the table that the run was begun with, auto_mpg.csv; got other rows"
+    )
+    assert paused(tmp_path / "own", "torch", 3).exit_code == 0
+    result = invoke(
+        "fit", table, "--target", "mpg", "--steps", STEPS, "--pause-at", 3, "--out", tmp_path / "b"
+    )
+    assert result.exit_code == 0, result.output
+    assert_one_line_refusal(
+        invoke("fit", "--resume", tmp_path / "b"), "Name it: convexmoe fit other.csv --resume"
+    )
     now = run / "unfinished" / "now.safetensors"
     now.write_bytes(now.read_bytes()[:-1])
     assert_one_line_refusal(invoke("fit", "--resume", run), "got files that cannot be read as one")

@@ -7,6 +7,7 @@ import weakref
 import backends
 import cases
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -140,7 +141,9 @@ def test_refusals_in_the_same_words(backend, tmp_path):
             ValueError, match="expected an optimizer of the model's parameters; got one of others"
         ):
             backend.package.save(own, path, optimizer=fresh(backend, other))
-    with pytest.raises(ValueError, match=r"OptimizerState.step: expected a whole number >= 0; got -1"):
+    with pytest.raises(
+        ValueError, match=r"OptimizerState.step: expected a whole number from 0 to 2147483647; got -1"
+    ):
         backend.package.save(own, path, optimizer=fresh(backend, own, "sgd"), step=-1)
 
 
@@ -219,3 +222,129 @@ def test_control_a_reader_that_keeps_its_tensors_is_seen(backend, tmp_path, monk
     )
     backend.package.read_notes(tmp_path / "file")
     assert max(counts) == len(counts) - 1
+
+
+def params_of(model):
+    return nnx.state(model, nnx.Param)
+
+
+CHAINS = {
+    "injected schedule": lambda: optax.inject_hyperparams(optax.adamw)(
+        learning_rate=lambda n: 1e-2 / (1 + n), weight_decay=0.0
+    ),
+    "a chain in a chain": lambda: optax.chain(
+        optax.clip_by_global_norm(1.0), optax.chain(optax.scale_by_adam(), optax.scale(-1e-3))
+    ),
+    "masked": lambda: optax.masked(
+        optax.adam(lambda n: 1e-2 / (1 + n)), lambda p: jax.tree.map(lambda _: True, p)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_every_count_of_a_chain_comes_back(name, tmp_path):
+    """The next update is that of the run which went on."""
+    model, make = in_jax("hull"), CHAINS[name]
+    state, params = stepped(make(), model, 5, 0), params_of(model)
+    convexmoe_jax.save(model, tmp_path / "file", optimizer=state)
+    again = convexmoe_jax.load_optimizer(tmp_path / "file", make().init(params), model)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    first, second = (make().update(gradient, now, params) for now in (state, again))
+    assert equal(leaves(first), leaves(second))
+    # control: a count that was forgotten
+    third = make().update(gradient, make().init(params), params)
+    assert not equal(leaves(first), leaves(third))
+
+
+@pytest.mark.parametrize("kind", ["hull", "hierarchy"])
+def test_a_flax_optimizer_goes_through_the_file(kind, tmp_path):
+    model = in_jax(kind)
+
+    def step(optimizer, model):
+        optimizer.update(model, jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), params_of(model)))
+
+    optimizer = nnx.Optimizer(model, convexmoe_jax.adam(1e-2), wrt=nnx.Param)
+    step(optimizer, model)
+    convexmoe_jax.save(model, tmp_path / "file", optimizer=optimizer.opt_state)
+    other = convexmoe_jax.load(tmp_path / "file")
+    goes_on = nnx.Optimizer(other, convexmoe_jax.adam(1e-2), wrt=nnx.Param)
+    goes_on.opt_state = convexmoe_jax.load_optimizer(tmp_path / "file", goes_on.opt_state, other)
+    step(optimizer, model)
+    step(goes_on, other)
+    assert equal(leaves(params_of(model)), leaves(params_of(other)))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: optax.apply_if_finite(optax.adam(1e-3), 5), "ApplyIfFiniteState"),
+        (lambda: optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()), "ReduceLROnPlateauState"),
+        (lambda: optax.MultiSteps(optax.adam(1e-3), 3), "MultiStepsState"),
+    ],
+)
+def test_a_state_with_more_to_remember_is_refused_by_name(make, name):
+    model = in_jax("hull")
+    with pytest.raises(TypeError, match=f"beside it steps alone; got {name}"):
+        convexmoe_jax.moments.optimizer_state(make().init(params_of(model)), model)
+
+
+def test_counts_that_differ_are_refused():
+    model = in_jax("hull")
+    state = convexmoe_jax.adam(lambda n: 1e-3).init(params_of(model))
+    state = (state[0]._replace(count=jnp.asarray(3)), state[1]._replace(count=jnp.asarray(8)))
+    with pytest.raises(ValueError, match=r"expected one number of steps; got the counts \[3, 8\]"):
+        convexmoe_jax.moments.optimizer_state(state, model)
+
+
+def halves(backend, model, moments=("mu", "nu"), **changes):
+    """A state by hand: half of each weight, with changes."""
+    weights = backend.package.hull.flatten(model.params)
+    values = {name: backend.array(0.5 * backend.numpy(value)) for name, value in weights.items()}
+    fields = {"rule": "adam", "step": 3, "moments": {moment: dict(values) for moment in moments}}
+    return backend.package.OptimizerState(**(fields | changes))
+
+
+BAD_STATES = {
+    "no moments": ({"moments": {}}, "missing mu/shifts"),
+    "one moment": ({"moments": ("mu",)}, "missing nu/shifts"),
+    "another moment": ({"moments": ("mu", "nu", "xi")}, "unexpected xi/shifts"),
+    "another rule": ({"rule": "lion"}, r"expected one of \['adam', 'sgd'\]; got 'lion'"),
+    "Adam's for SGD": ({"rule": "sgd"}, "missing trace/shifts"),
+    "before": ({"step": -1}, r"expected a whole number from 0 to 2147483647; got -1"),
+    "after": ({"step": 2**31}, r"expected a whole number from 0 to 2147483647; got 2147483648"),
+    "half a step": ({"step": 1.5}, r"expected a whole number .*; got 1.5"),
+    "whole numbers": ({"dtype": "int32"}, r"expected arrays of one of .*; got int32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_STATES)
+def test_a_bad_state_leaves_the_file_as_it_was(backend, name, tmp_path):
+    fields = cases.HULLS["default"]
+    model = backend.model(fields, cases.random_weights(fields), "float32")
+    path = tmp_path / "file"
+    backend.package.save(model, path, optimizer=halves(backend, model))
+    before = path.read_bytes()
+    changes, words = dict(BAD_STATES[name][0]), BAD_STATES[name][1]
+    if isinstance(changes.get("moments"), tuple):
+        state = halves(backend, model, changes["moments"])
+    elif changes.pop("dtype", None):
+        state = halves(backend, model)
+        state.moments["mu"]["shifts"] = backend.array(np.zeros(3, np.int32))
+    else:
+        state = halves(backend, model, **changes)
+    with pytest.raises((TypeError, ValueError), match=words):
+        backend.package.save(model, path, optimizer=state)
+    assert path.read_bytes() == before
+    with pytest.raises((TypeError, ValueError)):
+        backend.package.moments.restored(fresh(backend, model), model, state)
+
+
+def test_an_optimizer_of_a_copy_is_refused(tmp_path):
+    """In PyTorch an optimizer knows its parameters: those of another model of the same file are others."""
+    model = in_jax("hull")
+    convexmoe_jax.save(model, tmp_path / "file", optimizer=stepped(RULES["adam"][0](), model, 2, 0))
+    one, other = convexmoe_torch.load(tmp_path / "file"), convexmoe_torch.load(tmp_path / "file")
+    with pytest.raises(
+        ValueError, match="expected an optimizer of the model's parameters; got one of others"
+    ):
+        convexmoe_torch.load_optimizer(tmp_path / "file", torch.optim.Adam(other.parameters()), one)
