@@ -122,6 +122,12 @@ def run(data: Dataset, framework: Framework, plan: Plan, place: Run, console: Co
             f"convexmoe fit --resume: expected the table that the run was begun with, {place.resumed.table}; got other "
             "rows or columns. Name that table before --resume."
         )
+    begun_at = 0 if place.resumed is None else place.resumed.state.history.step[-1]
+    if place.pause_at is not None and place.pause_at <= begun_at:
+        raise InputError(
+            f"convexmoe fit --pause-at: expected a step after {begun_at}, where the run stands; got {place.pause_at}. "
+            "Leave it out to go on to the end."
+        )
     x_train, y_train = data.x[data.train], data.y[data.train]
     x_test, y_test = data.x[data.test], data.y[data.test]
     validation = (data.x[data.validation], data.y[data.validation])
@@ -136,15 +142,10 @@ def run(data: Dataset, framework: Framework, plan: Plan, place: Run, console: Co
     options: dict[str, Any] = {"steps": plan.steps, "seed": plan.seed, "progress": True}
     parts = [{"framework": framework.name, "from_step": 0}]
     if place.resumed is not None:
-        model, step = place.resumed.state.model, place.resumed.state.history.step[-1]
-        if place.pause_at is not None and place.pause_at <= step:
-            raise InputError(
-                f"convexmoe fit --pause-at: expected a step after {step}, where the run stands; got {place.pause_at}. "
-                "Leave it out to go on to the end."
-            )
-        parts = [*place.resumed.parts, {"framework": framework.name, "from_step": step}]
+        model = place.resumed.state.model
+        parts = [*place.resumed.parts, {"framework": framework.name, "from_step": begun_at}]
         options["resume"] = place.resumed.state
-        console.print(f"Going on from step {step} of {plan.steps}.", highlight=False)
+        console.print(f"Going on from step {begun_at} of {plan.steps}.", highlight=False)
     else:
         model = framework.hull(
             plan.seed,

@@ -143,10 +143,12 @@ def _read(owner: str, source: Source) -> dict[str, np.ndarray]:
 
                 state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a foreign or damaged file makes of the readers
-            first = str(error).partition("\n")[0]
+            # not PyTorch's own words: they recommend to switch the safe reader off
+            kind = type(error).__name__
             fix = "Save model.state_dict() with torch.save, or as safetensors."
             raise InputError(
-                f"{owner}.source: expected a state dict; got {path.name!r} ({first}). {fix}"
+                f"{owner}.source: expected a state dict of tensors; got {path.name!r}, which cannot be read as one "
+                f"without running code ({kind}). {fix}"
             ) from None
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and hasattr(value, "shape") for name, value in state.items()
