@@ -89,7 +89,7 @@ class Touch:
 def test_a_pickle_with_code_is_not_run(tmp_path):
     made = tmp_path / "made"
     torch.save({"shifts": Touch(made)}, tmp_path / "bad.pt")
-    with pytest.raises(InputError, match=r"expected a state dict; got 'bad\.pt'"):
+    with pytest.raises(InputError, match=r"expected a state dict of tensors; got 'bad\.pt'"):
         from_torch_mice(tmp_path / "bad.pt")
     assert not made.exists()
     pickle.loads(pickle.dumps(Touch(made)))  # control: it would have
@@ -100,7 +100,7 @@ def test_damaged_and_missing_files(tmp_path):
     (tmp_path / "bad.pt").write_bytes(b"nothing")
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     for name in ("bad.pt", "bad.safetensors"):
-        with pytest.raises(InputError, match=f"expected a state dict; got '{name}'"):
+        with pytest.raises(InputError, match=f"expected a state dict of tensors; got '{name}'"):
             from_torch_mice(tmp_path / name)
     with pytest.raises(InputError, match="expected a file; got"):
         from_torch_mice(tmp_path / "none.pt")
