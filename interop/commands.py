@@ -155,10 +155,21 @@ def fit(
             f"Go on with --resume {out}, or remove {folder}."
         )
     console = Console()
-    with written_together(out) as staging, chosen.quiet():
-        place = job.Run(staging, folder, dropped, pause_at, begun)
-        if job.run(dataset, chosen, plan, place, console) is not None:
-            return
+    try:
+        with written_together(out) as staging, chosen.quiet():
+            place = job.Run(staging, folder, dropped, pause_at, begun)
+            if job.run(dataset, chosen, plan, place, console) is not None:
+                return
+    except KeyboardInterrupt:
+        found = f"Go on, in either framework: convexmoe fit --resume {out}"
+        nothing = "Before the first evaluation there is nothing to go on from."
+        text = f"Stopped. {found if unfinished.is_there(out) else nothing}"
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+        raise
+    except InputError:  # nothing to go on from; what stood there before stays
+        if begun is None:
+            unfinished.remove(out)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     console.print(
         f"Written to {out}: model.safetensors, metrics.json, report.png",

@@ -170,17 +170,12 @@ def run(data: Dataset, framework: Framework, plan: Plan, place: Run, console: Co
             model, x_train, y_train, validation=validation, on_evaluation=keeper, **options
         )
     except FloatingPointError:
-        if place.resumed is None:
-            keeper.remove()
         raise InputError(
             f"{data.name}: expected training to converge; its loss became infinite. "
             "Remove the outliers of the table, or use fewer --depth."
         ) from None
     except KeyboardInterrupt:
-        if keeper.write():
-            _say_paused(keeper.step, plan, place, console)
-        else:
-            console.print("Stopped before the first evaluation: there is nothing to go on from.")
+        keeper.write()
         raise
     if keeper.paused and keeper.step < plan.steps:
         _say_paused(keeper.step, plan, place, console)

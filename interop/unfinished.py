@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from .inspection import inspect
 from .saved import UNREADABLE
 from .tables import InputError
 
-__all__ = ["LIMITS", "Keeper", "Unfinished", "fingerprint", "folder_of", "is_there", "read"]
+__all__ = ["LIMITS", "Keeper", "Unfinished", "fingerprint", "folder_of", "is_there", "read", "remove"]
 
 NOW = "now.safetensors"
 EVERY = 10.0  # seconds between two writes
@@ -125,9 +126,12 @@ class Keeper:
         if time.monotonic() - self._begun > EVERY:
             self.write()
 
-    def remove(self) -> None:
-        """Remove what was written."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+
+def remove(directory: Path) -> None:
+    """Remove the unfinished run of a directory, and the directory where nothing else is in it."""
+    shutil.rmtree(folder_of(directory), ignore_errors=True)
+    with suppress(OSError):
+        directory.rmdir()
 
 
 def best_file(folder: Path, sha256: str) -> Path:

@@ -129,14 +129,14 @@ def test_an_unwritable_directory_is_refused_before_training(tmp_path, monkeypatc
     assert os.listdir(tmp_path) == []
 
 
-def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_an_interrupted_run_leaves_what_it_can_go_on_from_and_nothing_else(tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("interop.job.draw_report", stop)
     result = invoke("fit", "--framework", "torch", "--out", tmp_path / "run", *QUICK)
-    assert result.exit_code == 130
-    assert os.listdir(tmp_path) == []
+    assert result.exit_code == 130 and f"--resume {tmp_path / 'run'}" in result.stdout
+    assert os.listdir(tmp_path) == ["run"] and os.listdir(tmp_path / "run") == ["unfinished"]
 
 
 @pytest.fixture(scope="module", params=FRAMEWORKS)

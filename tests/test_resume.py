@@ -134,7 +134,7 @@ def test_stopped_before_the_first_evaluation_it_says_so(tmp_path, monkeypatch):
 
     monkeypatch.setattr(unfinished.Keeper, "__call__", interrupted)
     result = invoke("fit", "--steps", STEPS, "--framework", "torch", "--out", tmp_path / "run")
-    assert result.exit_code == 130 and "there is nothing to go on from" in result.output
+    assert result.exit_code == 130 and "there is nothing to go on from" in result.stdout
     assert not (tmp_path / "run").exists()
 
 

@@ -23,8 +23,9 @@ HULLS = ["default", "everything", "units_smooth", "relu", "one_petal"]
 DEVICES = {"cpu", "cuda", "mps", "xpu", "xla", "privateuseone", "set_device", "current_device", "synchronize"}
 # Where the name of a device may stand, and why.
 EXCUSED = {
-    "checkpoint.py": {"cpu"},  # files are written from the memory of the host
-    "names.py": {"cpu"},  # as checkpoint.py
+    "neutral.py": {"cpu"},  # files are written from the memory of the host
+    "names.py": {"cpu"},  # as neutral.py
+    "moments.py": {"cpu"},  # as neutral.py; and torch.optim keeps its counts there
     "certificate.py": {"cpu"},  # the search is numpy's, in float64, which not every device has
     "routing.py": {"cpu"},  # names of experts are looked up on the host, before the model runs
 }
