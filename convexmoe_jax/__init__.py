@@ -8,6 +8,7 @@ if any(_find_spec(_name) is None for _name in ("jax", "flax", "optax")):
 from . import hull
 from .certificate import Violation, find_violation
 from .checkpoint import load, load_optimizer, read_notes, read_optimizer, save
+from .checkpoint import load, read_notes, save
 from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
 from .deployment import FixedHierarchy
 from .dropout import sample_dropout
@@ -22,6 +23,9 @@ from .routing import Shared, constant_routes, encode_routes, merged_routes, rout
 from .schedule import History
 from .staging import freeze
 from .training import FitResult, FitState, fit, train
+from .segments import Violation
+from .training import FitResult, History, fit, train
+from .violation import find_violation
 
 __all__ = [
     "CELMoEConfig",

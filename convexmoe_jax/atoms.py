@@ -1,12 +1,15 @@
 """Functions whose bodies do not compose, recognised in a program by what it computes, never by a name.
 
 Each is traced afresh at the shapes that the program has, and compared with it operation by operation (`graph.match`).
+Those of our models are written out here and not imported: a fault in a model must not become a fault in its proof.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +18,8 @@ import numpy as np
 import optax
 
 from . import calculus, scalars
-from .curvature import Value
-from .fusion import smooth_maximum
+from .curvature import Value, fixed, known
 from .graph import Graph, Operation, match
-from .petals import huber_relu
-from .positive import softplus
 from .proof import Found
 from .rules import stacked
 from .tracing import trace
@@ -60,7 +60,7 @@ def recognise(graph: Graph, operation: Operation, number: int) -> Iterator[Found
 
 def _traced(function: Callable[..., Any], kinds: tuple[Kind, ...]) -> Graph:
     wide = any("64" in dtype for _, dtype in kinds)
-    return _traced_once(function, kinds, wide or bool(jax.config.jax_enable_x64))
+    return _traced_once(function, kinds, wide or bool(jax.config.read("jax_enable_x64")))
 
 
 @lru_cache(maxsize=4096)
@@ -80,6 +80,15 @@ def _relu(u: Any) -> Any:
     return jnp.where(u > 0, u, jnp.zeros((), u.dtype))
 
 
+def _huber_relu(u: Any) -> Any:
+    bent = jnp.maximum(jnp.minimum(u, 1.0) + 1.0, 0.0)
+    return jnp.where(u < 1.0, bent * bent * 0.25, u)
+
+
+def _softplus(u: Any) -> Any:
+    return jnp.logaddexp(u, jnp.zeros((), u.dtype))
+
+
 def _softplus_by_log1p(u: Any) -> Any:
     return jnp.maximum(u, 0) + jnp.log1p(jnp.exp(-jnp.abs(u)))
 
@@ -94,30 +103,24 @@ def _two(values: list[Value]) -> Value:
 
 
 def _with_zero(values: list[Value]) -> Value:
-    from .curvature import known
-
     return _two([values[0], known(np.zeros(values[0].shape))])
 
 
 def _maximum_with_zero(values: list[Value]) -> Value:
-    from .curvature import known
-
     return calculus.maximum(values[0], known(np.zeros(values[0].shape)))
 
 
 def _maximum_with_share(values: list[Value]) -> Value:
-    from .curvature import known
-
-    return calculus.maximum(values[0], calculus.multiply(known(np.asarray(0.01)), values[0]))
+    return calculus.maximum(values[0], calculus.multiply(fixed((), 0.0099, 0.0101), values[0]))
 
 
 ELEMENTWISE: tuple[tuple[str, str, Callable[..., Any], Callable[[list[Value]], Value]], ...] = (
-    ("huber_relu", "scalar", huber_relu, _of_one("huber_relu")),
+    ("huber_relu", "scalar", _huber_relu, _of_one("huber_relu")),
     ("elu", "scalar", jax.nn.elu, _of_one("elu")),
     ("celu", "scalar", jax.nn.celu, _of_one("elu")),  # at alpha = 1 the two are one function
     ("relu", "maximum", _relu, _maximum_with_zero),
     ("leaky_relu", "maximum", jax.nn.leaky_relu, _maximum_with_share),
-    ("softplus", "log_sum_exp", softplus, _with_zero),
+    ("softplus", "log_sum_exp", _softplus, _with_zero),
     ("softplus", "log_sum_exp", _softplus_by_log1p, _with_zero),
     ("huber_loss", "scalar", optax.huber_loss, _of_one("huber")),
 )
@@ -219,10 +222,30 @@ def _log_softmaxes(graph: Graph, number: int) -> Iterable[Reference]:
             yield Reference("log_softmax", "log_softmax", _log_softmax_form(axes), (kind,), apply)
 
 
+def _smooth_maximum(g: Any, temperature: Any) -> Any:
+    """T log mean exp(g / T) over the last axis but one; above T = 16 by way of expm1 and log1p."""
+    wide = g.astype(jnp.promote_types(g.dtype, jnp.float32))
+    T = jnp.asarray(temperature, wide.dtype)
+    top = jnp.max(wide, axis=-2, keepdims=True)
+    u = (wide - top) / T
+
+    def steep() -> Any:
+        return jnp.log(jnp.sum(jnp.exp(u), axis=-2)) - math.log(u.shape[-2])
+
+    def flat() -> Any:
+        return jnp.log1p(jnp.mean(jnp.expm1(u), axis=-2))
+
+    if isinstance(temperature, float):
+        mean = flat() if temperature > 16.0 else steep()
+    else:
+        mean = jnp.where(temperature > 16.0, flat(), steep())
+    return (top.squeeze(-2) + T * mean).astype(g.dtype)
+
+
 @lru_cache(maxsize=256)
 def _smooth_form(temperature: float) -> Callable[..., Any]:
     """Return our smooth maximum at a temperature that is a literal of the program."""
-    return lambda g: smooth_maximum(g, temperature)
+    return lambda g: _smooth_maximum(g, temperature)
 
 
 def _smooth_maxima(graph: Graph, number: int) -> Iterable[Reference]:
@@ -233,32 +256,19 @@ def _smooth_maxima(graph: Graph, number: int) -> Iterable[Reference]:
             continue
         dtype = graph.dtypes[number]
         [axis] = axes
-        for kind in ((), (shape[-1],)):
-            wide = str(jnp.promote_types(dtype, jnp.float32))
-            for temperature_dtype in dict.fromkeys((dtype, wide)):
-                yield Reference(
-                    "smooth_maximum",
-                    "smooth_maximum",
-                    smooth_maximum,
-                    ((shape, dtype), (kind, temperature_dtype)),
-                    lambda values, axis=axis: calculus.smooth_maximum(values[0], values[1], axis),
-                )
+
+        def learned(values: list[Value], axis: int = axis) -> Value:
+            return calculus.smooth_maximum(values[0], values[1], axis)
+
+        def given(values: list[Value], axis: int = axis, literal: float = 1.0) -> Value:
+            return calculus.smooth_maximum(values[0], known(literal), axis)
+
+        name, wide = "smooth_maximum", str(jnp.promote_types(dtype, jnp.float32))
+        for kind in itertools.product(((), (shape[-1],)), dict.fromkeys((dtype, wide))):
+            yield Reference(name, name, _smooth_maximum, ((shape, dtype), kind), learned)
         for literal in _divisors(graph, reduction):
-            yield Reference(
-                "smooth_maximum",
-                "smooth_maximum",
-                _smooth_form(literal),
-                ((shape, dtype),),
-                lambda values, axis=axis, literal=literal: calculus.smooth_maximum(
-                    values[0], _literal(literal), axis
-                ),
-            )
-
-
-def _literal(number: float) -> Value:
-    from .curvature import known
-
-    return known(np.asarray(number))
+            apply = partial(given, literal=literal)
+            yield Reference(name, name, _smooth_form(literal), ((shape, dtype),), apply)
 
 
 def _divisors(graph: Graph, reduction: Operation) -> list[float]:

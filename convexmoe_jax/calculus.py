@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,9 @@ LAWS = {
     "loop": "what holds of the values before a loop, and is kept by every step, holds after it",
     "none": "no rule",
 }
+
+
+ROUNDED_LOG = 1e-5
 
 
 def negate(value: Value) -> Value:
@@ -227,11 +231,16 @@ def log_softmax(value: Value, axes: tuple[int, ...]) -> Value:
 
 
 def smooth_maximum(value: Value, temperature: Value, axis: int) -> Value:
-    """Return T log mean exp(v / T) over an axis: between the mean and the maximum, for a constant T > 0."""
+    """Return T log mean exp(v / T) over an axis: between the least and the largest, for a constant T > 0.
+
+    A program has log P rounded to its dtype, and so may lie outside by `ROUNDED_LOG` T.
+    """
     facts = np.bitwise_and.reduce(value.facts, axis=axis) & np.uint16(REAL | CONVEX | RISING | FALLING)
     steady = temperature.constant & temperature.positive
     facts = np.where(steady, facts, np.uint16(0)).astype(np.uint16)
-    return settle(value.lower.min(axis=axis), value.upper.max(axis=axis), facts)
+    slack = ROUNDED_LOG * temperature.upper
+    lower = intervals.add_down(value.lower.min(axis=axis), -slack)
+    return settle(lower, intervals.add_up(value.upper.max(axis=axis), slack), facts)
 
 
 Bilinear = Callable[[Array, Array], Array]
@@ -250,7 +259,7 @@ def linear(constant: Value, value: Value, product: Bilinear) -> Value:
 
     def count(*properties: Array) -> Array:
         """The number of terms in which the value has the property that goes with the sign of its factor."""
-        found = 0.0
+        found: Any = 0.0
         for mask, holds in zip(masks, properties, strict=True):
             if mask.any() and holds.any():
                 found = found + product(mask.astype(np.float32), holds.astype(np.float32))

@@ -16,6 +16,7 @@ makes every way of writing a Euclidean norm one rule. No framework is imported h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +125,7 @@ def turned(facts: Array) -> Array:
     return kept | swapped
 
 
-def facts_where(*pairs: tuple[int, Array]) -> Array:
+def facts_where(*pairs: tuple[int, Any]) -> Array:
     """Return the sum of the facts, each where its condition holds."""
     found = np.zeros(np.broadcast_shapes(*(np.shape(condition) for _, condition in pairs)), np.uint16)
     for fact, condition in pairs:
@@ -149,7 +150,7 @@ def settle(lower: Array, upper: Array, facts: Array) -> Value:
     return Value(lower, upper, np.where(real, facts, 0).astype(np.uint16))
 
 
-def known(array: Array) -> Value:
+def known(array: Any) -> Value:
     """Return the value of known numbers. Of NaN nothing is claimed; an infinity keeps its bounds, for `maximum`."""
     number = np.asarray(array).astype(np.float64)
     finite = np.isfinite(number)
@@ -162,7 +163,8 @@ def known(array: Array) -> Value:
 
 def nothing(shape: tuple[int, ...]) -> Value:
     """Return a value of which nothing is known."""
-    return Value(*(np.broadcast_to(bound, shape) for bound in (-np.inf, np.inf)), np.zeros(shape, np.uint16))
+    low, high = (np.broadcast_to(bound, shape) for bound in (-np.inf, np.inf))
+    return Value(low, high, np.zeros(shape, np.uint16))
 
 
 def uniform(shape: tuple[int, ...], facts: int, lower: float = -np.inf, upper: float = np.inf) -> Value:

@@ -73,12 +73,8 @@ def _iota(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 
 def together(inputs: Inputs) -> Value:
     """Return the elements of all inputs in one row, so that one index reaches each."""
-    return Value(
-        *(
-            np.concatenate([part.reshape(-1) for part in group])
-            for group in zip(*map(parts, inputs), strict=True)
-        )
-    )
+    groups = zip(*map(parts, inputs), strict=True)
+    return Value(*(np.concatenate([part.reshape(-1) for part in group]) for group in groups))
 
 
 def places(inputs: Inputs) -> list[Array]:
@@ -120,12 +116,8 @@ def by_index(primitive: Any, arrays: int) -> Rule:
         if primitive is lax.scatter_p and not params["unique_indices"] and data[1].facts.size > 1:
             return [_anywhere(operation, data, at, shape)]
         given = [jnp.asarray(place) for place in places(data)]
-        moved_places = (
-            primitive.bind(given[0], *where, *given[1:], **params)
-            if (primitive is lax.scatter_p)
-            else primitive.bind(*given, *where, **params)
-        )
-        index = np.asarray(moved_places)
+        order = [given[0], *where, given[1]] if primitive is lax.scatter_p else [*given, *where]
+        index = np.asarray(primitive.bind(*order, **params))
         result = together(data).take(index)
         if fill is not None:
             result = merge(index < 0, known(np.float64(fill)).broadcast(shape), result)
@@ -136,34 +128,27 @@ def by_index(primitive: Any, arrays: int) -> Rule:
 
 def _anywhere(operation: Operation, data: Inputs, at: Inputs, shape: tuple[int, ...]) -> Value:
     """Return what holds wherever the elements are taken from, or put."""
-    if operation.name == "gather" and "FILL" in str(operation.params.get("mode")):
+    if operation.params.get("mode") == lax.GatherScatterMode.FILL_OR_DROP and operation.name == "gather":
         return nothing(shape)  # outside there is NaN
     if any(value.facts.size == 0 for value in data):
         return nothing(shape)
-    everywhere = []
-    for value in data:
-        axes = tuple(
-            axis
-            for axis in range(len(value.shape))
-            if len(shape) != len(value.shape) or shape[axis] != value.shape[axis] or operation.name in MIXING
-        )
-        everywhere.append(either_over(value, axes) if axes else value)
-    if operation.name in ("dynamic_update_slice", "scatter"):
-        first = data[0]
-        spread = everywhere[1] if operation.name != "scatter" else _one(everywhere[1])
-        cases = [first, spread.broadcast(shape)]
+    if operation.name == "gather":
+        cases = [_one(data[0]).broadcast(shape)]
+    elif operation.name == "scatter":
+        cases = [data[0], _one(data[1]).broadcast(shape)]
+    elif operation.name == "dynamic_slice":
+        cases = [_along(data[0], shape).broadcast(shape)]
     else:
-        cases = [
-            everywhere[0].broadcast(shape)
-            if operation.name not in MIXING
-            else _one(everywhere[0]).broadcast(shape)
-        ]
+        cases = [data[0], _along(data[1], shape).broadcast(shape)]
     steady = all(value.constant.all() for value in at)
     real = all(value.has(REAL).all() for value in at)
     return either(cases) if steady and real else mixture(cases)
 
 
-MIXING = ("gather", "scatter")
+def _along(value: Value, shape: tuple[int, ...]) -> Value:
+    """Return what holds of all elements along the axes whose size is not that of `shape`: there they may move."""
+    axes = tuple(axis for axis, size in enumerate(value.shape) if size != shape[axis])
+    return either_over(value, axes) if axes else value
 
 
 def _one(value: Value) -> Value:

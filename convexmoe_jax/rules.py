@@ -323,32 +323,8 @@ def _product_over(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     return [calculus.fold(inputs[0], tuple(operation.params["axes"]), calculus.multiply, 1.0)]
 
 
-SCALAR_PRIMITIVES = [
-    "exp",
-    "exp2",
-    "expm1",
-    "log",
-    "log1p",
-    "sqrt",
-    "cbrt",
-    "logistic",
-    "tanh",
-    "erf",
-    "erfc",
-    "atan",
-    "asinh",
-    "sinh",
-    "cosh",
-    "sin",
-    "cos",
-    "abs",
-    "lgamma",
-    "digamma",
-    "sign",
-    "floor",
-    "ceil",
-    "round",
-]
+# What `scalars` has beyond these are functions of models, which are no primitives.
+SCALAR_PRIMITIVES = scalars.SCALARS.keys() - {"huber_relu", "elu", "huber"}
 
 RULES: dict[str, Rule] = {
     **{name: _scalar(name) for name in SCALAR_PRIMITIVES},

@@ -25,12 +25,11 @@ def is_semidefinite(lower: np.ndarray, upper: np.ndarray) -> bool:
     high = [[Fraction(float(x)) for x in row] for row in upper]
     middle = [[(low[i][j] + high[i][j] + low[j][i] + high[j][i]) / 4 for j in range(n)] for i in range(n)]
     reach = [
-        [max(abs(x - m) for x in ends) for *ends, m in zip(*rows, strict=True)]
-        for rows in zip(low, high, middle, strict=True)
+        [max(high[i][j] - middle[i][j], middle[i][j] - low[i][j], Fraction(0)) for j in range(n)]
+        for i in range(n)
     ]
-    radius = max(
-        (max(sum(row), sum(r[i] for r in reach)) for i, row in enumerate(reach)), default=Fraction(0)
-    )
+    across = [max(sum(reach[i]), sum(row[i] for row in reach)) for i in range(n)]
+    radius = max(across, default=Fraction(0))
     for i in range(n):
         middle[i][i] -= radius
     return _eliminates(middle)
