@@ -8,6 +8,7 @@ if any(_find_spec(_name) is None for _name in ("jax", "flax", "optax")):
 from . import hull
 from .certificate import Violation, find_violation
 from .checkpoint import load, load_optimizer, read_notes, read_optimizer, save
+from .certificate import certify
 from .checkpoint import load, read_notes, save
 from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
 from .deployment import FixedHierarchy
@@ -25,12 +26,14 @@ from .staging import freeze
 from .training import FitResult, FitState, fit, train
 from .segments import Violation
 from .training import FitResult, History, fit, train
+from .verdict import Certificate
 from .violation import find_violation
 
 __all__ = [
     "CELMoEConfig",
     "CELMoELossAPI",
     "CELMoEOutput",
+    "Certificate",
     "ExpertBatch",
     "ExpertConfig",
     "ExpertModule",
@@ -59,6 +62,7 @@ __all__ = [
     "Winners",
     "adam",
     "adamw",
+    "certify",
     "constant_routes",
     "encode_routes",
     "find_violation",

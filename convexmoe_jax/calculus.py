@@ -42,14 +42,13 @@ LAWS = {
     "same": "the value itself",
     "sum": "a sum is convex where its terms are",
     "negative": "the negative of a concave value is convex",
-    "product": "a product is convex where one factor is constant and keeps or turns the other by its sign, "
-    "or where it is a square; a product of two values that depend on the input is not covered",
+    "product": "a constant factor keeps curvature or turns it by its sign, and the square of an affine value is convex",
     "quotient": "a quotient by a constant that is not 0 is a product",
     "maximum": "a maximum is convex where its arguments are",
     "minimum": "a minimum is concave where its arguments are",
-    "scalar": "a convex function of an affine value is convex, a rising one of a convex value, "
-    "a falling one of a concave value",
-    "power": "a power is convex where its base has a sign, or is affine under an even exponent",
+    "scalar": "a convex function of an affine value is convex, a rising one of a convex value, a falling one of a "
+    "concave value",
+    "power": "an even power of an affine value is convex, and so are powers of values of known sign",
     "root": "the root of a sum of squares of affine values, or of non-negative convex ones, is a norm",
     "linear": "a linear map is a sum whose terms have constant factors",
     "choice": "a choice that does not depend on the input is convex where all its cases are",

@@ -95,7 +95,10 @@ def source_line(equation: Any) -> str:
         from jax._src import source_info_util  # there is no public way
 
         frame = source_info_util.user_frame(equation.source_info.traceback)
-        return "" if frame is None else f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+        if frame is None:
+            return ""
+        file = "/".join(frame.file_name.replace("\\", "/").split("/")[-2:])
+        return f"{file}:{frame.start_line} ({frame.function_name})"
     except Exception as error:  # private, and free to change: a proof without line numbers is a proof
         warnings.warn(f"no source lines from this JAX: {error}", stacklevel=2)
         return ""
