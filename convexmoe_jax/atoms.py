@@ -77,7 +77,11 @@ def _log_add(a: Any, b: Any) -> Any:
 
 
 def _relu(u: Any) -> Any:
-    return jnp.where(u > 0, u, jnp.zeros((), u.dtype))
+    return jnp.where(u > 0, u, 0.0)
+
+
+def _relu_with_equality(u: Any) -> Any:
+    return jnp.where(u >= 0, u, 0.0)
 
 
 def _huber_relu(u: Any) -> Any:
@@ -119,6 +123,7 @@ ELEMENTWISE: tuple[tuple[str, str, Callable[..., Any], Callable[[list[Value]], V
     ("elu", "scalar", jax.nn.elu, _of_one("elu")),
     ("celu", "scalar", jax.nn.celu, _of_one("elu")),  # at alpha = 1 the two are one function
     ("relu", "maximum", _relu, _maximum_with_zero),
+    ("relu", "maximum", _relu_with_equality, _maximum_with_zero),
     ("leaky_relu", "maximum", jax.nn.leaky_relu, _maximum_with_share),
     ("softplus", "log_sum_exp", _softplus, _with_zero),
     ("softplus", "log_sum_exp", _softplus_by_log1p, _with_zero),
@@ -150,7 +155,7 @@ def _reductions(graph: Graph, number: int) -> list[Operation]:
 
 
 @lru_cache(maxsize=256)
-def _log_sum_exp_forms(axes: tuple[int, ...]) -> tuple[Callable[..., Any], ...]:
+def _log_sum_exp_forms(axes: tuple[int, ...], rank: int) -> tuple[Callable[..., Any], ...]:
     """Return ways of writing log sum exp over axes."""
 
     def kept(a: Any) -> Any:
@@ -171,6 +176,14 @@ def _log_sum_exp_forms(axes: tuple[int, ...]) -> tuple[Callable[..., Any], ...]:
         top = jnp.max(a, axis=axes)
         return top + jnp.log(jnp.sum(jnp.exp(a - jnp.expand_dims(top, axes)), axis=axes))
 
+    def scalar(a: Any) -> Any:
+        top = jnp.max(a)
+        return top + jnp.log(jnp.sum(jnp.exp(a - top)))
+
+    def scalar_sum_first(a: Any) -> Any:
+        top = jnp.max(a)
+        return jnp.log(jnp.sum(jnp.exp(a - top))) + top
+
     def turned(form: Callable[..., Any]) -> Callable[..., Any]:
         """The same with the logarithm first."""
 
@@ -185,7 +198,8 @@ def _log_sum_exp_forms(axes: tuple[int, ...]) -> tuple[Callable[..., Any], ...]:
         top = jnp.max(a, axis=axes)
         return jnp.log(jnp.sum(jnp.exp(a - jnp.expand_dims(top, axes)), axis=axes)) + top
 
-    return plain, kept, shifted, shifted_kept, whole, turned(shifted), turned(shifted_kept), sum_first_whole
+    forms = plain, kept, shifted, shifted_kept, whole, turned(shifted), turned(shifted_kept), sum_first_whole
+    return forms if len(axes) < rank else (*forms, scalar, scalar_sum_first)
 
 
 def _log_sum_exps(graph: Graph, number: int) -> Iterable[Reference]:
@@ -201,7 +215,7 @@ def _log_sum_exps(graph: Graph, number: int) -> Iterable[Reference]:
         def apply(values: list[Value], axes: Any = axes, shape: Any = shape) -> Value:
             return calculus.log_sum_exp(values[0], axes).reshape(*shape)
 
-        for form in _log_sum_exp_forms(axes):
+        for form in _log_sum_exp_forms(axes, len(kind[0])):
             yield Reference("logsumexp", "log_sum_exp", form, (kind,), apply)
 
 

@@ -18,6 +18,7 @@ from .curvature import (
     CONSTANT,
     CONVEX,
     FALLING,
+    LOG_CONCAVE,
     LOG_CONVEX,
     NONZERO,
     QUADRATIC,
@@ -75,7 +76,7 @@ def negate(value: Value) -> Value:
 
 def add(a: Value, b: Value) -> Value:
     """Return a + b."""
-    facts = a.facts & b.facts & ~np.uint16(NONZERO)
+    facts = a.facts & b.facts & ~np.uint16(NONZERO | LOG_CONCAVE)
     nonzero = ((a.nonnegative & b.nonnegative) | (a.nonpositive & b.nonpositive)) & (
         a.has(NONZERO) | b.has(NONZERO)
     )
@@ -87,7 +88,7 @@ def multiply(a: Value, b: Value) -> Value:
     """Return a * b, for two values that may both depend on the input."""
     a, b = (value.broadcast(np.broadcast_shapes(a.shape, b.shape)) for value in (a, b))
     lower, upper = intervals.multiply(a.lower, a.upper, b.lower, b.upper)
-    facts = a.facts & b.facts & np.uint16(REAL | NONZERO | LOG_CONVEX)
+    facts = a.facts & b.facts & np.uint16(REAL | NONZERO | LOG_CONVEX | LOG_CONCAVE)
     facts = facts | _scaled(a, b) | _scaled(b, a)
 
     def grows(one: Value, other: Value, up: int, down: int) -> Array:
@@ -165,7 +166,7 @@ def sum_over(value: Value, axes: tuple[int, ...]) -> Value:
     """Return the sum over axes."""
     if not axes:
         return value
-    facts = np.bitwise_and.reduce(value.facts, axis=axes) & ~np.uint16(NONZERO)
+    facts = np.bitwise_and.reduce(value.facts, axis=axes) & ~np.uint16(NONZERO | LOG_CONCAVE)
     one_sign = value.nonnegative.all(axis=axes) | value.nonpositive.all(axis=axes)
     nonzero = one_sign & value.has(NONZERO).any(axis=axes)
     return settle(*intervals.total(value.lower, value.upper, axes), facts | facts_where((NONZERO, nonzero)))

@@ -12,11 +12,12 @@ from flax import nnx
 
 from ._checks import describe, fail, one_of
 from .atoms import recognise
+from .calculus import LAWS
 from .curvature import CONVEX, Value, fixed, variable
 from .experts import ExpertBatch, ExpertModule
 from .graph import Graph
 from .legacy import NonConvexHull
-from .proof import Step, Walk, number_of
+from .proof import Step, Walk, no_refinement, number_of
 from .refinements import Refinements
 from .rules import RULES, sorts
 from .segments import Violation
@@ -171,7 +172,9 @@ def _walk(graph: Graph, problem: Problem, strength: str, coordinate: int | None 
     """Return the walk through the program; with a coordinate, only that entry of the chosen inputs moves."""
     split = len(problem.leaves)
     chosen = [graph.inputs[split + k] for k in problem.chosen]
-    walk = Walk(graph, RULES, recognise, Refinements(chosen, sorts))
+    # A refinement takes all coordinates for moving.
+    refine = Refinements(chosen, sorts) if coordinate is None else no_refinement
+    walk = Walk(graph, RULES, recognise, refine)
     values = []
     for number, leaf, name in zip(graph.inputs, problem.leaves, problem.names, strict=False):
         shape = graph.shapes[number]
@@ -185,12 +188,9 @@ def _walk(graph: Graph, problem: Problem, strength: str, coordinate: int | None 
         moves = k in problem.chosen
         values.append(_moving(shape, start, coordinate) if moves else _unknown(shape, graph.dtypes[number]))
         start += int(np.prod(shape)) if moves else 0
-        words = (
-            ("input", "the chosen input is affine in itself", "affine")
-            if moves
-            else ("input", "an input that is fixed", "constant")
-        )
-        walk.steps[number] = Step(number, *words[:2], (), words[2], "", shape, f"argument {k}")
+        law = LAWS["input"] if moves else "an input that is fixed"
+        word = "affine" if moves else "constant"
+        walk.steps[number] = Step(number, "input", law, (), word, "", shape, f"argument {k}")
     walk.run(values)
     return walk
 

@@ -3,10 +3,14 @@
 An element is a function v of the chosen input x, and of whatever else is fixed while x moves. Of each we keep bounds
 and a set of facts, which hold in exact arithmetic for every x and for every value of what is fixed:
 
-    REAL        v is a real number everywhere: no NaN, no infinity       CONVEX, CONCAVE   both: affine in x
-    NONZERO     v is nowhere 0                                           RISING, FALLING   in every coordinate of x
-    LOG_CONVEX  v is 0 everywhere, or v > 0 and log v is convex          both: v does not depend on x
-    ROOT_CONVEX v >= 0 and sqrt v is convex                              QUADRATIC         a polynomial of degree <= 2
+    REAL         v is a real number everywhere: no NaN, no infinity
+    NONZERO      v is nowhere 0
+    CONVEX, CONCAVE    both: v is affine in x
+    RISING, FALLING    in every coordinate of x; both: v does not depend on x
+    LOG_CONVEX   v is 0 everywhere, or v > 0 and log v is convex
+    LOG_CONCAVE  v is 0 everywhere, or v > 0 and log v is concave
+    ROOT_CONVEX  v >= 0 and sqrt v is convex
+    QUADRATIC    v is a polynomial of degree <= 2 in x
 
 Without REAL nothing is claimed. Source of the composition rules: Grant, Boyd and Ye, Disciplined convex programming
 (2006); Boyd and Vandenberghe, Convex optimization, sections 3.2 and 3.5.2 (log-convexity). ROOT_CONVEX is ours: it
@@ -22,11 +26,10 @@ import numpy as np
 
 Array = np.ndarray
 
-REAL, NONZERO, CONVEX, CONCAVE, RISING, FALLING, LOG_CONVEX, ROOT_CONVEX, QUADRATIC = (
-    1 << k for k in range(9)
-)
+REAL, NONZERO, CONVEX, CONCAVE, RISING, FALLING = (1 << k for k in range(6))
+LOG_CONVEX, LOG_CONCAVE, ROOT_CONVEX, QUADRATIC = (1 << k for k in range(6, 10))
 AFFINE, CONSTANT = CONVEX | CONCAVE, RISING | FALLING
-EVERY = (1 << 9) - 1
+EVERY = (1 << 10) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,12 +140,15 @@ def settle(lower: Array, upper: Array, facts: Array) -> Value:
     """Return a value with all facts that follow from those given, and none without REAL."""
     real = (facts & REAL) != 0
     lower, upper = np.where(real, lower, -np.inf), np.where(real, upper, np.inf)
-    above, below = lower >= 0, upper <= 0
+    above = lower >= 0
     facts = facts | facts_where(
-        (NONZERO, (lower > 0) | (upper < 0)), (CONSTANT, lower == upper), (LOG_CONVEX, above & below)
+        (NONZERO, (lower > 0) | (upper < 0)),
+        (CONSTANT, lower == upper),
     )
     fixed = (facts & CONSTANT) == CONSTANT
-    facts |= facts_where((AFFINE, fixed), (LOG_CONVEX | ROOT_CONVEX, fixed & above))
+    facts |= facts_where((AFFINE, fixed), (LOG_CONVEX | LOG_CONCAVE | ROOT_CONVEX, fixed & above))
+    positive = above & ((facts & NONZERO) != 0)
+    facts |= facts_where((LOG_CONCAVE, positive & ((facts & CONCAVE) != 0)))
     facts |= facts_where((ROOT_CONVEX, (facts & LOG_CONVEX) != 0), (QUADRATIC, (facts & AFFINE) == AFFINE))
     rooted = (facts & ROOT_CONVEX) != 0
     facts |= facts_where((CONVEX, rooted))

@@ -65,6 +65,11 @@ def _split(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     return [Value(*group) for group in zip(*groups, strict=True)]
 
 
+def _stack(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    axis = operation.params["axis"]
+    return [Value(*(np.stack(group, axis) for group in zip(*map(parts, inputs), strict=True)))]
+
+
 def _iota(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     shape, axis = operation.params["shape"], operation.params["dimension"]
     counts = np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
@@ -166,6 +171,7 @@ MOVING_RULES: dict[str, Rule] = {
     "slice": moved(_slice),
     "concatenate": Rule("moved", _concatenate),
     "split": Rule("moved", _split),
+    "stack": Rule("moved", _stack),
     "iota": Rule("constant", _iota),
     "pad": by_index(lax.pad_p, 2),
     "gather": by_index(lax.gather_p, 1),

@@ -126,18 +126,15 @@ class Walk:
         for number, value in zip(operation.outputs, values, strict=True):
             self.values[number] = value
             name, said, inputs = operation.name, law, operation.inputs
-            if not value.curved.all():
-                for found in self.atoms(self.graph, operation, number):
-                    atom = found.apply([self.values[given] for given in found.inputs])
-                    if atom.shape == value.shape:
-                        self.values[number] = value = both(value, atom)
-                        name, said, inputs = found.name, LAWS[found.law], found.inputs
-                        break
-            if not value.curved.all():
-                refined = self.refine(self, operation, number)
-                if refined is not None:
-                    said, self.values[number] = LAWS[refined[0]], both(value, refined[1])
+            try:
+                if not value.curved.all():
+                    name, said, inputs = self._recognised(operation, number) or (name, said, inputs)
+                if not self.values[number].curved.all():
+                    said = self._refined(operation, number) or said
+            except Exception as error:  # as in `_ruled`
+                note = f"{type(error).__name__} beyond the rule for {operation.name!r}: {error}"
             value = self.values[number]
+            note = "" if value.curved.all() else note
             self.steps[number] = Step(
                 number,
                 name,
@@ -147,8 +144,25 @@ class Walk:
                 sign(value),
                 value.shape,
                 operation.source,
-                "" if value.curved.all() else note,
+                note,
             )
+
+    def _recognised(self, operation: Operation, number: int) -> tuple[str, str, tuple[int, ...]] | None:
+        """Add what is known of the first atom that a value is; return its name, its law and its inputs."""
+        for found in self.atoms(self.graph, operation, number):
+            atom = found.apply([self.values[given] for given in found.inputs])
+            if atom.shape == self.values[number].shape:
+                self.values[number] = both(self.values[number], atom)
+                return found.name, LAWS[found.law], found.inputs
+        return None
+
+    def _refined(self, operation: Operation, number: int) -> str:
+        """Add what the whole program says of a value; return the law, "" for none."""
+        found = self.refine(self, operation, number)
+        if found is None:
+            return ""
+        self.values[number] = both(self.values[number], found[1])
+        return LAWS[found[0]]
 
     def _ruled(self, operation: Operation) -> tuple[list[Value], str]:
         """Return what the rule of an operation gives, and a note where there is none that applies."""

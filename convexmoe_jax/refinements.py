@@ -56,9 +56,9 @@ class Refinements:
 
     def _quadratic(self, walk: Walk, number: int, value: Value) -> tuple[str, Value] | None:
         """Decide the elements that are polynomials of degree 2 by their Hessians."""
-        open_ones = value.has(QUADRATIC | REAL) & ~value.curved
+        open_ones = np.asarray(value.has(QUADRATIC | REAL) & ~value.affine)
         size = sum(int(np.prod(walk.graph.shapes[given])) for given in self.chosen)
-        if not open_ones.any() or size > LARGEST_ORDER or size == 0:
+        if value.curved.all() or not open_ones.any() or size > LARGEST_ORDER or size == 0:
             return None
         units = np.eye(size)
         at_zero = self._at(walk, number, np.zeros(size))
@@ -71,10 +71,11 @@ class Refinements:
                 hessian[0, i, j] = hessian[0, j, i] = bend.lower
                 hessian[1, i, j] = hessian[1, j, i] = bend.upper
         lower, upper = (np.moveaxis(part, (0, 1), (-2, -1)) for part in hessian)
-        convex, concave = np.zeros(value.shape, bool), np.zeros(value.shape, bool)
-        for place in zip(*np.nonzero(open_ones), strict=True):
-            convex[place] = is_semidefinite(lower[place], upper[place])
-            concave[place] = not convex[place] and is_semidefinite(-upper[place], -lower[place])
+        convex, concave = (np.zeros(value.shape, bool) for _ in range(2))
+        for place in np.ndindex(*value.shape):
+            if open_ones[place]:
+                convex[place] = is_semidefinite(lower[place], upper[place])
+                concave[place] = is_semidefinite(-upper[place], -lower[place])
         if not (convex.any() or concave.any()):
             return None
         return "quadratic", _with(value, (CONVEX, convex), (CONCAVE, concave))
@@ -110,8 +111,10 @@ class Refinements:
             slope = add(again(walk, number, {source: known(unit)}), negate(start))
             slopes[(0, *place)], slopes[(1, *place)] = slope.lower, slope.upper
         lower, upper = np.moveaxis(slopes, axis + 1, 1)
-        lower, upper = (lower[::-1], upper[::-1]) if falling else (lower, upper)
         given = walk.values[operation.inputs[0]]
+        if falling:  # what is left out has weight 0
+            left_out = np.zeros((given.shape[axis] - len(lower), *lower.shape[1:]))
+            lower, upper = (np.concatenate([left_out, part[::-1]]) for part in (lower, upper))
         every = tuple(range(len(shape)))
         growing = (lower[1:] >= upper[:-1]).all(axis=every)
         shrinking = (upper[1:] <= lower[:-1]).all(axis=every)

@@ -12,6 +12,7 @@ from .curvature import (
     CONSTANT,
     CONVEX,
     FALLING,
+    LOG_CONCAVE,
     LOG_CONVEX,
     NONZERO,
     QUADRATIC,
@@ -175,15 +176,21 @@ def _further(name: str, value: Value) -> Array:
     """Return the facts about zeros, logarithms and roots."""
     none = np.zeros(value.shape, np.uint16)
     if name in ("exp", "exp2"):
-        return facts_where((LOG_CONVEX, value.has(CONVEX)))
+        return facts_where((LOG_CONVEX, value.has(CONVEX)), (LOG_CONCAVE, value.has(CONCAVE)))
+    if name == "logistic":  # the logarithm of the logistic function is concave, and rises
+        return facts_where((LOG_CONCAVE, value.has(CONCAVE)))
     nonzero = none
     if name in KEEPS_NONZERO:
         nonzero = facts_where((NONZERO, value.has(NONZERO)))
     if name == "sqrt":
         return nonzero | facts_where(
-            (CONVEX, value.has(ROOT_CONVEX)), (ROOT_CONVEX | LOG_CONVEX, value.has(LOG_CONVEX))
+            (CONVEX, value.has(ROOT_CONVEX)),
+            (ROOT_CONVEX | LOG_CONVEX, value.has(LOG_CONVEX)),
+            (LOG_CONCAVE, value.has(LOG_CONCAVE)),
         )
-    if name in ("log", "log1p"):  # 1 + v is log-convex where v is
+    if name == "log":
+        return nonzero | facts_where((CONVEX, value.has(LOG_CONVEX)), (CONCAVE, value.has(LOG_CONCAVE)))
+    if name == "log1p":  # 1 + v is log-convex where v is
         return nonzero | facts_where((CONVEX, value.has(LOG_CONVEX)))
     return nonzero
 
@@ -208,12 +215,15 @@ def power(value: Value, exponent: float) -> Value:
     rising = (above & (p > 0)) | (below & even & (p < 0)) | (whole and not even and p > 0)
     falling = (above & (p < 0)) | (below & even & (p > 0)) | (below & (not even) & (p < 0))
     facts = composed(value, convex & real, concave & real, rising & real, falling & real)
-    log_convex = (value.has(LOG_CONVEX) & (p > 0)) | (value.positive & value.has(CONCAVE) & (p < 0))
+    log_convex, log_concave = value.has(LOG_CONVEX), value.has(LOG_CONCAVE)
+    if p < 0:
+        log_convex, log_concave = log_concave & value.positive, log_convex & value.positive
     rooted = (value.has(ROOT_CONVEX) & (p >= 1)) | (value.root_is_convex & (above | even) & (p >= 2))
     facts |= facts_where(
         (REAL, real),
         (NONZERO, value.has(NONZERO)),
         (LOG_CONVEX, log_convex),
+        (LOG_CONCAVE, log_concave),
         (ROOT_CONVEX, rooted),
         (CONVEX, value.has(ROOT_CONVEX) & (p >= 0.5)),
         (QUADRATIC, value.affine & (p == 2.0)),

@@ -23,7 +23,7 @@ CALLS = {
     "checkpoint": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "composite": "jaxpr",
 }
 # The identity on values.
 IDENTITIES = {"stop_gradient", "copy", "copy_p", "sharding_constraint", "optimization_barrier", "pvary"}
@@ -67,7 +67,7 @@ def _write(graph: Graph, jaxpr: Any, consts: Any, inputs: list[int], caller: str
         if body is not None and name in CALLS:
             inner = getattr(body, "jaxpr", body)
             outputs = _write(graph, inner, getattr(body, "consts", ()), arguments, source)
-        elif name in IDENTITIES and len(arguments) == len(equation.outvars):
+        elif _is_identity(equation, graph, arguments):
             outputs = arguments
         else:
             params = {key: value for key, value in equation.params.items() if key not in SILENT}
@@ -76,6 +76,13 @@ def _write(graph: Graph, jaxpr: Any, consts: Any, inputs: list[int], caller: str
             outputs = list(graph.add(name, tuple(arguments), params, kinds, source, pure))
         numbers.update(zip(equation.outvars, outputs, strict=True))
     return [number(atom) for atom in jaxpr.outvars]
+
+
+def _is_identity(equation: Any, graph: Graph, arguments: list[int]) -> bool:
+    """Return whether an equation gives back what it takes."""
+    if equation.primitive.name == "convert_element_type":
+        return graph.dtypes[arguments[0]] == str(equation.outvars[0].aval.dtype)
+    return equation.primitive.name in IDENTITIES and len(arguments) == len(equation.outvars)
 
 
 def _array(const: Any) -> np.ndarray:

@@ -43,6 +43,20 @@ class Output:
     upper: np.ndarray
     per_input: np.ndarray | None = None
 
+    @property
+    def weakest(self) -> str:
+        """What all elements are: "constant", "affine", "convex", "concave", "unknown"."""
+        found = set(self.curvature.reshape(-1).tolist())
+        straight = {"constant", "affine"}
+        for kinds, word in (
+            ({"constant"}, "constant"),
+            (straight, "affine"),
+            (straight | {"convex"}, "convex"),
+        ):
+            if found <= kinds:
+                return word
+        return "concave" if found <= straight | {"concave"} else "unknown"
+
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
@@ -82,7 +96,8 @@ class Certificate:
             found = self.violation
             place = f"{found.weight:.4g} left + {1 - found.weight:.4g} right"
             chord = f"the chord from {found.value_left:.9g} to {found.value_right:.9g}"
-            yield f"  output {found.output} is {found.value:.9g} at {place}, {found.gap:.3g} above {chord} ({found.dtype})"
+            at = f"output {found.output} is {found.value:.9g} at {place}"
+            yield f"  {at}, {found.gap:.3g} above {chord} ({found.dtype})"
             yield f"    left  {_numbers(found.left)}"
             yield f"    right {_numbers(found.right)}"
         yield from self._tree()
