@@ -81,7 +81,12 @@ def add(a: Value, b: Value) -> Value:
         a.has(NONZERO) | b.has(NONZERO)
     )
     facts = facts | facts_where((NONZERO, nonzero))
-    return settle(intervals.add_down(a.lower, b.lower), intervals.add_up(a.upper, b.upper), facts)
+    total = settle(intervals.add_down(a.lower, b.lower), intervals.add_up(a.upper, b.upper), facts)
+    zero_a, zero_b = (value.zero for value in (a, b))
+    if not (zero_a.any() or zero_b.any()):
+        return total
+    a, b = a.broadcast(total.shape), b.broadcast(total.shape)
+    return merge(zero_b & a.has(REAL), a, merge(zero_a & b.has(REAL), b, total))
 
 
 def multiply(a: Value, b: Value) -> Value:

@@ -17,7 +17,7 @@ from .curvature import CONVEX, Value, fixed, variable
 from .experts import ExpertBatch, ExpertModule
 from .graph import Graph
 from .legacy import NonConvexHull
-from .proof import Step, Walk, no_refinement, number_of
+from .proof import Reason, Step, Walk, no_refinement, number_of
 from .refinements import Refinements
 from .rules import RULES, sorts
 from .segments import Violation
@@ -108,7 +108,7 @@ def certify(
         if proved:
             break
     outputs = _outputs(graph, problem, walk, now, per_input)
-    steps, results = tuple(walk.steps[number] for number in sorted(walk.steps)), tuple(graph.outputs)
+    steps, results = tuple(walk.steps().values()), tuple(graph.outputs)
     if proved and not isinstance(function, NonConvexHull):
         return Certificate("proved", now, _proved_text(problem, now), outputs, None, None, steps, results)
     failures = [first_failure(walk, number) for number in graph.outputs]
@@ -181,7 +181,7 @@ def _walk(graph: Graph, problem: Problem, strength: str, coordinate: int | None 
         exact = strength == "numeric"
         values.append(number_of(np.asarray(leaf)) if exact else _unknown(shape, graph.dtypes[number]))
         law = "a parameter, of known value" if exact else "a parameter, any real number"
-        walk.steps[number] = Step(number, "parameter", law, (), "constant", "", shape, name)
+        walk.reasons[number] = Reason("parameter", law, (), name)
     start = 0
     for k, number in enumerate(graph.inputs[split:]):
         shape = graph.shapes[number]
@@ -189,8 +189,7 @@ def _walk(graph: Graph, problem: Problem, strength: str, coordinate: int | None 
         values.append(_moving(shape, start, coordinate) if moves else _unknown(shape, graph.dtypes[number]))
         start += int(np.prod(shape)) if moves else 0
         law = LAWS["input"] if moves else "an input that is fixed"
-        word = "affine" if moves else "constant"
-        walk.steps[number] = Step(number, "input", law, (), word, "", shape, f"argument {k}")
+        walk.reasons[number] = Reason("input", law, (), f"argument {k}")
     walk.run(values)
     return walk
 

@@ -129,31 +129,36 @@ def turned(facts: Array) -> Array:
 
 
 def facts_where(*pairs: tuple[int, Any]) -> Array:
-    """Return the sum of the facts, each where its condition holds."""
-    found = np.zeros(np.broadcast_shapes(*(np.shape(condition) for _, condition in pairs)), np.uint16)
-    for fact, condition in pairs:
-        found |= np.where(condition, np.uint16(fact), np.uint16(0))
+    """Return the sum of the facts, each where its condition, an array of truth values, holds."""
+    found = pairs[0][1] * np.uint16(pairs[0][0])
+    for fact, condition in pairs[1:]:
+        found = found | condition * np.uint16(fact)
     return found
 
 
 def settle(lower: Array, upper: Array, facts: Array) -> Value:
     """Return a value with all facts that follow from those given, and none without REAL."""
     real = (facts & REAL) != 0
-    lower, upper = np.where(real, lower, -np.inf), np.where(real, upper, np.inf)
+    if not real.all():
+        lower, upper = np.where(real, lower, -np.inf), np.where(real, upper, np.inf)
     above = lower >= 0
-    facts = facts | facts_where(
-        (NONZERO, (lower > 0) | (upper < 0)),
-        (CONSTANT, lower == upper),
+    facts = facts | facts_where((NONZERO, (lower > 0) | (upper < 0)), (CONSTANT, lower == upper))
+    fixed = ((facts & CONSTANT) == CONSTANT) * np.uint16(AFFINE)
+    facts = facts | fixed
+    above_facts = (fixed != 0) * np.uint16(LOG_CONVEX | LOG_CONCAVE | ROOT_CONVEX)
+    # A positive concave value is log-concave.
+    above_facts = above_facts | ((facts & (NONZERO | CONCAVE)) == (NONZERO | CONCAVE)) * np.uint16(
+        LOG_CONCAVE
     )
-    fixed = (facts & CONSTANT) == CONSTANT
-    facts |= facts_where((AFFINE, fixed), (LOG_CONVEX | LOG_CONCAVE | ROOT_CONVEX, fixed & above))
-    positive = above & ((facts & NONZERO) != 0)
-    facts |= facts_where((LOG_CONCAVE, positive & ((facts & CONCAVE) != 0)))
-    facts |= facts_where((ROOT_CONVEX, (facts & LOG_CONVEX) != 0), (QUADRATIC, (facts & AFFINE) == AFFINE))
+    facts = facts | above * above_facts
+    facts = facts | facts_where(
+        (ROOT_CONVEX, (facts & LOG_CONVEX) != 0), (QUADRATIC, (facts & AFFINE) == AFFINE)
+    )
     rooted = (facts & ROOT_CONVEX) != 0
-    facts |= facts_where((CONVEX, rooted))
-    lower = np.where(rooted & real, np.maximum(lower, 0.0), lower)
-    return Value(lower, upper, np.where(real, facts, 0).astype(np.uint16))
+    facts = facts | rooted * np.uint16(CONVEX)
+    if rooted.any():
+        lower = np.where(rooted & real, np.maximum(lower, 0.0), lower)
+    return Value(lower, upper, np.asarray(real * facts, np.uint16))
 
 
 def known(array: Any) -> Value:

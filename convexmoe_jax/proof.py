@@ -27,6 +27,16 @@ class Rule(NamedTuple):
     elementwise: bool = False
 
 
+class Reason(NamedTuple):
+    """Where a value comes from: the fields of its `Step` that are not read off the value."""
+
+    operation: str
+    law: str
+    inputs: tuple[int, ...]
+    source: str
+    note: str = ""
+
+
 class Found(NamedTuple):
     """An atom in a program: a part of it that is a function whose curvature is known as a whole.
 
@@ -92,7 +102,7 @@ class Walk:
         atoms: recognises parts of a program.
         refine: what whole-program arguments add to a value that the rules leave open.
 
-    `values` holds what is known by number, `steps` how it was found.
+    `values` holds what is known by number, `reasons` how it was found.
     """
 
     def __init__(
@@ -104,7 +114,17 @@ class Walk:
     ) -> None:
         self.graph, self.rules, self.atoms, self.refine = graph, rules, atoms, refine
         self.values: dict[int, Value] = {}
-        self.steps: dict[int, Step] = {}
+        self.reasons: dict[int, Reason] = {}
+
+    def steps(self) -> dict[int, Step]:
+        """Return the steps of the proof by the number of the value they give, in the order of computation."""
+        found = {}
+        for number in sorted(self.reasons):
+            reason, value = self.reasons[number], self.values[number]
+            note = "" if value.curved.all() else reason.note
+            parts = (words(value), sign(value), value.shape, reason.source, note)
+            found[number] = Step(number, reason.operation, reason.law, tuple(reason.inputs), *parts)
+        return found
 
     def run(self, inputs: list[Value]) -> list[Value]:
         """Return what is known of the outputs, given what is known of the inputs."""
@@ -133,19 +153,7 @@ class Walk:
                     said = self._refined(operation, number) or said
             except Exception as error:  # as in `_ruled`
                 note = f"{type(error).__name__} beyond the rule for {operation.name!r}: {error}"
-            value = self.values[number]
-            note = "" if value.curved.all() else note
-            self.steps[number] = Step(
-                number,
-                name,
-                said,
-                tuple(inputs),
-                words(value),
-                sign(value),
-                value.shape,
-                operation.source,
-                note,
-            )
+            self.reasons[number] = Reason(name, said, inputs, operation.source, note)
 
     def _recognised(self, operation: Operation, number: int) -> tuple[str, str, tuple[int, ...]] | None:
         """Add what is known of the first atom that a value is; return its name, its law and its inputs."""

@@ -52,7 +52,9 @@ class Refinements:
         if value.facts.size > LARGEST_VALUE:
             return None
         found = self._quadratic(walk, number, value)
-        return found if found is not None else self._ordered(walk, number, value)
+        if found is None and any(self.sorts(maker) is not None for maker in walk.graph.operations):
+            return self._ordered(walk, number, value)
+        return found
 
     def _quadratic(self, walk: Walk, number: int, value: Value) -> tuple[str, Value] | None:
         """Decide the elements that are polynomials of degree 2 by their Hessians."""

@@ -226,18 +226,19 @@ def first_failure(walk: Walk, wanted: int) -> Step | None:
         wanted: the number of the output.
     """
     current, seen = wanted, set()
-    if walk.values[current].has(CONVEX).all() or current not in walk.steps:
+    steps = walk.steps()
+    if walk.values[current].has(CONVEX).all() or current not in steps:
         return None
     if walk.values[current].curved.all():  # a curvature, but not the one that is asked for
-        return walk.steps[current]
+        return steps[current]
     while current not in seen:
         seen.add(current)
         behind = [
             given
-            for given in walk.steps[current].inputs
-            if given in walk.steps and not walk.values[given].curved.all() and given not in seen
+            for given in steps[current].inputs
+            if given in steps and not walk.values[given].curved.all() and given not in seen
         ]
         if not behind:
             break
         current = min(behind)  # the earliest: numbers rise in the order of computation
-    return walk.steps[current]
+    return steps[current]

@@ -16,6 +16,9 @@ SINGULAR = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
 INDEFINITE = np.array([[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
 BARELY = np.array([[1.0, 1.0, 0.0], [1.0, 0.875, 0.0], [0.0, 0.0, 1.0]])
 NOT_SYMMETRIC = np.array([[1.0, 1.5, 0.0], [-1.5, 1.0, 0.0], [0.0, 0.0, 0.0]])
+# Too many products to write out, so that only signs are looked at.
+WIDE = np.abs(np.random.default_rng(1).normal(size=(500, 500)))
+WIDE_MIXED = np.where(np.arange(500) == 7, -1.0, 1.0) * WIDE
 
 
 class Row(NamedTuple):
@@ -56,6 +59,14 @@ def top_sum(weights):
 
 def mask_of_two(xp, x):
     return xp.sum(xp.where(x >= xp.top_k(x, 2)[0][1], xp.array(PSD) @ x, 0.0))
+
+
+def huber_relu_with(factor):
+    def function(xp, x):
+        bent = xp.maximum(xp.minimum(x, 1.0) + 1.0, 0.0)
+        return xp.where(x < 1.0, bent * bent * factor, x)
+
+    return function
 
 
 def hand_made(xp, x):
@@ -232,6 +243,12 @@ TABLE = [
     Row("sine", R, NONE, lambda xp, x: xp.sin(x)),
     Row("sign", R, NONE, lambda xp, x: xp.sign(x)),
     Row("negative square", R, CONCAVE, lambda xp, x: -x * x),
+    Row("log of convex", R, NONE, lambda xp, x: xp.log(1.0 + x * x)),
+    Row("huber relu with another literal", R, NONE, huber_relu_with(0.5)),
+    Row("huber relu, written out", P, CONVEX, huber_relu_with(0.25)),
+    Row("relu by where, with a step", R, NONE, lambda xp, x: xp.where(x > 0, x, 0.5)),
+    Row("wide layer", P, CONVEX, lambda xp, x: xp.array(WIDE) @ xp.relu(x), (500,)),
+    Row("wide layer, one negative weight", R, NONE, lambda xp, x: xp.array(WIDE_MIXED) @ xp.relu(x), (500,)),
     # convex, but not by these rules: nothing is promised
     Row("huber loss by where", U, NONE, huber),
     Row("product of convex, rising, positive", U, NONE, lambda xp, x: xp.relu(x) * (xp.exp(x) + xp.relu(x))),
@@ -242,4 +259,49 @@ TABLE = [
     Row("root of the input", U, NONE, lambda xp, x: -xp.sqrt(x)),
     Row("division by zero", U, NONE, lambda xp, x: x / (x * 0.0) * 0.0),
     Row("times a logarithm of what may be negative", U, NONE, lambda xp, x: xp.abs(x) + 0.0 * xp.log(x)),
+    Row("times a logarithm of what may be 0", U, NONE, lambda xp, x: xp.abs(x) + 0.0 * xp.log(xp.abs(x))),
+]
+
+
+class Monotone(NamedTuple):
+    """A function with the monotonicity of all its outputs in all its inputs."""
+
+    name: str
+    monotonicity: str
+    function: Any
+
+
+UP, DOWN, NEITHER = "nondecreasing", "nonincreasing", "unknown"
+
+MONOTONE = [
+    Monotone("constant", "constant", lambda xp, x: x * 0.0),
+    Monotone("exp", UP, lambda xp, x: xp.exp(x)),
+    Monotone("exp of negative", DOWN, lambda xp, x: xp.exp(-x)),
+    Monotone("expm1", UP, lambda xp, x: xp.expm1(x)),
+    Monotone("softplus", UP, lambda xp, x: xp.softplus(x)),
+    Monotone("softplus by log1p", UP, lambda xp, x: xp.log1p(xp.exp(x))),
+    Monotone("root and log of exp", UP, lambda xp, x: xp.log(xp.sqrt(xp.exp(x)))),
+    Monotone("cube", UP, lambda xp, x: x**3),
+    Monotone("sigmoid", UP, lambda xp, x: xp.sigmoid(x)),
+    Monotone("sigmoid by hand", DOWN, lambda xp, x: 1.0 / (1.0 + xp.exp(x))),
+    Monotone("tanh", UP, lambda xp, x: xp.tanh(x)),
+    Monotone("arc tangent", UP, lambda xp, x: xp.arctan(x) + xp.arcsinh(x) + xp.sinh(x) + xp.cbrt(x)),
+    Monotone("relu of negative", DOWN, lambda xp, x: xp.relu(-x)),
+    Monotone("huber relu", UP, lambda xp, x: xp.huber_relu(x)),
+    Monotone("elu", UP, lambda xp, x: xp.elu(x)),
+    Monotone("floor and sign", UP, lambda xp, x: xp.floor(x) + xp.sign(x)),
+    Monotone("square of relu", UP, lambda xp, x: xp.relu(x) ** 2),
+    Monotone("product of positive, rising", UP, lambda xp, x: xp.exp(x) * xp.sigmoid(x)),
+    Monotone("product of negative, falling", UP, lambda xp, x: -xp.exp(x) * xp.exp(xp.flip(-x) * 0.0) * -1.0),
+    Monotone("log-sum-exp", UP, lambda xp, x: xp.logsumexp(x, 0)),
+    Monotone("largest", UP, lambda xp, x: xp.max(x) + xp.min(x)),
+    Monotone("sorted", UP, lambda xp, x: xp.sort(x)),
+    Monotone("running maximum", DOWN, lambda xp, x: -xp.cummax(x)),
+    Monotone("positive weights", UP, lambda xp, x: xp.array(np.abs(W)) @ xp.relu(x)),
+    Monotone("signed weights", NEITHER, lambda xp, x: xp.array(W) @ x),
+    Monotone("abs", NEITHER, lambda xp, x: xp.abs(x)),
+    Monotone("square", NEITHER, lambda xp, x: x * x),
+    Monotone("abs of positive", UP, lambda xp, x: xp.abs(xp.exp(x))),
+    Monotone("sine", NEITHER, lambda xp, x: xp.sin(x)),
+    Monotone("norm", NEITHER, lambda xp, x: xp.norm(x)),
 ]
