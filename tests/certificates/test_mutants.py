@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attack import contradictions
-from convexity_table import TABLE, Monotone
+from convexity_table import MONOTONE, TABLE, Monotone
 from engines_of_proof import Jax
 from random_programs import random_program, run
 
