@@ -20,8 +20,8 @@ import optax
 from . import calculus, scalars
 from .curvature import Value, fixed, known
 from .graph import Graph, Operation, match
+from .order_rules import stacked
 from .proof import Found
-from .rules import stacked
 from .tracing import trace
 
 DEPTH = 14  # operations between the end of an atom and the reduction that tells its shapes

@@ -17,9 +17,10 @@ from .curvature import CONVEX, Value, fixed, variable
 from .experts import ExpertBatch, ExpertModule
 from .graph import Graph
 from .legacy import NonConvexHull
+from .order_rules import sorts
 from .proof import Reason, Step, Walk, no_refinement, number_of
 from .refinements import Refinements
-from .rules import RULES, sorts
+from .rules import RULES
 from .segments import Violation
 from .tracing import graph_of
 from .verdict import EXACT, STRENGTHS, Certificate, Output, first_failure, monotonicity, word_arrays

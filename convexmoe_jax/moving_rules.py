@@ -118,7 +118,7 @@ def by_index(primitive: Any, arrays: int) -> Rule:
         where = indices(at, [walk.graph.dtypes[number] for number in numbers])
         if where is None:
             return [_anywhere(operation, data, at, shape)]
-        if primitive is lax.scatter_p and not params["unique_indices"] and data[1].facts.size > 1:
+        if primitive is lax.scatter_p and not _unique(params, where[0], data):
             return [_anywhere(operation, data, at, shape)]
         given = [jnp.asarray(place) for place in places(data)]
         order = [given[0], *where, given[1]] if primitive is lax.scatter_p else [*given, *where]
@@ -129,6 +129,15 @@ def by_index(primitive: Any, arrays: int) -> Rule:
         return [result]
 
     return Rule("moved", rule)
+
+
+def _unique(params: Params, at: jax.Array, data: Inputs) -> bool:
+    """Return whether a scatter puts one element at most into each place: of several, one would win."""
+    ones = jnp.ones(data[1].shape, jnp.int32)
+    counts = lax.scatter_add(
+        jnp.zeros(data[0].shape, jnp.int32), at, ones, params["dimension_numbers"], mode=params["mode"]
+    )
+    return bool((counts <= 1).all())
 
 
 def _anywhere(operation: Operation, data: Inputs, at: Inputs, shape: tuple[int, ...]) -> Value:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from jax import lax
 
 from . import calculus, scalars
 from .contraction import Axes, contract
@@ -17,16 +19,16 @@ from .curvature import (
     RISING,
     Array,
     Value,
-    either_over,
     facts_where,
     known,
     merge,
-    mixture,
     nothing,
     settle,
+    uniform,
 )
 from .graph import Operation
-from .moving_rules import MOVING_RULES
+from .moving_rules import MOVING_RULES, indices
+from .order_rules import ORDER_RULES
 from .proof import Rule, Walk
 
 Inputs = list[Value]
@@ -37,10 +39,22 @@ def elementwise(law: str, function: Callable[..., Value]) -> Rule:
     return Rule(law, lambda walk, operation, inputs: [function(*inputs)], elementwise=True)
 
 
-def reals_only(walk: Walk, operation: Operation) -> None:
-    """Refuse integers, for which a primitive is another function."""
-    if walk.graph.dtypes[operation.outputs[0]].startswith(("int", "uint", "bool")):
-        raise TypeError("on integers this rounds, or works on bits")
+def whole_numbers(primitive: Any) -> Rule:
+    """Return the rule of a primitive of integers: known ones are computed, others are integers."""
+
+    def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+        dtype = walk.graph.dtypes[operation.outputs[0]]
+        if not dtype.startswith(("int", "uint")):
+            return [nothing(walk.graph.shapes[operation.outputs[0]])]
+        given = indices(inputs, [walk.graph.dtypes[number] for number in operation.inputs])
+        if given is not None:
+            return [known(np.asarray(primitive.bind(*given, **operation.params)))]
+        facts = REAL | CONSTANT if all(value.constant.all() for value in inputs) else REAL
+        facts = facts if all(value.has(REAL).all() for value in inputs) else 0
+        bounds = np.iinfo(dtype)
+        return [uniform(walk.graph.shapes[operation.outputs[0]], facts, float(bounds.min), float(bounds.max))]
+
+    return Rule("comparison", rule)
 
 
 def _scalar(name: str) -> Rule:
@@ -57,7 +71,8 @@ def _multiply(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 
 
 def _divide(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    reals_only(walk, operation)
+    if walk.graph.dtypes[operation.outputs[0]].startswith(("int", "uint")):
+        return whole_numbers(lax.div_p).apply(walk, operation, inputs)
     return [calculus.divide(*inputs)]
 
 
@@ -116,12 +131,25 @@ def _compare(name: str) -> Rule:
     return Rule("comparison", rule, elementwise=True)
 
 
+def _total_order(name: str) -> Rule:
+    """A comparison in which -0 is below 0: of integers the same."""
+
+    def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+        if not walk.graph.dtypes[operation.inputs[0]].startswith(("int", "uint")):
+            return [nothing(walk.graph.shapes[operation.outputs[0]])]
+        return _compare(name).apply(walk, operation, inputs)
+
+    return Rule("comparison", rule)
+
+
 def _logic(name: str) -> Rule:
     """and, or, not of truth values; of integers only where they are known."""
 
     def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
         if walk.graph.dtypes[operation.outputs[0]] != "bool":
-            raise TypeError("bits of integers")
+            return whole_numbers({"and": lax.and_p, "or": lax.or_p, "not": lax.not_p}[name]).apply(
+                walk, operation, inputs
+            )
         if name == "not":
             return [calculus.add(known(np.ones(())), calculus.negate(inputs[0]))]
         function = {"and": calculus.minimum, "or": calculus.maximum}[name]
@@ -175,60 +203,6 @@ def _truth_reduce(combine: Callable[[Value, Value], Value], start: float) -> Rul
     return Rule("comparison", rule)
 
 
-def _arg_of(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    """The place of the largest: a whole number, constant where all it looks at are."""
-    [value] = inputs
-    [axis] = operation.params["axes"]
-    whole = either_over(value, (axis,))
-    facts = np.where(whole.constant, np.uint16(REAL | CONSTANT), np.uint16(0)) | (
-        whole.facts & np.uint16(REAL)
-    )
-    facts = np.squeeze(facts, axis).astype(np.uint16)
-    return [settle(np.zeros(facts.shape), np.full(facts.shape, float(value.shape[axis] - 1)), facts)]
-
-
-def _running(step: Callable[[Value, Value], Value]) -> Callable[[Walk, Operation, Inputs], Inputs]:
-    """Sums, maxima and so on from the first element to each."""
-
-    def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-        axis, reverse = operation.params["axis"], operation.params["reverse"]
-        value = inputs[0]
-        parts = [
-            Value(*(np.take(part, [i], axis=axis) for part in (value.lower, value.upper, value.facts)))
-            for i in range(value.shape[axis])
-        ]
-        if not parts:
-            return [value]
-        parts = parts[::-1] if reverse else parts
-        sums = parts[:1]
-        for part in parts[1:]:
-            sums.append(step(sums[-1], part))
-        sums = sums[::-1] if reverse else sums
-        return [
-            Value(
-                *(
-                    np.concatenate([getattr(part, name) for part in sums], axis=axis)
-                    for name in ("lower", "upper", "facts")
-                )
-            )
-        ]
-
-    return rule
-
-
-def _two_log_sum_exp(a: Value, b: Value) -> Value:
-    return calculus.log_sum_exp(stacked([a, b]), (0,))
-
-
-def stacked(values: Inputs) -> Value:
-    """Return values of one shape along a new first axis."""
-    return Value(
-        np.stack([value.lower for value in values]),
-        np.stack([value.upper for value in values]),
-        np.stack([value.facts for value in values]),
-    )
-
-
 def _dot_general(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     (sum_left, sum_right), (batch_left, batch_right) = operation.params["dimension_numbers"]
     axes = Axes(tuple(sum_left), tuple(sum_right), tuple(batch_left), tuple(batch_right))
@@ -237,8 +211,6 @@ def _dot_general(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 
 def _convolve(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     """A convolution with a factor that is constant."""
-    from jax import lax
-
     params = {key: value for key, value in operation.params.items() if key != "preferred_element_type"}
 
     def product(left: Array, right: Array) -> Array:
@@ -250,66 +222,6 @@ def _convolve(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     if value.constant.all():
         return [calculus.linear(value, kernel, product)]
     return [nothing(walk.graph.shapes[operation.outputs[0]])]
-
-
-def sorts(operation: Operation) -> tuple[int, bool] | None:
-    """Return (axis, whether the order is falling) of an operation that sorts one array."""
-    if operation.name == "sort" and len(operation.inputs) == 1:
-        return operation.params["dimension"], False
-    if operation.name == "top_k":
-        return operation.params.get("axis", operation.params.get("operand_axis", -1)), True
-    return None
-
-
-def _sort(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    """Order statistics: each lies within the bounds of all and rises with them; the largest is their maximum."""
-    axis = operation.params["dimension"]
-    if len(inputs) > 1:
-        return [_shuffled(value, inputs, axis) for value in inputs]
-    return [_in_order(inputs[0], axis, inputs[0].shape[axis], falling=False)]
-
-
-def _shuffled(value: Value, keys: Inputs, axis: int) -> Value:
-    """Return elements in an order that the keys make."""
-    if value.shape[axis] == 0:
-        return value
-    steady = np.ones(value.shape, bool)
-    for key in keys:
-        steady = steady & key.constant.all(axis=axis, keepdims=True)
-    whole = either_over(value, (axis,)).broadcast(value.shape)
-    return merge(steady, whole, mixture([whole]))
-
-
-def _in_order(value: Value, axis: int, count: int, falling: bool) -> Value:
-    """Return the first `count` elements in order."""
-    shape = tuple(count if a == axis else size for a, size in enumerate(value.shape))
-    if count == 0 or value.facts.size == 0:
-        return nothing(shape)
-    whole = either_over(value, (axis,))
-    facts = whole.facts & np.uint16(REAL | NONZERO | RISING | FALLING)
-    result = settle(whole.lower, whole.upper, facts).broadcast(shape)
-    place = np.arange(count).reshape([-1 if a == axis else 1 for a in range(len(shape))])
-    top = calculus.fold(value, (axis,), calculus.maximum, -np.inf)
-    bottom = calculus.fold(value, (axis,), calculus.minimum, np.inf)
-    ends = [np.expand_dims(part, axis) for part in (top.lower, top.upper, top.facts)]
-    at_top = 0 if falling else value.shape[axis] - 1
-    result = merge(np.broadcast_to(place == at_top, shape), Value(*ends).broadcast(shape), result)
-    ends = [np.expand_dims(part, axis) for part in (bottom.lower, bottom.upper, bottom.facts)]
-    at_bottom = value.shape[axis] - 1 if falling else 0
-    return merge(np.broadcast_to(place == at_bottom, shape), Value(*ends).broadcast(shape), result)
-
-
-def _top_k(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    [value] = inputs
-    axis = sorts(operation)[0] % len(value.shape)  # type: ignore[index]
-    count = walk.graph.shapes[operation.outputs[0]][axis]
-    places = either_over(value, (axis,)).constant
-    facts = np.where(places, np.uint16(REAL | CONSTANT), np.uint16(REAL)).astype(np.uint16)
-    index = settle(np.zeros(facts.shape), np.full(facts.shape, value.shape[axis] - 1.0), facts)
-    return [
-        _in_order(value, axis, count, falling=True),
-        index.broadcast(walk.graph.shapes[operation.outputs[1]]),
-    ]
 
 
 def _is_finite(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
@@ -329,6 +241,7 @@ SCALAR_PRIMITIVES = scalars.SCALARS.keys() - {"huber_relu", "elu", "huber"}
 RULES: dict[str, Rule] = {
     **{name: _scalar(name) for name in SCALAR_PRIMITIVES},
     **{name: _compare(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
+    **{f"{name}_to": _total_order(name) for name in ("lt", "le", "eq")},
     **{name: _logic(name) for name in ("and", "or", "not")},
     "add": elementwise("sum", calculus.add),
     "add_any": elementwise("sum", calculus.add),
@@ -343,6 +256,10 @@ RULES: dict[str, Rule] = {
     "max": elementwise("maximum", calculus.maximum),
     "min": elementwise("minimum", calculus.minimum),
     "clamp": elementwise("minimum", _clamp),
+    "rem": whole_numbers(lax.rem_p),
+    "shift_left": whole_numbers(lax.shift_left_p),
+    "shift_right_logical": whole_numbers(lax.shift_right_logical_p),
+    "shift_right_arithmetic": whole_numbers(lax.shift_right_arithmetic_p),
     "is_finite": Rule("comparison", _is_finite, elementwise=True),
     "convert_element_type": Rule("same", _convert, elementwise=True),
     "select_n": Rule("choice", _select, elementwise=True),
@@ -352,17 +269,9 @@ RULES: dict[str, Rule] = {
     "reduce_prod": Rule("product", _product_over),
     "reduce_and": _truth_reduce(calculus.minimum, 1.0),
     "reduce_or": _truth_reduce(calculus.maximum, 0.0),
-    "argmax": Rule("comparison", _arg_of),
-    "argmin": Rule("comparison", _arg_of),
-    "cumsum": Rule("sum", _running(calculus.add)),
-    "cummax": Rule("maximum", _running(calculus.maximum)),
-    "cummin": Rule("minimum", _running(calculus.minimum)),
-    "cumprod": Rule("product", _running(calculus.multiply)),
-    "cumlogsumexp": Rule("log_sum_exp", _running(_two_log_sum_exp)),
     "dot_general": Rule("linear", _dot_general),
     "conv_general_dilated": Rule("linear", _convolve),
-    "sort": Rule("order", _sort),
-    "top_k": Rule("order", _top_k),
+    **ORDER_RULES,
     **MOVING_RULES,
     **CONTROL_RULES,
 }

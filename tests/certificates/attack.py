@@ -10,9 +10,10 @@ from random_programs import run
 from convexmoe_jax import curvature as facts
 from convexmoe_jax.atoms import recognise
 from convexmoe_jax.curvature import Value, variable
+from convexmoe_jax.order_rules import sorts
 from convexmoe_jax.proof import Walk
 from convexmoe_jax.refinements import Refinements
-from convexmoe_jax.rules import RULES, sorts
+from convexmoe_jax.rules import RULES
 from convexmoe_jax.segments import between, drawn
 from convexmoe_jax.tracing import trace
 

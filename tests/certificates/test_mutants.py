@@ -26,9 +26,10 @@ from convexmoe_jax.curvature import (
     settle,
     variable,
 )
+from convexmoe_jax.order_rules import sorts
 from convexmoe_jax.proof import Rule, Walk, words
 from convexmoe_jax.refinements import Refinements
-from convexmoe_jax.rules import RULES, sorts
+from convexmoe_jax.rules import RULES
 from convexmoe_jax.scalars import ABOVE, BELOW, EVERYWHERE, SCALARS
 from convexmoe_jax.tracing import trace
 from convexmoe_jax.verdict import monotonicity
