@@ -13,7 +13,7 @@ from flax import nnx
 from ._checks import describe, fail, one_of
 from .atoms import recognise
 from .calculus import LAWS
-from .curvature import CONVEX, Value, fixed, variable
+from .curvature import CONVEX, Value, fixed, nothing, variable
 from .experts import ExpertBatch, ExpertModule
 from .graph import Graph
 from .legacy import NonConvexHull
@@ -180,7 +180,7 @@ def _walk(graph: Graph, problem: Problem, strength: str, coordinate: int | None 
     for number, leaf, name in zip(graph.inputs, problem.leaves, problem.names, strict=False):
         shape = graph.shapes[number]
         exact = strength == "numeric"
-        values.append(number_of(np.asarray(leaf)) if exact else _unknown(shape, graph.dtypes[number]))
+        values.append(_given(leaf) if exact else _unknown(shape, graph.dtypes[number]))
         law = "a parameter, of known value" if exact else "a parameter, any real number"
         walk.reasons[number] = Reason("parameter", law, (), name)
     start = 0
@@ -195,10 +195,19 @@ def _walk(graph: Graph, problem: Problem, strength: str, coordinate: int | None 
     return walk
 
 
+def _given(leaf: Any) -> Value:
+    """Return a parameter of known value; nothing is known of what is no number, such as a key."""
+    if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return nothing(leaf.shape)
+    return number_of(np.asarray(leaf))
+
+
 def _unknown(shape: tuple[int, ...], dtype: str) -> Value:
     """Return a fixed number of a dtype."""
     if dtype == "bool":
         return fixed(shape, 0.0, 1.0)
+    if not dtype.startswith(("float", "bfloat", "int", "uint")):
+        return nothing(shape)
     if dtype.startswith(("int", "uint")):
         bounds = jnp.iinfo(dtype)
         return fixed(shape, float(bounds.min), float(bounds.max))

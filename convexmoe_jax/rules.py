@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -211,10 +212,19 @@ def _dot_general(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 
 def _convolve(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     """A convolution with a factor that is constant."""
-    params = {key: value for key, value in operation.params.items() if key != "preferred_element_type"}
+    names = (
+        "window_strides",
+        "padding",
+        "lhs_dilation",
+        "rhs_dilation",
+        "dimension_numbers",
+        "feature_group_count",
+        "batch_group_count",
+    )
+    params = {name: operation.params[name] for name in names}
 
     def product(left: Array, right: Array) -> Array:
-        return np.asarray(lax.conv_general_dilated_p.bind(left, right, **params, preferred_element_type=None))
+        return np.asarray(lax.conv_general_dilated(jnp.asarray(left), jnp.asarray(right), **params))
 
     value, kernel = inputs
     if kernel.constant.all():

@@ -64,8 +64,8 @@ def _write(graph: Graph, jaxpr: Any, consts: Any, inputs: list[int], caller: str
         source = source_line(equation) or caller
         name = equation.primitive.name
         body = equation.params.get(CALLS.get(name, ""))
-        if body is not None and name in CALLS:
-            inner = getattr(body, "jaxpr", body)
+        inner = getattr(body, "jaxpr", body)
+        if _is_body(inner, equation):
             outputs = _write(graph, inner, getattr(body, "consts", ()), arguments, source)
         elif _is_identity(equation, graph, arguments):
             outputs = arguments
@@ -76,6 +76,12 @@ def _write(graph: Graph, jaxpr: Any, consts: Any, inputs: list[int], caller: str
             outputs = list(graph.add(name, tuple(arguments), params, kinds, source, pure))
         numbers.update(zip(equation.outvars, outputs, strict=True))
     return [number(atom) for atom in jaxpr.outvars]
+
+
+def _is_body(inner: Any, equation: Any) -> bool:
+    """Return whether a program takes and gives what an equation does."""
+    sizes = [len(getattr(inner, name, ())) for name in ("invars", "outvars")]
+    return hasattr(inner, "eqns") and sizes == [len(equation.invars), len(equation.outvars)]
 
 
 def _is_identity(equation: Any, graph: Graph, arguments: list[int]) -> bool:
