@@ -5,11 +5,12 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from random_programs import run
+from random_programs import parameters, run
 
+from convexmoe_jax import atoms
 from convexmoe_jax import curvature as facts
-from convexmoe_jax.atoms import recognise
-from convexmoe_jax.curvature import Value, variable
+from convexmoe_jax.curvature import Value, fixed, variable
+from convexmoe_jax.graph import Graph
 from convexmoe_jax.order_rules import sorts
 from convexmoe_jax.proof import Walk
 from convexmoe_jax.refinements import Refinements
@@ -32,9 +33,19 @@ def points(size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def claims(size: int, program: list) -> list[Value]:
     """What the walk knows of every register."""
-    graph = trace(lambda x: run(program, x, "jax"), jax.ShapeDtypeStruct((size,), jnp.float32))
-    walk = Walk(graph, RULES, recognise, Refinements(graph.inputs, sorts))
-    return walk.run([variable((size,))])
+    return walked(size, traced(size, program))
+
+
+def traced(size: int, program: list) -> Graph:
+    """The graph of a program, of its input and of its parameters."""
+    vector = jax.ShapeDtypeStruct((size,), jnp.float32)
+    return trace(lambda x, theta: run(program, x, theta, "jax"), vector, vector)
+
+
+def walked(size: int, graph: Graph) -> list[Value]:
+    """What the walk knows of every register, whatever the parameters are."""
+    walk = Walk(graph, RULES, lambda *given: atoms.recognise(*given), Refinements(graph.inputs[:1], sorts))
+    return walk.run([variable((size,)), fixed((size,))])
 
 
 def contradictions(size: int, program: list, seed: int = 0, claimed: list[Value] | None = None) -> list[str]:
@@ -44,7 +55,10 @@ def contradictions(size: int, program: list, seed: int = 0, claimed: list[Value]
     low, high = np.minimum(left, right), np.maximum(left, right)
     at = np.concatenate([left, right, between(left, right, weight), low, high])
     with np.errstate(all="ignore"):
-        registers = [np.broadcast_to(register, at.shape) for register in run(program, at, "numpy")]
+        registers = [
+            np.broadcast_to(register, at.shape)
+            for register in run(program, at, parameters(size, seed), "numpy")
+        ]
     found: list[str] = []
     size_of = np.zeros((5, SEGMENTS, 1))
     defined = np.ones((5, SEGMENTS, 1), bool)

@@ -180,6 +180,7 @@ OPS: dict[str, Op] = {
         lambda u, v, w, k: jnp.dot(matrix(k, u.shape[-1]).astype("float32"), u),
         lambda u, v, w, k: u @ matrix(k, u.shape[-1]).T,
     ),
+    "parameter": Op(first, first),  # `run` puts it in
     "two largest": Op(
         lambda u, *_: jnp.full(u.shape, jnp.sum(lax.top_k(u, min(2, u.shape[0]))[0])),
         lambda u, *_: np.repeat(np.sort(u, 1)[:, -2:].sum(1)[:, None], u.shape[1], 1),
@@ -209,10 +210,19 @@ def random_program(rng: np.random.Generator) -> tuple[int, list[Instruction]]:
     return int(rng.integers(1, 4)), [Instruction(names[i], *map(int, at), int(k)) for i, at, k in draws]
 
 
-def run(program: list[Instruction], x: Any, which: str) -> list[Any]:
-    """All registers, the input first. `which` is "jax" or "numpy"."""
+def parameters(size: int, seed: int) -> np.ndarray:
+    """Values of the parameters, of which a walk does not know: any numbers, now and then 0."""
+    values = np.random.default_rng([seed, 5]).normal(size=size)
+    return np.where(np.abs(values) < 0.2, 0.0, values)
+
+
+def run(program: list[Instruction], x: Any, theta: Any, which: str) -> list[Any]:
+    """All registers, the input first. `which` is "jax" or "numpy"; theta are the parameters, one for each input."""
     registers = [x]
     for name, *at, number in program:
         taken = [registers[max(len(registers) - 1 - back, 0)] for back in at]
-        registers.append(getattr(OPS[name], which)(*taken, number))
+        if name == "parameter":
+            registers.append(theta + 0.0 * x if which == "numpy" else theta)
+        else:
+            registers.append(getattr(OPS[name], which)(*taken, number))
     return registers

@@ -2,14 +2,12 @@
 
 from functools import lru_cache
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from attack import contradictions
+from attack import contradictions, traced, walked
 from convexity_table import MONOTONE, TABLE, Monotone
 from engines_of_proof import Jax
-from random_programs import random_program, run
+from random_programs import random_program
 
 from convexmoe_jax import atoms, calculus, contraction, curvature, graph, refinements, scalars
 from convexmoe_jax.curvature import (
@@ -54,23 +52,19 @@ def rows():
 def programs():
     """Random programs and their graphs."""
     rng = np.random.default_rng(7)
-    found = []
-    for _ in range(PROGRAMS):
-        size, program = random_program(rng)
-        shape = jax.ShapeDtypeStruct((size,), jnp.float32)
-        found.append((size, program, trace(lambda x, p=program: run(p, x, "jax"), shape)))
-    return found
+    drawn = [random_program(rng) for _ in range(PROGRAMS)]
+    return [(size, program, traced(size, program)) for size, program in drawn]
 
 
-def walked(traced):
-    walk = Walk(traced, RULES, lambda *given: atoms.recognise(*given), Refinements(traced.inputs, sorts))
-    return walk.run([variable(traced.shapes[number]) for number in traced.inputs])
+def walked_row(made):
+    walk = Walk(made, RULES, lambda *given: atoms.recognise(*given), Refinements(made.inputs, sorts))
+    return walk.run([variable(made.shapes[number]) for number in made.inputs])
 
 
 def wrong_rows():
     """Rows of the table whose curvature is not what the table says."""
-    for row, traced in rows():
-        value = settle_all(walked(traced))
+    for row, found_graph in rows():
+        value = settle_all(walked_row(found_graph))
         if isinstance(row, Monotone):
             wrong = set(monotonicity(value)) != {row.monotonicity}
         else:
@@ -88,8 +82,8 @@ def settle_all(values):
 
 def wrong_programs():
     """Random programs of which something false is claimed."""
-    for number, (size, program, traced) in enumerate(programs()):
-        if contradictions(size, program, number, walked(traced)):
+    for number, (size, program, found_graph) in enumerate(programs()):
+        if contradictions(size, program, number, walked(size, found_graph)):
             yield number
 
 
@@ -186,6 +180,14 @@ MUTANTS = {
     ),
     "difference is a sum": rule("sub", ADD),
     "product forgets the sign": put(calculus, "multiply", lambda a, b: MULTIPLY(absolute(a), absolute(b))),
+    "a parameter is positive": put(
+        calculus,
+        "_scaled",
+        lambda factor, v: np.where(factor.constant, v.facts, np.uint16(0)).astype(np.uint16),
+    ),
+    "a product falls with its rising factor": put(
+        calculus, "multiply", lambda a, b: with_facts(MULTIPLY(a, b), RISING if b.has(RISING).all() else 0)
+    ),
     "product of two affine values is convex": put(
         calculus,
         "multiply",
