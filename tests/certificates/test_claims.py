@@ -1,7 +1,9 @@
 """What a certificate says beside its verdict, and what it says of functions that are not as it likes them."""
 
+import ast
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import convexmoe_jax
 from convexmoe_jax import Certificate, certify
 from convexmoe_jax.verdict import EXACT
 
@@ -353,6 +356,15 @@ def test_a_rule_that_fails_proves_nothing(monkeypatch):
         assert found.verdict == "unknown" and "a fault" in str(found)
 
 
+def test_a_function_that_cannot_be_batched():
+    def called(x):
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    found = certify(called, X)
+    assert found.verdict == "unknown" and "the search for a counterexample failed" in found.reason
+    assert "no counterexample was looked for" in certify(jnp.sin, X, segments=0).reason
+
+
 def test_parameters_that_are_no_numbers():
     """A key of random numbers, and an integer that float64 does not hold."""
     params = {"key": jax.random.key(0), "w": jnp.ones(3)}
@@ -364,6 +376,40 @@ def test_parameters_that_are_no_numbers():
         x = jnp.ones(3)
         difference = lambda x: jnp.abs(x) * (big - 2**53 - 1).astype(jnp.float32)  # noqa: E731
         assert verdict(difference, x) == "unknown"  # 0, but not for float64
+
+
+SHARED = [
+    "intervals",
+    "curvature",
+    "scalars",
+    "calculus",
+    "contraction",
+    "semidefinite",
+    "graph",
+    "proof",
+    "refinements",
+    "segments",
+    "verdict",
+]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_is_not_of_jax_imports_no_framework(name):
+    """These files can stand in both packages as they are."""
+    source = (Path(convexmoe_jax.__file__).parent / f"{name}.py").read_text()
+    imported = {
+        (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.split(".")[0]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert not imported & {"jax", "jaxlib", "flax", "optax", "torch"}
+    own = {
+        node.module
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
+    }
+    assert own <= {*SHARED, "_checks"}
 
 
 def test_messages():
