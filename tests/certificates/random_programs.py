@@ -96,11 +96,11 @@ UNARY = {
     "inverse": (lambda u: lax.integer_pow(u, -1), lambda u: 1 / u),
     "inverse square": (lambda u: lax.integer_pow(u, -2), lambda u: 1 / u**2),
     "inverse cube": (lambda u: lax.integer_pow(u, -3), lambda u: 1 / u**3),
-    "power 1.5": (lambda u: lax.pow(u, jnp.float32(1.5)), lambda u: np.power(u, 1.5)),
-    "power 0.25": (lambda u: lax.pow(u, jnp.float32(0.25)), lambda u: np.power(u, 0.25)),
-    "power -0.5": (lambda u: lax.pow(u, jnp.float32(-0.5)), lambda u: np.power(u, -0.5)),
-    "power of 2": (lambda u: lax.pow(jnp.full(u.shape, 2.0), u), lambda u: np.power(2.0, u)),
-    "power of 1/2": (lambda u: lax.pow(jnp.full(u.shape, 0.5), u), lambda u: np.power(0.5, u)),
+    "power 1.5": (lambda u: lax.pow(u, jnp.asarray(1.5, u.dtype)), lambda u: np.power(u, 1.5)),
+    "power 0.25": (lambda u: lax.pow(u, jnp.asarray(0.25, u.dtype)), lambda u: np.power(u, 0.25)),
+    "power -0.5": (lambda u: lax.pow(u, jnp.asarray(-0.5, u.dtype)), lambda u: np.power(u, -0.5)),
+    "power of 2": (lambda u: lax.pow(jnp.full(u.shape, 2.0, u.dtype), u), lambda u: np.power(2.0, u)),
+    "power of 1/2": (lambda u: lax.pow(jnp.full(u.shape, 0.5, u.dtype), u), lambda u: np.power(0.5, u)),
     "tanh": (lax.tanh, np.tanh),
     "logistic": (lax.logistic, lambda u: 1 / (1 + np.exp(-u))),
     "sinh": (lax.sinh, np.sinh),
@@ -112,7 +112,10 @@ UNARY = {
     "sign": (lax.sign, np.sign),
     "relu": (lambda u: lax.max(u, jnp.zeros_like(u)), lambda u: np.maximum(u, 0)),
     "cap": (lambda u: lax.min(u, jnp.ones_like(u)), lambda u: np.minimum(u, 1)),
-    "clamp": (lambda u: lax.clamp(jnp.float32(-1), u, jnp.float32(1)), lambda u: np.clip(u, -1, 1)),
+    "clamp": (
+        lambda u: lax.clamp(jnp.asarray(-1, u.dtype), u, jnp.asarray(1, u.dtype)),
+        lambda u: np.clip(u, -1, 1),
+    ),
     "softplus": (softplus, lambda u: np.logaddexp(u, 0)),
     "huber relu": (huber_relu_jax, huber_relu_numpy),
     "cumsum": (lambda u: lax.cumsum(u, 0), lambda u: np.cumsum(u, 1)),
@@ -159,25 +162,25 @@ OPS: dict[str, Op] = {
         lambda u, v, *_: np.repeat((u * v).sum(1)[:, None], u.shape[1], 1),
     ),
     "add constant": Op(
-        lambda u, v, w, k: u + vector(k, u).astype("float32"), lambda u, v, w, k: u + vector(k, u)
+        lambda u, v, w, k: u + vector(k, u).astype(u.dtype), lambda u, v, w, k: u + vector(k, u)
     ),
     "mul constant": Op(
-        lambda u, v, w, k: u * vector(k, u).astype("float32"), lambda u, v, w, k: u * vector(k, u)
+        lambda u, v, w, k: u * vector(k, u).astype(u.dtype), lambda u, v, w, k: u * vector(k, u)
     ),
     "div constant": Op(
-        lambda u, v, w, k: u / (vector(k, u) + 0.0625).astype("float32"),
+        lambda u, v, w, k: u / (vector(k, u) + 0.0625).astype(u.dtype),
         lambda u, v, w, k: u / (vector(k, u) + 0.0625),
     ),
     "constant": Op(
-        lambda u, v, w, k: jnp.asarray(vector(k, u), "float32"),
+        lambda u, v, w, k: jnp.asarray(vector(k, u), u.dtype),
         lambda u, v, w, k: np.broadcast_to(vector(k, u), u.shape),
     ),
     "weighted sum": Op(
-        lambda u, v, w, k: jnp.full(u.shape, jnp.dot(u, vector(k, u).astype("float32"))),
+        lambda u, v, w, k: jnp.full(u.shape, jnp.dot(u, vector(k, u).astype(u.dtype))),
         lambda u, v, w, k: np.repeat((u @ vector(k, u))[:, None], u.shape[1], 1),
     ),
     "matrix": Op(
-        lambda u, v, w, k: jnp.dot(matrix(k, u.shape[-1]).astype("float32"), u),
+        lambda u, v, w, k: jnp.dot(matrix(k, u.shape[-1]).astype(u.dtype), u),
         lambda u, v, w, k: u @ matrix(k, u.shape[-1]).T,
     ),
     "parameter": Op(first, first),  # `run` puts it in

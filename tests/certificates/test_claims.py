@@ -261,6 +261,11 @@ def test_minus_infinity_is_a_mask_for_a_maximum():
     mask = jnp.asarray([True, False, True])
     assert verdict(lambda x: jnp.max(jnp.where(mask, x, -jnp.inf))) == "proved"
     assert verdict(lambda x: jnp.max(x, initial=-jnp.inf, where=mask)) == "proved"
+    assert verdict(lambda x: jax.nn.logsumexp(jnp.where(mask, x, -jnp.inf))) == "proved"
+    assert verdict(lambda x: jax.nn.logsumexp(jnp.where(mask, -jnp.abs(x), -jnp.inf))) == "unknown"
+    assert verdict(lambda x: jax.nn.logsumexp(jnp.where(mask, -jnp.inf, -jnp.inf)) + x) == "unknown"
+    assert verdict(lambda x: jax.nn.logsumexp(jnp.where(mask, x, jnp.inf))) == "unknown"
+    assert verdict(lambda x: jnp.logaddexp(x, -jnp.inf)) == "proved"
     assert verdict(lambda x: jnp.min(jnp.where(mask, x, -jnp.inf))) == "unknown"
     assert verdict(lambda x: jnp.max(jnp.where(mask, x, jnp.inf))) == "unknown"
     assert verdict(lambda x: jnp.sum(jnp.where(mask, x, -jnp.inf))) == "unknown"

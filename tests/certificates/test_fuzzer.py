@@ -1,12 +1,15 @@
 """Random programs: nothing that is claimed of any of their values is false. The controls are in test_mutants.py."""
 
 import hypothesis
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from attack import claims, contradictions, show
-from random_programs import OPS, programs, random_program
+from random_programs import OPS, parameters, programs, random_program, run
 
 from convexmoe_jax.curvature import CONVEX
+from convexmoe_jax.violation import search
 
 SHARDS, PROGRAMS = 20, 5_000
 
@@ -28,6 +31,32 @@ def test_no_claim_of_many_programs_is_false(shard):
         assert contradictions(size, program, number, claimed) == [], show(size, program)
         convex += bool((claimed[-1].has(CONVEX) & ~claimed[-1].affine).any())
     assert convex > PROGRAMS / 10  # what proves nothing is never false
+
+
+@pytest.mark.slow
+def test_what_is_proved_withstands_the_whole_search(x64):
+    """The search of `certify`, gradients included, on programs that are proved; its control is what is not convex."""
+    rng = np.random.default_rng(99)
+    withstood = refuted = 0
+    while withstood < 10 or refuted < 2:
+        size, program = random_program(rng)
+        last = claims(size, program)[-1]
+        convex, open_ones = last.has(CONVEX), ~last.curved
+        if last.affine.all() or not (convex.any() or open_ones.all()):
+            continue
+        theta = parameters(size, 3)
+        [kept] = np.nonzero(convex if convex.any() else open_ones)
+
+        def function(x, program=program, theta=theta, kept=kept):
+            return run(program, x, jnp.asarray(theta), "jax")[-1][kept]
+
+        points = jnp.asarray([[-1.5] * size, [1.5] * size])
+        found = search(jax.vmap(function), points, 4_000, withstood, 1e-7, strict=False)
+        if convex.any():
+            assert found is None, (show(size, program), found)
+            withstood += 1
+        else:
+            refuted += found is not None
 
 
 def test_the_programs_are_many_and_reach_every_operation():

@@ -191,6 +191,7 @@ def hierarchy(levels, fused=False):
     )
 
 
+@pytest.mark.slow
 def test_one_level_of_hulls_is_convex_and_two_are_not():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
 
