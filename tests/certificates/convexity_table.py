@@ -249,6 +249,12 @@ TABLE = [
     Row("relu by where, with a step", R, NONE, lambda xp, x: xp.where(x > 0, x, 0.5)),
     Row("wide layer", P, CONVEX, lambda xp, x: xp.array(WIDE) @ xp.relu(x), (500,)),
     Row("wide layer, one negative weight", R, NONE, lambda xp, x: xp.array(WIDE_MIXED) @ xp.relu(x), (500,)),
+    Row("cube root of abs", R, NONE, lambda xp, x: xp.cbrt(xp.abs(x))),
+    Row("tanh of abs", R, NONE, lambda xp, x: xp.tanh(xp.abs(x))),
+    Row("arc tangent of abs", R, NONE, lambda xp, x: xp.arctan(xp.abs(x))),
+    Row("inverse sinh of abs", R, NONE, lambda xp, x: xp.arcsinh(xp.abs(x))),
+    Row("log of 1 and abs", R, NONE, lambda xp, x: xp.log1p(xp.abs(x))),
+    Row("sinh of a minimum", R, CONCAVE, lambda xp, x: xp.sinh(xp.minimum(x, 0.0))),
     # convex, but not by these rules: nothing is promised
     Row("huber loss by where", U, NONE, huber),
     Row("product of convex, rising, positive", U, NONE, lambda xp, x: xp.relu(x) * (xp.exp(x) + xp.relu(x))),
