@@ -282,6 +282,35 @@ def verify_files(
         raise typer.Exit(1)
 
 
+@app.command("certify")
+def certify_file(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A saved hull.")],
+    framework: Annotated[
+        str | None, typer.Option(help="jax or torch.", show_default="jax where installed, else torch")
+    ] = None,
+    strength: Annotated[
+        str | None,
+        typer.Option(
+            help="structural (any parameters) or numeric (these).", show_default="the first that proves it"
+        ),
+    ] = None,
+    proof: Annotated[bool, typer.Option("--proof", help="Print the proof as a tree.")] = False,
+) -> None:
+    """Prove that a saved hull is convex; writes MODEL.certificate.json beside it. Exit code 1 without a proof."""
+    chosen = frameworks.choose(framework)
+    if strength not in (None, "structural", "numeric"):
+        raise InputError(
+            f"convexmoe certify --strength: expected structural or numeric; got {strength!r}. Leave it out for both."
+        )
+    from . import certification
+
+    with chosen.quiet():
+        done = certification.certify(model, chosen, strength)
+    certification.show(done, Console(), proof)
+    if done.certificate.verdict != "proved":
+        raise typer.Exit(1)
+
+
 @app.command("convert")
 def convert_file(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A saved model in any of the three forms.")],

@@ -40,6 +40,12 @@ class Framework(Protocol):
         take ten times as long; the results then do not depend on the number of cores either.
         """
 
+    def precision(self, wide: bool) -> AbstractContextManager[Any]:
+        """Return a context in which float64 is switched on where that is wanted."""
+
+    def array(self, x: Rows, model: Any) -> Any:
+        """Return rows as an array of the framework, in the dtype of a model's parameters."""
+
     def hull(self, seed: int, **options: Any) -> Any:
         """Return a new `VectorHull` with weights drawn from `seed`."""
 
@@ -89,6 +95,16 @@ class _Jax:
 
     def quiet(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def precision(self, wide: bool) -> AbstractContextManager[Any]:
+        import jax
+
+        return jax.enable_x64(True) if wide else nullcontext()
+
+    def array(self, x: Rows, model: Any) -> Any:
+        import jax.numpy as jnp
+
+        return jnp.asarray(self._rows(model, x))
 
     def hull(self, seed: int, **options: Any) -> Any:
         from flax import nnx
@@ -156,6 +172,14 @@ class _Torch:
             yield
         finally:
             torch.set_num_threads(threads)
+
+    def precision(self, wide: bool) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def array(self, x: Rows, model: Any) -> Any:
+        import torch
+
+        return torch.as_tensor(x, dtype=model.shifts.dtype)
 
     def hull(self, seed: int, **options: Any) -> Any:
         import torch
