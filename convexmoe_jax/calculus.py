@@ -57,6 +57,8 @@ LAWS = {
     "comparison": "a comparison has bounds, but no curvature",
     "log_sum_exp": "log-sum-exp is convex and rises in each argument",
     "log_softmax": "x - log-sum-exp(x) is concave where x is affine",
+    "softplus": "log(1 + exp(u)) is convex and rises; from its threshold on the program gives u, the same number of "
+    "its dtype",
     "smooth_maximum": "T log mean exp(g / T) is convex and rises in each g, for a constant T > 0",
     "quadratic": "a polynomial of degree 2 is convex where its Hessian is positive semidefinite",
     "ordered": "a sum of sorted convex values is convex where its weights rise with the order and are >= 0, "

@@ -1,0 +1,233 @@
+"""What is known of a value in the middle of a program, element by element, as a function of the chosen input.
+
+An element is a function v of the chosen input x, and of whatever else is fixed while x moves. Of each we keep bounds
+and a set of facts, which hold in exact arithmetic for every x and for every value of what is fixed:
+
+    REAL         v is a real number everywhere: no NaN, no infinity
+    NONZERO      v is nowhere 0
+    CONVEX, CONCAVE    both: v is affine in x
+    RISING, FALLING    in every coordinate of x; both: v does not depend on x
+    LOG_CONVEX   v is 0 everywhere, or v > 0 and log v is convex
+    LOG_CONCAVE  v is 0 everywhere, or v > 0 and log v is concave
+    ROOT_CONVEX  v >= 0 and sqrt v is convex
+    QUADRATIC    v is a polynomial of degree <= 2 in x
+
+Without REAL nothing is claimed. Source of the composition rules: Grant, Boyd and Ye, Disciplined convex programming
+(2006); Boyd and Vandenberghe, Convex optimization, sections 3.2 and 3.5.2 (log-convexity). ROOT_CONVEX is ours: it
+makes every way of writing a Euclidean norm one rule. No framework is imported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+
+REAL, NONZERO, CONVEX, CONCAVE, RISING, FALLING = (1 << k for k in range(6))
+LOG_CONVEX, LOG_CONCAVE, ROOT_CONVEX, QUADRATIC = (1 << k for k in range(6, 10))
+AFFINE, CONSTANT = CONVEX | CONCAVE, RISING | FALLING
+EVERY = (1 << 10) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """Bounds and facts, element by element.
+
+    Args:
+        lower, upper: float64 `[*shape]`, -inf and inf where there is no bound.
+        facts: uint16 `[*shape]`, the sum of the facts that hold.
+    """
+
+    lower: Array
+    upper: Array
+    facts: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the value."""
+        return self.facts.shape
+
+    def has(self, facts: int) -> Array:
+        """Return where all of `facts` hold."""
+        return (self.facts & facts) == facts
+
+    @property
+    def constant(self) -> Array:
+        """Where the value does not depend on the chosen input."""
+        return self.has(REAL | CONSTANT)
+
+    @property
+    def affine(self) -> Array:
+        """Where the value is affine in the chosen input."""
+        return self.has(AFFINE)
+
+    @property
+    def curved(self) -> Array:
+        """Where the value is known to be convex or to be concave."""
+        return (self.facts & AFFINE) != 0
+
+    @property
+    def known(self) -> Array:
+        """Where the value is one known number."""
+        return (self.lower == self.upper) & self.has(REAL)
+
+    @property
+    def zero(self) -> Array:
+        """Where the value is 0."""
+        return self.known & (self.lower == 0)
+
+    @property
+    def nonnegative(self) -> Array:
+        """Where the value is >= 0."""
+        return self.lower >= 0
+
+    @property
+    def nonpositive(self) -> Array:
+        """Where the value is <= 0."""
+        return self.upper <= 0
+
+    @property
+    def positive(self) -> Array:
+        """Where the value is > 0."""
+        return (self.lower >= 0) & self.has(NONZERO)
+
+    @property
+    def negative(self) -> Array:
+        """Where the value is < 0."""
+        return (self.upper <= 0) & self.has(NONZERO)
+
+    @property
+    def root_is_convex(self) -> Array:
+        """Where the absolute value is convex."""
+        return self.affine | (self.has(CONVEX) & self.nonnegative) | (self.has(CONCAVE) & self.nonpositive)
+
+    def broadcast(self, shape: tuple[int, ...]) -> Value:
+        """Return the value broadcast to a shape, without a copy."""
+        if self.shape == shape:
+            return self
+        return Value(*(np.broadcast_to(part, shape) for part in (self.lower, self.upper, self.facts)))
+
+    def reshape(self, *shape: int) -> Value:
+        """Return the value in another shape of the same size."""
+        return Value(*(part.reshape(shape) for part in (self.lower, self.upper, self.facts)))
+
+    def take(self, index: Array) -> Value:
+        """Return the elements at flat indices; an index below 0 gives an element of which nothing is known."""
+        parts = (part.reshape(-1) for part in (self.lower, self.upper, self.facts))
+        found = Value(*(part[np.maximum(index, 0)] if part.size else np.zeros(index.shape) for part in parts))
+        return merge(index >= 0, found, nothing(index.shape)) if (index < 0).any() else found
+
+
+def turned(facts: Array) -> Array:
+    """Return the facts of -v from those of v."""
+    kept = facts & (REAL | NONZERO | QUADRATIC)
+    swapped = (facts & (CONVEX | RISING)) << 1 | (facts & (CONCAVE | FALLING)) >> 1
+    return kept | swapped
+
+
+def facts_where(*pairs: tuple[int, Any]) -> Array:
+    """Return the sum of the facts, each where its condition, an array of truth values, holds."""
+    found = pairs[0][1] * np.uint16(pairs[0][0])
+    for fact, condition in pairs[1:]:
+        found = found | condition * np.uint16(fact)
+    return found
+
+
+def settle(lower: Array, upper: Array, facts: Array) -> Value:
+    """Return a value with all facts that follow from those given, and none without REAL."""
+    real = (facts & REAL) != 0
+    if not real.all():
+        lower, upper = np.where(real, lower, -np.inf), np.where(real, upper, np.inf)
+    above = lower >= 0
+    facts = facts | facts_where((NONZERO, (lower > 0) | (upper < 0)), (CONSTANT, lower == upper))
+    fixed = ((facts & CONSTANT) == CONSTANT) * np.uint16(AFFINE)
+    facts = facts | fixed
+    above_facts = (fixed != 0) * np.uint16(LOG_CONVEX | LOG_CONCAVE | ROOT_CONVEX)
+    # A positive concave value is log-concave.
+    above_facts = above_facts | ((facts & (NONZERO | CONCAVE)) == (NONZERO | CONCAVE)) * np.uint16(
+        LOG_CONCAVE
+    )
+    facts = facts | above * above_facts
+    facts = facts | facts_where(
+        (ROOT_CONVEX, (facts & LOG_CONVEX) != 0), (QUADRATIC, (facts & AFFINE) == AFFINE)
+    )
+    rooted = (facts & ROOT_CONVEX) != 0
+    facts = facts | rooted * np.uint16(CONVEX)
+    if rooted.any():
+        lower = np.where(rooted & real, np.maximum(lower, 0.0), lower)
+    return Value(lower, upper, np.asarray(real * facts, np.uint16))
+
+
+def known(array: Any) -> Value:
+    """Return the value of known numbers. Of NaN nothing is claimed; an infinity keeps its bounds, for `maximum`."""
+    number = np.asarray(array).astype(np.float64)
+    finite = np.isfinite(number)
+    value = settle(number, number, np.where(finite, np.uint16(REAL), np.uint16(0)))
+    if finite.all():
+        return value
+    endless = np.isinf(number)
+    return Value(np.where(endless, number, value.lower), np.where(endless, number, value.upper), value.facts)
+
+
+def nothing(shape: tuple[int, ...]) -> Value:
+    """Return a value of which nothing is known."""
+    low, high = (np.broadcast_to(bound, shape) for bound in (-np.inf, np.inf))
+    return Value(low, high, np.zeros(shape, np.uint16))
+
+
+def uniform(shape: tuple[int, ...], facts: int, lower: float = -np.inf, upper: float = np.inf) -> Value:
+    """Return a value whose elements are all alike, and stored once."""
+    one = settle(np.asarray(lower), np.asarray(upper), np.asarray(facts, np.uint16))
+    return one.broadcast(shape)
+
+
+def fixed(shape: tuple[int, ...], lower: float = -np.inf, upper: float = np.inf) -> Value:
+    """Return an unknown number that does not depend on the chosen input: a parameter."""
+    return uniform(shape, REAL | CONSTANT, lower, upper)
+
+
+def variable(shape: tuple[int, ...], lower: float = -np.inf, upper: float = np.inf) -> Value:
+    """Return the chosen input itself."""
+    return uniform(shape, REAL | AFFINE | RISING, lower, upper)
+
+
+def merge(condition: Array, value: Value, other: Value) -> Value:
+    """Return `value` where the condition holds and `other` elsewhere; the condition is known."""
+    pairs = ((value.lower, other.lower), (value.upper, other.upper), (value.facts, other.facts))
+    return Value(*(np.where(condition, one, two) for one, two in pairs))
+
+
+def either(values: list[Value]) -> Value:
+    """Return what holds of all values: the result of a choice among them that does not depend on the input."""
+    lower, upper, facts = values[0].lower, values[0].upper, values[0].facts
+    for value in values[1:]:
+        lower, upper = np.minimum(lower, value.lower), np.maximum(upper, value.upper)
+        facts = facts & value.facts
+    return settle(lower, upper, facts)
+
+
+def either_over(value: Value, axes: tuple[int, ...]) -> Value:
+    """Return what holds of all elements along `axes`, which are kept with size 1."""
+    return settle(
+        value.lower.min(axis=axes, keepdims=True, initial=np.inf),
+        value.upper.max(axis=axes, keepdims=True, initial=-np.inf),
+        np.bitwise_and.reduce(value.facts, axis=axes, keepdims=True),
+    )
+
+
+def mixture(values: list[Value]) -> Value:
+    """Return what holds of a choice among values that depends on the input: bounds only."""
+    found = either(values)
+    return settle(found.lower, found.upper, found.facts & (REAL | NONZERO))
+
+
+def words(value: Value) -> str:
+    """Return the curvature of a value in one word: that of its weakest element."""
+    facts = int(np.bitwise_and.reduce(value.facts, axis=None)) if value.facts.size else EVERY
+    if not facts & REAL:
+        return "unknown"
+    names = ((CONSTANT, "constant"), (AFFINE, "affine"), (CONVEX, "convex"), (CONCAVE, "concave"))
+    return next((name for fact, name in names if facts & fact == fact), "unknown")

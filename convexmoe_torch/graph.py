@@ -1,0 +1,163 @@
+"""A program as a list of operations on numbered values, equal operations once. No framework is imported here.
+
+`match` compares programs operation by operation: names of the user's functions do not exist in a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+CONSTANT_OPERATION = "constant"
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """One operation of a program.
+
+    Args:
+        name: of the primitive; "constant" for a known array, which is its parameter `array`.
+        inputs, outputs: numbers of the values it takes and gives.
+        params: the static parameters of the primitive.
+        source: file, line and function of the user's program, where that is known.
+    """
+
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    params: Mapping[str, Any]
+    source: str = ""
+
+
+@dataclass(eq=False)
+class Graph:
+    """A program without functions: calls are written out, and what is computed twice stands once.
+
+    Args:
+        shapes, dtypes: of the values, by number.
+        operations: in an order in which they can run.
+        inputs, outputs: numbers of the values that go in and come out.
+        makers: value -> the operation that gives it.
+    """
+
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    dtypes: list[str] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    makers: dict[int, Operation] = field(default_factory=dict)
+    seen: dict[Hashable, Operation] = field(default_factory=dict)
+
+    def value(self, shape: tuple[int, ...], dtype: str) -> int:
+        """Return the number of a new value."""
+        self.shapes.append(tuple(shape))
+        self.dtypes.append(dtype)
+        return len(self.shapes) - 1
+
+    def constant(self, array: np.ndarray) -> int:
+        """Return the number of a known array."""
+        array = np.asarray(array)
+        key: Hashable = id(array)
+        if array.size <= 64:
+            key = (CONSTANT_OPERATION, str(array.dtype), array.shape, array.tobytes())
+        found = self.seen.get(key)
+        if found is None:
+            output = self.value(array.shape, str(array.dtype))
+            found = self._append(Operation(CONSTANT_OPERATION, (), (output,), {"array": array}), key)
+        return found.outputs[0]
+
+    def add(
+        self,
+        name: str,
+        inputs: tuple[int, ...],
+        params: Mapping[str, Any],
+        outputs: list[tuple[tuple[int, ...], str]],
+        source: str = "",
+        pure: bool = True,
+    ) -> tuple[int, ...]:
+        """Return the numbers of the outputs, given as shapes and dtypes, of an operation, new or known."""
+        key: Hashable = (name, inputs, tuple(sorted(params.items(), key=lambda item: item[0])))
+        try:
+            found = self.seen.get(key) if pure else None
+        except TypeError:  # a parameter that cannot be hashed
+            key, found = object(), None
+        if found is None:
+            numbers = tuple(self.value(shape, dtype) for shape, dtype in outputs)
+            found = self._append(Operation(name, inputs, numbers, params, source), key)
+        return found.outputs
+
+    def _append(self, operation: Operation, key: Hashable) -> Operation:
+        self.operations.append(operation)
+        self.seen[key] = operation
+        for output in operation.outputs:
+            self.makers[output] = operation
+        return operation
+
+    def array(self, value: int) -> np.ndarray | None:
+        """Return the array of a value that is a constant of the program, None for others."""
+        maker = self.makers.get(value)
+        return maker.params["array"] if maker is not None and maker.name == CONSTANT_OPERATION else None
+
+    def before(self, value: int, stops: frozenset[int] = frozenset()) -> set[int]:
+        """Return the values from which `value` is computed, itself included, not looking behind `stops`."""
+        found, open_values = {value}, [value]
+        while open_values:
+            current = open_values.pop()
+            if current in stops or current not in self.makers:
+                continue
+            for number in self.makers[current].inputs:
+                if number not in found:
+                    found.add(number)
+                    open_values.append(number)
+        return found
+
+
+def equal_params(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two sets of static parameters are equal; what cannot be compared is not."""
+    if one.keys() != other.keys():
+        return False
+    for key, value in one.items():
+        if isinstance(value, np.ndarray) or isinstance(other[key], np.ndarray):
+            here, there = np.asarray(value), np.asarray(other[key])
+            same = (
+                here.dtype == there.dtype and here.shape == there.shape and here.tobytes() == there.tobytes()
+            )
+        else:
+            same = bool(value is other[key] or (type(value) is type(other[key]) and value == other[key]))
+        if not same:
+            return False
+    return True
+
+
+def match(reference: Graph, graph: Graph, value: int) -> list[int] | None:
+    """Return the values of `graph` that stand for the inputs of `reference`, where it computes `value`; or None.
+
+    Every operation between them must be there, with the same parameters, literals, shapes and dtypes. An input of the
+    reference stands for one value, whatever that is computed from.
+    """
+    bound: dict[int, int] = {}
+    pairs = [(reference.outputs[0], value)]
+    inputs = set(reference.inputs)
+    while pairs:
+        wanted, got = pairs.pop()
+        if wanted in bound:
+            if bound[wanted] != got:
+                return None
+            continue
+        if reference.shapes[wanted] != graph.shapes[got] or reference.dtypes[wanted] != graph.dtypes[got]:
+            return None
+        bound[wanted] = got
+        if wanted in inputs:
+            continue
+        one, other = reference.makers[wanted], graph.makers.get(got)
+        if other is None or one.name != other.name or len(one.inputs) != len(other.inputs):
+            return None
+        if one.outputs.index(wanted) != other.outputs.index(got) or not equal_params(
+            one.params, other.params
+        ):
+            return None
+        pairs.extend(zip(one.inputs, other.inputs, strict=True))
+    return [bound[number] for number in reference.inputs] if inputs <= bound.keys() else None
