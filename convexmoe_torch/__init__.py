@@ -6,7 +6,7 @@ if _find_spec("torch") is None:
     raise ImportError('convexmoe_torch needs PyTorch: pip install "convexmoe[torch]"')
 
 from . import hull
-from .certificate import Violation, find_violation
+from .certificate import certify
 from .checkpoint import load, load_optimizer, read_notes, read_optimizer, save
 from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
 from .deployment import FixedHierarchy
@@ -19,13 +19,17 @@ from .losses import CELMoELossAPI, LossBundle, LossTerm
 from .moments import OptimizerState
 from .routing import Shared, constant_routes, encode_routes, merged_routes, routing_summary
 from .schedule import History
+from .segments import Violation
 from .staging import freeze, unfreeze
 from .training import FitResult, FitState, fit, train
+from .verdict import Certificate
+from .violation import find_violation
 
 __all__ = [
     "CELMoEConfig",
     "CELMoELossAPI",
     "CELMoEOutput",
+    "Certificate",
     "ExpertBatch",
     "ExpertConfig",
     "ExpertModule",
@@ -52,6 +56,7 @@ __all__ = [
     "VectorHull",
     "Violation",
     "Winners",
+    "certify",
     "constant_routes",
     "encode_routes",
     "find_violation",

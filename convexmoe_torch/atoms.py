@@ -21,8 +21,8 @@ from . import calculus, scalars
 from .curvature import Value, known
 from .graph import Graph, Operation, match
 from .lowering import Kind
+from .order_rules import stacked
 from .proof import Found
-from .rules import stacked
 from .tracing import trace_reference
 
 DEPTH = 14  # operations between the end of an atom and the reduction that tells its shapes

@@ -1,128 +1,319 @@
-"""The search for a counterexample to convexity: a segment on which a function lies above its chord."""
+"""A proof that a function is convex, for the very program that runs; or a counterexample; or where the proof stops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.utils import _pytree as pytree
 
-from ._checks import describe, dtype_name, fail, whole_number
+from ._checks import describe, fail, one_of
+from .atoms import recognise
+from .calculus import LAWS
+from .curvature import CONVEX, Value, fixed, variable
+from .experts import ExpertBatch, ExpertModule
+from .graph import Graph
+from .hull import FoldedHull
+from .legacy import NonConvexHull
+from .order_rules import sorts
+from .proof import Reason, Step, Walk, no_refinement, number_of
+from .refinements import Refinements
+from .rules import RULES
+from .segments import Violation
+from .tracing import NotTraced, Traced, array_of, trace
+from .verdict import EXACT, STRENGTHS, Certificate, Output, first_failure, monotonicity, word_arrays
+from .violation import array, in_float64, search
 
-# What rounding alone can make of a convex function, relative to its largest value.
-TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
-BATCH = 8192
+SEGMENTS = 20_000
+ONE_BY_ONE = 300  # segments, for a function that `vmap` does not take
+REACH = 3.0  # half the width of the box that is searched around the example, in units of its size
 
 
-class Violation(NamedTuple):
-    """A segment on which one output of a function lies above its chord.
+class Problem(NamedTuple):
+    """A function as `certify` takes it.
 
     Args:
-        left, right: the end points, `[in_dim]`.
-        weight: the share of `left` in the point between them, `weight * left + (1 - weight) * right`.
-        output: the index of the output coordinate.
-        value_left, value_right, value: the function at the ends and between them.
-        gap: `value` minus the chord, `weight * value_left + (1 - weight) * value_right`: > 0.
+        call: (leaves of the parameters, arguments) -> what the function returns.
+        leaves: of the parameters.
+        names: of the leaves.
+        arguments: the arrays of `x_example`.
+        chosen: which of the arguments move; the others are fixed.
     """
 
-    left: np.ndarray
-    right: np.ndarray
-    weight: float
-    output: int
-    value_left: float
-    value_right: float
-    value: float
-    gap: float
+    call: Callable[[list[Any], list[Any]], Any]
+    leaves: list[Any]
+    names: list[str]
+    arguments: list[Any]
+    chosen: tuple[int, ...]
 
 
-def find_violation(
-    function: Callable[[Tensor], Tensor],
-    points: Tensor,
+def certify(
+    function: Callable[..., Any],
+    x_example: Any,
     *,
-    segments: int = 100_000,
+    params: Any = None,
+    argnum: int | tuple[int, ...] = 0,
+    strength: str | None = None,
+    per_input: bool = False,
+    segments: int = SEGMENTS,
     seed: int = 0,
-    tolerance: float | None = None,
-) -> Violation | None:
-    """Search random segments for one that shows that a function is not convex; return the worst, or None.
+) -> Certificate:
+    """Prove that every output of a function is convex in its chosen input, refute it, or say what stops the proof.
 
-    None is no proof. A third of the segments is wide, a third narrow, a third along one axis of the input.
+    The function is traced by `torch.export` at the shape of the example, and its graph is walked with the rules of
+    disciplined convex programming (Grant, Boyd and Ye, 2006), element by element; known functions whose bodies do not
+    follow those rules are recognised by their operations. A proof holds in exact arithmetic, for the program as it was
+    traced: its shapes and dtypes, and the branches it takes in Python.
+
+    Guarantee: what is "proved" is convex in exact arithmetic; an operator without a rule proves nothing
+    (tests/certificates).
 
     Args:
-        function: `[rows, in_dim]` -> `[rows, out_dim]`, row by row.
-        points: `[rows, in_dim]`, of the dtype the function takes: the search covers twice their bounding box.
-        segments: how many to try.
-        seed: of the search.
-        tolerance: what counts as rounding, relative to the largest value of a batch of `BATCH` segments
-            (near a zero of the function its rounding does not shrink); None means `TOLERANCES` for the
-            dtype of `points`.
+        function: `function(*x)`, or `function(params, *x)` where params are given; or a module, such as
+            `VectorHull`, whose parameters are its own; its buffers are known numbers.
+        x_example: a tensor, or a tuple of tensors, one for each argument: their shapes, and where to look for a
+            counterexample.
+        params: nested dicts or any tree of tensors. Numbers that the function closes over are known numbers.
+        argnum: which of the arguments move, an index or indices; of the others nothing is assumed but that they
+            are fixed real numbers.
+        strength: "structural" (parameters are unknown real numbers), "numeric" (they have the given values), or None:
+            the first, and where that proves nothing the second.
+        per_input: also find the monotonicity in each coordinate of the chosen input, one walk each.
+        segments: how many segments are tried for a counterexample; 0 for none.
+        seed: of that search.
+
+    Returns:
+        A `Certificate`.
 
     Raises:
-        TypeError, ValueError: points are not floating `[rows, in_dim]` with two rows at least, or the function is
-            not finite on a segment.
+        TypeError, ValueError: argnum names no argument, or the function cannot be called with the example.
 
-    >>> from convexmoe_torch import VectorHull
-    >>> find_violation(VectorHull(2, petals=3), torch.eye(2), segments=1000) is None
-    True
+    >>> certify(lambda x: torch.sum(x**2), torch.ones(3)).verdict
+    'proved'
+    >>> certify(lambda x: -torch.sum(x**2), torch.ones(3)).verdict
+    'refuted'
     """
-    if getattr(points, "ndim", 0) != 2 or len(points) < 2:
-        fail(
-            "find_violation", "points", "[rows >= 2, in_dim]", describe(points), "Pass some rows of the data."
+    problem = _problem(function, x_example, params, argnum)
+    if strength is not None:
+        one_of("certify", "strength", strength, STRENGTHS)
+    for k in problem.chosen:
+        if not problem.arguments[k].is_floating_point():
+            refused = f"argument {k} is {describe(problem.arguments[k])}: convexity is of real inputs"
+            return Certificate("unknown", strength or "structural", refused)
+    with torch.no_grad():
+        problem.call(
+            list(problem.leaves), list(problem.arguments)
+        )  # a mistake of the caller is an error here
+    try:
+        traced = trace(problem.call, problem.leaves, problem.arguments)
+    except NotTraced as error:
+        return Certificate("unknown", strength or "structural", str(error))
+    graph = traced.graph
+    tried = [strength] if strength else list(STRENGTHS[: 2 if problem.leaves else 1])
+    tried = tried if problem.leaves or strength else ["numeric"]
+    for now in tried:
+        walk = _walk(graph, problem, now)
+        proved = all(walk.values[number].has(CONVEX).all() for number in graph.outputs)
+        if proved:
+            break
+    outputs = _outputs(traced, problem, walk, now, per_input)
+    steps, results = tuple(walk.steps().values()), tuple(graph.outputs)
+    if proved and not isinstance(function, NonConvexHull):
+        return Certificate("proved", now, _proved_text(problem, now), outputs, None, None, steps, results)
+    failures = [first_failure(walk, number) for number in graph.outputs]
+    failed = next((step for step in failures if step is not None), None)
+    violation = _violation(problem, segments, seed) if segments else None
+    verdict = "unknown" if violation is None else "refuted"
+    reason = _failed_text(function, failed, violation)
+    return Certificate(verdict, now, reason, outputs, failed, violation, steps, results)
+
+
+def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int, ...]) -> Problem:
+    """Return the function, its parameters and its arguments in one form."""
+    examples = x_example if isinstance(x_example, tuple) else (x_example,)
+    arguments = [torch.as_tensor(x).detach() for x in examples]
+    chosen = argnum if isinstance(argnum, tuple) else (argnum,)
+    if not chosen or any(isinstance(k, bool) or not 0 <= k < len(arguments) for k in chosen):
+        fix = "Pass argnum=0, or a tuple of examples."
+        fail("certify", "argnum", f"indices of {len(arguments)} arguments", repr(argnum), fix)
+    if isinstance(function, nn.Module):
+        if params is not None:
+            fail("certify", "params", "None for a module", describe(params), "The module has its own.")
+        # A folded hull is not trained any more.
+        flat = [] if isinstance(function, FoldedHull) else list(function.named_parameters())
+        names, leaves = [name for name, _ in flat], [leaf.detach() for _, leaf in flat]
+        expert = isinstance(function, ExpertModule)
+
+        def call(given: list[Any], xs: list[Any]) -> Any:
+            arguments = (ExpertBatch(*xs),) if expert else tuple(xs)
+            found = functional_call(function, dict(zip(names, given, strict=True)), arguments)
+            return found.hidden if expert else found
+
+    else:
+        paths, tree = pytree.tree_flatten_with_path(params)
+        # To PyTorch None is a leaf.
+        kept = [k for k, (_, leaf) in enumerate(paths) if leaf is not None]
+        names = [_dotted(paths[k][0]) for k in kept]
+        leaves = [torch.as_tensor(paths[k][1]).detach() for k in kept]
+
+        def call(given: list[Any], xs: list[Any]) -> Any:
+            if params is None:
+                return function(*xs)
+            places = dict(zip(kept, given, strict=True))
+            return function(pytree.tree_unflatten([places.get(k) for k in range(len(paths))], tree), *xs)
+
+    return Problem(call, leaves, names, arguments, chosen)
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    """Return the name of a leaf, as in `trunk.0.weight`."""
+    keys = [
+        next((getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name)), key)
+        for key in path
+    ]
+    return ".".join(str(key) for key in keys)
+
+
+def _walk(graph: Graph, problem: Problem, strength: str, coordinate: int | None = None) -> Walk:
+    """Return the walk through the program; with a coordinate, only that entry of the chosen inputs moves."""
+    split = len(problem.leaves)
+    chosen = [graph.inputs[split + k] for k in problem.chosen]
+    # A refinement takes all coordinates for moving.
+    refine = Refinements(chosen, sorts) if coordinate is None else no_refinement
+    walk = Walk(graph, RULES, recognise, refine)
+    values = []
+    for number, leaf, name in zip(graph.inputs, problem.leaves, problem.names, strict=False):
+        shape = graph.shapes[number]
+        exact = strength == "numeric"
+        values.append(number_of(array_of(leaf)) if exact else _unknown(shape, graph.dtypes[number]))
+        law = "a parameter, of known value" if exact else "a parameter, any real number"
+        walk.reasons[number] = Reason("parameter", law, (), name)
+    start = 0
+    for k, number in enumerate(graph.inputs[split:]):
+        shape = graph.shapes[number]
+        moves = k in problem.chosen
+        values.append(_moving(shape, start, coordinate) if moves else _unknown(shape, graph.dtypes[number]))
+        start += int(np.prod(shape)) if moves else 0
+        law = LAWS["input"] if moves else "an input that is fixed"
+        walk.reasons[number] = Reason("input", law, (), f"argument {k}")
+    walk.run(values)
+    return walk
+
+
+def _unknown(shape: tuple[int, ...], dtype: str) -> Value:
+    """Return a fixed number of a dtype."""
+    if dtype == "bool":
+        return fixed(shape, 0.0, 1.0)
+    if dtype.startswith(("int", "uint")):
+        bounds = np.iinfo(dtype)
+        return fixed(shape, float(bounds.min), float(bounds.max))
+    return fixed(shape)
+
+
+def _moving(shape: tuple[int, ...], start: int, coordinate: int | None) -> Value:
+    """Return a chosen input, of which all moves, or one coordinate."""
+    value = variable(shape)
+    if coordinate is None:
+        return value
+    moves = (start + np.arange(int(np.prod(shape))).reshape(shape)) == coordinate
+    still = fixed(shape)
+    return Value(value.lower, value.upper, np.where(moves, value.facts, still.facts))
+
+
+def _outputs(
+    traced: Traced, problem: Problem, walk: Walk, strength: str, per_input: bool
+) -> tuple[Output, ...]:
+    """Return what the walk knows of each output."""
+    graph = traced.graph
+    paths, _ = pytree.tree_flatten_with_path(traced.outputs)
+    names = [_dotted(path) for path, number in paths if number is not None]
+    count = sum(problem.arguments[k].numel() for k in problem.chosen)
+    alone: list[list[np.ndarray]] = [[] for _ in graph.outputs]
+    for coordinate in range(count if per_input else 0):
+        single = _walk(graph, problem, strength, coordinate)
+        for found, number in zip(alone, graph.outputs, strict=True):
+            found.append(monotonicity(single.values[number]))
+    return tuple(
+        Output(
+            name, **word_arrays(walk.values[number]), per_input=np.stack(found, axis=-1) if found else None
         )
-    whole_number("find_violation", "segments", segments, 1)
-    if dtype_name(points.dtype) not in TOLERANCES:
-        fix = "Cast them to the dtype the function takes."
-        fail("find_violation", "points", f"one of {list(TOLERANCES)}", describe(points), fix, TypeError)
-    tolerance = TOLERANCES[dtype_name(points.dtype)] if tolerance is None else tolerance
-    worst: Violation | None = None
-    for left, right, weight in _segments(points.detach().double().cpu().numpy(), segments, seed):
-        ends = [torch.as_tensor(end).to(points) for end in (left, right)]
-        share = torch.as_tensor(weight).to(points)
-        with torch.no_grad():
-            three = [function(at) for at in (*ends, share * ends[0] + (1 - share) * ends[1])]
-        found = _worst([part.double().cpu().numpy() for part in three], left, right, weight, tolerance)
-        if found is not None and (worst is None or found.gap > worst.gap):
-            worst = found
-    return worst
-
-
-def _segments(
-    points: np.ndarray, segments: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield batches of end points (batch, in_dim) and weights (batch, 1): wide, narrow and along the axes in turn."""
-    rng = np.random.default_rng(seed)
-    middle = (points.max(axis=0) + points.min(axis=0)) / 2
-    reach = np.maximum(points.max(axis=0) - points.min(axis=0), 1e-6)
-    for start in range(0, segments, BATCH):
-        shape = (min(BATCH, segments - start), points.shape[1])
-        left, right = (middle + reach * rng.uniform(-1, 1, shape) for _ in range(2))
-        kind = (start + np.arange(shape[0]))[:, None] % 3
-        length = 10.0 ** rng.uniform(-3, 0, (shape[0], 1))
-        step = np.where(kind == 1, length * (right - left), right - left)
-        axis = np.arange(shape[1]) == rng.integers(shape[1], size=(shape[0], 1))
-        right = left + np.where((kind == 2) & ~axis, 0.0, step)
-        yield left, right, rng.uniform(0.02, 0.98, (shape[0], 1))
-
-
-def _worst(
-    values: list[np.ndarray], left: np.ndarray, right: np.ndarray, weight: np.ndarray, tolerance: float
-) -> Violation | None:
-    """Return the segment with the largest gap beyond the tolerance, None where there is none."""
-    value_left, value_right, value = (part.reshape(len(left), -1) for part in values)
-    for part in (value_left, value_right, value):
-        if not np.isfinite(part).all():
-            bad = int(np.argwhere(~np.isfinite(part))[0, 0])
-            got = f"{part[~np.isfinite(part)][0]} between {left[bad].tolist()} and {right[bad].tolist()}"
-            fail("find_violation", "function", "finite values", got, "Search where the function is finite.")
-    gap = value - (weight * value_left + (1 - weight) * value_right)
-    size = max(float(np.max(np.abs(part), initial=1e-300)) for part in (value_left, value_right, value))
-    excess = np.where(gap > tolerance * size, gap, -np.inf)
-    row, output = np.unravel_index(np.argmax(excess), excess.shape)
-    if not np.isfinite(excess[row, output]):
-        return None
-    ends = float(value_left[row, output]), float(value_right[row, output])
-    three = (*ends, float(value[row, output]))
-    return Violation(
-        left[row], right[row], float(weight[row, 0]), int(output), *three, float(gap[row, output])
+        for name, number, found in zip(names, graph.outputs, alone, strict=True)
     )
+
+
+def _proved_text(problem: Problem, strength: str) -> str:
+    whose = (
+        ""
+        if not problem.leaves
+        else (
+            ", for every value of the parameters"
+            if strength == "structural"
+            else ", for the given parameters"
+        )
+    )
+    others = len(problem.arguments) > len(problem.chosen)
+    return f"convex in {_what(problem)}{' for fixed others' if others else ''}{whose}, {EXACT} ({strength})"
+
+
+def _what(problem: Problem) -> str:
+    if len(problem.arguments) == 1:
+        return "its input"
+    return (
+        "argument " + " and ".join(map(str, problem.chosen)) + (" jointly" if len(problem.chosen) > 1 else "")
+    )
+
+
+def _failed_text(function: Any, failed: Step | None, violation: Violation | None) -> str:
+    """Return in a sentence why a function is not proved to be convex."""
+    if violation is not None:
+        return (
+            f"not convex: a segment on which it lies {violation.gap:.3g} above its chord ({violation.dtype})"
+        )
+    if isinstance(function, NonConvexHull):
+        return "a NonConvexHull is refused: its sigmoid gates are not convex, whatever a search finds"
+    if failed is None:
+        return f"no proof {EXACT}, and no counterexample found"
+    where = f" at {failed.source}" if failed.source else ""
+    why = failed.note or failed.law
+    if failed.curvature != "unknown":
+        why = f"it is {failed.curvature}"
+    return f"no proof {EXACT}: {failed.operation}{where}: {why}; no counterexample found"
+
+
+def _violation(problem: Problem, segments: int, seed: int) -> Violation | None:
+    """Search around the example, parameters and fixed arguments as they are given."""
+    moving = [problem.arguments[k] for k in problem.chosen]
+    sizes = [x.numel() for x in moving]
+    centre = np.concatenate([array(x).reshape(-1) for x in moving])
+    if centre.size == 0 or not np.isfinite(centre).all():
+        return None
+
+    def one(row: Tensor) -> Tensor:
+        parameters, arguments = list(problem.leaves), list(problem.arguments)
+        if row.dtype == torch.float64:
+            parameters, arguments = in_float64(parameters), in_float64(arguments)
+        for k, part in zip(problem.chosen, torch.split(row, sizes), strict=True):
+            arguments[k] = part.reshape(arguments[k].shape)
+        found = pytree.tree_leaves(problem.call(parameters, arguments))
+        numbers = [torch.as_tensor(part, device=row.device) for part in found if part is not None]
+        return torch.cat([part.reshape(-1).to(row.dtype) for part in numbers])
+
+    def each(rows: Tensor) -> Tensor:
+        return torch.stack([one(row) for row in rows])
+
+    reach = REACH * np.maximum(1.0, np.abs(centre)) / 2
+    dtype = moving[0].dtype
+    for x in moving:
+        dtype = torch.promote_types(dtype, x.dtype)
+    points = torch.as_tensor(np.stack([centre - reach, centre + reach])).to(moving[0].device, dtype)
+    every: Callable[[Tensor], Tensor] = vmap(one)
+    try:
+        with torch.no_grad():
+            every(points)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError):  # what `vmap` does not take
+        every, segments = each, min(segments, ONE_BY_ONE)
+    return search(every, points, segments, seed, None, strict=False)

@@ -102,7 +102,7 @@ class Walk:
         atoms: recognises parts of a program.
         refine: what whole-program arguments add to a value that the rules leave open.
 
-    `values` holds what is known by number, `reasons` how it was found.
+    `values` holds what is known by number, `reasons` how it was found; `inside` is what stopped the last inner walk.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class Walk:
         self.graph, self.rules, self.atoms, self.refine = graph, rules, atoms, refine
         self.values: dict[int, Value] = {}
         self.reasons: dict[int, Reason] = {}
+        self.inside = ""
 
     def steps(self) -> dict[int, Step]:
         """Return the steps of the proof by the number of the value they give, in the order of computation."""
@@ -136,7 +137,16 @@ class Walk:
 
     def inner(self, graph: Graph, inputs: list[Value]) -> list[Value]:
         """Return what is known of the outputs of another program, such as the body of a loop."""
-        return Walk(graph, self.rules, self.atoms).run(inputs)
+        walk = Walk(graph, self.rules, self.atoms)
+        outputs = walk.run(inputs)
+        reasons = sorted(walk.reasons.items())
+        notes = [
+            f"inside, {reason.operation}: {reason.note}"
+            for number, reason in reasons
+            if reason.note and not walk.values[number].curved.all()
+        ]
+        self.inside = notes[0] if notes else ""
+        return outputs
 
     def step(self, operation: Operation) -> None:
         """Find what is known of the outputs of one operation."""
@@ -183,6 +193,7 @@ class Walk:
         inputs = [self.values[number] for number in operation.inputs]
         if rule is None:
             return [nothing(shape) for shape, _ in kinds], f"no rule for the primitive {operation.name!r}"
+        self.inside = ""
         try:
             if rule.elementwise:
                 inputs = [compact(value) for value in inputs]
@@ -190,7 +201,7 @@ class Walk:
             return [
                 in_range(value.broadcast(shape), dtype)
                 for value, (shape, dtype) in zip(outputs, kinds, strict=True)
-            ], ""
+            ], self.inside
         except Exception as error:  # a fault of a rule must not become a proof
             note = f"the rule for {operation.name!r} failed: {type(error).__name__}: {error}"
             return [nothing(shape) for shape, _ in kinds], note
