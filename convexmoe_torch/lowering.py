@@ -557,6 +557,31 @@ BINARY = (
 )
 SAME = ("contiguous", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "positive")
 
+# Other names of operators, which `torch.export` keeps.
+ALIASES = {
+    "absolute": "abs",
+    "arcsinh": "asinh",
+    "arctan": "atan",
+    "clip": "clamp",
+    "divide": "div",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "less": "lt",
+    "less_equal": "le",
+    "multiply": "mul",
+    "negative": "neg",
+    "not_equal": "ne",
+    "special_erf": "erf",
+    "special_erfc": "erfc",
+    "special_exp2": "exp2",
+    "special_expit": "sigmoid",
+    "special_expm1": "expm1",
+    "special_log1p": "log1p",
+    "special_log_softmax": "log_softmax",
+    "special_logsumexp": "logsumexp",
+    "subtract": "sub",
+}
+
 LOWERINGS: dict[str, Lowering] = {
     **{name: _one(name) for name in UNARY},
     **{name: _two(name) for name in BINARY},
@@ -624,3 +649,5 @@ LOWERINGS: dict[str, Lowering] = {
     "einsum": _einsum,
     "convolution": _convolution,
 }
+
+LOWERINGS |= {alias: LOWERINGS[name] for alias, name in ALIASES.items()}

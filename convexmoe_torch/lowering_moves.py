@@ -23,7 +23,7 @@ class Places:
     """
 
     def __init__(self, array: np.ndarray) -> None:
-        self.array = np.ascontiguousarray(array, np.int64)
+        self.array = np.asarray(array, np.int64)
         self.key = (self.array.shape, self.array.tobytes())
 
     def __eq__(self, other: object) -> bool:

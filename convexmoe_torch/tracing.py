@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+import logging
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ LOWERED: dict[str, Lowering] = {**LOWERINGS, **MOVES}
 # Without a value, or for the running program alone.
 WITHOUT_VALUE = ("promote_types", "_assert_tensor_metadata", "_assert_async", "_assert_scalar")
 OF_TORCH = str(Path(torch.__file__).parent)
+OWN = (__file__, str(Path(__file__).with_name("certificate.py")))
 
 
 class NotTraced(Exception):
@@ -58,12 +61,23 @@ class _Lines(TorchFunctionMode):
     """Gives every step the line of the user's program that makes it: `torch.export` keeps those of `forward` only."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_code.co_filename.startswith((OF_TORCH, "<")):
-            frame = frame.f_back
-        file = "/".join(frame.f_code.co_filename.replace("\\", "/").split("/")[-2:])
-        traceback.set_stack_trace([f"{file}:{frame.f_lineno} ({frame.f_code.co_name})"])
+        traceback.set_stack_trace([source_line(sys._getframe(1))])
         return func(*args, **(kwargs or {}))
+
+
+def source_line(innermost: FrameType) -> str:
+    """Return file, line and function of the user's program; of a module of PyTorch that is used as it is, its own."""
+    frame: FrameType | None = innermost
+    inside = ""
+    while frame is not None and frame.f_code.co_filename not in OWN:
+        code = frame.f_code
+        line = f"{'/'.join(code.co_filename.replace(chr(92), '/').split('/')[-2:])}:{frame.f_lineno} ({code.co_name})"
+        if not code.co_filename.startswith((OF_TORCH, "<eval", "<frozen")):
+            return line
+        if code.co_name == "forward" and not inside:
+            inside = line
+        frame = frame.f_back
+    return inside
 
 
 def trace(call: Callable[..., Any], leaves: list[Tensor], arguments: list[Tensor]) -> Traced:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from convexity_table import Monotone, Row
+from torch_engine import Torch
 
 import convexmoe_jax
 from convexmoe_jax.petals import huber_relu
@@ -46,4 +47,4 @@ class Jax:
         return convexmoe_jax.certify(lambda x: row.function(self.xp, x), self.example(shape), **options)
 
 
-ENGINES = (Jax(),)
+ENGINES = (Jax(), Torch())
