@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ._checks import describe, fail, one_of
 from .atoms import recognise
 from .calculus import LAWS
-from .curvature import CONVEX, Value, fixed, variable
+from .curvature import CONVEX, Value, fixed, nothing, variable
 from .experts import ExpertBatch, ExpertModule
 from .graph import Graph
 from .hull import FoldedHull
@@ -208,6 +208,8 @@ def _unknown(shape: tuple[int, ...], dtype: str) -> Value:
     """Return a fixed number of a dtype."""
     if dtype == "bool":
         return fixed(shape, 0.0, 1.0)
+    if not dtype.startswith(("float", "bfloat", "int", "uint")):
+        return nothing(shape)
     if dtype.startswith(("int", "uint")):
         bounds = np.iinfo(dtype)
         return fixed(shape, float(bounds.min), float(bounds.max))

@@ -30,6 +30,7 @@ REAL, NONZERO, CONVEX, CONCAVE, RISING, FALLING = (1 << k for k in range(6))
 LOG_CONVEX, LOG_CONCAVE, ROOT_CONVEX, QUADRATIC = (1 << k for k in range(6, 10))
 AFFINE, CONSTANT = CONVEX | CONCAVE, RISING | FALLING
 EVERY = (1 << 10) - 1
+LARGEST_INTEGER = 2.0**53  # of those that float64 holds without gaps
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,9 +164,15 @@ def settle(lower: Array, upper: Array, facts: Array) -> Value:
 
 def known(array: Any) -> Value:
     """Return the value of known numbers. Of NaN nothing is claimed; an infinity keeps its bounds, for `maximum`."""
-    number = np.asarray(array).astype(np.float64)
+    array = np.asarray(array)
+    number = array.astype(np.float64)
     finite = np.isfinite(number)
-    value = settle(number, number, np.where(finite, np.uint16(REAL), np.uint16(0)))
+    facts = np.where(finite, np.uint16(REAL), np.uint16(0))
+    if array.dtype.kind in "iu" and (np.abs(number) >= LARGEST_INTEGER).any():
+        rounded = np.abs(number) >= LARGEST_INTEGER
+        low, high = (np.where(rounded, np.nextafter(number, end), number) for end in (-np.inf, np.inf))
+        return settle(low, high, facts | facts_where((CONSTANT, finite)))
+    value = settle(number, number, facts)
     if finite.all():
         return value
     endless = np.isinf(number)

@@ -6,14 +6,12 @@ that has no rule and proves nothing. Numbers are taken in the dtype in which PyT
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from .contraction import Axes
 from .graph import Graph
 
 Kind = tuple[tuple[int, ...], str]
@@ -131,29 +129,6 @@ class Call:
 Lowering = Callable[[Call], "list[int]"]
 
 
-def axes_of(dims: Any, rank: int) -> tuple[int, ...]:
-    """Return axes >= 0 in their order; None and an empty list mean all."""
-    if isinstance(dims, int):
-        dims = [dims]
-    if not dims:
-        return tuple(range(rank))
-    return tuple(sorted(dim % max(rank, 1) for dim in dims if rank))
-
-
-def reduced(
-    call: Call, name: str, value: int, axes: tuple[int, ...], keep: bool, dtype: str | None = None
-) -> int:
-    """Add a reduction over axes."""
-    shape = call.shape_of(value)
-    rest = tuple(size for axis, size in enumerate(shape) if axis not in axes)
-    found = call.op(name, value, shape=rest, dtype=dtype, axes=axes)
-    return (
-        call.reshaped(found, tuple(1 if k in axes else size for k, size in enumerate(shape)))
-        if keep
-        else found
-    )
-
-
 def _arithmetic(name: str) -> Lowering:
     """Two arguments, of which one may be a number; truth values are no numbers here."""
 
@@ -188,6 +163,21 @@ def _div(call: Call) -> list[int]:
 
 def _two(name: str) -> Lowering:
     return lambda call: [call.op(name, *call.values("self", "other"))]
+
+
+def _truth(name: str) -> Lowering:
+    """Of truth values, which a number is where it is not 0."""
+
+    def lower(call: Call) -> list[int]:
+        return [call.op(name, *(truth(call, call[key]) for key in call.arguments))]
+
+    return lower
+
+
+def truth(call: Call, value: int) -> int:
+    """Return where a value is not 0."""
+    dtype = call.graph.dtypes[value]
+    return int(value) if dtype == "bool" else call.op("ne", value, call.number(0, dtype), dtype="bool")
 
 
 def _one(name: str) -> Lowering:
@@ -247,133 +237,13 @@ def _masked_fill(call: Call) -> list[int]:
     return [call.op("where", call["mask"], call.value(call["value"], call.dtype), call["self"])]
 
 
-def _reduction(name: str) -> Lowering:
-    """Over one axis, several, or all; a `dtype` is that of what comes in and what goes out."""
-
-    def lower(call: Call) -> list[int]:
-        value = int(call["self"])
-        if call.get("dtype") is not None:
-            value = call.cast(value, call.dtype)
-        axes = axes_of(call.get("dim"), len(call.shape_of(value)))
-        return [reduced(call, name, value, axes, call.get("keepdim", False))]
-
-    return lower
-
-
-def mean_of(call: Call, value: int, axes: tuple[int, ...], keep: bool) -> int:
-    """Add a mean over axes."""
-    count = math.prod(call.shape_of(value)[axis] for axis in axes)
-    return call.op("div", reduced(call, "sum", value, axes, keep), call.number(count))
-
-
-def _mean(call: Call) -> list[int]:
-    value = call.cast(call["self"], call.dtype)
-    axes = axes_of(call.get("dim"), len(call.shape_of(value)))
-    return [mean_of(call, value, axes, call.get("keepdim", False))]
-
-
-def _variance(root: bool) -> Lowering:
-    def lower(call: Call) -> list[int]:
-        value = int(call["self"])
-        axes = axes_of(call.get("dim"), len(call.shape_of(value)))
-        count = math.prod(call.shape_of(value)[axis] for axis in axes)
-        unbiased = 1 if call.get("unbiased", True) else 0
-        freedom = count - call.get("correction", unbiased)
-        if freedom <= 0:
-            raise Declined("no degree of freedom")
-        centred = call.op("sub", value, mean_of(call, value, axes, True))
-        total = reduced(call, "sum", call.op("mul", centred, centred), axes, call.get("keepdim", False))
-        found = call.op("div", total, call.number(freedom))
-        return [call.op("sqrt", found) if root else found]
-
-    return lower
-
-
-def _norm(call: Call) -> list[int]:
-    value, order = call.cast(call["self"], call.dtype), call.get("ord", call.get("p", 2))
-    axes, keep = axes_of(call.get("dim"), len(call.shape_of(value))), call.get("keepdim", False)
-    if order == 2:
-        return [call.op("sqrt", reduced(call, "sum", call.op("mul", value, value), axes, keep))]
-    size = call.op("abs", value)
-    if order == 1:
-        return [reduced(call, "sum", size, axes, keep)]
-    if order == math.inf:
-        return [reduced(call, "amax", size, axes, keep)]
-    raise Declined("another norm")
-
-
-def _extreme(name: str, place: str) -> Lowering:
-    """max and min: of two tensors, of all elements, or along an axis with the places."""
-
-    def lower(call: Call) -> list[int]:
-        value = int(call["self"])
-        if "other" in call.arguments:
-            return [call.op({"amax": "maximum", "amin": "minimum"}[name], value, call["other"])]
-        axes = axes_of(call.get("dim"), len(call.shape_of(value)))
-        keep = call.get("keepdim", False)
-        found = reduced(call, name, value, axes, keep)
-        if "dim" not in call.arguments:
-            return [found]
-        return [found, reduced(call, place, value, axes, keep, "int64")]
-
-    return lower
-
-
-def _place(name: str) -> Lowering:
-    def lower(call: Call) -> list[int]:
-        value, dim = int(call["self"]), call.get("dim")
-        if dim is None:
-            value, dim = call.reshaped(value, (math.prod(call.shape_of(value)),)), 0
-        axes = axes_of(dim, len(call.shape_of(value)))
-        found = reduced(call, name, value, axes, call.get("keepdim", False))
-        return [call.reshaped(found, call.shape)]
-
-    return lower
-
-
-def _running(name: str, place: str | None = None) -> Lowering:
-    def lower(call: Call) -> list[int]:
-        value = call.cast(call["self"], call.dtype)
-        rank = len(call.shape_of(value))
-        if rank == 0:
-            raise Declined("one number")
-        found = call.op(name, value, axis=call["dim"] % rank)
-        if place is None:
-            return [found]
-        return [found, call.op(place, value, axis=call["dim"] % rank, dtype="int64")]
-
-    return lower
-
-
-def _log_softmax(call: Call) -> list[int]:
-    value = call.cast(call["self"], call.dtype)
-    return [call.op("log_softmax", value, axes=axes_of(call["dim"], len(call.shape)))]
-
-
-def _sort(call: Call) -> list[int]:
-    value = int(call["self"])
-    rank = len(call.shape_of(value))
-    if rank == 0:
-        raise Declined("one number")
-    params = {"axis": call.get("dim", -1) % rank, "falling": bool(call.get("descending", False))}
-    return list(call.graph.add("sort", (value,), params, call.kinds, call.source))
-
-
-def _topk(call: Call) -> list[int]:
-    value, rank = int(call["self"]), len(call.shape)
-    if rank == 0 or not (call.get("sorted", True) and call.kinds[0][0] == call.kinds[1][0]):
-        raise Declined("the largest in no order")
-    params = {"axis": call.get("dim", -1) % rank, "falling": bool(call.get("largest", True))}
-    return list(call.graph.add("topk", (value,), params, call.kinds, call.source))
-
-
 def _softplus(call: Call) -> list[int]:
     return [call.op("softplus", call["self"], beta=float(call["beta"]), threshold=float(call["threshold"]))]
 
 
 def _elu(call: Call) -> list[int]:
-    params = {name: float(call.get(name, 1)) for name in ("alpha", "scale", "input_scale")}
-    return [call.op("elu", call["self"], **params)]
+    alpha, scale, input_scale = (float(call.get(name, 1)) for name in ("alpha", "scale", "input_scale"))
+    return [call.op("elu", call["self"], alpha=alpha, scale=scale, input_scale=input_scale)]
 
 
 def _celu(call: Call) -> list[int]:
@@ -393,121 +263,10 @@ def _leaky_relu(call: Call) -> list[int]:
     return [call.op("maximum" if slope <= 1 else "minimum", value, scaled)]
 
 
-def _huber(width: str) -> Lowering:
-    """delta^2 huber((a - b) / delta), and the mean or the sum of it."""
-
-    def lower(call: Call) -> list[int]:
-        a, b = call.values("self", "target")
-        delta = float(call.get(width, 1.0))
-        if not delta > 0:
-            raise Declined("a width of 0")
-        difference = call.op("sub", a, b, dtype=call.dtype)
-        if delta != 1:
-            difference = call.op("div", difference, call.number(delta))
-        found = call.op("huber", difference)
-        scale = delta**2 if width == "delta" else delta
-        found = found if delta == 1 else call.op("mul", found, call.number(scale))
-        axes = tuple(range(len(call.shape_of(found))))
-        if call.get("reduction", 1) == 1:
-            return [mean_of(call, found, axes, False)]
-        return [reduced(call, "sum", found, axes, False) if call["reduction"] == 2 else found]
-
-    return lower
-
-
 def _log_sigmoid(call: Call) -> list[int]:
     found = call.op("log", call.op("sigmoid", call["self"]))
     # What the operator keeps for its derivative: nothing is known of it.
     return [found, *(call.graph.add("buffer", (), {}, [kind], call.source)[0] for kind in call.kinds[1:])]
-
-
-def dotted(call: Call, left: int, right: int, axes: Axes) -> int:
-    """Add a product that is summed over axes, `[batch..., rest of left..., rest of right...]`."""
-    one, two = call.shape_of(left), call.shape_of(right)
-    shape = [one[axis] for axis in axes.batch_left]
-    shape += [size for k, size in enumerate(one) if k not in (*axes.sum_left, *axes.batch_left)]
-    shape += [size for k, size in enumerate(two) if k not in (*axes.sum_right, *axes.batch_right)]
-    return call.op("dot", left, right, shape=tuple(shape), axes=axes)
-
-
-def product(call: Call, left: int, right: int) -> int:
-    """Add a matrix product as `torch.matmul` has it, one factor without batch axes, or both with the same."""
-    one, two = call.shape_of(left), call.shape_of(right)
-    if not one or not two:
-        raise Declined("a number")
-    if len(two) <= 2 or len(one) == 1:
-        return dotted(call, left, right, Axes((len(one) - 1,), (max(len(two) - 2, 0),)))
-    if len(one) == len(two) and one[:-2] == two[:-2]:
-        batch = tuple(range(len(one) - 2))
-        return dotted(call, left, right, Axes((len(one) - 1,), (len(two) - 2,), batch, batch))
-    raise Declined("batches that are broadcast")
-
-
-def _product(left: str, right: str) -> Lowering:
-    return lambda call: [product(call, call[left], call[right])]
-
-
-def _added_product(start: str, left: str, right: str) -> Lowering:
-    """beta start + alpha left @ right."""
-
-    def lower(call: Call) -> list[int]:
-        found, first = product(call, call[left], call[right]), int(call[start])
-        alpha, beta = call.get("alpha", 1), call.get("beta", 1)
-        found = found if alpha == 1 else call.op("mul", found, call.number(alpha))
-        first = first if beta == 1 else call.op("mul", first, call.number(beta))
-        return [call.op("add", first, found)]
-
-    return lower
-
-
-def _linear(call: Call) -> list[int]:
-    left, right = int(call["input"]), int(call["weight"])
-    found = dotted(call, left, right, Axes((len(call.shape_of(left)) - 1,), (len(call.shape_of(right)) - 1,)))
-    return [found if call.get("bias") is None else call.op("add", found, call["bias"])]
-
-
-def _outer(call: Call) -> list[int]:
-    left, right = (int(call[name]) for name in ("self", "vec2"))
-    return [call.op("mul", call.reshaped(left, (*call.shape_of(left), 1)), right)]
-
-
-def _einsum(call: Call) -> list[int]:
-    """Two factors, each letter once in each, and no letter that only one of them has and the result has not."""
-    equation, tensors = call["equation"].replace(" ", ""), call["tensors"]
-    given, arrow, wanted = equation.partition("->")
-    terms = given.split(",")
-    if not arrow or len(terms) != 2 or "." in equation or any(len(set(t)) < len(t) for t in (*terms, wanted)):
-        raise Declined("another form of einsum")
-    left, right = terms
-    both = [letter for letter in left if letter in right]
-    if any(letter not in right + wanted for letter in left) or any(
-        letter not in left + wanted for letter in right
-    ):
-        raise Declined("a letter that is summed alone")
-    batch, summed = ([c for c in both if (c in wanted) == kept] for kept in (True, False))
-    axes = Axes(
-        tuple(map(left.index, summed)),
-        tuple(map(right.index, summed)),
-        tuple(map(left.index, batch)),
-        tuple(map(right.index, batch)),
-    )
-    found = dotted(call, *map(int, tensors), axes)
-    order = batch + [c for c in left if c not in both] + [c for c in right if c not in both]
-    dims = tuple(order.index(letter) for letter in wanted)
-    if dims == tuple(range(len(dims))):
-        return [found]
-    return [call.op("permute", found, shape=call.shape, dims=dims)]
-
-
-def _convolution(call: Call) -> list[int]:
-    names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
-    params = {name: tuple(v) if isinstance(v := call[name], (list, tuple)) else v for name in names}
-    found = call.op("convolution", call["input"], call["weight"], shape=call.shape, **params)
-    if call.get("bias") is None:
-        return [found]
-    width = (-1, *(1 for _ in call.shape[2:]))
-    bias = call.reshaped(call["bias"], tuple(call.shape_of(call["bias"])[0] if k < 0 else k for k in width))
-    return [call.op("add", found, bias)]
 
 
 UNARY = (
@@ -536,7 +295,6 @@ UNARY = (
     "neg",
     "log2",
     "log10",
-    "logical_not",
     "bitwise_not",
     "isfinite",
 )
@@ -550,44 +308,18 @@ BINARY = (
     "ge",
     "eq",
     "ne",
-    "logical_and",
-    "logical_or",
     "bitwise_and",
     "bitwise_or",
 )
 SAME = ("contiguous", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "positive")
 
-# Other names of operators, which `torch.export` keeps.
-ALIASES = {
-    "absolute": "abs",
-    "arcsinh": "asinh",
-    "arctan": "atan",
-    "clip": "clamp",
-    "divide": "div",
-    "greater": "gt",
-    "greater_equal": "ge",
-    "less": "lt",
-    "less_equal": "le",
-    "multiply": "mul",
-    "negative": "neg",
-    "not_equal": "ne",
-    "special_erf": "erf",
-    "special_erfc": "erfc",
-    "special_exp2": "exp2",
-    "special_expit": "sigmoid",
-    "special_expm1": "expm1",
-    "special_log1p": "log1p",
-    "special_log_softmax": "log_softmax",
-    "special_logsumexp": "logsumexp",
-    "subtract": "sub",
-}
-
-LOWERINGS: dict[str, Lowering] = {
+ELEMENTWISE: dict[str, Lowering] = {
     **{name: _one(name) for name in UNARY},
     **{name: _two(name) for name in BINARY},
     **dict.fromkeys(SAME, _same),
     **dict.fromkeys(("to", "_to_copy", "type_as"), _cast),
     **{name: _arithmetic(name) for name in ("add", "sub", "mul")},
+    **{name: _truth(name) for name in ("logical_and", "logical_or", "logical_not")},
     "sign": _one("sign"),
     "sgn": _one("sign"),
     "rsub": _reversed_sub,
@@ -604,50 +336,10 @@ LOWERINGS: dict[str, Lowering] = {
     "hardtanh": _clamp("min_val", "max_val"),
     "where": _where,
     "masked_fill": _masked_fill,
-    "sum": _reduction("sum"),
-    "prod": _reduction("prod"),
-    "amax": _reduction("amax"),
-    "amin": _reduction("amin"),
-    "any": _reduction("any"),
-    "all": _reduction("all"),
-    "logsumexp": _reduction("logsumexp"),
-    "mean": _mean,
-    "var": _variance(False),
-    "std": _variance(True),
-    "linalg_vector_norm": _norm,
-    "max": _extreme("amax", "argmax"),
-    "min": _extreme("amin", "argmin"),
-    "argmax": _place("argmax"),
-    "argmin": _place("argmin"),
-    "cumsum": _running("cumsum"),
-    "cumprod": _running("cumprod"),
-    "logcumsumexp": _running("logcumsumexp"),
-    "cummax": _running("cummax", "argcummax"),
-    "cummin": _running("cummin", "argcummin"),
-    "log_softmax": _log_softmax,
-    "_log_softmax": _log_softmax,
     "log_sigmoid": _log_sigmoid,
     "log_sigmoid_forward": _log_sigmoid,
-    "sort": _sort,
-    "topk": _topk,
     "softplus": _softplus,
     "elu": _elu,
     "celu": _celu,
     "leaky_relu": _leaky_relu,
-    "huber_loss": _huber("delta"),
-    "smooth_l1_loss": _huber("beta"),
-    "mm": _product("self", "mat2"),
-    "bmm": _product("self", "mat2"),
-    "mv": _product("self", "vec"),
-    "dot": _product("self", "tensor"),
-    "matmul": _product("self", "other"),
-    "addmm": _added_product("self", "mat1", "mat2"),
-    "baddbmm": _added_product("self", "batch1", "batch2"),
-    "addmv": _added_product("self", "mat", "vec"),
-    "linear": _linear,
-    "outer": _outer,
-    "einsum": _einsum,
-    "convolution": _convolution,
 }
-
-LOWERINGS |= {alias: LOWERINGS[name] for alias, name in ALIASES.items()}

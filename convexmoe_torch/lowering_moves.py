@@ -65,6 +65,8 @@ def refs(arguments: Any) -> list[int]:
 def _fixed(call: Call) -> list[int]:
     """Known places: one operation an output."""
     given = refs(call.arguments)
+    if given != refs([call.get(name) for name in ("self", "src", "tensors")]):
+        raise Declined("places that are values of the program")
     fill = call.get("value", 0) if call.target._opname == "constant_pad_nd" else 0
     arguments = {name: 0 if name == "value" else value for name, value in call.arguments.items()}
     tensors = dict(zip(given, numbered([call.shape_of(value) for value in given]), strict=True))

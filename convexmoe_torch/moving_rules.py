@@ -67,8 +67,10 @@ def _indexed(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     if index.shape != shape:
         raise ValueError(f"places {index.shape} for a value {shape}")
     written = index > data[0].facts.size
-    if count > 1 and data[1].facts.size > 1 and np.unique(index[written]).size != data[1].facts.size:
-        return [_anywhere(operation, data, at, shape)]  # two elements for one place: either may stay
+    if count > 1 and data[1].facts.size > 1:
+        counts = np.unique(index[written]).size, int(written.sum())
+        if counts != (data[1].facts.size,) * 2:  # two elements for one place, say: either may stay
+            return [_anywhere(operation, data, at, shape)]
     return [together(data).take(index - 1)]
 
 

@@ -99,6 +99,7 @@ class Refinements:
             return None
         source, operation, axis, falling = found
         ordered = walk.values[source]
+        axis %= max(len(ordered.shape), 1)
         if ordered.facts.size > LARGEST_SORT or source == number:
             return None
         shape = ordered.shape
@@ -159,10 +160,10 @@ def _with(value: Value, *facts: tuple[int, Array]) -> Value:
 
 def again(walk: Walk, number: int, given: dict[int, Value]) -> Value:
     """Return what is known of a value where some values are given anew, the others following from them."""
-    needed = walk.graph.before(number, frozenset(given))
     part = Walk(walk.graph, walk.rules, walk.atoms)
     part.values = {key: value for key, value in walk.values.items() if _untouched(walk, key, given)}
     part.values.update(given)
+    needed = walk.graph.before(number, frozenset(part.values))
     for operation in walk.graph.operations:
         wanted = any(output in needed and output not in part.values for output in operation.outputs)
         if wanted:

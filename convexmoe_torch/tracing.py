@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import logging
+import operator
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,10 +20,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from .graph import Graph
-from .lowering import LOWERINGS, Call, Declined, Kind, Lowering, Ref
-from .lowering_moves import MOVES
+from .lowering import Call, Declined, Kind, Ref
+from .operators import LOWERINGS
 
-LOWERED: dict[str, Lowering] = {**LOWERINGS, **MOVES}
 # Without a value, or for the running program alone.
 WITHOUT_VALUE = ("promote_types", "_assert_tensor_metadata", "_assert_async", "_assert_scalar")
 OF_TORCH = str(Path(torch.__file__).parent)
@@ -30,7 +30,15 @@ OWN = (__file__, str(Path(__file__).with_name("certificate.py")))
 
 
 class NotTraced(Exception):
-    """`torch.export` cannot trace a function; the text says why."""
+    """`torch.export` cannot trace a function; the text says why.
+
+    Args:
+        by_value: because the function looks at the value of a tensor.
+    """
+
+    def __init__(self, text: str, by_value: bool = False) -> None:
+        super().__init__(text)
+        self.by_value = by_value
 
 
 class Traced:
@@ -48,12 +56,12 @@ class Traced:
 class _Wrapped(nn.Module):
     """A function of lists of tensors as a module, which is what `torch.export` takes."""
 
-    def __init__(self, call: Callable[..., Any]) -> None:
+    def __init__(self, call: Callable[..., Any], with_lines: bool) -> None:
         super().__init__()
-        self.call = call
+        self.call, self.with_lines = call, with_lines
 
     def forward(self, leaves: list[Tensor], arguments: list[Tensor]) -> Any:
-        with _Lines():
+        with _Lines() if self.with_lines else nullcontext():
             return self.call(leaves, arguments)
 
 
@@ -87,9 +95,18 @@ def trace(call: Callable[..., Any], leaves: list[Tensor], arguments: list[Tensor
         NotTraced: the function decides in Python by the value of its input, or is beyond `torch.export` otherwise.
     """
     try:
-        with torch.no_grad(), warnings.catch_warnings(), traceback.preserve_node_meta():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(_Wrapped(call), (leaves, arguments), strict=False)
+        return _traced(_Wrapped(call, with_lines=True), leaves, arguments)
+    except NotTraced as error:
+        if error.by_value:
+            raise
+        # Some operators, such as `torch.cond`, are not captured while another mode is on.
+        return _traced(_Wrapped(call, with_lines=False), leaves, arguments)
+
+
+def _traced(module: nn.Module, leaves: list[Tensor], arguments: list[Tensor]) -> Traced:
+    try:
+        with torch.no_grad(), _quiet(), traceback.preserve_node_meta():
+            program = torch.export.export(module, (leaves, arguments), strict=False)
             try:
                 return _written(program, strict=True)
             except Declined:
@@ -98,10 +115,24 @@ def trace(call: Callable[..., Any], leaves: list[Tensor], arguments: list[Tensor
         raise
     except Exception as error:  # whatever it is, there is no program to look at
         kind = type(error).__name__
-        said = str(error).strip().splitlines() or [""]
-        if "DataDependent" in kind or "data-dependent" in said[0]:
-            raise NotTraced(f"the function decides in Python by the value of its input: {said[0]}") from error
-        raise NotTraced(f"torch.export cannot trace the function: {kind}: {said[0]}") from error
+        said = (str(error).strip().splitlines() or [""])[0]
+        if "DataDependent" in kind or "data-dependent" in said:
+            text = f"the function decides in Python by the value of its input: {said}"
+            raise NotTraced(text, by_value=True) from error
+        raise NotTraced(f"torch.export cannot trace the function: {kind}: {said}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep PyTorch from telling about failures that become part of the verdict."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _written(program: Any, strict: bool) -> Traced:
@@ -128,7 +159,11 @@ def trace_reference(function: Callable[..., Any], *kinds: Kind) -> Graph:
     """Return the graph of a small function at shapes and dtypes, by the tracer that `torch.export` stands on."""
     examples = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in kinds]
     with torch.no_grad():
-        module = make_fx(function, pre_dispatch=True)(*examples)
+        return graph_of(make_fx(function, pre_dispatch=True)(*examples))
+
+
+def graph_of(module: Any) -> Graph:
+    """Return the graph of a traced module without constants."""
     graph = Graph()
     writer = Writer(graph, module, {})
     graph.inputs = writer.free
@@ -140,7 +175,7 @@ def trace_reference(function: Callable[..., Any], *kinds: Kind) -> Graph:
 def _decompositions() -> dict[Any, Any]:
     """Return PyTorch's decompositions but for the operators that are lowered here."""
     table = torch.export.default_decompositions()
-    kept = [op for op in table if getattr(op, "_opname", "") in LOWERED.keys() - {"matmul", "einsum"}]
+    kept = [op for op in table if getattr(op, "_opname", "") in LOWERINGS.keys() - {"matmul", "einsum"}]
     for op in kept:
         del table[op]
     return table
@@ -159,6 +194,38 @@ def array_of(tensor: Tensor) -> np.ndarray:
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
     return tensor.resolve_conj().numpy()
+
+
+def written(
+    graph: Graph, target: Any, args: list[Any], kwargs: dict[str, Any], kinds: list[Kind], source: str
+) -> list[int]:
+    """Add a call of an operator to a graph; return the numbers of what it gives.
+
+    Raises:
+        Declined: it has no lowering, and others if the lowering does not know this form of it.
+    """
+    lowering = LOWERINGS.get(getattr(target, "_opname", "")) if _is_pure(target) else None
+    if lowering is None:
+        raise Declined(f"{target}")
+    arguments = {argument.name: argument.default_value for argument in target._schema.arguments}
+    arguments |= dict(zip(arguments, args, strict=False)) | kwargs
+    found = lowering(Call(graph, target, arguments, kinds, source))
+    for number, (shape, dtype) in zip(found, kinds, strict=True):
+        known = graph.array(number) is not None  # a constant of half precision is kept wider
+        if graph.shapes[number] != shape or not (known or graph.dtypes[number] == dtype):
+            raise Declined("another shape")
+    return found
+
+
+def _is_pure(target: Any) -> bool:
+    """Return whether an operator is one of ATen that changes nothing in place."""
+    return getattr(target, "namespace", "") == "aten" and not target._schema.is_mutable
+
+
+def source_of(node: Any) -> str:
+    """Return the line that `_Lines` gave to a node, "" where PyTorch put its own there."""
+    found = node.meta.get("stack_trace") or ""
+    return "" if "\n" in found or '"' in found else found
 
 
 class Writer:
@@ -215,7 +282,10 @@ class Writer:
             found = self.numbers[node.args[0]]
             self.numbers[node] = found[node.args[1]] if isinstance(found, list) else found
             return
-        name = getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
+        name = str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", node.target))
+        if node.target is torch.ops.higher_order.cond:
+            self._branches(node)
+            return
         if name in WITHOUT_VALUE:
             return
         value = node.meta.get("val")
@@ -224,22 +294,28 @@ class Writer:
         found = self._lowered(node, name, kinds)
         self.numbers[node] = found if several else found[0]
 
+    def _branches(self, node: Any) -> None:
+        """Add a choice between two programs."""
+        which, *branches, operands = node.args
+        graphs = tuple(graph_of(self.numbers[branch]) for branch in branches)
+        inputs = [self.numbers[given] for given in (which, *operands)]
+        kinds = [kind_of(value) for value in node.meta["val"]]
+        params = {"branches": graphs}
+        found = self.graph.add("cond", tuple(inputs), params, kinds, source_of(node), pure=False)
+        self.numbers[node] = list(found)
+
     def _lowered(self, node: Any, name: str, kinds: list[Kind]) -> list[int]:
         """Return the numbers of what an operator gives."""
-        source = node.meta.get("stack_trace") or ""
-        source = "" if "\n" in source or '"' in source else source
-        target = node.target
-        lowering = LOWERED.get(name) if getattr(target, "namespace", "") == "aten" else None
+        source, target = source_of(node), node.target
         try:
-            if lowering is None or target._schema.is_mutable:
-                raise Declined(name)
-            arguments = {argument.name: argument.default_value for argument in target._schema.arguments}
-            arguments |= dict(zip(arguments, map(self._argument, node.args), strict=False))
-            arguments |= {key: self._argument(given) for key, given in node.kwargs.items()}
-            found = lowering(Call(self.graph, target, arguments, kinds, source))
-            if all(map(self._is_of_kind, found, kinds)):
-                return found
-            raise Declined("another shape")
+            return written(
+                self.graph,
+                target,
+                [self._argument(given) for given in node.args],
+                {key: self._argument(given) for key, given in node.kwargs.items()},
+                kinds,
+                source,
+            )
         except (Declined, TypeError, ValueError, KeyError, RuntimeError, IndexError) as error:
             if self.strict:
                 raise Declined(name) from error
@@ -250,17 +326,12 @@ class Writer:
         inputs = [number for number in inputs if isinstance(number, int)]
         return list(self.graph.add(name, tuple(inputs), params, kinds, source, pure=False))
 
-    def _is_of_kind(self, number: int, kind: Kind) -> bool:
-        """Return whether a value has a shape and dtype; half precision constants are kept wider."""
-        made = self.graph.array(number) is not None
-        return self.graph.shapes[number] == kind[0] and (made or self.graph.dtypes[number] == kind[1])
-
     def _argument(self, given: Any) -> Any:
         """Return an argument with `Ref` for the results of other nodes."""
         if isinstance(given, torch.fx.Node):
             number = self.numbers[given]
-            if not isinstance(number, int):
-                raise Declined("several values in one argument")
+            if not isinstance(number, int) or not isinstance(given.meta.get("val"), Tensor):
+                raise Declined("an argument that is no tensor")
             return Ref(number)
         if isinstance(given, (list, tuple)):
             return [self._argument(part) for part in given]

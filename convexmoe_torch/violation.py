@@ -121,8 +121,8 @@ def _climbed(
     length = torch.full_like(size, 0.1)[:, None]
     try:
         for _ in range(CLIMB):
-            norm = torch.sqrt(sum(torch.sum(slope**2, dim=1, keepdim=True) for slope in slopes)) + 1e-30
-            scales = (reach, reach, 0.5)
+            norm = torch.sqrt(torch.sum(torch.cat(slopes, dim=1) ** 2, dim=1, keepdim=True)) + 1e-30
+            scales = (reach, reach, torch.full_like(reach, 0.5)[:1])
             moved = [
                 at + length * scale * slope / norm
                 for at, scale, slope in zip(now, scales, slopes, strict=True)
