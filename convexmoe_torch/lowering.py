@@ -133,9 +133,11 @@ def _arithmetic(name: str) -> Lowering:
     """Two arguments, of which one may be a number; truth values are no numbers here."""
 
     def lower(call: Call) -> list[int]:
-        if call.dtype == "bool":
-            raise Declined("arithmetic of truth values")
         a, b = call.values("self", "other")
+        if call.dtype == "bool":  # of truth values the sum is `or`, the product `and`
+            return [
+                call.op({"add": "logical_or", "mul": "logical_and"}[name], truth(call, a), truth(call, b))
+            ]
         alpha = call.get("alpha", 1)
         if alpha != 1:
             b = call.op("mul", b, call.number(alpha))

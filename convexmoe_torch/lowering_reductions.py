@@ -157,8 +157,11 @@ def _topk(call: Call) -> list[int]:
     value, rank = int(call["self"]), len(call.shape)
     if rank == 0 or not (call.get("sorted", True) and call.kinds[0][0] == call.kinds[1][0]):
         raise Declined("the largest in no order")
-    params = {"axis": call.get("dim", -1) % rank, "falling": bool(call.get("largest", True))}
-    return list(call.graph.add("topk", (value,), params, call.kinds, call.source))
+    params = {"axis": call.get("dim", -1) % rank, "falling": True}
+    smallest = not call.get("largest", True)  # they are the largest of the negative
+    value = call.op("neg", value) if smallest else value
+    found, places = call.graph.add("topk", (value,), params, call.kinds, call.source)
+    return [call.op("neg", found) if smallest else found, places]
 
 
 def _huber(width: str) -> Lowering:

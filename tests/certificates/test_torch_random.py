@@ -1,0 +1,64 @@
+"""Random programs of PyTorch: nothing that is claimed of them is false. The controls are in test_torch_mutants.py."""
+
+import numpy as np
+import pytest
+import torch
+from attack import show
+from torch_programs import NAMES, TORCH, contradictions, random_program, run, traced, walked
+
+from convexmoe_torch import certify
+from convexmoe_torch.curvature import CONVEX
+from convexmoe_torch.verdict import word_arrays
+
+SHARDS, PROGRAMS = 20, 5_000
+
+
+def no_contradiction(seed, programs):
+    """Attack programs; return how many of them were claimed to be convex, and not affine."""
+    rng = np.random.default_rng([seed, 2027])
+    convex = 0
+    for number in range(programs):
+        size, program = random_program(rng)
+        claimed = walked(size, traced(size, program))
+        assert contradictions(size, program, number, claimed) == [], show(size, program)
+        convex += bool((claimed[-1].has(CONVEX) & ~claimed[-1].affine).any())
+    return convex
+
+
+def test_no_claim_is_false():
+    assert no_contradiction(SHARDS, 300) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_no_claim_of_many_programs_is_false(shard):
+    assert no_contradiction(shard, PROGRAMS) > PROGRAMS / 10  # what proves nothing is never false
+
+
+def test_the_programs_are_many_and_reach_every_operation():
+    assert SHARDS * PROGRAMS >= 100_000
+    rng = np.random.default_rng(0)
+    seen = {instruction.name for _ in range(1000) for instruction in random_program(rng)[1]}
+    assert seen == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("shard", "programs"), [(0, 30), *(pytest.param(k, 100, marks=pytest.mark.slow) for k in (1, 2, 3))]
+)
+def test_certify_says_of_a_sample_what_the_bulk_is_told(shard, programs):
+    """The programs above are written without `torch.export`; with it they are the same."""
+    rng = np.random.default_rng([shard, 2028])
+    for _ in range(programs):
+        size, program = random_program(rng)
+        last = walked(size, traced(size, program))[-1]
+
+        def function(theta, x, program=program):
+            return run(program, x, theta, TORCH)[-1]
+
+        found = certify(
+            function, torch.full((size,), 0.5), params=torch.ones(size), strength="structural", segments=0
+        )
+        expected = word_arrays(last)
+        for name in ("curvature", "monotonicity", "sign"):
+            got = getattr(found.outputs[0], name)
+            assert got.tolist() == expected[name].tolist(), f"{name}: {show(size, program)}\n{found}"
