@@ -126,9 +126,14 @@ def certify(
         return Certificate("proved", now, _proved_text(problem, now), outputs, None, None, steps, results)
     failures = [first_failure(walk, number) for number in graph.outputs]
     failed = next((step for step in failures if step is not None), None)
-    violation = _violation(problem, segments, seed) if segments else None
+    violation, looked = None, "no counterexample was looked for"
+    if segments:
+        try:
+            violation, looked = _violation(problem, segments, seed), "no counterexample found"
+        except Exception as error:  # it can be traced, which is not to say that it can be batched
+            looked = f"the search for a counterexample failed: {type(error).__name__}: {error}"
     verdict = "unknown" if violation is None else "refuted"
-    reason = _failed_text(function, failed, violation)
+    reason = _failed_text(function, failed, violation, looked)
     return Certificate(verdict, now, reason, outputs, failed, violation, steps, results)
 
 
@@ -269,7 +274,7 @@ def _what(problem: Problem) -> str:
     )
 
 
-def _failed_text(function: Any, failed: Step | None, violation: Violation | None) -> str:
+def _failed_text(function: Any, failed: Step | None, violation: Violation | None, looked: str) -> str:
     """Return in a sentence why a function is not proved to be convex."""
     if violation is not None:
         return (
@@ -278,12 +283,12 @@ def _failed_text(function: Any, failed: Step | None, violation: Violation | None
     if isinstance(function, NonConvexHull):
         return "a NonConvexHull is refused: its sigmoid gates are not convex, whatever a search finds"
     if failed is None:
-        return f"no proof {EXACT}, and no counterexample found"
+        return f"no proof {EXACT}; {looked}"
     where = f" at {failed.source}" if failed.source else ""
     why = failed.note or failed.law
     if failed.curvature != "unknown":
         why = f"it is {failed.curvature}"
-    return f"no proof {EXACT}: {failed.operation}{where}: {why}; no counterexample found"
+    return f"no proof {EXACT}: {failed.operation}{where}: {why}; {looked}"
 
 
 def _violation(problem: Problem, segments: int, seed: int) -> Violation | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .calculus import linear, multiply_elements, sum_over
-from .curvature import AFFINE, QUADRATIC, Array, Value, merge, nothing
+from .curvature import Array, Value, nothing
 
 LARGEST_EXPANSION = (
     200_000  # products of elements; above, one factor must be constant, and bounds are signs only
@@ -78,11 +78,3 @@ def _arranged(shape: tuple[int, ...], batch: tuple[int, ...], summed: tuple[int,
         return tuple(shape[axis] for axis in axes)
 
     return _Plan(shape, sizes(batch), sizes(kept), sizes(summed), (*batch, *kept, *summed))
-
-
-def unresolved_quadratic(value: Value) -> Array:
-    """Return where a value is a polynomial of degree 2 whose curvature is still open."""
-    return value.has(QUADRATIC) & ((value.facts & AFFINE) == 0)
-
-
-__all__ = ["Axes", "contract", "merge", "unresolved_quadratic"]

@@ -62,8 +62,12 @@ def _indexed(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     dtypes = [getattr(torch, walk.graph.dtypes[number]) for number in operation.inputs[count:]]
     places = [torch.from_numpy(value.lower.copy()).to(dtype) for value, dtype in zip(at, dtypes, strict=True)]
     tensors = [*numbered([value.shape for value in data]), *places]
+    target = operation.params["target"]
     given = {name: filled(value, tensors) for name, value in operation.params["template"]}
-    index = operation.params["target"](**given).numpy()
+    for argument in target._schema.arguments:
+        if str(argument.type) == "number" and isinstance(given[argument.name], torch.Tensor):
+            given[argument.name] = given[argument.name].item()
+    index = target(**given).numpy()
     if index.shape != shape:
         raise ValueError(f"places {index.shape} for a value {shape}")
     written = index > data[0].facts.size

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from convexmoe_torch import atoms
 from convexmoe_torch.curvature import Value, fixed, variable
 from convexmoe_torch.graph import Graph
-from convexmoe_torch.lowering import Ref
+from convexmoe_torch.lowering import Declined, Ref
 from convexmoe_torch.order_rules import sorts
 from convexmoe_torch.proof import Walk
 from convexmoe_torch.refinements import Refinements
@@ -212,9 +212,9 @@ class Caught(TorchDispatchMode):
         self.numbers: dict[int, int] = {}
         self.kept: list[torch.Tensor] = []
 
-    def input(self, size: int) -> torch.Tensor:
+    def input(self, shape: tuple[int, ...]) -> torch.Tensor:
         """A new input of the program."""
-        tensor = torch.full((size,), 0.5)
+        tensor = torch.full(shape, 0.5)
         self.graph.inputs.append(self.graph.value(*kind_of(tensor)))
         return self._keep(tensor, self.graph.inputs[-1])
 
@@ -236,11 +236,17 @@ class Caught(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.squeeze_.dim:  # a matrix product ends with it, on a tensor of its own
+            func = torch.ops.aten.squeeze.dim
         several = isinstance(result, (list, tuple))
         results = list(result) if several else [result]
         arguments = {key: self._refs(value) for key, value in (kwargs or {}).items()}
         kinds = [kind_of(tensor) for tensor in results]
-        found = written(self.graph, func, self._refs(list(args)), arguments, kinds, "")
+        try:
+            found = written(self.graph, func, self._refs(list(args)), arguments, kinds, "")
+        except Declined:  # an operator without a rule
+            given = [self.number(part) for part in (*args, *arguments) if isinstance(part, torch.Tensor)]
+            found = list(self.graph.add(str(func), tuple(given), {}, kinds, pure=False))
         for tensor, number in zip(results, found, strict=True):
             self._keep(tensor, number)
         return result
@@ -277,10 +283,17 @@ def contradictions(size: int, program: list[Instruction], seed: int, claimed: li
         return attack.contradictions(size, program, seed, claimed)
 
 
+def traced_function(function: Any, shape: tuple[int, ...]) -> Graph:
+    """The graph of a function of one tensor."""
+    with torch.no_grad(), Caught() as caught:
+        caught.graph.outputs = [caught.number(function(caught.input(shape)))]
+    return caught.graph
+
+
 def traced(size: int, program: list[Instruction]) -> Graph:
     """The graph of a program, of its input and of its parameters."""
     with torch.no_grad(), Caught() as caught:
-        x, theta = caught.input(size), caught.input(size)
+        x, theta = caught.input((size,)), caught.input((size,))
         caught.graph.outputs = [caught.number(register) for register in run(program, x, theta, TORCH)]
     return caught.graph
 
