@@ -17,6 +17,7 @@ from .curvature import (
     CONCAVE,
     CONSTANT,
     CONVEX,
+    EVERY,
     FALLING,
     LOG_CONCAVE,
     LOG_CONVEX,
@@ -222,8 +223,11 @@ def _rest(value: Value, half: int) -> Value:
 
 
 def log_sum_exp(value: Value, axes: tuple[int, ...]) -> Value:
-    """Return log sum exp over axes, of at least one element."""
-    facts = np.bitwise_and.reduce(value.facts, axis=axes) & np.uint16(REAL | CONVEX | RISING | FALLING)
+    """Return log sum exp over axes; a constant -inf, such as a mask puts, adds nothing."""
+    absent = np.isneginf(value.upper) & (value.lower == value.upper)
+    facts = np.where(absent, np.uint16(EVERY), value.facts)
+    facts = np.bitwise_and.reduce(facts, axis=axes) & np.uint16(REAL | CONVEX | RISING | FALLING)
+    facts = np.where(absent.all(axis=axes), np.uint16(0), facts)
     count = math.prod(value.shape[axis] for axis in axes)
     high = intervals.add_up(value.upper.max(axis=axes), np.nextafter(np.log(count), np.inf))
     return settle(value.lower.max(axis=axes), high, facts)

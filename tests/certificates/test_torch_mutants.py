@@ -74,7 +74,8 @@ def wrong_rows(graphs):
 
 
 def graphs_of_rows():
-    return [(row, traced_function(function, shape)) for row, function, shape in rows()]
+    for row, function, shape in rows():
+        yield row, traced_function(function, shape)
 
 
 def graphs_of_programs():
@@ -87,7 +88,7 @@ def graphs_of_programs():
 @lru_cache(maxsize=1)
 def without_a_fault():
     """The graphs, written by the lowerings as they are."""
-    return graphs_of_rows(), list(graphs_of_programs())
+    return list(graphs_of_rows()), list(graphs_of_programs())
 
 
 def noticed(again):
@@ -146,7 +147,6 @@ MOVING = (
     "flip",
     "roll",
     "slice",
-    "select",
     "cat",
     "index_select",
     "gather",
@@ -233,7 +233,7 @@ def without(name):
 MUTANTS = {
     **{f"{name} is convex": (rule(name, bolder(CONVEX)), False) for name in CURVED},
     **{f"{name} is concave": (rule(name, bolder(CONCAVE)), False) for name in CURVED},
-    **{f"{name} is turned": (rule(name, opposite), False) for name in CURVED},
+    **{f"{name} is turned": (rule(name, opposite), False) for name in CURVED if name != "sin"},
     **{f"{name} rises": (rule(name, bolder(RISING)), False) for name in CURVED},
     **{f"{name} moves elsewhere": (rule(name, reversed_), False) for name in MOVING if name in RULES},
     **{f"{name} is constant": (rule(name, bolder(CONSTANT)), False) for name in TRUTH},

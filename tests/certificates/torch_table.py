@@ -11,6 +11,7 @@ S = torch.as_tensor(PSD).float()
 ABOVE = torch.tensor([0.5, 1.0, 2.0])
 SIGNS = torch.tensor([1.0, -1.0, 1.0])
 ENDS = torch.tensor([0, 2])
+ORDER = torch.tensor([1, 0])
 MASK = torch.tensor([True, False, True])
 KERNEL = torch.tensor([[[1.0, 2.0]]])
 
@@ -85,6 +86,7 @@ TORCH_TABLE = [
     TorchRow("sum with a negative factor", R, NONE, lambda x: torch.add(x, torch.abs(x) * SIGNS, alpha=-1)),
     TorchRow("powers of two", P, CONVEX, lambda x: torch.exp2(x) + 2.0**x + torch.pow(0.5, x)),
     TorchRow("logarithm to the base 2", R, CONCAVE, lambda x: torch.log2(torch.sigmoid(x))),
+    TorchRow("logarithm to the base 10", R, CONCAVE, lambda x: torch.log10(torch.sigmoid(x))),
     TorchRow("logarithms of exponentials", P, CONVEX, lambda x: torch.log10(torch.exp(x) + 1.0)),
     TorchRow("reciprocal of a positive", P, CONVEX, lambda x: torch.reciprocal(torch.exp(-torch.abs(x)))),
     TorchRow("root of a reciprocal", P, CONVEX, lambda x: torch.rsqrt(torch.exp(-torch.abs(x)))),
@@ -123,6 +125,7 @@ TORCH_TABLE = [
     TorchRow(
         "sorted, falling, rising weights", R, CONCAVE, lambda x: torch.sort(x, descending=True).values @ ABOVE
     ),
+    TorchRow("running maximum of what is concave", R, NONE, lambda x: torch.cummax(-torch.abs(x), 0).values),
     TorchRow("running minimum", R, CONCAVE, lambda x: torch.cummin(x, 0).values),
     TorchRow("running log-sum-exp", P, CONVEX, lambda x: torch.logcumsumexp(torch.abs(x), 0)),
     TorchRow(
@@ -175,6 +178,33 @@ TORCH_TABLE = [
     TorchRow("diagonal of an outer product", P, CONVEX, lambda x: torch.diagonal(torch.outer(x, x))),
     TorchRow(
         "transposed", P, CONVEX, lambda x: torch.abs(torch.outer(ABOVE, x)).mT.permute(1, 0).reshape(9)[1:]
+    ),
+    # elements in their order: turned back by their signs they are convex
+    TorchRow("places in order", P, CONVEX, lambda x: mixed(x)[torch.tensor([1, 0])] * SIGNS[[1, 0]]),
+    TorchRow(
+        "places along an axis, in order", P, CONVEX, lambda x: mixed(x).index_select(0, ORDER) * SIGNS[[1, 0]]
+    ),
+    TorchRow(
+        "gathered places, in order", P, CONVEX, lambda x: torch.gather(mixed(x), 0, ORDER) * SIGNS[[1, 0]]
+    ),
+    TorchRow(
+        "joined in order", P, CONVEX, lambda x: torch.cat([mixed(x)[1:2], mixed(x)[:1]]) * SIGNS[[1, 0]]
+    ),
+    TorchRow("sliced in order", P, CONVEX, lambda x: mixed(x)[1:] * SIGNS[1:]),
+    TorchRow(
+        "transposed in order", P, CONVEX, lambda x: torch.outer(ABOVE, mixed(x))[:, :2].T * SIGNS[:2, None]
+    ),
+    # choices by the input
+    TorchRow("choice by less", R, NONE, lambda x: torch.where(x < 0, 3.0 * x, 2.0 * x)),
+    TorchRow("choice by at most", R, NONE, lambda x: torch.where(x <= 0, 3.0 * x, 2.0 * x)),
+    TorchRow("choice by equality", U, NONE, lambda x: torch.where(x == 1.0, 3.0 * x, 2.0 * x)),
+    TorchRow("choice by inequality", U, NONE, lambda x: torch.where(x != 1.0, 3.0 * x, 2.0 * x)),
+    TorchRow("choice by both", R, NONE, lambda x: torch.where((x > 0) & (x < 1), 3.0 * x, 2.0 * x)),
+    TorchRow(
+        "choice by and", R, NONE, lambda x: torch.where(torch.logical_and(x > 0, x < 1), 3.0 * x, 2.0 * x)
+    ),
+    TorchRow(
+        "choice by or", R, NONE, lambda x: torch.where(torch.logical_or(x < 0, x > 1), 3.0 * x, 2.0 * x)
     ),
     # programs
     TorchRow("changed in place", P, CONVEX, in_place),

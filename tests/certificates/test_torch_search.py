@@ -1,0 +1,93 @@
+"""The search in PyTorch: what random segments miss, what rounding pretends, what takes no float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from convexmoe_torch import VectorHull, find_violation, violation
+from convexmoe_torch.segments import BATCH, between, drawn
+
+SIZE = 24
+AXIS = np.ones(SIZE, np.float32) / np.sqrt(np.float32(SIZE))
+
+
+def saddle(x):
+    """Convex in all directions but those near one: a random segment in 24 dimensions is never near it."""
+    return torch.sum(x**2, dim=1) - 1.6 * (x @ torch.as_tensor(AXIS, dtype=x.dtype)) ** 2
+
+
+def test_the_ascent_finds_what_random_segments_miss(monkeypatch):
+    points = torch.tensor([[-1.0] * SIZE, [1.0] * SIZE])
+    found = find_violation(saddle, points, segments=5_000)
+    assert found is not None and found.gap > 0.1 and found.dtype == "float64"
+    direction = (found.right - found.left) / np.linalg.norm(found.right - found.left)
+    assert abs(direction @ AXIS) > 0.75
+    monkeypatch.setattr(violation, "_climbed", lambda function, candidates, *rest: candidates)
+    assert find_violation(saddle, points, segments=5_000) is None
+
+
+def test_the_ascent_stays_in_the_box_and_does_not_lower_the_gap(monkeypatch):
+    points = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    found = find_violation(lambda x: -torch.sum(x**4, dim=1), points, segments=1_000)
+    assert (np.abs([found.left, found.right]) <= 2.0 + 1e-6).all()
+    monkeypatch.setattr(violation, "_climbed", lambda function, candidates, *rest: candidates)
+    assert found.gap >= find_violation(lambda x: -torch.sum(x**4, dim=1), points, segments=1_000).gap
+
+
+def test_rounding_in_float32_is_no_violation(monkeypatch):
+    def rough(x):
+        ten = torch.full((), 10.0, dtype=x.dtype)
+        return torch.sum(x + torch.exp(x + ten) - torch.exp(x) * torch.exp(ten), dim=1)
+
+    points = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    assert find_violation(rough, points, segments=2_000) is None
+
+    def refuse(function):
+        def wide(x):
+            raise TypeError("float32 only")
+
+        return wide
+
+    monkeypatch.setattr(violation, "widened", refuse)
+    assert find_violation(rough, points, segments=2_000).dtype == "float32"
+
+
+def test_a_function_that_takes_no_float64_says_so():
+    hull = VectorHull(3, petals=2)
+    points = torch.eye(3)
+    found = find_violation(lambda x: -hull(x), points, segments=2_000)
+    assert found.dtype == "float32" and found.gap > 0
+    assert find_violation(lambda x: -torch.abs(x), points, segments=2_000).dtype == "float64"
+
+
+def test_a_function_without_gradients_is_searched():
+    def stubborn(x):
+        return -torch.abs(x).detach()
+
+    assert find_violation(stubborn, torch.eye(2), segments=2_000).gap > 0
+
+
+def test_a_module_is_searched_and_left_as_it_was():
+    """It is confirmed in float64 on a copy, and no gradient stays behind."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
+    found = find_violation(model, torch.eye(3), segments=2_000)
+    assert found.gap > 0 and found.dtype == "float64"
+    assert all(p.dtype == torch.float32 and p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("segments", [1, 2, BATCH + 1])
+def test_any_number_of_segments(segments):
+    points = np.array([[0.0, 1.0], [2.0, 5.0]])
+    assert sum(len(left) for left, _, _ in drawn(points, segments, 0)) == segments
+    find_violation(lambda x: torch.sum(x, dim=1), torch.as_tensor(points).float(), segments=segments)
+
+
+def test_the_values_of_a_violation_are_those_of_the_function():
+    found = find_violation(lambda x: torch.sin(x) * 3.0, torch.tensor([[-1.0], [4.0]]), segments=3_000)
+    at = between(found.left, found.right, np.float64(found.weight))
+    assert found.value_left == pytest.approx(3 * np.sin(found.left[0]), rel=1e-9)
+    assert found.value_right == pytest.approx(3 * np.sin(found.right[0]), rel=1e-9)
+    assert found.value == pytest.approx(3 * np.sin(at[0]), rel=1e-9)
+    chord = found.weight * found.value_left + (1 - found.weight) * found.value_right
+    assert found.gap == pytest.approx(found.value - chord)
