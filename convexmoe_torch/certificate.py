@@ -67,7 +67,7 @@ def certify(
     The function is traced by `torch.export` at the shape of the example, and its graph is walked with the rules of
     disciplined convex programming (Grant, Boyd and Ye, 2006), element by element; known functions whose bodies do not
     follow those rules are recognised by their operations. A proof holds in exact arithmetic, for the program as it was
-    traced: its shapes and dtypes, and the branches it takes in Python.
+    traced: its shapes and dtypes, and the branches it takes in Python, where `torch.compiler.is_compiling()` is true.
 
     Guarantee: what is "proved" is convex in exact arithmetic; an operator without a rule proves nothing
     (tests/certificates).

@@ -234,7 +234,8 @@ MUTANTS = {
     **{f"{name} is convex": (rule(name, bolder(CONVEX)), False) for name in CURVED},
     **{f"{name} is concave": (rule(name, bolder(CONCAVE)), False) for name in CURVED},
     **{f"{name} is turned": (rule(name, opposite), False) for name in CURVED if name != "sin"},
-    **{f"{name} rises": (rule(name, bolder(RISING)), False) for name in CURVED},
+    # log10 is by the rule of log2
+    **{f"{name} rises": (rule(name, bolder(RISING)), False) for name in CURVED if name != "log10"},
     **{f"{name} moves elsewhere": (rule(name, reversed_), False) for name in MOVING if name in RULES},
     **{f"{name} is constant": (rule(name, bolder(CONSTANT)), False) for name in TRUTH},
     "where is convex": (rule("where", bolder(CONVEX)), False),

@@ -81,9 +81,9 @@ TORCH_TABLE = [
     TorchRow("clamp from above", R, CONCAVE, lambda x: torch.clamp(x, max=1.0)),
     TorchRow("clamp by tensors", P, CONVEX, lambda x: torch.clamp(torch.abs(x), min=ABOVE)),
     TorchRow("one minus", P, AFFINE, lambda x: 1.0 - x),
-    TorchRow("difference with a factor", P, CONVEX, lambda x: torch.sub(torch.abs(x), x, alpha=3)),
+    TorchRow("difference with a factor", P, CONVEX, lambda x: torch.sub(x, torch.abs(x), alpha=-3)),
     TorchRow("reversed difference with a factor", R, CONCAVE, lambda x: torch.rsub(torch.abs(x), x, alpha=3)),
-    TorchRow("sum with a negative factor", R, NONE, lambda x: torch.add(x, torch.abs(x) * SIGNS, alpha=-1)),
+    TorchRow("sum with a negative factor", R, CONCAVE, lambda x: torch.add(x, torch.abs(x), alpha=-2)),
     TorchRow("powers of two", P, CONVEX, lambda x: torch.exp2(x) + 2.0**x + torch.pow(0.5, x)),
     TorchRow("logarithm to the base 2", R, CONCAVE, lambda x: torch.log2(torch.sigmoid(x))),
     TorchRow("logarithm to the base 10", R, CONCAVE, lambda x: torch.log10(torch.sigmoid(x))),
@@ -140,12 +140,15 @@ TORCH_TABLE = [
         "products of rows with a sign", R, NONE, lambda x: torch.bmm(A[None], torch.relu(x)[None, :, None])
     ),
     TorchRow("product and sum", P, CONVEX, lambda x: torch.addmm(x, x[None], S, beta=-2, alpha=3).abs()),
+    TorchRow(
+        "product and sum with negative factors",
+        R,
+        CONCAVE,
+        lambda x: torch.addmm(torch.abs(x), torch.abs(x)[None], S, beta=-2, alpha=-3),
+    ),
     TorchRow("product and negative sum", R, CONCAVE, lambda x: torch.addmv(-torch.abs(A @ x), A, x)),
     TorchRow(
-        "product with a negative factor",
-        R,
-        NONE,
-        lambda x: torch.addmv(x, S, torch.abs(x), alpha=-1) + x**2 / 9,
+        "product with a negative factor", R, CONCAVE, lambda x: torch.addmv(x, S, torch.abs(x), alpha=-1)
     ),
     TorchRow("linear layer", P, CONVEX, lambda x: F.relu(F.linear(x, A, torch.ones(4)))),
     TorchRow(
