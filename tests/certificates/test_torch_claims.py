@@ -1,0 +1,187 @@
+"""What a certificate of PyTorch says beside its verdict, and of functions that are not as it likes them."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from convexmoe_torch import certify
+from convexmoe_torch.proof import Rule
+from convexmoe_torch.rules import RULES
+from convexmoe_torch.verdict import EXACT
+
+X = torch.tensor([0.5, -1.0, 2.0])
+
+
+def verdict(function, x=X, **options):
+    return certify(function, x, segments=0, **options).verdict
+
+
+def relu_layer(params, x):
+    return torch.exp(params["w"]) @ torch.relu(params["a"] @ x + params["b"])
+
+
+PARAMS = {"w": torch.ones(2, 4), "a": torch.ones(4, 3), "b": torch.ones(4)}
+
+
+def test_a_positivity_map_is_structure_and_positive_numbers_are_not():
+    found = certify(relu_layer, X, params=PARAMS)
+    assert (found.verdict, found.strength) == ("proved", "structural")
+
+    def bare(params, x):
+        return params["w"] @ torch.relu(params["a"] @ x)
+
+    found = certify(bare, X, params=PARAMS)
+    assert (found.verdict, found.strength) == ("proved", "numeric") and "given parameters" in found.reason
+    assert verdict(bare, params=PARAMS, strength="structural") == "unknown"
+    found = certify(bare, X, params=PARAMS | {"w": -PARAMS["w"]})
+    assert (found.verdict, found.strength) == ("refuted", "numeric")
+
+
+def test_partial_and_joint_convexity():
+    def bilinear(x, y):
+        return torch.dot(x, y) + torch.sum(y**2)
+
+    pair = (X, X)
+    assert [verdict(bilinear, pair, argnum=k) for k in (0, 1)] == ["proved", "proved"]
+    assert certify(bilinear, pair, argnum=(0, 1)).verdict == "refuted"
+    assert verdict(lambda x, y: torch.sum((x - y) ** 2), pair, argnum=(0, 1)) == "proved"
+
+
+def test_monotonicity_in_each_input():
+    found = certify(
+        lambda x: torch.stack([torch.exp(x[0]) - x[1], x[1] * x[1] + 0.0 * x[2]]), X, per_input=True
+    )
+    [output] = found.outputs
+    assert output.per_input.tolist() == [
+        ["nondecreasing", "nonincreasing", "constant"],
+        ["constant", "unknown", "constant"],
+    ]
+
+
+def test_outputs_have_their_names():
+    found = certify(lambda x: {"one": torch.exp(x), "two": (None, -torch.abs(x), 3.0)}, X, segments=0)
+    assert [output.name for output in found.outputs] == ["one", "two.1", "two.2"]
+    assert [output.weakest for output in found.outputs] == ["convex", "concave", "constant"]
+
+
+def test_text_and_json():
+    found = certify(relu_layer, X, params=PARAMS)
+    assert str(found).startswith("proved: ") and EXACT in str(found)
+    for part in ("dot [2]", "maximum [4]", "parameter [4]  [b]", "test_torch_claims.py:", "> 0"):
+        assert part in str(found)
+    assert json.loads(found.to_json())["outputs"][0]["lower"] == [0.0, 0.0]
+    found = certify(lambda x: torch.sum(torch.sin(x)), X)
+    assert found.failed.operation == "sin" and "test_torch_claims.py" in found.failed.source
+    record = json.loads(found.to_json())
+    assert record["violation"]["gap"] == pytest.approx(found.violation.gap)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "threshold", "expected"),
+    [
+        ("float32", 20.0, "proved"),
+        ("float32", 15.0, "proved"),
+        ("float32", 14.0, "unknown"),
+        ("float32", 10.0, "unknown"),
+        ("float64", 34.0, "proved"),
+        ("float64", 33.0, "unknown"),
+        ("float64", 20.0, "unknown"),
+        ("bfloat16", 20.0, "proved"),
+    ],
+)
+def test_softplus_is_taken_for_itself_where_its_step_cannot_be_seen(dtype, threshold, expected):
+    x = torch.ones(2, dtype=getattr(torch, dtype))
+    found = certify(lambda x: F.softplus(x, threshold=threshold), x)
+    assert found.verdict == expected
+    assert ("jumps down" in found.reason) == (expected == "unknown")
+    here = torch.tensor(threshold, dtype=x.dtype)
+    above = torch.nextafter(here, torch.full_like(here, math.inf))
+    step = bool(F.softplus(above, threshold=threshold) < F.softplus(here, threshold=threshold))
+    if expected == "proved" or threshold <= 20.0 - 10.0 * (
+        dtype == "float32"
+    ):  # between the two it is one ulp
+        assert step == (expected == "unknown")
+
+
+def test_branches():
+    flag = torch.tensor(True)
+    assert verdict(lambda x: torch.cond(flag, torch.abs, torch.sin, [x])) == "proved"
+    options = {"params": flag, "strength": "structural"}
+    assert verdict(lambda p, x: torch.cond(p, torch.abs, torch.exp, [x]), **options) == "proved"
+    assert verdict(lambda p, x: torch.cond(p, torch.abs, torch.sin, [x]), **options) == "unknown"
+    assert verdict(lambda x: torch.cond(x.sum() > 0, torch.abs, torch.exp, [x])) == "unknown"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_constants_that_are_not_numbers(bad):
+    found = certify(lambda x: x + torch.tensor([0.0, bad, 0.0]), X, segments=0)
+    assert found.verdict == "unknown" and "finite" in str(found)
+    assert verdict(lambda p, x: x * p, params=torch.full((3,), bad), strength="numeric") == "unknown"
+
+
+def test_minus_infinity_is_a_mask_for_a_maximum():
+    mask = torch.tensor([True, False, True])
+    assert verdict(lambda x: torch.max(torch.where(mask, x, -math.inf))) == "proved"
+    assert verdict(lambda x: torch.max(x.masked_fill(~mask, -math.inf))) == "proved"
+    assert verdict(lambda x: torch.min(torch.where(mask, x, -math.inf))) == "unknown"
+    assert verdict(lambda x: torch.sum(torch.where(mask, x, -math.inf))) == "unknown"
+
+
+def test_programs_that_cannot_be_followed():
+    found = certify(lambda x: x if x[0] > 0 else -x, X)
+    assert found.verdict == "unknown" and "in Python" in found.reason and found.steps == ()
+    for function in (
+        lambda x: torch.abs(x) * x.sum().item(),
+        lambda x: torch.as_tensor(x.numpy()),
+        lambda x: torch.abs(x)[x > 0],
+        torch.erfinv,
+        lambda x: torch.linalg.inv(torch.eye(3) + torch.outer(x, x) * 0.0),
+    ):
+        assert verdict(function) == "unknown"
+
+
+def test_places_that_are_fixed_but_unknown():
+    places = torch.tensor([0, 1])
+    signs = torch.tensor([1.0, -1.0, 1.0])
+    assert verdict(lambda k, x: torch.abs(x)[k], (places, X), argnum=1) == "proved"
+    assert verdict(lambda k, x: (torch.abs(x) * signs)[k], (places, X), argnum=1) == "unknown"
+    assert verdict(lambda k, x: torch.abs(x)[k], (places, X), argnum=0) == "unknown"
+    found = certify(lambda k, x: torch.abs(x)[k], (places, X), argnum=0)
+    assert "real inputs" in found.reason
+
+
+@pytest.mark.parametrize("x", [torch.ones(()), torch.ones(0), torch.ones(2, 0, 3), torch.ones(1, 1, 1), 2.0])
+def test_shapes(x):
+    assert certify(lambda x: torch.abs(x) + 1.0, x).verdict == "proved"
+    assert certify(lambda x: torch.sum(x**2), x).verdict == "proved"
+
+
+def test_a_rule_that_fails_proves_nothing(monkeypatch):
+    def failing(*given):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setitem(RULES, "abs", Rule("scalar", failing))
+    found = certify(torch.abs, X, segments=0)
+    assert found.verdict == "unknown" and "a fault" in found.reason
+
+
+def test_a_function_that_vmap_does_not_take_is_searched_row_by_row():
+    def stubborn(x):
+        y = torch.zeros(3)
+        y[0] = -(x[0] ** 2)  # into a tensor that is not batched
+        return y
+
+    assert certify(stubborn, X).verdict == "refuted"
+
+
+def test_mistakes_of_the_caller_are_errors():
+    for argnum in (1, -1, True, ()):
+        with pytest.raises(ValueError, match=r"certify\.argnum: expected indices of 1 arguments"):
+            certify(torch.abs, X, argnum=argnum)
+    with pytest.raises(ValueError, match=r"certify\.strength: expected one of \['structural', 'numeric'\]"):
+        certify(torch.abs, X, strength="strong")
+    with pytest.raises(RuntimeError, match=r"size mismatch|cannot be multiplied"):
+        certify(lambda x: torch.ones(2, 5) @ x, X)
