@@ -33,7 +33,7 @@ test: $(INSTALLED)  ## Lint, types, doctests and every test
 	$(BIN)/mypy
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-fuzz: $(INSTALLED)  ## Hold 100,000 random programs a package against what certify says of them; 20 minutes
+fuzz: $(INSTALLED)  ## Hold 100,000 random programs a package against what certify says of them; about 20 minutes
 	CONVEXMOE_PROGRAMS=5000 $(BIN)/pytest -n $(WORKERS) tests/certificates/test_fuzzer.py tests/certificates/test_torch_random.py
 
 lint: $(INSTALLED)  ## Only ruff

@@ -1,9 +1,7 @@
 """What a certificate says beside its verdict, and what it says of functions that are not as it likes them."""
 
-import ast
 import json
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,6 @@ import numpy as np
 import pytest
 from jax import lax
 
-import convexmoe_jax
 from convexmoe_jax import Certificate, certify
 from convexmoe_jax.verdict import EXACT
 
@@ -381,40 +378,6 @@ def test_parameters_that_are_no_numbers():
         x = jnp.ones(3)
         difference = lambda x: jnp.abs(x) * (big - 2**53 - 1).astype(jnp.float32)  # noqa: E731
         assert verdict(difference, x) == "unknown"  # 0, but not for float64
-
-
-SHARED = [
-    "intervals",
-    "curvature",
-    "scalars",
-    "calculus",
-    "contraction",
-    "semidefinite",
-    "graph",
-    "proof",
-    "refinements",
-    "segments",
-    "verdict",
-]
-
-
-@pytest.mark.parametrize("name", SHARED)
-def test_what_is_not_of_jax_imports_no_framework(name):
-    """These files can stand in both packages as they are."""
-    source = (Path(convexmoe_jax.__file__).parent / f"{name}.py").read_text()
-    imported = {
-        (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.split(".")[0]
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-    }
-    assert not imported & {"jax", "jaxlib", "flax", "optax", "torch"}
-    own = {
-        node.module
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
-    }
-    assert own <= {*SHARED, "_checks"}
 
 
 def test_messages():
