@@ -100,7 +100,14 @@ def evaluate(params: Tree, x: Any, config: HullConfig) -> jax.Array:
 
 
 def fused(params: Tree, config: HullConfig, x_ND: jax.Array) -> jax.Array:
-    """Return the fused petals, (N, O), from effective parameters, in normalized units."""
+    """Return the fused petals and `mu / 2 ||x||^2`, (N, O), from effective parameters, in normalized units."""
+    y_NO = fused_petals(params, config, x_ND)
+    mu = config.strong_convexity
+    return y_NO if mu == 0.0 else y_NO + half_square(x_ND, mu)
+
+
+def fused_petals(params: Tree, config: HullConfig, x_ND: jax.Array) -> jax.Array:
+    """Return the fused petals, (N, O)."""
     f_NPO = petal_values(params, x_ND, config)
     if config.petals == 1:
         return f_NPO[:, 0]
@@ -110,6 +117,12 @@ def fused(params: Tree, config: HullConfig, x_ND: jax.Array) -> jax.Array:
     if isinstance(config.temperature, str):  # LEARNED
         return smooth_maximum(g_NPO, learned_temperature(params["raw_temperature"]))
     return smooth_maximum(g_NPO, config.temperature)
+
+
+def half_square(x_ND: jax.Array, factor: float) -> jax.Array:
+    """Return `factor / 2 ||x||^2`, (N, 1); half precision is widened inside, where it would overflow."""
+    wide = x_ND.astype(jnp.promote_types(x_ND.dtype, jnp.float32))
+    return (0.5 * factor * jnp.sum(wide * wide, axis=-1, keepdims=True)).astype(x_ND.dtype)
 
 
 def winners(params: Tree, x: Any, config: HullConfig) -> Winners:
@@ -217,7 +230,7 @@ class VectorHull(nnx.Module):
 
     Args:
         in_dim, petals, out_dim, hidden_dim, depth, trunk, group_size, temperature, activation, gate,
-            normalization: the fields of `HullConfig`.
+            strong_convexity, normalization: the fields of `HullConfig`.
         dtype: floating dtype of the parameters; None means float32.
         rngs: the source of the initial values.
 
@@ -242,6 +255,7 @@ class VectorHull(nnx.Module):
         temperature: float | str = 0.0,
         activation: str = "softplus",
         gate: bool = False,
+        strong_convexity: float = 0.0,
         normalization: Normalization | None = None,
         dtype: Any = None,
         rngs: nnx.Rngs,
@@ -257,6 +271,7 @@ class VectorHull(nnx.Module):
             temperature=temperature,
             activation=activation,
             gate=gate,
+            strong_convexity=strong_convexity,
             normalization=normalization,
         )
         tree = init(self.config, rngs.params(), dtype=jnp.float32 if dtype is None else dtype)

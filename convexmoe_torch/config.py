@@ -16,6 +16,7 @@ TRUNKS = ("shared", "private")
 LEARNED = "learned"
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-3, 1e6
 LARGEST_DEPTH = 1000
+LARGEST_STRONG_CONVEXITY = 1e6
 
 
 def default_hidden_dim(in_dim: int) -> int:
@@ -105,6 +106,7 @@ class HullConfig:
         temperature: 0.0 for the maximum, T in [1e-3, 1e6] for its smooth form, "learned" for one trained T an output.
         activation: "softplus", "relu" or "huber_relu".
         gate: add a convex gate inside the first activation.
+        strong_convexity: mu in [0, 1e6]: `mu / 2 ||x||^2` is added to every output, x and y in normalized units.
         normalization: the change of units around the hull, or None.
     """
 
@@ -118,6 +120,7 @@ class HullConfig:
     temperature: float | str = 0.0
     activation: str = "softplus"
     gate: bool = False
+    strong_convexity: float = 0.0
     normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
@@ -135,6 +138,7 @@ class HullConfig:
             "temperature": self._checked_temperature(),
             "activation": one_of(owner, "activation", self.activation, ACTIVATIONS),
             "gate": one_of(owner, "gate", self.gate, (False, True)),
+            "strong_convexity": self._checked_strong_convexity(),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -152,6 +156,16 @@ class HullConfig:
             fail("HullConfig", "temperature", rule, repr(value), fix, TypeError)
         if value != 0 and not bounds[0] <= value <= bounds[1]:
             fail("HullConfig", "temperature", rule, repr(value), fix)
+        return float(value)
+
+    def _checked_strong_convexity(self) -> float:
+        value = self.strong_convexity
+        rule = f"a number in [0, {LARGEST_STRONG_CONVEXITY:g}]"
+        fix = "Pass strong_convexity=0.0 to leave it out."
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            fail("HullConfig", "strong_convexity", rule, repr(value), fix, TypeError)
+        if not 0 <= value <= LARGEST_STRONG_CONVEXITY:
+            fail("HullConfig", "strong_convexity", rule, repr(value), fix)
         return float(value)
 
     def _check_normalization(self) -> None:

@@ -105,7 +105,14 @@ def evaluate(params: Tree, x: Any, config: HullConfig, units: Units | None = Non
 
 
 def fused(params: Tree, config: HullConfig, x_ND: Tensor) -> Tensor:
-    """Return the fused petals, (N, O), from effective parameters, in normalized units."""
+    """Return the fused petals and `mu / 2 ||x||^2`, (N, O), from effective parameters, in normalized units."""
+    y_NO = fused_petals(params, config, x_ND)
+    mu = config.strong_convexity
+    return y_NO if mu == 0.0 else y_NO + half_square(x_ND, mu)
+
+
+def fused_petals(params: Tree, config: HullConfig, x_ND: Tensor) -> Tensor:
+    """Return the fused petals, (N, O)."""
     f_NPO = petal_values(params, x_ND, config)
     if config.petals == 1:
         return f_NPO[:, 0]
@@ -115,6 +122,12 @@ def fused(params: Tree, config: HullConfig, x_ND: Tensor) -> Tensor:
     if isinstance(config.temperature, str):  # LEARNED
         return smooth_maximum(g_NPO, learned_temperature(params["raw_temperature"]))
     return smooth_maximum(g_NPO, config.temperature)
+
+
+def half_square(x_ND: Tensor, factor: float) -> Tensor:
+    """Return `factor / 2 ||x||^2`, (N, 1); half precision is widened inside, where it would overflow."""
+    wide = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
+    return (0.5 * factor * torch.sum(wide * wide, dim=-1, keepdim=True)).to(x_ND.dtype)
 
 
 def winners(params: Tree, x: Any, config: HullConfig, units: Units | None = None) -> Winners:
@@ -288,7 +301,7 @@ class VectorHull(HullModule):
 
     Args:
         in_dim, petals, out_dim, hidden_dim, depth, trunk, group_size, temperature, activation, gate,
-            normalization: the fields of `HullConfig`.
+            strong_convexity, normalization: the fields of `HullConfig`.
         dtype: floating dtype of the parameters; None means PyTorch's default.
 
     Raises:
@@ -312,6 +325,7 @@ class VectorHull(HullModule):
         temperature: float | str = 0.0,
         activation: str = "softplus",
         gate: bool = False,
+        strong_convexity: float = 0.0,
         normalization: Normalization | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -326,6 +340,7 @@ class VectorHull(HullModule):
             temperature=temperature,
             activation=activation,
             gate=gate,
+            strong_convexity=strong_convexity,
             normalization=normalization,
         )
         super().__init__(config, init(config, dtype=dtype), trainable=True)

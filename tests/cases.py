@@ -33,6 +33,7 @@ def fields(**changes: Any) -> Fields:
         "temperature": 0.0,
         "activation": "softplus",
         "gate": False,
+        "strong_convexity": 0.0,
         "normalization": None,
     }
     return base | changes
@@ -56,6 +57,7 @@ HULLS: dict[str, Fields] = {
     "two_petals": fields(petals=2, out_dim=3),
     "two_petals_plain": fields(petals=2, out_dim=3, group_size=1, temperature="learned"),
     "one_input": fields(in_dim=1),
+    "strong": fields(strong_convexity=0.7),
     "units": fields(normalization=UNITS),
     "units_smooth": fields(normalization=UNITS, temperature=0.37),
     "everything": fields(
@@ -65,6 +67,7 @@ HULLS: dict[str, Fields] = {
         temperature="learned",
         activation="huber_relu",
         gate=True,
+        strong_convexity=1.3,
         normalization=UNITS,
     ),
 }
@@ -199,6 +202,15 @@ BAD_FIELDS = [
             (None, TypeError),
             (True, TypeError),
         ]
+    ),
+    *(
+        (
+            fields(strong_convexity=value),
+            kind,
+            f"HullConfig.strong_convexity: expected a number in [0, 1e+06]; got {value!r}. "
+            "Pass strong_convexity=0.0 to leave it out.",
+        )
+        for value, kind in [(-0.1, ValueError), (math.nan, ValueError), (2e6, ValueError), ("1", TypeError)]
     ),
     (
         fields(normalization=UNITS, out_dim=3),

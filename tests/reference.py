@@ -141,11 +141,12 @@ def group_rows(weights: Weights, x_ND: np.ndarray, config: Mapping[str, Any]):
 
 
 def hull(weights: Weights, x_ND: np.ndarray, config: Mapping[str, Any]):
-    """y of every row, (N, O)."""
+    """y + mu / 2 ||x||^2 of every row, (N, O)."""
     T_O = temperatures(weights, config)
     rows = []
-    for g_PO in group_rows(weights, x_ND, config):
+    for x_D, g_PO in zip(x_ND, group_rows(weights, x_ND, config), strict=True):
         y_O = np.array([fuse(g_PO[:, o], T_O[o]) for o in range(config["out_dim"])])
+        y_O = y_O + config["strong_convexity"] / 2 * sum(into_units(x_D, config) ** 2)
         rows.append(out_of_units(y_O, config))
     return np.stack(rows)
 
