@@ -6,9 +6,9 @@ if any(_find_spec(_name) is None for _name in ("jax", "flax", "optax")):
     raise ImportError('convexmoe_jax needs JAX: pip install "convexmoe[jax]"')
 
 from . import hull
-from .certificate import certify
 from .checkpoint import load, load_optimizer, read_notes, read_optimizer, save
 from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
+from .convexity import Certificate, Violation, certify, find_violation
 from .deployment import FixedHierarchy
 from .dropout import sample_dropout
 from .experts import ExpertBatch, ExpertModule, ExpertResult, HullExpert, LinearExpert, MLPExpert
@@ -20,11 +20,8 @@ from .moments import OptimizerState
 from .optimizers import adam, adamw
 from .routing import Shared, constant_routes, encode_routes, merged_routes, routing_summary
 from .schedule import History
-from .segments import Violation
 from .staging import freeze
 from .training import FitResult, FitState, fit, train
-from .verdict import Certificate
-from .violation import find_violation
 
 __all__ = [
     "CELMoEConfig",

@@ -6,9 +6,9 @@ if _find_spec("torch") is None:
     raise ImportError('convexmoe_torch needs PyTorch: pip install "convexmoe[torch]"')
 
 from . import hull
-from .certificate import certify
 from .checkpoint import load, load_optimizer, read_notes, read_optimizer, save
 from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
+from .convexity import Certificate, Violation, certify, find_violation
 from .deployment import FixedHierarchy
 from .dropout import sample_dropout
 from .experts import ExpertBatch, ExpertModule, ExpertResult, HullExpert, LinearExpert, MLPExpert
@@ -19,11 +19,8 @@ from .losses import CELMoELossAPI, LossBundle, LossTerm
 from .moments import OptimizerState
 from .routing import Shared, constant_routes, encode_routes, merged_routes, routing_summary
 from .schedule import History
-from .segments import Violation
 from .staging import freeze, unfreeze
 from .training import FitResult, FitState, fit, train
-from .verdict import Certificate
-from .violation import find_violation
 
 __all__ = [
     "CELMoEConfig",

@@ -20,7 +20,7 @@ MISSING = {
 }
 # Public names that one package has and the other has not, each with its reason.
 # In JAX nothing is switched: another optimizer, made by another freeze, is what unfreezes. PyTorch has its own Adam.
-# `lowering*.py` and `operators.py` stand in PyTorch alone: ATen has many names for what JAX has one primitive.
+# `lowering*.py` and `operators.py` of `convexity` stand in PyTorch alone: ATen has many names for one primitive of JAX.
 ONE_SIDED: dict[str, set[str]] = {"convexmoe_jax": {"adam", "adamw"}, "convexmoe_torch": {"unfreeze"}}
 
 

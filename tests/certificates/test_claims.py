@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from convexmoe_jax import Certificate, certify
-from convexmoe_jax.verdict import EXACT
+from convexmoe_jax.convexity.verdict import EXACT
 
 X = jnp.asarray([0.5, -1.0, 2.0])
 
@@ -341,9 +341,9 @@ def test_an_unknown_primitive_proves_nothing():
 
 
 def test_a_rule_that_fails_proves_nothing(monkeypatch):
-    from convexmoe_jax import atoms
-    from convexmoe_jax.proof import Rule
-    from convexmoe_jax.rules import RULES
+    from convexmoe_jax.convexity import atoms
+    from convexmoe_jax.convexity.proof import Rule
+    from convexmoe_jax.convexity.rules import RULES
 
     def failing(*given):
         raise RuntimeError("a fault")

@@ -9,9 +9,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from convexmoe_jax import contraction, curvature, intervals, scalars
-from convexmoe_jax.contraction import Axes, contract
-from convexmoe_jax.curvature import (
+from convexmoe_jax.convexity import contraction, curvature, intervals, scalars
+from convexmoe_jax.convexity.contraction import Axes, contract
+from convexmoe_jax.convexity.curvature import (
     AFFINE,
     CONCAVE,
     CONVEX,
@@ -24,7 +24,7 @@ from convexmoe_jax.curvature import (
     ROOT_CONVEX,
     settle,
 )
-from convexmoe_jax.semidefinite import is_semidefinite
+from convexmoe_jax.convexity.semidefinite import is_semidefinite
 
 NUMBERS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),

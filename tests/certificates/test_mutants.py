@@ -9,8 +9,8 @@ from convexity_table import MONOTONE, TABLE, Monotone
 from engines_of_proof import Jax
 from random_programs import random_program
 
-from convexmoe_jax import atoms, calculus, contraction, curvature, graph, refinements, scalars
-from convexmoe_jax.curvature import (
+from convexmoe_jax.convexity import atoms, calculus, contraction, curvature, graph, refinements, scalars
+from convexmoe_jax.convexity.curvature import (
     AFFINE,
     CONCAVE,
     CONSTANT,
@@ -24,13 +24,13 @@ from convexmoe_jax.curvature import (
     settle,
     variable,
 )
-from convexmoe_jax.order_rules import sorts
-from convexmoe_jax.proof import Rule, Walk, words
-from convexmoe_jax.refinements import Refinements
-from convexmoe_jax.rules import RULES
-from convexmoe_jax.scalars import ABOVE, BELOW, EVERYWHERE, SCALARS
-from convexmoe_jax.tracing import trace
-from convexmoe_jax.verdict import monotonicity
+from convexmoe_jax.convexity.order_rules import sorts
+from convexmoe_jax.convexity.proof import Rule, Walk, words
+from convexmoe_jax.convexity.refinements import Refinements
+from convexmoe_jax.convexity.rules import RULES
+from convexmoe_jax.convexity.scalars import ABOVE, BELOW, EVERYWHERE, SCALARS
+from convexmoe_jax.convexity.tracing import trace
+from convexmoe_jax.convexity.verdict import monotonicity
 
 PROGRAMS = 600
 

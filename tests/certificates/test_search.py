@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from convexmoe_jax import VectorHull, find_violation, violation
-from convexmoe_jax.segments import BATCH, between, drawn
+from convexmoe_jax import VectorHull, find_violation
+from convexmoe_jax.convexity import violation
+from convexmoe_jax.convexity.segments import BATCH, between, drawn
 
 SIZE = 24
 AXIS = np.ones(SIZE, np.float32) / np.sqrt(np.float32(SIZE))

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from convexmoe_torch import certify
-from convexmoe_torch.proof import Rule
-from convexmoe_torch.rules import RULES
-from convexmoe_torch.verdict import EXACT
+from convexmoe_torch.convexity.proof import Rule
+from convexmoe_torch.convexity.rules import RULES
+from convexmoe_torch.convexity.verdict import EXACT
 
 X = torch.tensor([0.5, -1.0, 2.0])
 

@@ -12,8 +12,8 @@ from torch_engine import Torch
 from torch_programs import contradictions, random_program, traced, traced_function, walked
 from torch_table import TORCH_TABLE
 
-from convexmoe_torch import atoms, calculus, rules
-from convexmoe_torch.curvature import (
+from convexmoe_torch.convexity import atoms, calculus, rules
+from convexmoe_torch.convexity.curvature import (
     CONCAVE,
     CONSTANT,
     CONVEX,
@@ -25,13 +25,13 @@ from convexmoe_torch.curvature import (
     variable,
     words,
 )
-from convexmoe_torch.lowering_moves import Places
-from convexmoe_torch.operators import LOWERINGS
-from convexmoe_torch.order_rules import sorts
-from convexmoe_torch.proof import Walk
-from convexmoe_torch.refinements import Refinements
-from convexmoe_torch.rules import RULES
-from convexmoe_torch.verdict import monotonicity
+from convexmoe_torch.convexity.lowering_moves import Places
+from convexmoe_torch.convexity.operators import LOWERINGS
+from convexmoe_torch.convexity.order_rules import sorts
+from convexmoe_torch.convexity.proof import Walk
+from convexmoe_torch.convexity.refinements import Refinements
+from convexmoe_torch.convexity.rules import RULES
+from convexmoe_torch.convexity.verdict import monotonicity
 
 PROGRAMS = 600
 ENGINE = Torch()

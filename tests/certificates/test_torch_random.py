@@ -9,8 +9,8 @@ from attack import show
 from torch_programs import NAMES, TORCH, contradictions, random_program, run, traced, walked
 
 from convexmoe_torch import certify
-from convexmoe_torch.curvature import CONVEX
-from convexmoe_torch.verdict import word_arrays
+from convexmoe_torch.convexity.curvature import CONVEX
+from convexmoe_torch.convexity.verdict import word_arrays
 
 # `make test` runs a fifth of the programs, `make fuzz` all 100,000
 SHARDS, PROGRAMS = 20, int(os.environ.get("CONVEXMOE_PROGRAMS", 1_000))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from convexmoe_torch import VectorHull, find_violation, violation
-from convexmoe_torch.segments import BATCH, between, drawn
+from convexmoe_torch import VectorHull, find_violation
+from convexmoe_torch.convexity import violation
+from convexmoe_torch.convexity.segments import BATCH, between, drawn
 
 SIZE = 24
 AXIS = np.ones(SIZE, np.float32) / np.sqrt(np.float32(SIZE))

@@ -43,7 +43,7 @@ def devices_named(source):
 
 
 def test_the_sources_name_no_device():
-    for path in sorted(Path(cm.__file__).parent.glob("*.py")):
+    for path in sorted(Path(cm.__file__).parent.rglob("*.py")):
         assert devices_named(path.read_text()) <= EXCUSED.get(path.name, set()), path.name
 
 

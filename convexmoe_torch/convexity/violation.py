@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._checks import describe, dtype_name, fail, whole_number
+from .._checks import describe, dtype_name, fail, whole_number
 from .segments import (
     TOLERANCES,
     Candidates,

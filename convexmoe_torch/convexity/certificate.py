@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
-from ._checks import describe, fail, one_of
+from .._checks import describe, fail, one_of
+from ..experts import ExpertBatch, ExpertModule
+from ..hull import FoldedHull
+from ..legacy import NonConvexHull
 from .atoms import recognise
 from .calculus import LAWS
 from .curvature import CONVEX, Value, fixed, nothing, variable
-from .experts import ExpertBatch, ExpertModule
 from .graph import Graph
-from .hull import FoldedHull
-from .legacy import NonConvexHull
 from .order_rules import sorts
 from .proof import Reason, Step, Walk, no_refinement, number_of
 from .refinements import Refinements

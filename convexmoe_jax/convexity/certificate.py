@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ._checks import describe, fail, one_of
+from .._checks import describe, fail, one_of
+from ..experts import ExpertBatch, ExpertModule
+from ..legacy import NonConvexHull
 from .atoms import recognise
 from .calculus import LAWS
 from .curvature import CONVEX, Value, fixed, nothing, variable
-from .experts import ExpertBatch, ExpertModule
 from .graph import Graph
-from .legacy import NonConvexHull
 from .order_rules import sorts
 from .proof import Reason, Step, Walk, no_refinement, number_of
 from .refinements import Refinements

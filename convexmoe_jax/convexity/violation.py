@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ._checks import describe, dtype_name, fail, whole_number
+from .._checks import describe, dtype_name, fail, whole_number
 from .segments import (
     TOLERANCES,
     Candidates,
