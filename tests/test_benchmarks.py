@@ -8,6 +8,9 @@ from pathlib import Path
 
 import dispatch
 import hull_cost
+import jax
+import jax.numpy as jnp
+import named_networks
 import pytest
 import timing
 
@@ -119,3 +122,52 @@ def test_dispatch_refuses_to_time_what_differs():
     dispatch.check({"uniform": lambda: [[1.0]], "loop": lambda: [[1.0]]})
     with pytest.raises(SystemExit, match=r"differ by 5\.0e-01"):
         dispatch.check({"uniform": lambda: [[1.0]], "loop": lambda: [[2.0]]})
+
+
+def one_hidden_layer(weight):
+    """A network that stands for a published one: convex where `weight` makes no number negative."""
+
+    def init(key):
+        names = zip(("x", "w_zs"), ((named_networks.DIM, 5), (5,)), jax.random.split(key), strict=True)
+        return {name: jax.random.normal(part, shape) for name, shape, part in names}
+
+    def apply(params, x):
+        return jax.nn.relu(x @ params["x"]) @ weight(params["w_zs"])
+
+    return named_networks.Network("stand-in", init, apply)
+
+
+def found(network, **options):
+    return named_networks.judged(network, **{"seeds": 3, "steps": 20, "segments": 2000} | options)
+
+
+def test_a_network_with_positive_weights_is_proved_in_every_state():
+    for finding in found(one_hidden_layer(jnp.abs)):
+        count = 1 if finding.state == "any parameters" else 3
+        assert (finding.proved, finding.refuted, finding.unknown, finding.found) == (count, 0, 0, 0)
+        assert finding.stops == ""
+
+
+def test_control_a_network_with_weights_of_any_sign_is_refuted():
+    anything, *others = found(one_hidden_layer(lambda weight: weight), steps=2)
+    assert (anything.proved, anything.refuted, anything.unknown) == (0, 0, 1)
+    for finding in others:
+        assert finding.refuted == finding.found == 3 and finding.gap > 0
+        assert finding.stops.startswith("dot_general at ")
+    lines = named_networks.report([anything, *others]).splitlines()
+    assert "| 3 of 3 |" in lines[-1] and "dot_general" in lines[-1]
+
+
+def test_projected_weights_stay_so_while_they_train():
+    free = one_hidden_layer(lambda weight: weight)
+    projected = free._replace(project=named_networks.clipped)
+    _, drawn, trained = found(projected)
+    assert drawn.proved == trained.proved == 3
+    params = named_networks.trained(projected, free.init(jax.random.key(0)), jnp.ones((4, 2)), steps=1)
+    assert float(params["w_zs"].min()) >= 0 > float(params["x"].min())
+
+
+def test_without_its_peer_the_script_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ott", None)
+    with pytest.raises(SystemExit, match=r"needs ott-jax .* pip install \"convexmoe\[jax,peers\]\""):
+        named_networks.published()
