@@ -34,6 +34,8 @@ from .proof import Rule, Walk
 
 Inputs = list[Value]
 
+SCALAR_LAWS = {"sqrt": "root", "log": "logarithm", "log1p": "logarithm"}
+
 
 def elementwise(law: str, function: Callable[..., Value]) -> Rule:
     """Return the rule of a primitive whose value is a function of the values at one place."""
@@ -62,7 +64,7 @@ def _scalar(name: str) -> Rule:
     def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
         return [scalars.apply(name, inputs[0])]
 
-    return Rule("root" if name == "sqrt" else "scalar", rule, elementwise=True)
+    return Rule(SCALAR_LAWS.get(name, "scalar"), rule, elementwise=True)
 
 
 def _multiply(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:

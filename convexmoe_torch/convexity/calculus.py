@@ -52,6 +52,8 @@ LAWS = {
     "concave value",
     "power": "an even power of an affine value is convex, and so are powers of values of known sign",
     "root": "the root of a sum of squares of affine values, or of non-negative convex ones, is a norm",
+    "logarithm": "a logarithm rises and is concave; that of exponentials of convex values, or of sums and products of "
+    "such, is convex",
     "linear": "a linear map is a sum whose terms have constant factors",
     "choice": "a choice that does not depend on the input is convex where all its cases are",
     "comparison": "a comparison has bounds, but no curvature",

@@ -34,6 +34,8 @@ from .proof import Rule, Walk
 
 Inputs = list[Value]
 
+SCALAR_LAWS = {"sqrt": "root", "log": "logarithm", "log1p": "logarithm"}
+
 
 def elementwise(law: str, function: Callable[..., Value]) -> Rule:
     """Return the rule of a primitive whose value is a function of the values at one place."""
@@ -50,7 +52,7 @@ def _scalar(name: str, as_name: str | None = None) -> Rule:
     def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
         return [scalars.apply(as_name or name, inputs[0])]
 
-    return Rule("root" if name == "sqrt" else "scalar", rule, elementwise=True)
+    return Rule(SCALAR_LAWS.get(name, "scalar"), rule, elementwise=True)
 
 
 def _multiply(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
@@ -261,7 +263,7 @@ def _logarithm(base: float) -> Rule:
         factor = fixed((), math.nextafter(scale, 0.0), math.nextafter(scale, 2.0))
         return [calculus.multiply(factor, scalars.apply("log", inputs[0]))]
 
-    return Rule("scalar", rule, elementwise=True)
+    return Rule("logarithm", rule, elementwise=True)
 
 
 # Those of `scalars` that ATen has under the same name.

@@ -114,6 +114,7 @@ TABLE = [
     Row("x * x", P, CONVEX, lambda xp, x: x * x),
     Row("fourth power", P, CONVEX, lambda xp, x: (x - 1.0) ** 4),
     Row("cosh", P, CONVEX, lambda xp, x: xp.exp(x) + xp.exp(-x)),
+    Row("hyperbolic cosine", P, CONVEX, lambda xp, x: xp.cosh(x) + xp.cosh(xp.abs(x))),
     Row("pseudo-huber", P, CONVEX, lambda xp, x: xp.sqrt(1.0 + x * x) - 1.0),
     Row("square root of a square", P, CONVEX, lambda xp, x: xp.sqrt(x * x)),
     Row("reciprocal of a positive", P, CONVEX, lambda xp, x: 1.0 / xp.exp(x)),
