@@ -23,7 +23,7 @@ from .refinements import Refinements
 from .rules import RULES
 from .segments import Violation
 from .tracing import graph_of
-from .verdict import EXACT, STRENGTHS, Certificate, Output, first_failure, monotonicity, word_arrays
+from .verdict import EXACT, STRENGTHS, Certificate, Output, first_failure, monotonicity, no_claim, word_arrays
 from .violation import in_float64, search
 
 SEGMENTS = 20_000
@@ -101,6 +101,9 @@ def certify(
     if refused:
         return Certificate("unknown", strength or "structural", refused)
     graph = graph_of(jax.make_jaxpr(problem.call)(problem.leaves, problem.arguments))
+    refused = no_claim(graph)
+    if refused:
+        return Certificate("unknown", strength or "structural", refused)
     tried = [strength] if strength else list(STRENGTHS[: 2 if problem.leaves else 1])
     tried = tried if problem.leaves or strength else ["numeric"]
     for now in tried:
@@ -117,7 +120,7 @@ def certify(
     violation, looked = None, "no counterexample was looked for"
     if segments:
         try:
-            violation, looked = _violation(problem, segments, seed), "no counterexample found"
+            violation, looked = _violation(problem, segments, seed)
         except (
             Exception
         ) as error:  # it can be traced, which is not to say that it can be batched, or compiled
@@ -129,7 +132,7 @@ def certify(
 
 def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int, ...]) -> Problem:
     """Return the function, its parameters and its arguments in one form."""
-    arguments = [jnp.asarray(x) for x in (x_example if isinstance(x_example, tuple) else (x_example,))]
+    arguments = [_array(x) for x in (x_example if isinstance(x_example, tuple) else (x_example,))]
     chosen = argnum if isinstance(argnum, tuple) else (argnum,)
     if not chosen or any(isinstance(k, bool) or not 0 <= k < len(arguments) for k in chosen):
         fix = "Pass argnum=0, or a tuple of examples."
@@ -153,6 +156,15 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
 
     names = [_dotted(path) for path, _ in flat]
     return Problem(call, [leaf for _, leaf in flat], names, arguments, chosen)
+
+
+def _array(x: Any) -> jax.Array:
+    """Return an example as an array."""
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError):
+        fix = "Pass one array for each argument."
+        fail("certify", "x_example", "an array, or a tuple of arrays", type(x).__name__, fix, TypeError)
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
@@ -290,18 +302,18 @@ def _failed_text(function: Any, failed: Step | None, violation: Violation | None
     return f"no proof {EXACT}: {failed.operation}{where}: {why}; {looked}"
 
 
-def _violation(problem: Problem, segments: int, seed: int) -> Violation | None:
-    """Search around the example, parameters and fixed arguments as they are given."""
+def _violation(problem: Problem, segments: int, seed: int) -> tuple[Violation | None, str]:
+    """Search around the example, parameters and fixed arguments as they are given; say so where that cannot be."""
     moving = [problem.arguments[k] for k in problem.chosen]
     leaves = [leaf for leaf in problem.leaves if hasattr(leaf, "dtype")]
     if len(leaves) < len(problem.leaves) or any(
         isinstance(x, jax.ShapeDtypeStruct) for x in [*leaves, *moving]
     ):
-        return None
+        return None, "no counterexample was looked for without values of the parameters"
     sizes = np.cumsum([x.size for x in moving])[:-1]
     centre = np.concatenate([np.asarray(x, np.float64).reshape(-1) for x in moving])
     if centre.size == 0 or not np.isfinite(centre).all():
-        return None
+        return None, "no counterexample was looked for around an example that is empty or not finite"
 
     def one(row: jax.Array) -> jax.Array:
         floats = row.dtype == jnp.float64
@@ -316,4 +328,4 @@ def _violation(problem: Problem, segments: int, seed: int) -> Violation | None:
     reach = REACH * np.maximum(1.0, np.abs(centre)) / 2
     dtype = jnp.result_type(*(x.dtype for x in moving))
     points = jnp.asarray(np.stack([centre - reach, centre + reach]), dtype)
-    return search(jax.vmap(one), points, segments, seed, None, strict=False)
+    return search(jax.vmap(one), points, segments, seed, None, strict=False), "no counterexample found"

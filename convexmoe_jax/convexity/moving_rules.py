@@ -174,7 +174,6 @@ MOVING_RULES: dict[str, Rule] = {
     "broadcast_in_dim": moved(_broadcast),
     "reshape": moved(_reshape),
     "squeeze": moved(lambda part, params: np.squeeze(part, tuple(params["dimensions"]))),
-    "expand_dims": moved(lambda part, params: np.expand_dims(part, tuple(params["dimensions"]))),
     "transpose": moved(lambda part, params: np.transpose(part, params["permutation"])),
     "rev": moved(lambda part, params: np.flip(part, tuple(params["dimensions"]))),
     "slice": moved(_slice),

@@ -226,18 +226,18 @@ def compact(value: Value) -> Value:
 
 
 def in_range(value: Value, dtype: str) -> Value:
-    """Return a value of which nothing is known where its integers may overflow."""
-    if not dtype.startswith(("int", "uint")):
+    """Return a value of which nothing is known where its integers may overflow; of a sum of truth values, say, too."""
+    if not dtype.startswith(("int", "uint", "bool")):
         return value
-    bounds = np.iinfo(dtype)
-    fits = (value.lower >= bounds.min) & (value.upper <= bounds.max)
+    least, most = (0, 1) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    fits = (value.lower >= least) & (value.upper <= most)
     if fits.all():
         return value
     # A constant that overflows is a constant still.
     facts = np.where(fits, value.facts, value.facts & np.uint16(0)).astype(np.uint16)
     facts |= np.where(~fits & value.constant, np.uint16(REAL | CONSTANT), np.uint16(0))
-    lower = np.where(fits, value.lower, float(bounds.min))
-    return settle(lower, np.where(fits, value.upper, float(bounds.max)), facts)
+    lower = np.where(fits, value.lower, float(least))
+    return settle(lower, np.where(fits, value.upper, float(most)), facts)
 
 
 def both(one: Value, other: Value) -> Value:

@@ -25,7 +25,7 @@ from .refinements import Refinements
 from .rules import RULES
 from .segments import Violation
 from .tracing import NotTraced, Traced, array_of, trace
-from .verdict import EXACT, STRENGTHS, Certificate, Output, first_failure, monotonicity, word_arrays
+from .verdict import EXACT, STRENGTHS, Certificate, Output, first_failure, monotonicity, no_claim, word_arrays
 from .violation import array, in_float64, search
 
 SEGMENTS = 20_000
@@ -113,6 +113,9 @@ def certify(
     except NotTraced as error:
         return Certificate("unknown", strength or "structural", str(error))
     graph = traced.graph
+    refused = no_claim(graph)
+    if refused:
+        return Certificate("unknown", strength or "structural", refused)
     tried = [strength] if strength else list(STRENGTHS[: 2 if problem.leaves else 1])
     tried = tried if problem.leaves or strength else ["numeric"]
     for now in tried:
@@ -129,7 +132,7 @@ def certify(
     violation, looked = None, "no counterexample was looked for"
     if segments:
         try:
-            violation, looked = _violation(problem, segments, seed), "no counterexample found"
+            violation, looked = _violation(problem, segments, seed)
         except Exception as error:  # it can be traced, which is not to say that it can be batched
             looked = f"the search for a counterexample failed: {type(error).__name__}: {error}"
     verdict = "unknown" if violation is None else "refuted"
@@ -140,7 +143,7 @@ def certify(
 def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int, ...]) -> Problem:
     """Return the function, its parameters and its arguments in one form."""
     examples = x_example if isinstance(x_example, tuple) else (x_example,)
-    arguments = [torch.as_tensor(x).detach() for x in examples]
+    arguments = [_tensor(x) for x in examples]
     chosen = argnum if isinstance(argnum, tuple) else (argnum,)
     if not chosen or any(isinstance(k, bool) or not 0 <= k < len(arguments) for k in chosen):
         fix = "Pass argnum=0, or a tuple of examples."
@@ -150,12 +153,14 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
             fail("certify", "params", "None for a module", describe(params), "The module has its own.")
         # A folded hull is not trained any more.
         flat = [] if isinstance(function, FoldedHull) else list(function.named_parameters())
-        names, leaves = [name for name, _ in flat], [leaf.detach() for _, leaf in flat]
+        names, leaves = [name for name, _ in flat], [leaf.detach().clone() for _, leaf in flat]
         expert = isinstance(function, ExpertModule)
 
         def call(given: list[Any], xs: list[Any]) -> Any:
             arguments = (ExpertBatch(*xs),) if expert else tuple(xs)
-            found = functional_call(function, dict(zip(names, given, strict=True)), arguments)
+            # Copies, so that the module is left as it is: in training a normalisation changes its buffers.
+            tensors = {name: buffer.clone() for name, buffer in function.named_buffers()}
+            found = functional_call(function, tensors | dict(zip(names, given, strict=True)), arguments)
             return found.hidden if expert else found
 
     else:
@@ -163,7 +168,7 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
         # To PyTorch None is a leaf.
         kept = [k for k, (_, leaf) in enumerate(paths) if leaf is not None]
         names = [_dotted(paths[k][0]) for k in kept]
-        leaves = [torch.as_tensor(paths[k][1]).detach() for k in kept]
+        leaves = [torch.as_tensor(paths[k][1]).detach().clone() for k in kept]
 
         def call(given: list[Any], xs: list[Any]) -> Any:
             if params is None:
@@ -172,6 +177,15 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
             return function(pytree.tree_unflatten([places.get(k) for k in range(len(paths))], tree), *xs)
 
     return Problem(call, leaves, names, arguments, chosen)
+
+
+def _tensor(x: Any) -> Tensor:
+    """Return an example as a tensor of its own: a function may change what it is given."""
+    try:
+        return torch.as_tensor(x).detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        fix = "Pass one array for each argument."
+        fail("certify", "x_example", "an array, or a tuple of arrays", type(x).__name__, fix, TypeError)
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
@@ -291,13 +305,13 @@ def _failed_text(function: Any, failed: Step | None, violation: Violation | None
     return f"no proof {EXACT}: {failed.operation}{where}: {why}; {looked}"
 
 
-def _violation(problem: Problem, segments: int, seed: int) -> Violation | None:
-    """Search around the example, parameters and fixed arguments as they are given."""
+def _violation(problem: Problem, segments: int, seed: int) -> tuple[Violation | None, str]:
+    """Search around the example, parameters and fixed arguments as they are given; say so where that cannot be."""
     moving = [problem.arguments[k] for k in problem.chosen]
     sizes = [x.numel() for x in moving]
     centre = np.concatenate([array(x).reshape(-1) for x in moving])
     if centre.size == 0 or not np.isfinite(centre).all():
-        return None
+        return None, "no counterexample was looked for around an example that is empty or not finite"
 
     def one(row: Tensor) -> Tensor:
         parameters, arguments = list(problem.leaves), list(problem.arguments)
@@ -323,4 +337,4 @@ def _violation(problem: Problem, segments: int, seed: int) -> Violation | None:
             every(points)
     except (RuntimeError, ValueError, TypeError, NotImplementedError):  # what `vmap` does not take
         every, segments = each, min(segments, ONE_BY_ONE)
-    return search(every, points, segments, seed, None, strict=False)
+    return search(every, points, segments, seed, None, strict=False), "no counterexample found"

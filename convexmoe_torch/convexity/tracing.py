@@ -144,6 +144,8 @@ def _written(program: Any, strict: bool) -> Traced:
     names = (node.name for node in program.graph.nodes if node.op == "placeholder")
     for spec, name in zip(signature.input_specs, names, strict=True):
         if spec.kind.name != "USER_INPUT":
+            if spec.target not in known:
+                raise NotTraced("torch.export leaves a constant without a value in the program")
             numbers[name] = graph.constant(array_of(known[spec.target]))
     writer = Writer(graph, program.graph_module, numbers, strict)
     graph.inputs = writer.free
@@ -270,6 +272,8 @@ class Writer:
             return None
         if isinstance(given, (bool, int, float)):
             return self.graph.constant(np.asarray(given, np.float64))
+        if not isinstance(given, torch.fx.Node):
+            raise NotTraced(f"the function returns {given!r}, which is no number")
         return self.numbers[given]
 
     def _attribute(self, node: Any) -> None:
@@ -325,6 +329,8 @@ class Writer:
         inputs = [self.numbers[given] for given in node.all_input_nodes]
         params = {"target": str(target), "arguments": str((node.args, node.kwargs))}
         inputs = [number for number in inputs if isinstance(number, int)]
+        # Under this name no rule knows it: other libraries have an `exp` too, and `div` has forms that are no quotient.
+        name = f"{getattr(target, 'namespace', 'python')}.{name}"
         return list(self.graph.add(name, tuple(inputs), params, kinds, source, pure=False))
 
     def _argument(self, given: Any) -> Any:

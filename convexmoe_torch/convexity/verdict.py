@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .curvature import AFFINE, CONCAVE, CONSTANT, CONVEX, FALLING, REAL, RISING, Value
+from .graph import Graph
 from .proof import Step, Walk
 from .segments import Violation
 
@@ -216,6 +217,15 @@ def monotonicity(value: Value) -> np.ndarray:
     conditions = [value.has(CONSTANT), value.has(RISING), value.has(FALLING)]
     names = [np.asarray(word) for word in ("constant", "nondecreasing", "nonincreasing")]
     return np.select([np.asarray(condition) for condition in conditions], names, "unknown")
+
+
+def no_claim(graph: Graph) -> str:
+    """Return why nothing can be said of the outputs of a program, "" where they are real numbers."""
+    for number in graph.outputs:
+        if graph.dtypes[number].startswith("complex"):
+            kind = f"{graph.dtypes[number]}{_shape(graph.shapes[number])}"
+            return f"the function returns {kind}: convexity is of real outputs"
+    return "" if graph.outputs else "the function returns no array"
 
 
 def first_failure(walk: Walk, wanted: int) -> Step | None:

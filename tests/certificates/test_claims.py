@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import Primitive
 
 from convexmoe_jax import Certificate, certify
 from convexmoe_jax.convexity.verdict import EXACT
@@ -328,6 +329,42 @@ def test_integer_and_boolean_values_inside():
     assert verdict(lambda x: jnp.sum(x > 0).astype(jnp.float32)) == "unknown"
 
 
+def counted_truths(x):
+    """Three times true is true, and not 3."""
+    truths = jnp.asarray([True, True, True])
+    return jnp.abs(x) * (lax.dot(truths, truths).astype(jnp.float32) - 1.5)
+
+
+def test_a_product_of_truth_values_is_a_truth_value(monkeypatch):
+    assert certify(counted_truths, X).verdict == "refuted"
+    # Control: bounds that are left as they are prove what is false.
+    monkeypatch.setattr("convexmoe_jax.convexity.proof.in_range", lambda value, dtype: value)
+    assert verdict(counted_truths) == "proved"
+
+
+def foreign(name):
+    """A primitive of a user, - x^2, that has the name of another one."""
+    primitive = Primitive(name)
+    primitive.def_impl(lambda x: -(x**2))
+    primitive.def_abstract_eval(lambda x: x)
+    return primitive
+
+
+@pytest.mark.parametrize("name", ["exp", "square", "copy", "stop_gradient", "optimization_barrier"])
+def test_a_primitive_is_not_known_by_its_name(name, monkeypatch):
+    found = certify(foreign(name).bind, X, segments=0)
+    assert found.verdict == "unknown" and "not JAX's own" in found.reason
+    # Control: by its name it would be another function.
+    monkeypatch.setattr("convexmoe_jax.convexity.tracing.name_of", lambda primitive: primitive.name)
+    assert verdict(foreign(name).bind) == "proved"
+
+
+def test_calls_of_jax_are_its_own():
+    """Their primitives are not public: they are found in a trace."""
+    for call in (jax.checkpoint, lambda f: lax.composite(f, name="user.square"), jax.jit):
+        assert verdict(call(lambda x: x**2)) == "proved" and verdict(call(lambda x: -(x**2))) == "unknown"
+
+
 def test_a_function_that_decides_in_python():
     found = certify(lambda x: x if x[0] > 0 else -x, X)
     assert found.verdict == "unknown" and "in Python" in found.reason
@@ -367,6 +404,24 @@ def test_a_function_that_cannot_be_batched():
     assert "no counterexample was looked for" in certify(jnp.sin, X, segments=0).reason
 
 
+@pytest.mark.parametrize("nothing", [None, (), {}])
+def test_a_function_without_outputs(nothing):
+    found = certify(lambda x: nothing, X)
+    assert (found.verdict, found.reason) == ("unknown", "the function returns no array")
+
+
+def test_outputs_that_are_not_real():
+    found = certify(lambda x: x.astype(jnp.complex64), X)
+    reason = "the function returns complex64[3]: convexity is of real outputs"
+    assert (found.verdict, found.reason) == ("unknown", reason)
+
+
+def test_an_example_around_which_nothing_can_be_looked_for():
+    found = certify(lambda x: -(x**2), jnp.asarray([jnp.nan, 1.0]))
+    assert found.verdict == "unknown"
+    assert found.reason.endswith("around an example that is empty or not finite")
+
+
 def test_parameters_that_are_no_numbers():
     """A key of random numbers, and an integer that float64 does not hold."""
     params = {"key": jax.random.key(0), "w": jnp.ones(3)}
@@ -386,3 +441,8 @@ def test_messages():
             certify(jnp.abs, X, argnum=argnum)
     with pytest.raises(ValueError, match=r"certify\.strength: expected one of \['structural', 'numeric'\]"):
         certify(jnp.abs, X, strength="strong")
+    for example in (None, {"x": X}, [[1.0], [1.0, 2.0]]):
+        with pytest.raises(
+            TypeError, match=r"certify\.x_example: expected an array, or a tuple of arrays; got"
+        ):
+            certify(jnp.abs, example)

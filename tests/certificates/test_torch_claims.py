@@ -143,6 +143,92 @@ def test_programs_that_cannot_be_followed():
         assert verdict(function) == "unknown"
 
 
+@torch.library.custom_op("convexmoe_tests::exp", mutates_args=())
+def foreign(x: torch.Tensor) -> torch.Tensor:
+    """An operator of another library, - x^2, that has the name of another one."""
+    return -(x**2)
+
+
+@foreign.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+def cut_quotient(x):
+    """An operator with a rule, in a form that is not written in operations with rules."""
+    return torch.div(x, torch.tensor(2.0), rounding_mode="trunc")
+
+
+@pytest.mark.parametrize("function", [foreign, cut_quotient], ids=["another library", "another form"])
+def test_an_operator_is_not_known_by_its_name(function, monkeypatch):
+    found = certify(function, X, segments=0)
+    name = found.failed.operation
+    assert (
+        found.verdict == "unknown" and "." in name and f"no rule for the primitive '{name}'" in found.reason
+    )
+    # Control: by its name it would be another function.
+    monkeypatch.setitem(RULES, name, RULES[name.rpartition(".")[2]])
+    assert verdict(function) == "proved"
+
+
+def test_a_sum_of_truth_values_is_a_truth_value(monkeypatch):
+    def counted(x):
+        return torch.abs(x) * (torch.ones(3).sum(dtype=torch.bool).float() - 1.5)
+
+    assert certify(counted, X).verdict == "refuted"
+    # Control: bounds that are left as they are prove what is false.
+    monkeypatch.setattr("convexmoe_torch.convexity.proof.in_range", lambda value, dtype: value)
+    assert verdict(counted) == "proved"
+
+
+@pytest.mark.parametrize("nothing", [None, (), {}])
+def test_a_function_without_outputs(nothing):
+    found = certify(lambda x: nothing, X)
+    assert (found.verdict, found.reason) == ("unknown", "the function returns no array")
+
+
+def test_outputs_that_are_not_real():
+    found = certify(lambda x: x.to(torch.complex64), X)
+    reason = "the function returns complex64[3]: convexity is of real outputs"
+    assert (found.verdict, found.reason) == ("unknown", reason)
+    found = certify(lambda x: {"x": x, "name": "a"}, X)
+    assert (found.verdict, found.reason) == ("unknown", "the function returns 'a', which is no number")
+
+
+def test_an_example_around_which_nothing_can_be_looked_for():
+    found = certify(lambda x: -(x**2), torch.tensor([math.nan, 1.0]))
+    assert found.verdict == "unknown"
+    assert found.reason.endswith("around an example that is empty or not finite")
+
+
+class Counting(torch.nn.Module):
+    """Changes its parameter, its buffers and its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([-1.0, 2.0, 3.0]))
+        self.norm = torch.nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight.clamp_(min=0)
+        return self.weight * torch.abs(x.mul_(2.0)) + 0.0 * self.norm(x[None].expand(2, 3))[0]
+
+
+def test_what_the_function_changes_is_left_as_it_is():
+    model, x = Counting(), X.clone()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    certify(model, x)
+    assert torch.equal(x, X)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    model(x)  # control: it does change them
+    assert not torch.equal(x, X) and all(
+        not torch.equal(tensor, before[name])
+        for name, tensor in model.state_dict().items()
+        if name in ("weight", "norm.running_mean", "norm.num_batches_tracked")
+    )
+
+
 def test_places_that_are_fixed_but_unknown():
     places = torch.tensor([0, 1])
     signs = torch.tensor([1.0, -1.0, 1.0])
@@ -185,3 +271,8 @@ def test_mistakes_of_the_caller_are_errors():
         certify(torch.abs, X, strength="strong")
     with pytest.raises(RuntimeError, match=r"size mismatch|cannot be multiplied"):
         certify(lambda x: torch.ones(2, 5) @ x, X)
+    for example in (None, {"x": X}, [[1.0], [1.0, 2.0]]):
+        with pytest.raises(
+            TypeError, match=r"certify\.x_example: expected an array, or a tuple of arrays; got"
+        ):
+            certify(torch.abs, example)
