@@ -21,9 +21,19 @@ from .order_rules import sorts
 from .proof import Reason, Step, Walk, no_refinement, number_of
 from .refinements import Refinements
 from .rules import RULES
-from .segments import Violation
+from .segments import TOLERANCES, Violation
 from .tracing import graph_of
-from .verdict import EXACT, STRENGTHS, Certificate, Output, first_failure, monotonicity, no_claim, word_arrays
+from .verdict import (
+    EXACT,
+    STRENGTHS,
+    Certificate,
+    Output,
+    coarsest,
+    first_failure,
+    monotonicity,
+    no_claim,
+    word_arrays,
+)
 from .violation import in_float64, search
 
 SEGMENTS = 20_000
@@ -120,7 +130,7 @@ def certify(
     violation, looked = None, "no counterexample was looked for"
     if segments:
         try:
-            violation, looked = _violation(problem, segments, seed)
+            violation, looked = _violation(problem, walk, segments, seed)
         except (
             Exception
         ) as error:  # it can be traced, which is not to say that it can be batched, or compiled
@@ -302,7 +312,7 @@ def _failed_text(function: Any, failed: Step | None, violation: Violation | None
     return f"no proof {EXACT}: {failed.operation}{where}: {why}; {looked}"
 
 
-def _violation(problem: Problem, segments: int, seed: int) -> tuple[Violation | None, str]:
+def _violation(problem: Problem, walk: Walk, segments: int, seed: int) -> tuple[Violation | None, str]:
     """Search around the example, parameters and fixed arguments as they are given; say so where that cannot be."""
     moving = [problem.arguments[k] for k in problem.chosen]
     leaves = [leaf for leaf in problem.leaves if hasattr(leaf, "dtype")]
@@ -328,4 +338,7 @@ def _violation(problem: Problem, segments: int, seed: int) -> tuple[Violation | 
     reach = REACH * np.maximum(1.0, np.abs(centre)) / 2
     dtype = jnp.result_type(*(x.dtype for x in moving))
     points = jnp.asarray(np.stack([centre - reach, centre + reach]), dtype)
-    return search(jax.vmap(one), points, segments, seed, None, strict=False), "no counterexample found"
+    rounded = coarsest(walk, str(dtype))
+    tolerance = TOLERANCES.get(rounded, np.inf) if rounded else None
+    found = search(jax.vmap(one), points, segments, seed, tolerance, strict=False)
+    return found and found._replace(dtype=rounded or found.dtype), "no counterexample found"

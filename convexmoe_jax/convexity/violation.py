@@ -46,7 +46,7 @@ def find_violation(
         seed: of the search.
         tolerance: what counts as rounding, relative to the largest value of a batch of `BATCH` segments
             (near a zero of the function its rounding does not shrink); None means `TOLERANCES` for the
-            dtype of `points`.
+            dtype of `points`. Pass that of a coarser dtype where the function rounds to it inside.
 
     Raises:
         TypeError, ValueError: points are not floating `[rows, in_dim]` with two rows at least, or the function is

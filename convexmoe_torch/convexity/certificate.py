@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
-from .._checks import describe, fail, one_of
+from .._checks import describe, dtype_name, fail, one_of
 from ..experts import ExpertBatch, ExpertModule
 from ..hull import FoldedHull
 from ..legacy import NonConvexHull
@@ -23,9 +23,19 @@ from .order_rules import sorts
 from .proof import Reason, Step, Walk, no_refinement, number_of
 from .refinements import Refinements
 from .rules import RULES
-from .segments import Violation
+from .segments import TOLERANCES, Violation
 from .tracing import NotTraced, Traced, array_of, trace
-from .verdict import EXACT, STRENGTHS, Certificate, Output, first_failure, monotonicity, no_claim, word_arrays
+from .verdict import (
+    EXACT,
+    STRENGTHS,
+    Certificate,
+    Output,
+    coarsest,
+    first_failure,
+    monotonicity,
+    no_claim,
+    word_arrays,
+)
 from .violation import array, in_float64, search
 
 SEGMENTS = 20_000
@@ -132,7 +142,7 @@ def certify(
     violation, looked = None, "no counterexample was looked for"
     if segments:
         try:
-            violation, looked = _violation(problem, segments, seed)
+            violation, looked = _violation(problem, walk, segments, seed)
         except Exception as error:  # it can be traced, which is not to say that it can be batched
             looked = f"the search for a counterexample failed: {type(error).__name__}: {error}"
     verdict = "unknown" if violation is None else "refuted"
@@ -305,7 +315,7 @@ def _failed_text(function: Any, failed: Step | None, violation: Violation | None
     return f"no proof {EXACT}: {failed.operation}{where}: {why}; {looked}"
 
 
-def _violation(problem: Problem, segments: int, seed: int) -> tuple[Violation | None, str]:
+def _violation(problem: Problem, walk: Walk, segments: int, seed: int) -> tuple[Violation | None, str]:
     """Search around the example, parameters and fixed arguments as they are given; say so where that cannot be."""
     moving = [problem.arguments[k] for k in problem.chosen]
     sizes = [x.numel() for x in moving]
@@ -337,4 +347,7 @@ def _violation(problem: Problem, segments: int, seed: int) -> tuple[Violation | 
             every(points)
     except (RuntimeError, ValueError, TypeError, NotImplementedError):  # what `vmap` does not take
         every, segments = each, min(segments, ONE_BY_ONE)
-    return search(every, points, segments, seed, None, strict=False), "no counterexample found"
+    rounded = coarsest(walk, dtype_name(dtype))
+    tolerance = TOLERANCES.get(rounded, np.inf) if rounded else None
+    found = search(every, points, segments, seed, tolerance, strict=False)
+    return found and found._replace(dtype=rounded or found.dtype), "no counterexample found"

@@ -12,7 +12,7 @@ import numpy as np
 from .curvature import AFFINE, CONCAVE, CONSTANT, CONVEX, FALLING, REAL, RISING, Value
 from .graph import Graph
 from .proof import Step, Walk
-from .segments import Violation
+from .segments import TOLERANCES, Violation
 
 EXACT = "in exact arithmetic"
 STRENGTHS = ("structural", "numeric")
@@ -226,6 +226,17 @@ def no_claim(graph: Graph) -> str:
             kind = f"{graph.dtypes[number]}{_shape(graph.shapes[number])}"
             return f"the function returns {kind}: convexity is of real outputs"
     return "" if graph.outputs else "the function returns no array"
+
+
+def coarsest(walk: Walk, dtype: str) -> str:
+    """Return the coarsest float dtype through which the input goes, where that is coarser than its own; "" for none.
+
+    What is computed there is rounded so, in a search in float64 too.
+    """
+    moving = {walk.graph.dtypes[number] for number, value in walk.values.items() if not value.constant.all()}
+    floats = {name for name in moving if name.startswith(("float", "bfloat"))}
+    worst = max(floats | {dtype}, key=lambda name: TOLERANCES.get(name, np.inf))
+    return "" if TOLERANCES.get(worst, np.inf) <= TOLERANCES.get(dtype, np.inf) else worst
 
 
 def first_failure(walk: Walk, wanted: int) -> Step | None:

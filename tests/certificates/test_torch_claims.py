@@ -195,6 +195,18 @@ def test_outputs_that_are_not_real():
     assert (found.verdict, found.reason) == ("unknown", "the function returns 'a', which is no number")
 
 
+def test_rounding_inside_refutes_nothing(monkeypatch):
+    """A search in float64 sees the rounding of a cast that the function makes itself."""
+    half = lambda function: lambda x: function(x.bfloat16()).float()  # noqa: E731
+    huber = half(lambda u: torch.where(u.abs() <= 1, 0.5 * u * u, u.abs() - 0.5))
+    assert certify(huber, X).verdict == "unknown"
+    found = certify(half(lambda u: -u * u), X)
+    assert found.verdict == "refuted" and found.violation.dtype == "bfloat16"
+    # Control: held to float64, the convex function is refuted.
+    monkeypatch.setattr("convexmoe_torch.convexity.certificate.coarsest", lambda walk, dtype: "")
+    assert certify(huber, X).verdict == "refuted"
+
+
 def test_an_example_around_which_nothing_can_be_looked_for():
     found = certify(lambda x: -(x**2), torch.tensor([math.nan, 1.0]))
     assert found.verdict == "unknown"
