@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .._checks import describe, fail, one_of
+from .._checks import describe, fail, one_of, whole_number
 from ..experts import ExpertBatch, ExpertModule
 from ..legacy import NonConvexHull
 from .atoms import recognise
@@ -37,6 +37,11 @@ from .verdict import (
 from .violation import in_float64, search
 
 SEGMENTS = 20_000
+BY_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerIntegerConversionError,
+)
 REACH = 3.0  # half the width of the box that is searched around the example, in units of its size
 
 
@@ -107,6 +112,8 @@ def certify(
     problem = _problem(function, x_example, params, argnum)
     if strength is not None:
         one_of("certify", "strength", strength, STRENGTHS)
+    whole_number("certify", "segments", segments, 0)
+    whole_number("certify", "seed", seed, 0)
     refused = _refusal(problem)
     if refused:
         return Certificate("unknown", strength or "structural", refused)
@@ -144,9 +151,10 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
     """Return the function, its parameters and its arguments in one form."""
     arguments = [_array(x) for x in (x_example if isinstance(x_example, tuple) else (x_example,))]
     chosen = argnum if isinstance(argnum, tuple) else (argnum,)
-    if not chosen or any(isinstance(k, bool) or not 0 <= k < len(arguments) for k in chosen):
+    inside = all(isinstance(k, int) and not isinstance(k, bool) and 0 <= k < len(arguments) for k in chosen)
+    if not (chosen and inside and len(set(chosen)) == len(chosen)):
         fix = "Pass argnum=0, or a tuple of examples."
-        fail("certify", "argnum", f"indices of {len(arguments)} arguments", repr(argnum), fix)
+        fail("certify", "argnum", f"indices of {len(arguments)} arguments, each once", repr(argnum), fix)
     if isinstance(function, nnx.Module):
         if params is not None:
             fail("certify", "params", "None for a module", describe(params), "The module has its own.")
@@ -193,8 +201,10 @@ def _refusal(problem: Problem) -> str:
             return f"argument {k} is {describe(problem.arguments[k])}: convexity is of real inputs"
     try:
         jax.eval_shape(problem.call, problem.leaves, problem.arguments)
-    except jax.errors.ConcretizationTypeError as error:
+    except BY_VALUE as error:
         return f"the function decides in Python by the value of its input: {str(error).splitlines()[0]}"
+    except jax.errors.TracerArrayConversionError as error:
+        return f"the function takes its input out of JAX: {str(error).splitlines()[0]}"
     return ""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
-from .._checks import describe, dtype_name, fail, one_of
+from .._checks import describe, dtype_name, fail, one_of, whole_number
 from ..experts import ExpertBatch, ExpertModule
 from ..hull import FoldedHull
 from ..legacy import NonConvexHull
@@ -110,6 +110,8 @@ def certify(
     problem = _problem(function, x_example, params, argnum)
     if strength is not None:
         one_of("certify", "strength", strength, STRENGTHS)
+    whole_number("certify", "segments", segments, 0)
+    whole_number("certify", "seed", seed, 0)
     for k in problem.chosen:
         if not problem.arguments[k].is_floating_point():
             refused = f"argument {k} is {describe(problem.arguments[k])}: convexity is of real inputs"
@@ -155,9 +157,10 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
     examples = x_example if isinstance(x_example, tuple) else (x_example,)
     arguments = [_tensor(x) for x in examples]
     chosen = argnum if isinstance(argnum, tuple) else (argnum,)
-    if not chosen or any(isinstance(k, bool) or not 0 <= k < len(arguments) for k in chosen):
+    inside = all(isinstance(k, int) and not isinstance(k, bool) and 0 <= k < len(arguments) for k in chosen)
+    if not (chosen and inside and len(set(chosen)) == len(chosen)):
         fix = "Pass argnum=0, or a tuple of examples."
-        fail("certify", "argnum", f"indices of {len(arguments)} arguments", repr(argnum), fix)
+        fail("certify", "argnum", f"indices of {len(arguments)} arguments, each once", repr(argnum), fix)
     if isinstance(function, nn.Module):
         if params is not None:
             fail("certify", "params", "None for a module", describe(params), "The module has its own.")

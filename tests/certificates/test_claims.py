@@ -368,6 +368,9 @@ def test_calls_of_jax_are_its_own():
 def test_a_function_that_decides_in_python():
     found = certify(lambda x: x if x[0] > 0 else -x, X)
     assert found.verdict == "unknown" and "in Python" in found.reason
+    for function in (lambda x: x[x > 0], lambda x: x * range(3)[x[0].astype(int)]):
+        assert "in Python" in certify(function, X).reason
+    assert "out of JAX" in certify(np.sin, X).reason
 
 
 def test_an_unknown_primitive_proves_nothing():
@@ -448,11 +451,16 @@ def test_parameters_that_are_no_numbers():
 
 
 def test_messages():
-    for argnum in (1, -1, True, ()):
-        with pytest.raises(ValueError, match=r"certify\.argnum: expected indices of 1 arguments"):
+    for argnum in (1, -1, True, (), (0, 0), 0.0):
+        with pytest.raises(ValueError, match=r"certify\.argnum: expected indices of 1 arguments, each once"):
             certify(jnp.abs, X, argnum=argnum)
     with pytest.raises(ValueError, match=r"certify\.strength: expected one of \['structural', 'numeric'\]"):
         certify(jnp.abs, X, strength="strong")
+    for option in ({"segments": -1}, {"segments": 1.5}, {"seed": -1}):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"certify\.(segments|seed): expected a whole number >= 0"
+        ):
+            certify(jnp.abs, X, **option)
     for example in (None, {"x": X}, [[1.0], [1.0, 2.0]]):
         with pytest.raises(
             TypeError, match=r"certify\.x_example: expected an array, or a tuple of arrays; got"

@@ -276,13 +276,18 @@ def test_a_function_that_vmap_does_not_take_is_searched_row_by_row():
 
 
 def test_mistakes_of_the_caller_are_errors():
-    for argnum in (1, -1, True, ()):
-        with pytest.raises(ValueError, match=r"certify\.argnum: expected indices of 1 arguments"):
+    for argnum in (1, -1, True, (), (0, 0), 0.0):
+        with pytest.raises(ValueError, match=r"certify\.argnum: expected indices of 1 arguments, each once"):
             certify(torch.abs, X, argnum=argnum)
     with pytest.raises(ValueError, match=r"certify\.strength: expected one of \['structural', 'numeric'\]"):
         certify(torch.abs, X, strength="strong")
     with pytest.raises(RuntimeError, match=r"size mismatch|cannot be multiplied"):
         certify(lambda x: torch.ones(2, 5) @ x, X)
+    for option in ({"segments": -1}, {"segments": 1.5}, {"seed": -1}):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"certify\.(segments|seed): expected a whole number >= 0"
+        ):
+            certify(torch.abs, X, **option)
     for example in (None, {"x": X}, [[1.0], [1.0, 2.0]]):
         with pytest.raises(
             TypeError, match=r"certify\.x_example: expected an array, or a tuple of arrays; got"
