@@ -123,7 +123,9 @@ def _indexed(call: Call) -> list[int]:
     if "value" in arguments:
         arguments["value"] = Ref(call.value(arguments["value"], dtype))
     moved = [
-        Ref(arguments[name]) for name in ("self", "src", "source", "values", "value") if name in arguments
+        Ref(arguments[name])
+        for name in ("self", "src", "source", "values", "value", "weight")
+        if name in arguments
     ]
     at = [number for name in ("index", "indices") for number in refs(arguments.get(name))]
     if len({call.graph.dtypes[number] for number in moved}) > 1:
@@ -233,7 +235,17 @@ RESHAPES = (
     "atleast_1d",
 )
 PERMUTES = ("permute", "transpose", "t", "numpy_T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims")
-INDEXED = ("index_select", "gather", "index", "take", "scatter", "index_put", "index_copy", "index_fill")
+INDEXED = (
+    "index_select",
+    "gather",
+    "index",
+    "take",
+    "scatter",
+    "index_put",
+    "index_copy",
+    "index_fill",
+    "embedding",
+)
 MADE = (
     "arange",
     "full",

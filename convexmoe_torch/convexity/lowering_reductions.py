@@ -186,6 +186,26 @@ def _huber(width: str) -> Lowering:
     return lower
 
 
+def _batch_norm(call: Call) -> list[int]:
+    """(x - mean) / sqrt(variance + eps) weight + bias with frozen statistics; those of the batch go another way."""
+    value, rank = int(call["input"]), len(call.shape)
+    mean, variance = call.get("running_mean"), call.get("running_var")
+    if call.get("training", False) or mean is None or variance is None:
+        raise Declined("statistics of the batch")
+
+    def along(given: int) -> int:
+        return call.reshaped(int(given), [call.shape[1] if axis == 1 else 1 for axis in range(rank)])
+
+    scale = call.op("pow", call.op("add", along(variance), call.number(call["eps"])), call.number(-0.5))
+    found = call.op("mul", call.op("sub", value, along(mean)), scale)
+    if call.get("weight") is not None:
+        found = call.op("mul", found, along(call["weight"]))
+    if call.get("bias") is not None:
+        found = call.op("add", found, along(call["bias"]))
+    # What the operator keeps for its derivative.
+    return [found, *(call.graph.add("buffer", (), {}, [kind], call.source)[0] for kind in call.kinds[1:])]
+
+
 REDUCTIONS: dict[str, Lowering] = {
     "sum": _reduction("sum"),
     "prod": _reduction("prod"),
@@ -213,6 +233,8 @@ REDUCTIONS: dict[str, Lowering] = {
     "_log_softmax": _log_softmax,
     "sort": _sort,
     "topk": _topk,
+    **dict.fromkeys(("batch_norm", "native_batch_norm"), _batch_norm),
+    "_native_batch_norm_legit_no_training": _batch_norm,
     "huber_loss": _huber("delta"),
     "smooth_l1_loss": _huber("beta"),
 }

@@ -253,6 +253,10 @@ MUTANTS = {
         f"{name} without alpha": (lowered(name, without("alpha")(LOWERINGS[name])), True)
         for name in ("add", "sub", "addmm", "addmv")
     },
+    "a normalisation without its weight": (
+        lowered("native_batch_norm", without("weight")(LOWERINGS["native_batch_norm"])),
+        True,
+    ),
     "addmm without beta": (lowered("addmm", without("beta")(LOWERINGS["addmm"])), True),
     "clamp without its upper end": (lowered("clamp", without("max")(LOWERINGS["clamp"])), True),
     "clamp without its lower end": (lowered("clamp", without("min")(LOWERINGS["clamp"])), True),

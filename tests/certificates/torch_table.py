@@ -158,7 +158,27 @@ TORCH_TABLE = [
     TorchRow("outer product with itself", R, NONE, lambda x: torch.outer(x, x)),
     TorchRow("convolution", P, CONVEX, lambda x: F.conv1d(torch.relu(x)[None, None], KERNEL, torch.ones(1))),
     TorchRow("convolution with a sign", R, NONE, lambda x: F.conv1d(torch.relu(x)[None, None], KERNEL - 1.5)),
+    TorchRow(
+        "frozen statistics",
+        P,
+        CONVEX,
+        lambda x: torch.abs(F.batch_norm(x[None], SIGNS, ABOVE, weight=SIGNS, bias=ABOVE)),
+    ),
+    TorchRow(
+        "frozen statistics with a sign",
+        R,
+        NONE,
+        lambda x: F.batch_norm(torch.abs(x)[None], SIGNS, ABOVE, weight=SIGNS),
+    ),
+    TorchRow(
+        "statistics of the batch",
+        R,
+        NONE,
+        lambda x: torch.abs(F.batch_norm(torch.outer(ABOVE, x), None, None, training=True)),
+    ),
     # elements that move
+    TorchRow("embedding", P, CONVEX, lambda x: F.embedding(ENDS, mixed(x)[:, None])),
+    TorchRow("embedding of another row", R, NONE, lambda x: F.embedding(ORDER, mixed(x)[:, None])),
     TorchRow("known places", P, CONVEX, lambda x: mixed(x)[ENDS]),
     TorchRow("known places, the middle too", R, NONE, lambda x: mixed(x)[ENDS - 1]),
     TorchRow("places along an axis", P, CONVEX, lambda x: mixed(x).index_select(0, ENDS)),
