@@ -12,7 +12,9 @@ from .moving_rules import parts
 from .proof import Rule, Walk
 from .tracing import graph_of
 
-LARGEST_UNROLLED = 64  # steps of a scan that are walked one by one
+LARGEST_UNROLLED = (
+    64  # steps of a scan that are walked one by one, a quarter of them for each loop around two
+)
 ROUNDS = 40  # of the search for what a loop keeps
 PATIENCE = 4  # rounds after which a bound that still moves is given up
 
@@ -38,7 +40,7 @@ def _scan(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     graph, length = graph_of(params["jaxpr"]), params["length"]
     if length == 0:
         return [*carry, *(nothing(walk.graph.shapes[n]) for n in operation.outputs[len(carry) :])]
-    if length > LARGEST_UNROLLED:
+    if length > LARGEST_UNROLLED >> 2 * max(walk.depth - 1, 0):
         mean = [either_over(row, (0,)).reshape(*row.shape[1:]) for row in rows]
         kept, results = _kept(carry, lambda now: walk.inner(graph, [*consts, *now, *mean]))
         return [*kept, *(result.broadcast((length, *result.shape)) for result in results[len(carry) :])]

@@ -102,7 +102,8 @@ class Walk:
         atoms: recognises parts of a program.
         refine: what whole-program arguments add to a value that the rules leave open.
 
-    `values` holds what is known by number, `reasons` how it was found; `inside` is what stopped the last inner walk.
+    `values` holds what is known by number, `reasons` how it was found; `inside` is what stopped the last inner walk,
+    `depth` is how many loops and branches the program stands in.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Walk:
         self.values: dict[int, Value] = {}
         self.reasons: dict[int, Reason] = {}
         self.inside = ""
+        self.depth = 0
 
     def steps(self) -> dict[int, Step]:
         """Return the steps of the proof by the number of the value they give, in the order of computation."""
@@ -138,6 +140,7 @@ class Walk:
     def inner(self, graph: Graph, inputs: list[Value]) -> list[Value]:
         """Return what is known of the outputs of another program, such as the body of a loop."""
         walk = Walk(graph, self.rules, self.atoms)
+        walk.depth = self.depth + 1
         outputs = walk.run(inputs)
         reasons = sorted(walk.reasons.items())
         notes = [

@@ -11,6 +11,8 @@ from jax import lax
 from jax.extend.core import Primitive
 
 from convexmoe_jax import Certificate, certify
+from convexmoe_jax.convexity import control_rules
+from convexmoe_jax.convexity.proof import Walk
 from convexmoe_jax.convexity.verdict import EXACT
 
 X = jnp.asarray([0.5, -1.0, 2.0])
@@ -200,6 +202,22 @@ def test_loops_and_branches():
     )
     assert verdict(lambda x: lax.cond(x[0] > 0, jnp.abs, jnp.exp, x)) == "unknown"
     assert verdict(lambda x: lax.switch(jnp.int32(1), [jnp.sin, jnp.abs], x)) == "proved"
+
+
+def test_loops_in_loops_are_not_all_walked_step_by_step(monkeypatch):
+    """Their steps multiply: three loops of 17 would be 5,219 walks."""
+    made = []
+    inner = Walk.inner
+    monkeypatch.setattr(Walk, "inner", lambda walk, *given: made.append(walk.depth) or inner(walk, *given))
+
+    def loop(depth, x):
+        body = (lambda i, c: c + jnp.abs(x)) if depth == 1 else (lambda i, c: c + loop(depth - 1, x))
+        return lax.fori_loop(0, 17, body, 0.0 * x)
+
+    assert verdict(lambda x: loop(3, x)) == "proved" and len(made) < 2500
+    made.clear()
+    monkeypatch.setattr(control_rules, "LARGEST_UNROLLED", 1 << 12)  # control
+    assert verdict(lambda x: loop(3, x)) == "proved" and len(made) == 17 + 17**2 + 17**3
 
 
 def test_places():
