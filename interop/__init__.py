@@ -1,4 +1,4 @@
-"""Between `convexmoe_jax` and `convexmoe_torch`: weights, files, proofs of parity, and the command line.
+"""Between `convexmoe_jax` and `convexmoe_torch`: weights, files, parity, programs for solvers, the command line.
 
 This package may import both frameworks' packages; they never import it. What needs a framework is imported when
 it is first used, so that the command line runs with either one.
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .legacy import from_celmoe, from_torch_mice
     from .optimizer import adam_to_optax, adam_to_torch
     from .parity import Comparison, ParityReport, check_parity
+    from .programs import set_weights, to_cvxpy
     from .weights import to_jax, to_torch
 
 __distribution__ = "convexmoe"  # another distribution has a package of this name: see cli.py
@@ -24,6 +25,8 @@ _HOMES = {
     "check_parity": "parity",
     "from_celmoe": "legacy",
     "from_torch_mice": "legacy",
+    "set_weights": "programs",
+    "to_cvxpy": "programs",
     "to_jax": "weights",
     "to_torch": "weights",
 }
@@ -35,6 +38,8 @@ __all__ = [
     "check_parity",
     "from_celmoe",
     "from_torch_mice",
+    "set_weights",
+    "to_cvxpy",
     "to_jax",
     "to_torch",
 ]

@@ -7,12 +7,12 @@ import math
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table as RichTable
+from typing import TYPE_CHECKING, Any
 
 from .tables import InputError
+
+if TYPE_CHECKING:  # reading a header needs nothing but what Python has
+    from rich.console import Console
 
 ENTRY, SCHEMA = "convexmoe", 1
 LONGEST = 100_000_000  # bytes of a header, as the format limits it
@@ -111,6 +111,8 @@ def _tensor(name: str, field: dict[str, Any]) -> Tensor:
 
 def show(found: Inspection, console: Console) -> None:
     """Print an inspection: what the model is, then its tensors."""
+    from rich.table import Table as RichTable
+
     console.print(f"{found.path}: {found.kind}, schema {found.schema}", highlight=False, markup=False)
     console.print(f"sha256 {found.sha256}", highlight=False, markup=False, soft_wrap=True)
     for title, values in (("config", found.config), ("notes", found.notes)):

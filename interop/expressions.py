@@ -1,0 +1,189 @@
+"""A hull built of CVXPY's atoms, its weights constants or parameters. Needs CVXPY; `programs.py` is the door to it.
+
+    softplus: logistic       relu: pos       huber_relu(u) = huber(pos(u + 1), 2) / 4       sums with weights >= 0
+    max_i g_i: max           T (log sum_i exp(g_i / T) - log P): T log_sum_exp(g / T)
+
+Each is convex and non-decreasing in what it is applied to, which is how CVXPY proves that the result is convex.
+
+Letters: N rows, D in, P petals (and groups), O out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+from cvxpy.transforms.partial_optimize import partial_optimize
+
+from .blocks import blocks_of, means_matrix, structure_of, trunks_of
+from .plain import PlainHull
+
+__all__ = ["ConstantProgram", "ParameterProgram"]
+
+# Mean and deviation of each activation at u ~ N(0, 1), as petals.py of both packages has them.
+STANDARD = {
+    "softplus": (0.80605918334743978, 0.52107053438143932),
+    "relu": (0.39894228040143268, 0.58381937010354895),
+    "huber_relu": (0.46233010832811462, 0.55775834939574297),
+}
+NONNEGATIVE = ("positive_weight", "output.scale", "temperature")
+
+
+def act(u: Any, activation: str) -> Any:
+    """Return the standardised activation of an expression."""
+    mean, deviation = STANDARD[activation]
+    if activation == "softplus":
+        value = cp.logistic(u)
+    else:
+        value = cp.pos(u) if activation == "relu" else cp.huber(cp.pos(u + 1), 2) / 4
+    return (value - mean) / deviation
+
+
+class ConstantProgram:
+    """A hull whose weights are constants: an expression of atoms.
+
+    Args:
+        plain: the hull.
+    """
+
+    def __init__(self, plain: PlainHull) -> None:
+        self.config = plain.config
+        self.blocks = blocks_of(plain)
+
+    def weight(self, name: str) -> Any:
+        """Return a matrix of `blocks_of` as it enters the expression."""
+        return self.blocks[name]
+
+    def bounded(self, expression: Any) -> Any:
+        """Return what stands for an expression in the layers above it."""
+        return expression
+
+    def hull(self, x_ND: Any, outputs: range) -> Any:
+        """Return the values of some outputs, (N, len(outputs))."""
+        N, O = x_ND.shape[0], len(outputs)
+        g = self.group_values(x_ND, outputs)
+        y_NO = cp.reshape(self.fused(g, outputs), (N, O), order="C")
+        if "bowl.scale" in self.blocks:
+            y_NO = y_NO + self.bowl(x_ND) @ np.ones((1, O))
+        scale = self.weight("output.scale")[:, outputs.start : outputs.stop]
+        mean = self.weight("output.mean")[:, outputs.start : outputs.stop]
+        ones = np.ones((N, 1))
+        return cp.multiply(ones @ scale, y_NO) + ones @ mean
+
+    def group_values(self, x_ND: Any, outputs: range) -> Any:
+        """Return g, the shifted means of petals, (N * O, P)."""
+        config, rows = self.config, x_ND.shape[0] * len(outputs)
+        parts = []
+        for trunk in trunks_of(config):
+            p = 1 if trunk else config["petals"]
+            columns = slice(outputs.start * p, outputs.stop * p)
+            f = self.hidden_units(x_ND, trunk) @ self.weight(f"readout{trunk}.positive_weight")[:, columns]
+            f = f + self.affine(x_ND, f"readout{trunk}", columns)
+            parts.append(cp.reshape(f, (rows, p), order="C"))
+        g = parts[0] if len(parts) == 1 else cp.hstack(parts)
+        if config["petals"] == 1:
+            return g
+        if config["trunk"] == "private" and config["group_size"] == 2:
+            g = g @ means_matrix(config["petals"])
+        return g + np.ones((rows, 1)) @ self.weight("shifts")
+
+    def hidden_units(self, x_ND: Any, trunk: str) -> Any:
+        """Return the last hidden layer of a trunk, (N, H)."""
+        activation = self.config["activation"]
+        u = self.affine(x_ND, f"trunk.0{trunk}")
+        if self.config["gate"]:
+            u = u + self.bounded(act(self.affine(x_ND, "gate"), activation))
+        z = self.bounded(act(u, activation))
+        for k in range(1, self.config["depth"]):
+            layer = f"trunk.{k}{trunk}"
+            u = self.affine(x_ND, layer) + z @ self.weight(f"{layer}.positive_weight")
+            z = self.bounded(act(u, activation))
+        return z
+
+    def affine(self, x_ND: Any, name: str, columns: slice = slice(None)) -> Any:
+        """Return `x W + b`, or some columns of it."""
+        weight, bias = self.weight(f"{name}.weight")[:, columns], self.weight(f"{name}.bias")[:, columns]
+        return x_ND @ weight + np.ones((x_ND.shape[0], 1)) @ bias
+
+    def fused(self, g: Any, outputs: range) -> Any:
+        """Return the maximum of each row of group values, (N * O,), hard or smooth."""
+        if g.shape[1] == 1:
+            return g
+        if "temperature" not in self.blocks:
+            return cp.max(g, axis=1)
+        T = np.resize(self.blocks["temperature"][0, outputs.start : outputs.stop], g.shape[0])
+        columns = np.ones((1, g.shape[1]))
+        means = cp.log_sum_exp(cp.multiply((1 / T)[:, None] @ columns, g), axis=1) - math.log(g.shape[1])
+        return cp.multiply(T, means)
+
+    def bowl(self, x_ND: Any) -> Any:
+        """Return `mu / 2 |z|^2` of the normalized input z, (N, 1)."""
+        ones = np.ones((x_ND.shape[0], 1))
+        z = cp.multiply(ones @ self.weight("bowl.scale"), x_ND) + ones @ self.weight("bowl.bias")
+        return cp.sum(cp.square(z), axis=1, keepdims=True)
+
+
+class ParameterProgram(ConstantProgram):
+    """A hull whose weights are parameters: the least value of a small problem with hidden variables.
+
+    A product of two parameters is not DPP, and a weight times an activation of weights is one. So each hidden layer
+    is a variable that is no less than its activation: weights >= 0 on it press it down, to equality at the minimum.
+
+    Args:
+        plain: the hull, whose weights are the first values of the parameters.
+    """
+
+    def __init__(self, plain: PlainHull) -> None:
+        super().__init__(plain)
+        self.parameters = {
+            name: cp.Parameter(
+                value.shape,
+                name=f"{name} ({structure_of(plain.config)})",
+                nonneg=name.endswith(NONNEGATIVE),
+                value=value,
+            )
+            for name, value in self.blocks.items()
+        }
+        self.constraints: list[Any] = []
+
+    def weight(self, name: str) -> Any:
+        return self.parameters[name]
+
+    def bounded(self, expression: Any) -> Any:
+        variable = cp.Variable(expression.shape)
+        self.constraints.append(variable >= expression)
+        return variable
+
+    def hull(self, x_ND: Any, outputs: range) -> Any:
+        rows = [
+            cp.hstack([self.least_value(x_ND[n : n + 1], o) for o in outputs]) for n in range(x_ND.shape[0])
+        ]
+        return cp.vstack(rows)
+
+    def least_value(self, x_1D: Any, output: int) -> Any:
+        """Return one output at one row as the least value of a problem over the hidden variables."""
+        self.constraints = []
+        value = cp.sum(super().hull(x_1D, range(output, output + 1)))
+        problem = cp.Problem(cp.Minimize(value), self.constraints)
+        hidden = [v for v in problem.variables() if all(v is not own for own in x_1D.variables())]
+        return partial_optimize(problem, opt_vars=hidden)
+
+    def fused(self, g: Any, outputs: range) -> Any:
+        top = cp.Variable()
+        if "temperature" not in self.blocks:
+            self.constraints.append(top >= g)
+            return top
+        T = self.weight("temperature")[:, outputs.start : outputs.stop]
+        share = cp.Variable(g.shape)
+        ones = np.ones((1, g.shape[1]))
+        # sum_i T exp((g_i - top) / T) <= P T, a cone that is affine in T as well
+        self.constraints += [
+            cp.ExpCone(g - top, T @ ones, share),
+            cp.sum(share) <= cp.sum(T) * g.shape[1],
+        ]
+        return top
+
+    def bowl(self, x_ND: Any) -> Any:
+        return self.bounded(super().bowl(x_ND))

@@ -1,0 +1,399 @@
+"""A hull as an expression of CVXPY: its rules prove it convex, its value is the model's, and solvers take it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from backends import BACKENDS
+from cases import HULLS, fields, random_inputs, random_weights
+
+import convexmoe_torch
+from interop import set_weights, to_cvxpy
+from interop.blocks import blocks_of
+from interop.expressions import ConstantProgram
+from interop.plain import PlainHull, effective_shapes, plain_hull, read_hull
+
+ROWS = 3
+PARAMETRIC = (
+    "default",
+    "relu",
+    "huber_relu",
+    "gate_private",
+    "learned",
+    "one_petal",
+    "units_smooth",
+    "everything",
+)
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+def backend(request):
+    return request.param
+
+
+def made(backend, case, seed=0):
+    """A model of a case, some rows, and its values there."""
+    config = HULLS[case]
+    model = backend.model(config, random_weights(config, seed))
+    x = random_inputs(config, (ROWS,), seed)
+    return model, x, backend.apply(model, x)
+
+
+def hull(seed=0, **changes):
+    """A model in PyTorch."""
+    torch.manual_seed(seed)
+    return convexmoe_torch.VectorHull(**(fields(out_dim=1) | changes), dtype=torch.float64)
+
+
+def value(model, x):
+    with torch.no_grad():
+        return model(torch.as_tensor(x, dtype=torch.float64)).numpy()
+
+
+def solved(problem):
+    problem.solve(solver=cp.CLARABEL)
+    assert problem.status == "optimal"
+    return problem.value
+
+
+@pytest.mark.parametrize("case", HULLS)
+def test_it_is_dcp_and_has_the_value_of_the_model(backend, case):
+    model, x, y = made(backend, case)
+    variable = cp.Variable(x.shape)
+    expression = to_cvxpy(model, variable)
+    assert expression.shape == y.shape
+    assert expression.is_dcp() and expression.is_convex() and not expression.is_concave()
+    variable.value = x
+    np.testing.assert_allclose(expression.value, y, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", ["default", "learned", "everything", "one_petal"])
+def test_one_row_and_one_output(backend, case):
+    model, x, y = made(backend, case)
+    row, rows = cp.Variable(x.shape[1]), cp.Variable(x.shape)
+    row.value, rows.value = x[1], x
+    assert to_cvxpy(model, row).shape == y.shape[1:]
+    np.testing.assert_allclose(to_cvxpy(model, row).value, y[1], rtol=1e-9, atol=1e-9)
+    for o in range(y.shape[1]):
+        one = to_cvxpy(model, row, output=o)
+        assert one.shape == () and one.is_dcp() and one.is_convex()
+        assert float(one.value) == pytest.approx(y[1, o], rel=1e-9, abs=1e-9)
+        np.testing.assert_allclose(to_cvxpy(model, rows, output=o).value, y[:, o], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", ["private", "units", "everything"])
+def test_a_folded_hull_gives_the_same(backend, case):
+    model, x, y = made(backend, case)
+    with backend.precision("float64"):
+        folded = backend.fold(model)
+    variable = cp.Variable(x.shape, value=x)
+    np.testing.assert_allclose(to_cvxpy(folded, variable).value, y, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_a_file_gives_what_its_model_gives(backend, dtype, tmp_path):
+    config, path = HULLS["units_smooth"], tmp_path / "hull.safetensors"
+    with backend.precision(dtype):
+        model = backend.model(config, random_weights(config), dtype)
+        backend.package.save(model, path, notes={"columns": ["a"]})
+    variable = cp.Variable(5, value=random_inputs(config)[0])
+    for given in (path, str(path)):
+        np.testing.assert_array_equal(to_cvxpy(given, variable).value, to_cvxpy(model, variable).value)
+
+
+def test_a_file_with_an_optimizer_is_read(tmp_path):
+    model = hull()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(2, 5, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+    convexmoe_torch.save(model, tmp_path / "hull.safetensors", optimizer=optimizer)
+    variable = cp.Variable(5, value=np.ones(5))
+    np.testing.assert_allclose(
+        to_cvxpy(tmp_path / "hull.safetensors", variable).value, value(model, np.ones(5)), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("case", HULLS)
+def test_shapes_are_those_of_the_packages(backend, case):
+    shapes = {
+        name.replace("raw_weight", "positive_weight"): shape
+        for name, shape in backend.package.init.parameter_shapes(backend.config(HULLS[case])).items()
+    }
+    assert effective_shapes(HULLS[case]) == shapes
+
+
+# a judge that can say no
+
+
+@pytest.mark.parametrize("case", ["default", "relu", "huber_relu", "smooth", "deep_private", "gate"])
+@pytest.mark.parametrize("part", ["readout", "trunk.1"])
+def test_control_one_negative_weight_is_not_dcp(case, part):
+    plain = plain_hull(BACKENDS[1].model(HULLS[case], random_weights(HULLS[case])), "test")
+    name = f"{part}.positive_weight"
+    if name not in plain.weights:
+        pytest.skip("this hull has one hidden layer")
+    plain.weights[name].flat[0] = -10.0  # its neighbour's mean with it is negative as well
+    expression = ConstantProgram(plain).hull(cp.Variable((1, 5)), range(plain.config["out_dim"]))
+    assert not expression.is_dcp()
+
+
+def test_a_negative_weight_of_a_folded_hull_is_refused():
+    folded = hull().fold()
+    with torch.no_grad():
+        folded.readout["positive_weight"][0, 0, 0] = -0.5
+    with pytest.raises(ValueError, match=r"readout.positive_weight holds -0.5, which is negative"):
+        to_cvxpy(folded, cp.Variable(5))
+
+
+# in problems
+
+
+@pytest.mark.parametrize(
+    "case", ["default", "deep_private", "smooth", "relu", "huber_relu", "gate", "everything"]
+)
+def test_a_solver_finds_a_minimum_that_no_point_is_below(case):
+    model = hull(3, **{**HULLS[case], "out_dim": 1, "normalization": None})
+    x = cp.Variable(5)
+    problem = cp.Problem(cp.Minimize(to_cvxpy(model, x)), [cp.abs(x - 0.3) <= 1])
+    assert problem.is_dcp()
+    least = solved(problem)
+    assert value(model, x.value)[0] == pytest.approx(least, abs=1e-6)
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.uniform(-0.7, 1.3, (2000, 5)), x.value + 1e-2 * rng.normal(size=(2000, 5))])
+    assert value(model, np.clip(points, -0.7, 1.3)).min() >= least - 1e-7
+
+
+def test_it_may_be_maximised_with_a_minus():
+    model, x = hull(), cp.Variable(5)
+    up = cp.Problem(cp.Maximize(-to_cvxpy(model, x, output=0)), [cp.norm(x) <= 1])
+    down = cp.Problem(cp.Minimize(to_cvxpy(model, x)), [cp.norm(x) <= 1])
+    assert up.is_dcp() and solved(up) == pytest.approx(-solved(down), abs=1e-6)
+    assert not cp.Problem(cp.Maximize(to_cvxpy(model, x))).is_dcp()
+
+
+def test_several_hulls_share_a_problem_and_one_is_a_constraint(backend):
+    with backend.precision("float64"):
+        cost = backend.fresh(fields(out_dim=1), 0, "float64")
+        limit = backend.fresh(fields(out_dim=1, in_dim=2), 1, "float64")
+    at_zero = backend.apply(limit, np.zeros((1, 2)))[0, 0]
+    x, seen = cp.Variable(5), []
+    for pull in (-3.0, 3.0):  # a convex function that is not constant rises along one of the two
+        value = to_cvxpy(cost, x, output=0) + 10 * cp.sum_squares(x[:2] - pull) + cp.sum_squares(x)
+        bounded = cp.Problem(cp.Minimize(value), [to_cvxpy(limit, x[:2]) - at_zero <= 0])
+        assert bounded.is_dcp()
+        free, least = solved(cp.Problem(cp.Minimize(value))), solved(bounded)
+        assert backend.apply(limit, x.value[None, :2])[0, 0] <= at_zero + 1e-6
+        seen.append(least - free)
+    assert max(seen) > 0.1  # there the constraint binds
+
+
+def test_an_affine_expression_is_an_input():
+    model, x = hull(), cp.Variable(2)
+    A = np.arange(10.0).reshape(5, 2) / 10
+    expression = to_cvxpy(model, A @ x + 1)
+    x.value = np.array([0.3, -0.4])
+    np.testing.assert_allclose(expression.value, value(model, A @ x.value + 1), rtol=1e-9)
+
+
+# parameters
+
+
+@pytest.mark.parametrize("case", PARAMETRIC)
+def test_parameters_are_dpp_and_new_values_are_solved_again(case):
+    config = HULLS[case]
+    models = [BACKENDS[1].model(config, random_weights(config, seed)) for seed in (0, 1)]
+    x = cp.Variable(config["in_dim"])
+    expression = to_cvxpy(models[0], x, parameters=True, output=config["out_dim"] - 1)
+    assert expression.is_dcp() and expression.is_convex()
+    at = random_inputs(config)[0]
+    problem = cp.Problem(cp.Minimize(expression), [cp.abs(x - at) <= 0.1])
+    assert problem.is_dcp() and problem.is_dpp() and problem.parameters()
+    for model in (*models, models[0]):
+        set_weights(expression, model)
+        fixed = cp.Problem(cp.Minimize(to_cvxpy(model, x, output=config["out_dim"] - 1)), problem.constraints)
+        wanted = solved(fixed)
+        assert solved(problem) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
+
+
+def test_parameters_give_all_rows_and_outputs():
+    model, x, y = made(BACKENDS[1], "default")
+    variable = cp.Variable(x.shape)
+    expression = to_cvxpy(model, variable, parameters=True)
+    assert expression.shape == y.shape and expression.is_dpp()
+    problem = cp.Problem(cp.Minimize(cp.sum(expression)), [variable == x])
+    assert solved(problem) == pytest.approx(y.sum(), abs=1e-6)
+    np.testing.assert_allclose(expression.value, y, atol=1e-6)
+
+
+def test_control_the_plain_product_of_parameters_is_not_dpp():
+    x, A, V = cp.Variable(5), cp.Parameter((7, 5)), cp.Parameter((1, 7), nonneg=True)
+    assert not cp.Problem(cp.Minimize(cp.sum(V @ cp.logistic(A @ x)))).is_dpp()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"hidden_dim": 11},
+        {"activation": "relu"},
+        {"trunk": "private"},
+        {"temperature": 1.0},
+        {"group_size": 1},
+    ],
+)
+def test_weights_of_another_structure_are_refused(other):
+    expression = to_cvxpy(hull(), cp.Variable(5), parameters=True)
+    with pytest.raises(ValueError, match=r"set_weights.expression: expected the .* parameters of one hull"):
+        set_weights(expression, hull(**other))
+
+
+def test_constants_and_sums_of_hulls_take_no_weights():
+    x = cp.Variable(5)
+    both = to_cvxpy(hull(), x, parameters=True) + to_cvxpy(hull(), x, parameters=True)
+    for expression in (to_cvxpy(hull(), x), both):
+        with pytest.raises(ValueError, match=r"set_weights.expression: .* Build it by to_cvxpy"):
+            set_weights(expression, hull())
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (
+            lambda: cp.Variable(4),
+            ValueError,
+            "to_cvxpy.variable: expected shape (5,) or (rows, 5); got (4,).",
+        ),
+        (lambda: cp.Variable(), ValueError, "to_cvxpy.variable: expected shape (5,) or (rows, 5); got ()."),
+        (lambda: np.ones(5), TypeError, "to_cvxpy.variable: expected an expression of CVXPY; got ndarray."),
+        (
+            lambda: cp.square(cp.Variable(5)),
+            ValueError,
+            "to_cvxpy.variable: expected an affine expression; got convex.",
+        ),
+    ],
+)
+def test_a_wrong_variable_is_refused(make, kind, message):
+    with pytest.raises(kind, match=re.escape(message)):
+        to_cvxpy(hull(), make())
+
+
+def test_parameters_in_the_variable_and_in_the_weights_are_refused():
+    with pytest.raises(
+        ValueError, match=r"to_cvxpy.variable: expected an expression without parameters.*shift"
+    ):
+        to_cvxpy(hull(), cp.Variable(5) + cp.Parameter(5, name="shift"), parameters=True)
+
+
+@pytest.mark.parametrize("output", [1, -1, True, 0.0, "y"])
+def test_a_wrong_output_is_refused(output):
+    with pytest.raises(ValueError, match=r"to_cvxpy.output: expected None or a whole number from 0 to 0"):
+        to_cvxpy(hull(), cp.Variable(5), output=output)
+
+
+def test_a_hull_that_is_not_convex_is_refused(backend):
+    shapes = backend.package.legacy.parameter_shapes(5, 7, 3, 1)
+    flat = {name: backend.array(np.ones(shape, np.float32)) for name, shape in shapes.items()}
+    legacy = backend.package.NonConvexHull(backend.package.hull.nest(flat))
+    with pytest.raises(TypeError, match=r"to_cvxpy.model: .*got NonConvexHull. Its gates are not convex"):
+        to_cvxpy(legacy, cp.Variable(5))
+
+
+@pytest.mark.parametrize("bad", [None, torch.nn.Linear(5, 1), 3])
+def test_what_is_no_hull_is_refused(bad):
+    with pytest.raises(TypeError, match=r"to_cvxpy.model: expected a VectorHull, a FoldedHull or the path"):
+        to_cvxpy(bad, cp.Variable(5))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(backend, bad):
+    config = fields()
+    weights = random_weights(config)
+    weights["readout.bias"][1, 0] = bad
+    with pytest.raises(ValueError, match=r"to_cvxpy.model: .*readout.bias holds NaN or infinity"):
+        to_cvxpy(backend.model(config, weights), cp.Variable(5))
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "hull.safetensors"
+    with pytest.raises(ValueError, match="expected a file; found none"):
+        to_cvxpy(path, cp.Variable(5))
+    convexmoe_torch.save(hull(), path)
+    whole = bytearray(path.read_bytes())
+    whole[-9] ^= 1
+    path.write_bytes(bytes(whole))
+    with pytest.raises(ValueError, match="expected a file whose content has the sha256 it states"):
+        to_cvxpy(path, cp.Variable(5))
+    level = convexmoe_torch.HierarchyLevelConfig("a", [convexmoe_torch.ExpertConfig("b")])
+    many = convexmoe_torch.HierarchicalCELMoE(
+        convexmoe_torch.CELMoEConfig(5, [level]), lambda *_: convexmoe_torch.LinearExpert(5)
+    )
+    convexmoe_torch.save(many, path)
+    with pytest.raises(ValueError, match="expected a VectorHull; got a HierarchicalCELMoE"):
+        to_cvxpy(path, cp.Variable(5))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation": "sine"},
+        {"petals": "3"},
+        {"temperature": -1.0},
+        {"temperature": None},
+        {"normalization": {"input_mean": [0.0]}},
+    ],
+)
+def test_a_config_out_of_range_is_refused_even_when_sealed(change, tmp_path):
+    model, path = hull(), tmp_path / "hull.safetensors"
+    header, arrays = convexmoe_torch.checkpoint.content_of(model)
+    header |= {"schema": 1, "notes": {}, "config": header["config"] | change}
+    convexmoe_torch.neutral.write_sealed(path, header, arrays)
+    with pytest.raises(ValueError, match="expected the config of a hull"):
+        read_hull(path)
+
+
+def run(program, blocked, folder):
+    """Run a program that cannot import some modules. They are looked for in vain: SciPy asks sys.modules for some."""
+    start = (
+        "import sys\nclass Blocked:\n    def find_spec(self, name, *_):\n"
+        f"        if name.partition('.')[0] in {sorted(blocked)!r}:\n            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", start + program], capture_output=True, text=True, timeout=120, cwd=folder
+    )
+
+
+def test_without_cvxpy_it_says_what_to_install(tmp_path):
+    program = "from interop import to_cvxpy\ntry:\n    to_cvxpy('x', 0)\nexcept ImportError as error:\n    print(error)"
+    result = run("import sys; sys.modules['cvxpy'] = None\n" + program, set(), tmp_path)
+    assert result.stdout.strip() == 'interop.to_cvxpy needs CVXPY: pip install "convexmoe[solve]"', (
+        result.stderr
+    )
+
+
+def test_a_file_is_read_without_any_framework(tmp_path):
+    convexmoe_torch.save(hull(), tmp_path / "hull.safetensors")
+    program = (
+        "import cvxpy as cp, json\nfrom interop import to_cvxpy\nx = cp.Variable(5, value=[1.0] * 5)\n"
+        "print(json.dumps(to_cvxpy('hull.safetensors', x).value.tolist()))"
+    )
+    blocked = {"jax", "jaxlib", "flax", "optax", "torch", "rich", "typer", "convexmoe_jax", "convexmoe_torch"}
+    result = run(program, blocked, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == pytest.approx(value(hull(), np.ones(5)).tolist(), rel=1e-9)
+    failed = run("from interop import to_cvxpy\nimport torch", blocked, tmp_path)  # the block is one
+    assert failed.returncode != 0
+
+
+def test_blocks_hold_the_units():
+    plain = plain_hull(BACKENDS[1].model(HULLS["units"], random_weights(HULLS["units"])), "test")
+    found = blocks_of(plain)
+    assert isinstance(plain, PlainHull)
+    np.testing.assert_allclose(found["output.scale"], [HULLS["units"]["normalization"]["output_scale"]])
