@@ -80,7 +80,7 @@ def blocks_of(plain: PlainHull) -> Arrays:
             found["temperature"] = np.logaddexp(weights["raw_temperature"], 0.0)[None] + LEAST_TEMPERATURE
         elif config["temperature"] > 0:
             found["temperature"] = np.full((1, O), config["temperature"])
-    if config.get("strong_convexity", 0.0) > 0:
+    if config["strong_convexity"] > 0:
         root = math.sqrt(config["strong_convexity"] / 2) / scale
         found |= {"bowl.scale": root[None], "bowl.bias": (-mean * root)[None]}
     found["output.mean"] = np.asarray(units.get("output_mean", np.zeros(O)))[None]

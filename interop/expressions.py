@@ -1,6 +1,6 @@
 """A hull built of CVXPY's atoms, its weights constants or parameters. Needs CVXPY; `programs.py` is the door to it.
 
-    softplus: logistic       relu: pos       huber_relu(u) = huber(pos(u + 1), 2) / 4       sums with weights >= 0
+    softplus: logistic       relu: pos       huber_relu: huber       sums with weights >= 0
     max_i g_i: max           T (log sum_i exp(g_i / T) - log P): T log_sum_exp(g / T)
 
 Each is convex and non-decreasing in what it is applied to, which is how CVXPY proves that the result is convex.
@@ -34,11 +34,19 @@ NONNEGATIVE = ("positive_weight", "output.scale", "temperature")
 def act(u: Any, activation: str) -> Any:
     """Return the standardised activation of an expression."""
     mean, deviation = STANDARD[activation]
-    if activation == "softplus":
-        value = cp.logistic(u)
-    else:
-        value = cp.pos(u) if activation == "relu" else cp.huber(cp.pos(u + 1), 2) / 4
-    return (value - mean) / deviation
+    functions = {"softplus": cp.logistic, "relu": cp.pos, "huber_relu": huber_relu}
+    return (functions[activation](u) - mean) / deviation
+
+
+def huber_relu(u: Any) -> Any:
+    """Return 0 below -1, `(u + 1)^2 / 4` between -1 and 1, u above.
+
+    `(huber(u) + 1) / 4 + u / 2` is what solvers take best. CVXPY knows that it does not decrease, and so takes a curved
+    u, only in the form `huber(pos(u + 1), 2) / 4`.
+    """
+    if u.is_affine():
+        return (cp.huber(u) + 1) / 4 + u / 2
+    return cp.huber(cp.pos(u + 1), 2) / 4
 
 
 class ConstantProgram:

@@ -117,6 +117,7 @@ def _is_config(config: Any) -> bool:
     try:
         sizes = [config[name] for name in ("in_dim", "petals", "out_dim", "hidden_dim", "depth")]
         temperature, units = config["temperature"], config["normalization"]
+        strong = 0 <= config["strong_convexity"] < math.inf
         known = all(config[name] in values for name, values in CHOICES.items())
         plain = units is None or all(math.isfinite(v) for values in units.values() for v in values)
         positive = units is None or all(v > 0 for side in SIDES for v in units[f"{side}_scale"])
@@ -127,7 +128,7 @@ def _is_config(config: Any) -> bool:
     except (TypeError, LookupError, AttributeError, ValueError):
         return False
     whole = all(type(size) is int and size >= 1 for size in sizes)
-    return known and plain and positive and fit and warm and whole
+    return strong and known and plain and positive and fit and warm and whole
 
 
 def effective_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
