@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install test demo example-languages lint types benchmarks docs clean
+.PHONY: help install test demo example-languages example-dispatch example-control example-transport lint types benchmarks docs clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -27,6 +27,16 @@ demo: $(INSTALLED)  ## Train on real data in JAX, load it in PyTorch, draw a pic
 example-languages: $(INSTALLED)  ## Compare the hierarchy with shared and flat experts on words of 25 languages
 	$(BIN)/python examples/languages.py --out languages-run
 
+example-dispatch: $(INSTALLED)  ## Share a day's demand among five plants with learned cost curves, by a solver
+	$(BIN)/python examples/dispatch_generators.py --out dispatch-run
+
+example-control: $(INSTALLED)  ## Steer a cart three steps ahead, the rest a learned value function
+	$(BIN)/python examples/predictive_control.py --out control-run
+
+example-transport: $(INSTALLED)  ## Hulls as potentials of ott-jax, against the closed form; installs ott-jax
+	@$(PIP) -e '.[peers]'
+	$(BIN)/python examples/transport.py --out transport-run
+
 test: $(INSTALLED)  ## Lint, types, doctests and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,5 +62,5 @@ docs: $(INSTALLED)  ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 
 clean:  ## Remove .venv and everything that was built
-	rm -rf $(VENV) build dist site demo-run languages-run *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site demo-run languages-run dispatch-run control-run transport-run *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
