@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from types import ModuleType
 from typing import Any
 
@@ -109,6 +110,10 @@ def _check_variable(cp: ModuleType, variable: Any, in_dim: int, parameters: bool
             f"{owner}: expected an affine expression; got {variable.curvature.lower()}. "
             "A convex function of a curved expression need not be convex."
         )
+    if variable.is_complex():
+        raise ValueError(
+            f"{owner}: expected a real expression; got a complex one. Pass its real part, cvxpy.real(x)."
+        )
     if parameters and variable.parameters():
         raise ValueError(
             f"{owner}: expected an expression without parameters, as its weights are some; got "
@@ -120,9 +125,11 @@ def _outputs(output: int | None, out_dim: int) -> range:
     """Return the range of the outputs asked for."""
     if output is None:
         return range(out_dim)
-    if isinstance(output, bool) or not isinstance(output, int) or not 0 <= output < out_dim:
+    whole = hasattr(output, "__index__") and not isinstance(output, bool)
+    if not whole or not 0 <= operator.index(output) < out_dim:
         raise ValueError(
             f"to_cvxpy.output: expected None or a whole number from 0 to {out_dim - 1}; got {output!r}. "
             "Pass output=0, for example."
         )
-    return range(output, output + 1)
+    first = operator.index(output)
+    return range(first, first + 1)

@@ -88,7 +88,7 @@ def test_one_row_and_one_output(backend, case):
     row.value, rows.value = x[1], x
     assert to_cvxpy(model, row).shape == y.shape[1:]
     np.testing.assert_allclose(to_cvxpy(model, row).value, y[1], rtol=1e-9, atol=1e-9)
-    for o in range(y.shape[1]):
+    for o in np.arange(y.shape[1]):
         one = to_cvxpy(model, row, output=o)
         assert one.shape == () and one.is_dcp() and one.is_convex()
         assert float(one.value) == pytest.approx(y[1, o], rel=1e-9, abs=1e-9)
@@ -288,6 +288,11 @@ def test_constants_and_sums_of_hulls_take_no_weights():
 def test_a_wrong_variable_is_refused(make, kind, message):
     with pytest.raises(kind, match=re.escape(message)):
         to_cvxpy(hull(), make())
+
+
+def test_a_complex_variable_is_refused():
+    with pytest.raises(ValueError, match=r"to_cvxpy.variable: expected a real expression"):
+        to_cvxpy(hull(), cp.Variable(5, complex=True))
 
 
 def test_parameters_in_the_variable_and_in_the_weights_are_refused():
