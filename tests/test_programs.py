@@ -236,6 +236,19 @@ def test_parameters_give_all_rows_and_outputs():
     np.testing.assert_allclose(expression.value, y, atol=1e-6)
 
 
+@pytest.mark.parametrize("case", ["default", "deep_private", "units_smooth"])
+def test_a_parameter_on_hidden_units_cannot_be_negative(case):
+    """The small problem is convex whatever the weights; that it is the hull needs weights >= 0."""
+    expression = to_cvxpy(
+        BACKENDS[1].model(HULLS[case], random_weights(HULLS[case])), cp.Variable(5), parameters=True
+    )
+    found = [parameter for parameter in expression.parameters() if "positive_weight" in parameter.name()]
+    assert found
+    for parameter in found:
+        with pytest.raises(ValueError, match="nonneg"):
+            parameter.value = -parameter.value
+
+
 def test_control_the_plain_product_of_parameters_is_not_dpp():
     x, A, V = cp.Variable(5), cp.Parameter((7, 5)), cp.Parameter((1, 7), nonneg=True)
     assert not cp.Problem(cp.Minimize(cp.sum(V @ cp.logistic(A @ x)))).is_dpp()
