@@ -10,11 +10,12 @@ best is taken. Beside them: no value at the end, and the optimum, which plans 80
 
 Then descents start from 40 random plans at each of 40 states: how many end more than 1 % above the best of them?
 
-What came out: with the hull the runs cost 1.0 % more than the optimum; with the MLP 46 %, and 44 % from the best of 40
-plans. So most of that is not the descent but the MLP's value, which has folds: the cart circles around the goal and
-never rests. Of the descents 3.2 % were stuck on the MLP, none on the hull. Without a value at the end: 6.3 %.
+What came out: with the hull the runs cost 0.8 % more than the optimum; with the MLP 28 %, and 22 % from the best of 40
+plans. So most of that is not the descent but the MLP's value, which has folds, so that the cart does not come to rest at
+the goal. Of the descents 2.1 % were stuck on the MLP, none on the hull. Without a value at the end: 6.3 %. Over five
+draws of the values (12 of the runs): the hull 0.3 to 1.1 %, the MLP 14 to 76 %, of its descents 0 to 1.1 % stuck.
 
-The check: the hull's runs cost at most 5 % more than the optimum, and no descent on the hull is stuck.
+The check: the hull's runs cost at most 3 % more than the optimum, and no descent on the hull is stuck.
 
     python examples/predictive_control.py            # a minute; a table and control.png
     python examples/predictive_control.py --quick    # seconds: does it run?
@@ -47,7 +48,7 @@ DT, LARGEST_FORCE, HORIZON, LONG = 0.2, 1.0, 3, 80
 A, B = np.array([[1, DT], [0, 1]]), np.array([DT * DT / 2, DT])
 ROOTS, FORCE_COST = np.sqrt([1.0, 0.1]), 0.05
 BOX = np.array([4.0, 2.0])  # positions and velocities that values are measured at
-NOISE, LARGEST_GAP, LARGEST_STUCK = 0.05, 0.05, 0.01
+NOISE, LARGEST_GAP, LARGEST_STUCK = 0.05, 0.03, 0.01
 STARTS, DESCENT_STEPS = 40, 300
 
 Policy = Callable[[np.ndarray], float]
@@ -88,9 +89,9 @@ def solver_policy(plan: tuple[Any, Any, Any]) -> Policy:
 
 
 def measured_values(count: int, seed: int, noise: float = NOISE) -> tuple[np.ndarray, np.ndarray]:
-    """Return random states `[count, 2]` and their values with noise, `[count]`."""
+    """Return random states `[count, 2]`, denser towards the goal, and their values with noise, `[count]`."""
     rng = np.random.default_rng(seed)
-    states = rng.uniform(-BOX, BOX, (count, 2))
+    states = rng.uniform(-BOX, BOX, (count, 2)) * rng.uniform(0, 1, (count, 1))
     start, _, problem = planned(LONG, None)
     values = np.empty(count)
     for n, state in enumerate(states):
