@@ -18,13 +18,13 @@ from torch import Tensor
 
 from .regions import Region
 
-LIMIT = 200  # steps; trained hulls take 10 to 50
+LIMIT = 120  # steps; trained hulls take 10 to 50
 SHRINKAGE = 0.2  # of the width, once a point is central
 CENTRAL = 0.5  # of the width: the Newton decrement that counts as central
 LEAST_WIDTH = 1e-12
 LENGTHS = 12  # of the steps that are tried, each half as long as the one before
 INSIDE = 0.98  # of the way to the boundary, at most
-REGULAR = 1e-13  # added to the diagonal of the scaled system
+REGULAR = 1e-13  # added to the diagonal of the scaled system; one refinement takes it out again
 
 
 class Path(NamedTuple):
@@ -167,9 +167,11 @@ def _pulled(slope: Tensor, region: Region) -> Tensor:
 
 
 def _solved(system: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the solutions for the two columns of `right`, (B, d, 2), by Cholesky of the scaled system."""
+    """Return the solutions for the two columns of `right`, (B, d, 2), by Cholesky of the scaled system, refined once."""
     scale = torch.rsqrt(torch.clamp(torch.diagonal(system, dim1=1, dim2=2), min=1e-300))
     eye = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device)
-    root, _ = torch.linalg.cholesky_ex(system * scale[:, :, None] * scale[:, None] + REGULAR * eye)
-    found = scale[..., None] * torch.cholesky_solve(right * scale[..., None], root)
+    scaled, wanted = system * scale[:, :, None] * scale[:, None], right * scale[..., None]
+    root, _ = torch.linalg.cholesky_ex(scaled + REGULAR * eye)
+    found = torch.cholesky_solve(wanted, root)
+    found = scale[..., None] * (found + torch.cholesky_solve(wanted - scaled @ found, root))
     return found[..., 0], found[..., 1]
