@@ -119,20 +119,18 @@ def advanced(problem: Problem, path: Path) -> Path:
         gap = value - height + width * slack.shape[-1]
         return gap, height - torch.sum(incline * v, dim=-1) + least
 
-    still = torch.ones_like(width)
-    gap, low = bound(torch.zeros_like(v), still)
+    predictor = -newton - (SHRINKAGE - 1) * centring
+    gap, low = bound(-newton, torch.ones_like(width))
+    low = torch.fmax(low, bound(predictor, torch.full_like(width, SHRINKAGE))[1])
     better = value < path.best
     best = torch.where(better, value, path.best)
     best_v = torch.where(better[:, None], v, path.best_v)
     goal = problem.goal(best)
     shrinks = (decrement <= CENTRAL * width) & (gap > 0.5 * goal)
-    shrinkage = torch.where(shrinks, SHRINKAGE, still)
-    step = -newton - torch.where(shrinks, shrinkage - 1, 0.0)[:, None] * centring
-    for candidate in (low, bound(-newton, still)[1], bound(step, shrinkage)[1]):
-        low = torch.fmax(low, candidate)
+    step = torch.where(shrinks[:, None], predictor, -newton)
     low = torch.fmax(path.low, low - problem.margin)
     done = path.done | (best - low <= goal) | problem.early(best, low) | ~torch.isfinite(value)
-    width = torch.clamp(width * shrinkage, min=LEAST_WIDTH)
+    width = torch.clamp(torch.where(shrinks, SHRINKAGE * width, width), min=LEAST_WIDTH)
     moved = _best_length(problem, v, torch.nan_to_num(step), width)
     count = path.iterations + 1
     return Path(
@@ -157,8 +155,10 @@ def _best_length(problem: Problem, v: Tensor, step: Tensor, width: Tensor) -> Te
     heights = problem.objective.smooth(z.reshape(-1, z.shape[-1]), widths).reshape(lengths.shape)
     barrier = torch.sum(torch.log(region.slack(tried)), dim=-1)
     merit = heights - torch.sum(problem.tilt[:, None] * z, dim=-1) - width[:, None] * barrier
-    chosen = torch.argmin(torch.nan_to_num(merit, nan=torch.inf), dim=-1)
-    return torch.take_along_dim(tried, chosen[:, None, None], dim=1)[:, 0]
+    merit = torch.nan_to_num(merit, nan=torch.inf)
+    lowest = torch.amin(merit, dim=-1, keepdim=True)
+    chosen = (merit == lowest) & torch.isfinite(merit)
+    return v + torch.amax(torch.where(chosen, lengths, 0.0), dim=-1, keepdim=True) * step
 
 
 def _pulled(slope: Tensor, region: Region) -> Tensor:
@@ -171,7 +171,8 @@ def _solved(system: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.rsqrt(torch.clamp(torch.diagonal(system, dim1=1, dim2=2), min=1e-300))
     eye = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device)
     scaled, wanted = system * scale[:, :, None] * scale[:, None], right * scale[..., None]
-    root, _ = torch.linalg.cholesky_ex(scaled + REGULAR * eye)
+    root, fault = torch.linalg.cholesky_ex(scaled + REGULAR * eye)
     found = torch.cholesky_solve(wanted, root)
-    found = scale[..., None] * (found + torch.cholesky_solve(wanted - scaled @ found, root))
+    found = found + torch.cholesky_solve(wanted - scaled @ found, root)
+    found = scale[..., None] * torch.where(fault[:, None, None] > 0, wanted, found)  # or a step down the gradient
     return found[..., 0], found[..., 1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._checks import describe, fail
 from .interior import Path, Problem, followed
-from .minorants import EPSILON, Expansion, ScalarHull, Tangent, scalar_hull
+from .minorants import EPSILON, Expansion, ScalarHull, Tangent, checked_output, scalar_hull
 from .regions import SLACK, Region, region
 from .sets import Box, Constraints, checked_set
 from .smoothing import bent_maximum, centred
@@ -40,7 +40,6 @@ class Minimum(NamedTuple):
     status: Tensor
 
 
-@torch.no_grad()
 def minimize(
     model: Any,
     constraints: Constraints,
@@ -90,22 +89,31 @@ FAULTS = (
 )
 
 
+@torch.no_grad()
 def minimized(
     model: Any, constraints: Any, x0: Any = None, tol: float = 1e-6, *, output: int | None = None
 ) -> Minimum:
     """Return what `minimize` does; faults of the values are in `status`, as under a compiler."""
-    hull = scalar_hull("minimize", model, output)
-    D = hull.config.in_dim
+    chosen = checked_output("minimize", model, output)
+    D = model.config.in_dim
     problems = checked_set("minimize", constraints, D)
     checked_tolerance("minimize", tol)
     start = None
     if x0 is not None:
-        start = checked_point("minimize", x0, hull, problems)
+        start = checked_point("minimize", x0, D, problems)
         problems = torch.broadcast_shapes(problems, start.shape[:-1])
+    return _minimum(scalar_hull(model, chosen), constraints, start, tol, problems)
+
+
+def _minimum(
+    hull: ScalarHull, constraints: Any, start: Tensor | None, tol: float, problems: tuple[int, ...]
+) -> Minimum:
+    D = hull.config.in_dim
     space = region(constraints, hull, problems)
     v, space, empty = _inside(space)
     if start is not None:
-        v = _moved(space, v, hull.normalized(torch.broadcast_to(start, (*problems, D)).reshape(-1, D)))
+        wanted = torch.broadcast_to(start.to(v), (*problems, D)).reshape(-1, D)
+        v = _moved(space, v, hull.normalized(wanted))
     offset, factor = hull.output_mean, hull.output_scale
     reach = space.extent() + 2 * torch.abs(hull.input_mean / hull.input_scale)
     margin = hull.rounding(reach)
@@ -238,8 +246,7 @@ def _inside(space: Region) -> tuple[Tensor, Region, Tensor]:
 
 def _moved(space: Region, v: Tensor, z: Tensor) -> Tensor:
     """Return the point nine tenths of the way from v towards z, or as far as the region goes."""
-    wanted = torch.linalg.lstsq(space.basis, (z - space.center)[..., None]).solution[..., 0]
-    step = torch.nan_to_num(wanted) - v
+    step = torch.einsum("bij,bj->bi", torch.linalg.pinv(space.basis), z - space.center) - v
     return v + torch.clamp(0.9 * space.reach(v, step), max=1.0)[:, None] * step
 
 
@@ -249,16 +256,16 @@ def checked_tolerance(owner: str, tol: Any) -> None:
         fail(owner, "tol", "a number in (0, 1]", repr(tol), "Pass tol=1e-6.")
 
 
-def checked_point(owner: str, x0: Any, hull: ScalarHull, problems: tuple[int, ...]) -> Tensor:
+def checked_point(owner: str, x0: Any, in_dim: int, problems: tuple[int, ...]) -> Tensor:
     """Return the starting points in float64 after the check of their shape."""
     if not hasattr(x0, "shape"):
         fail(owner, "x0", "an array", type(x0).__name__, "Convert it to an array first.", TypeError)
-    start = torch.as_tensor(x0, dtype=hull.input_mean.dtype, device=hull.input_mean.device)
+    start = torch.as_tensor(x0, dtype=torch.float64)
     try:
-        if x0.shape[-1] == hull.config.in_dim:
+        if start.shape[-1] == in_dim:
             torch.broadcast_shapes(problems, tuple(start.shape[:-1]))
             return start
     except (RuntimeError, IndexError):
         pass
-    rule = f"[..., in_dim={hull.config.in_dim}], leading axes as the set's {list(problems)}"
+    rule = f"[..., in_dim={in_dim}], leading axes as the set's {list(problems)}"
     fail(owner, "x0", rule, describe(x0), "Give one point a problem.")

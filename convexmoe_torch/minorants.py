@@ -289,8 +289,8 @@ class ScalarHull:
         return 0.5 * self.config.strong_convexity * torch.sum(z_ND * z_ND, dim=-1)
 
 
-def scalar_hull(owner: str, model: Any, output: int | None) -> ScalarHull:
-    """Return one output of a hull; `output` may be None where there is only one.
+def checked_output(owner: str, model: Any, output: int | None) -> int:
+    """Return which output of a hull is meant; `output` may be None where there is only one.
 
     Raises:
         TypeError: the model is no hull.
@@ -298,13 +298,18 @@ def scalar_hull(owner: str, model: Any, output: int | None) -> ScalarHull:
     """
     if not isinstance(model, (VectorHull, FoldedHull)):
         fail(owner, "model", "a VectorHull or FoldedHull", type(model).__name__, "Pass a hull.", TypeError)
-    given = model.config
-    if output is None and given.out_dim > 1:
+    out_dim = model.config.out_dim
+    if output is None and out_dim > 1:
         fix = "Pass output=0, for example."
-        fail(owner, "model", "a hull with out_dim=1, or an output of it", f"out_dim={given.out_dim}", fix)
-    o = 0 if output is None else whole_number(owner, "output", output, 0, given.out_dim - 1)
+        fail(owner, "model", "a hull with out_dim=1, or an output of it", f"out_dim={out_dim}", fix)
+    return 0 if output is None else whole_number(owner, "output", output, 0, out_dim - 1)
+
+
+def scalar_hull(model: VectorHull | FoldedHull, o: int) -> ScalarHull:
+    """Return output `o` of a hull."""
     params = nest({name: value.double() for name, value in flatten(model.tree).items()})
-    params, config = averaged(params if isinstance(model, FoldedHull) else effective(params, given), given)
+    is_folded = isinstance(model, FoldedHull)
+    params, config = averaged(params if is_folded else effective(params, model.config), model.config)
     readout, trunk = params["readout"], params["trunk"]
     layers = ([params["gate"]] if config.gate else []) + [trunk[str(k)] for k in range(config.depth)]
     shifts = torch.zeros_like(params["shifts"]) if config.petals == 1 else params["shifts"]
