@@ -167,7 +167,7 @@ def _pulled(slope: jax.Array, region: Region) -> jax.Array:
 
 
 def _solved(system: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the solutions for the two columns of `right`, (B, d, 2), by Cholesky of the scaled system, refined once."""
+    """Return the solutions for the two columns of `right`, (B, d, 2), by Cholesky's method, refined once."""
     scale = jax.lax.rsqrt(jnp.clip(jnp.diagonal(system, axis1=1, axis2=2), 1e-300))
     eye = jnp.eye(system.shape[-1])
     scaled, wanted = system * scale[:, :, None] * scale[:, None], right * scale[..., None]

@@ -22,7 +22,7 @@ from .smoothing import bent_maximum, centred
 SETS = (Box, Ball, Simplex, Polytope)
 
 
-def _rebuilt(kind: type, values: Any) -> Any:
+def _rebuilt(kind: Any, values: Any) -> Any:
     """Return a set with these fields, unchecked: a transformation may put anything into them."""
     made = object.__new__(kind)
     for field, value in zip(fields(kind), values, strict=True):
@@ -30,12 +30,18 @@ def _rebuilt(kind: type, values: Any) -> Any:
     return made
 
 
-for _kind in SETS:
+def _registered(kind: Any) -> None:
+    """Make a kind of set a pytree, its fields the leaves."""
+    names = [field.name for field in fields(kind)]
     jax.tree_util.register_pytree_node(
-        _kind,
-        lambda made: (tuple(getattr(made, field.name) for field in fields(made)), None),
-        lambda _, values, kind=_kind: _rebuilt(kind, values),
+        kind,
+        lambda made: (tuple(getattr(made, name) for name in names), None),
+        lambda _, values: _rebuilt(kind, values),
     )
+
+
+for _kind in SETS:
+    _registered(_kind)
 
 SOLVED, UNCERTIFIED, EMPTY, UNBOUNDED, BROKEN = range(5)
 LARGEST_TOLERANCE = 1.0
@@ -110,7 +116,13 @@ def minimize(
 FAULTS = (
     (BROKEN, "model", "finite weights and values", "inf or nan", "Train it again, or use a smaller set."),
     (EMPTY, "constraints", "a set with a point in it", "an empty set", "Loosen some of its bounds."),
-    (UNBOUNDED, "constraints", "a set in which the model is bounded below", "one without a minimum", "Add bounds."),
+    (
+        UNBOUNDED,
+        "constraints",
+        "a set in which the model is bounded below",
+        "one without a minimum",
+        "Add bounds.",
+    ),
 )
 
 
@@ -204,7 +216,7 @@ def _reported(
 
 @dataclass(frozen=True, eq=False)
 class MostViolated:
-    """`max_i rows_i . v - heights_i`, one set of rows a problem: negative inside a polytope. Methods as `ScalarHull`."""
+    """`max_i rows_i . v - heights_i`, rows of each problem: negative inside a polytope. Methods as `ScalarHull`."""
 
     rows: jax.Array
     heights: jax.Array

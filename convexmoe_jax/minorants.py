@@ -90,7 +90,9 @@ class ScalarHull:
 
     def value(self, z_ND: jax.Array) -> jax.Array:
         """Return the hull, (N,)."""
-        return self._through(z_ND, lambda k, u: act(u, self.config.activation), self._fused) + self._square(z_ND)
+        return self._through(z_ND, lambda k, u: act(u, self.config.activation), self._fused) + self._square(
+            z_ND
+        )
 
     def smooth(self, z_ND: jax.Array, width_N: jax.Array) -> jax.Array:
         """Return the smooth hull, (N,)."""
@@ -323,9 +325,10 @@ def scalar_hull(params: Tree, config: HullConfig, o: int) -> ScalarHull:
     if units is not None:
         mean, scale = units.input_mean, units.input_scale
         offset, factor = units.output_mean[o], units.output_scale[o]
-    numbers = [jnp.asarray(value, jnp.float64) for value in (mean, scale, offset, factor)]
-    read = [readout[name][..., o] for name in ("positive_weight", "weight", "bias")]
-    hull = ScalarHull(config, layers, *read, shifts, temperature, *numbers, widths=[])
+    units_of_z = {"input_mean": mean, "input_scale": scale, "output_mean": offset, "output_scale": factor}
+    numbers: Any = {name: jnp.asarray(value, jnp.float64) for name, value in units_of_z.items()}
+    read: Any = {name: readout[name][..., o] for name in ("positive_weight", "weight", "bias")}
+    hull = ScalarHull(config, layers, shifts=shifts, temperature=temperature, widths=[], **read, **numbers)
     half = [jnp.full_like(layer["bias"], 0.5)[None] for layer in layers]
     even = jnp.full_like(shifts, 1.0 / config.petals)[None]
     shares = hull._shares(half, even)

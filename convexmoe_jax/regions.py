@@ -1,6 +1,6 @@
 """A set as interior-point methods see it: an affine image of a small standard set, with rows that hold it in.
 
-`z = center + basis v`, v in the cube [-1, 1]^d, in the unit ball, in the unit simplex or anywhere, and `rows v <= heights`.
+`z = center + basis v`, v in the cube [-1, 1]^d, in the unit ball, in the unit simplex or anywhere; `rows v <= heights`.
 Coordinates without a bound are cut off `FAR` input scales away from the mean of the inputs.
 
 Letters: B problems, D in, d free directions, m rows, M rows of a polytope.
@@ -95,7 +95,7 @@ class Region:
 
 def region(constraints: Any, hull: ScalarHull, problems: tuple[int, ...]) -> Region:
     """Return the sets in normalized units; `problems` are the leading axes of all, flattened to B."""
-    like, D = hull.input_mean, hull.config.in_dim
+    D = hull.config.in_dim
 
     def rows(value: Any, *shape: int) -> jax.Array:
         array = jnp.asarray(value, jnp.float64)
@@ -169,7 +169,9 @@ def _made(shape: str, center: jax.Array, basis: jax.Array, rows: jax.Array, heig
 def _implied(A: jax.Array, b: jax.Array, lower: jax.Array, upper: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return bounds of each coordinate over `A x <= b` inside given bounds, a little wide for rounding."""
     for _ in range(SWEEPS):
-        terms = jnp.minimum(A * lower[:, None], A * upper[:, None])  # the least that each coordinate adds to a row
+        terms = jnp.minimum(
+            A * lower[:, None], A * upper[:, None]
+        )  # the least that each coordinate adds to a row
         room = (b - jnp.sum(terms, axis=-1))[..., None] + terms
         bound = room / jnp.where(A == 0, 1.0, A)
         wide = 1e-9 * (upper - lower) + 1e-12 * jnp.maximum(jnp.abs(lower), jnp.abs(upper))

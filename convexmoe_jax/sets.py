@@ -81,7 +81,14 @@ class Box:
         _joined(self, "lower", "upper")
         for name, side in (("lower", np.inf), ("upper", -np.inf)):
             rule = "numbers, or " + ("-inf" if name == "lower" else "inf") + " where there is no bound"
-            _all("Box", name, getattr(self, name), rule, lambda v, s=side: ~np.isnan(v) & (v != s), "Remove it.")
+            _all(
+                "Box",
+                name,
+                getattr(self, name),
+                rule,
+                lambda v, s=side: ~np.isnan(v) & (v != s),
+                "Remove it.",
+            )
         if isinstance(self.lower, np.ndarray) and isinstance(self.upper, np.ndarray):
             lower, upper = np.broadcast_arrays(self.lower, self.upper)
             if (lower > upper).any():
@@ -150,7 +157,13 @@ class Polytope:
         _kept(self, {"A": 2, "b": FEW})
         rows = self.A.shape[-2]
         if self.b.shape[-1] != rows:
-            fail("Polytope", "b", f"last axis of {rows}, one number a row of A", describe(self.b), "Match the two.")
+            fail(
+                "Polytope",
+                "b",
+                f"last axis of {rows}, one number a row of A",
+                describe(self.b),
+                "Match the two.",
+            )
         for name in ("A", "b"):
             _all("Polytope", name, getattr(self, name), "finite numbers", np.isfinite, "Leave that row out.")
 
@@ -178,4 +191,10 @@ def checked_set(owner: str, constraints: Any, in_dim: int) -> tuple[int, ...]:
         return np.broadcast_shapes(*shapes)
     except ValueError:
         got = ", ".join(str(list(shape)) for shape in shapes)
-        fail(owner, "constraints", "leading axes that go together", got, "Give both the same number of problems.")
+        fail(
+            owner,
+            "constraints",
+            "leading axes that go together",
+            got,
+            "Give both the same number of problems.",
+        )

@@ -78,7 +78,7 @@ def gain(slope: jax.Array, activation: str) -> jax.Array:
 
 
 def bent_maximum(g_NP: jax.Array, width: jax.Array, temperature: jax.Array | None) -> Fused:
-    """Return the smooth maximum of width `width`, (N,); with a temperature T that is `log_mean_exp` from `w <= T` on."""
+    """Return the smooth maximum of width w, (N,); with a temperature T that is `log_mean_exp` from `w <= T` on."""
     w = width[:, None]
     top = jnp.max(g_NP, axis=-1, keepdims=True)
     below = top - g_NP

@@ -8,6 +8,7 @@ if _find_spec("torch") is None:
 from . import hull
 from .checkpoint import load, load_optimizer, read_notes, read_optimizer, save
 from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
+from .conjugation import Conjugate, conjugate, inverse_gradient
 from .convexity import Certificate, Violation, certify, find_violation
 from .deployment import FixedHierarchy
 from .dropout import sample_dropout
@@ -16,17 +17,23 @@ from .hierarchy import CELMoEOutput, HierarchicalCELMoE, LearnedFusion, LevelOut
 from .hull import FoldedHull, VectorHull, Winners
 from .legacy import NonConvexHull
 from .losses import CELMoELossAPI, LossBundle, LossTerm
+from .minimization import Minimum, minimize
 from .moments import OptimizerState
 from .routing import Shared, constant_routes, encode_routes, merged_routes, routing_summary
 from .schedule import History
+from .sets import Ball, Box, Polytope, Simplex
 from .staging import freeze, unfreeze
+from .tangents import MaxAffine, max_affine
 from .training import FitResult, FitState, fit, train
 
 __all__ = [
+    "Ball",
+    "Box",
     "CELMoEConfig",
     "CELMoELossAPI",
     "CELMoEOutput",
     "Certificate",
+    "Conjugate",
     "ExpertBatch",
     "ExpertConfig",
     "ExpertModule",
@@ -46,23 +53,31 @@ __all__ = [
     "LossBundle",
     "LossTerm",
     "MLPExpert",
+    "MaxAffine",
+    "Minimum",
     "NonConvexHull",
     "Normalization",
     "OptimizerState",
+    "Polytope",
     "Shared",
+    "Simplex",
     "VectorHull",
     "Violation",
     "Winners",
     "certify",
+    "conjugate",
     "constant_routes",
     "encode_routes",
     "find_violation",
     "fit",
     "freeze",
     "hull",
+    "inverse_gradient",
     "load",
     "load_optimizer",
+    "max_affine",
     "merged_routes",
+    "minimize",
     "read_notes",
     "read_optimizer",
     "routing_summary",

@@ -167,12 +167,14 @@ def _pulled(slope: Tensor, region: Region) -> Tensor:
 
 
 def _solved(system: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the solutions for the two columns of `right`, (B, d, 2), by Cholesky of the scaled system, refined once."""
+    """Return the solutions for the two columns of `right`, (B, d, 2), by Cholesky's method, refined once."""
     scale = torch.rsqrt(torch.clamp(torch.diagonal(system, dim1=1, dim2=2), min=1e-300))
     eye = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device)
     scaled, wanted = system * scale[:, :, None] * scale[:, None], right * scale[..., None]
     root, fault = torch.linalg.cholesky_ex(scaled + REGULAR * eye)
     found = torch.cholesky_solve(wanted, root)
     found = found + torch.cholesky_solve(wanted - scaled @ found, root)
-    found = scale[..., None] * torch.where(fault[:, None, None] > 0, wanted, found)  # or a step down the gradient
+    found = scale[..., None] * torch.where(
+        fault[:, None, None] > 0, wanted, found
+    )  # or a step down the gradient
     return found[..., 0], found[..., 1]

@@ -85,7 +85,13 @@ def minimize(
 FAULTS = (
     (BROKEN, "model", "finite weights and values", "inf or nan", "Train it again, or use a smaller set."),
     (EMPTY, "constraints", "a set with a point in it", "an empty set", "Loosen some of its bounds."),
-    (UNBOUNDED, "constraints", "a set in which the model is bounded below", "one without a minimum", "Add bounds."),
+    (
+        UNBOUNDED,
+        "constraints",
+        "a set in which the model is bounded below",
+        "one without a minimum",
+        "Add bounds.",
+    ),
 )
 
 
@@ -172,7 +178,7 @@ def _reported(
 
 @dataclass(frozen=True, eq=False)
 class MostViolated:
-    """`max_i rows_i . v - heights_i`, one set of rows a problem: negative inside a polytope. Methods as `ScalarHull`."""
+    """`max_i rows_i . v - heights_i`, rows of each problem: negative inside a polytope. Methods as `ScalarHull`."""
 
     rows: Tensor
     heights: Tensor

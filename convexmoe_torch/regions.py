@@ -1,6 +1,6 @@
 """A set as interior-point methods see it: an affine image of a small standard set, with rows that hold it in.
 
-`z = center + basis v`, v in the cube [-1, 1]^d, in the unit ball, in the unit simplex or anywhere, and `rows v <= heights`.
+`z = center + basis v`, v in the cube [-1, 1]^d, in the unit ball, in the unit simplex or anywhere; `rows v <= heights`.
 Coordinates without a bound are cut off `FAR` input scales away from the mean of the inputs.
 
 Letters: B problems, D in, d free directions, m rows, M rows of a polytope.
@@ -170,7 +170,9 @@ def _made(shape: str, center: Tensor, basis: Tensor, rows: Tensor, heights: Tens
 def _implied(A: Tensor, b: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """Return bounds of each coordinate over `A x <= b` inside given bounds, a little wide for rounding."""
     for _ in range(SWEEPS):
-        terms = torch.minimum(A * lower[:, None], A * upper[:, None])  # the least that each coordinate adds to a row
+        terms = torch.minimum(
+            A * lower[:, None], A * upper[:, None]
+        )  # the least that each coordinate adds to a row
         room = (b - torch.sum(terms, dim=-1))[..., None] + terms
         bound = room / torch.where(A == 0, 1.0, A)
         wide = 1e-9 * (upper - lower) + 1e-12 * torch.maximum(torch.abs(lower), torch.abs(upper))

@@ -78,7 +78,7 @@ def gain(slope: Tensor, activation: str) -> Tensor:
 
 
 def bent_maximum(g_NP: Tensor, width: Tensor, temperature: Tensor | None) -> Fused:
-    """Return the smooth maximum of width `width`, (N,); with a temperature T that is `log_mean_exp` from `w <= T` on."""
+    """Return the smooth maximum of width w, (N,); with a temperature T that is `log_mean_exp` from `w <= T` on."""
     w = width[:, None]
     top = torch.amax(g_NP, dim=-1, keepdim=True)
     below = top - g_NP
