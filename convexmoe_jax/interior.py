@@ -24,6 +24,7 @@ SHRINKAGE = 0.2  # of the width, once a point is central
 CENTRAL = 0.5  # of the width: the Newton decrement that counts as central
 LEAST_WIDTH = 1e-12
 LENGTHS = 12  # of the steps that are tried, each half as long as the one before
+SAME = 1e-14  # merits this close tie: rounding, which may differ between two uses of one value
 INSIDE = 0.98  # of the way to the boundary, at most
 REGULAR = 1e-13  # added to the diagonal of the scaled system; one refinement takes it out again
 
@@ -145,7 +146,7 @@ def advanced(problem: Problem, path: Path) -> Path:
 
 
 def _best_length(problem: Problem, v: jax.Array, step: jax.Array, width: jax.Array) -> jax.Array:
-    """Return the best of `LENGTHS` points along a step, by smooth hull and barrier."""
+    """Return the best of `LENGTHS` points along a step, by smooth hull and barrier; the farthest where they tie."""
     region = problem.region
     halves = 0.5 ** jnp.arange(LENGTHS)
     lengths = jnp.clip(INSIDE * region.reach(v, step), max=1.0)[:, None] * halves
@@ -157,7 +158,7 @@ def _best_length(problem: Problem, v: jax.Array, step: jax.Array, width: jax.Arr
     merit = heights - jnp.sum(problem.tilt[:, None] * z, axis=-1) - width[:, None] * barrier
     merit = jnp.nan_to_num(merit, nan=jnp.inf)
     lowest = jnp.min(merit, axis=-1, keepdims=True)
-    chosen = (merit == lowest) & jnp.isfinite(merit)
+    chosen = (merit <= lowest + SAME * (1 + jnp.abs(lowest))) & jnp.isfinite(merit)
     return v + jnp.max(jnp.where(chosen, lengths, 0.0), axis=-1, keepdims=True) * step
 
 

@@ -20,7 +20,7 @@ from .sets import Ball, Box, Polytope, Simplex
 FAR = 1e3  # input scales: where a set without a bound is cut off
 ENDLESS = 1e6  # input scales: what is as wide as this counts as without a bound
 SWEEPS = 4  # of the bounds that a polytope's rows give its coordinates
-SLACK = 1e-9  # by which the rows of a polytope without an inside are moved out, in units of its box
+SLACK = 1e-7  # by which the rows of a polytope without an inside are moved out, in units of its box
 
 
 @dataclass(frozen=True, eq=False)

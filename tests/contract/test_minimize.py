@@ -4,10 +4,9 @@ import backends
 import cases
 import jax
 import numpy as np
+import programs
 import pytest
 import torch
-
-import programs
 
 RNG_SEED = 71
 CONFIGS = {
@@ -199,7 +198,10 @@ def test_a_polytope_without_an_inside(backend):
 
 
 SETS = {
-    "empty": (lambda p: p.Polytope(np.array([[1.0, 0, 0], [-1, 0, 0]]), np.array([-1.0, -1])), "an empty set"),
+    "empty": (
+        lambda p: p.Polytope(np.array([[1.0, 0, 0], [-1, 0, 0]]), np.array([-1.0, -1])),
+        "an empty set",
+    ),
     "unbounded": (lambda p: p.Box(np.full(3, -np.inf), np.full(3, np.inf)), "one without a minimum"),
     "dimension": (lambda p: p.Box(np.zeros(2), np.ones(2)), r"in_dim=3 dimensions; got lower float64\[2\]"),
     "set": (lambda p: [0, 1], "a Box, Ball, Simplex or Polytope; got list"),
