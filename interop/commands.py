@@ -311,6 +311,39 @@ def certify_file(
         raise typer.Exit(1)
 
 
+@app.command("minimize")
+def minimize_file(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A saved hull.")],
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Bounds of a column, as "0<=weight<=4", "weight>=0" or "weight=3"; may be repeated.',
+            show_default="the range it was trained on",
+        ),
+    ] = None,
+    tol: Annotated[float, typer.Option(help="Of the gap, relative to the value.")] = 1e-6,
+    output: Annotated[
+        int | None, typer.Option(help="Which output, counted from 0.", show_default="the only one")
+    ] = None,
+    framework: Annotated[
+        str | None, typer.Option(help="jax or torch.", show_default="jax where installed, else torch")
+    ] = None,
+) -> None:
+    """Minimise a saved hull over a box: prints the point, the value, the certified gap, and what binds."""
+    if not 0 < tol <= 1:
+        raise InputError(
+            f"convexmoe minimize --tol: expected a number in (0, 1]; got {tol:g}. Try --tol 1e-6."
+        )
+    chosen = frameworks.choose(framework)
+    from . import minimization
+
+    with chosen.quiet(), Console(stderr=True).status(f"Minimising in {frameworks.LABELS[chosen.name]}"):
+        found = minimization.minimize(model, chosen, box or (), tol, output)
+    minimization.show(found, Console())
+    if not found.certified:
+        raise typer.Exit(1)
+
+
 @app.command("convert")
 def convert_file(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A saved model in any of the three forms.")],

@@ -155,7 +155,7 @@ def run(data: Dataset, framework: Framework, plan: Plan, place: Run, console: Co
             depth=plan.depth,
             temperature="learned",
         )
-    notes = notes_of(data.columns, data.target)
+    notes = notes_of(data.columns, data.target, x_train)
     begun = {
         "plan": asdict(plan),
         "target": data.target,

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from .frameworks import Framework
 from .tables import InputError
 
-__all__ = ["UNREADABLE", "SavedModel", "notes_of", "read_model"]
+__all__ = ["UNREADABLE", "SavedModel", "notes_of", "read_hull", "read_model"]
+
+FIX = "Name a model.safetensors that convexmoe fit wrote."
 
 # What reading a damaged or a hostile file may raise: the last three for nesting, numbers and sizes beyond all measure.
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError, MemoryError)
@@ -39,9 +41,12 @@ class SavedModel:
         return self.framework.predict(self.model, x)
 
 
-def notes_of(columns: tuple[str, ...], target: str) -> dict[str, Any]:
-    """Return the notes that `read_model` expects in the file."""
-    return {"columns": list(columns), "target": target}
+def notes_of(columns: tuple[str, ...], target: str, x: NDArray[np.float64] | None = None) -> dict[str, Any]:
+    """Return the notes that `read_model` expects in the file, with the ranges of the training rows `x`."""
+    notes: dict[str, Any] = {"columns": list(columns), "target": target}
+    if x is not None:
+        notes["ranges"] = [[float(column.min()), float(column.max())] for column in x.T]
+    return notes
 
 
 def read_model(path: Path, framework: Framework) -> SavedModel:
@@ -51,7 +56,25 @@ def read_model(path: Path, framework: Framework) -> SavedModel:
         InputError: no file there, not a hull, more than one output, no column names, or float64 where JAX has it
             switched off.
     """
-    fix = "Name a model.safetensors that convexmoe fit wrote."
+    model, notes = read_hull(path, framework)
+    if model.config.out_dim != 1:
+        raise InputError(
+            f"{path}: expected a model with out_dim=1; got out_dim={model.config.out_dim}. {FIX}"
+        )
+    columns: Any = notes.get("columns")
+    target = notes.get("target")
+    named = isinstance(columns, list) and all(isinstance(column, str) for column in columns)
+    if not named or not isinstance(target, str) or len(columns) != model.config.in_dim:
+        raise InputError(f"{path}: expected a model with its column names; got one without them. {FIX}")
+    return SavedModel(framework, model, tuple(columns), target)
+
+
+def read_hull(path: Path, framework: Framework) -> tuple[Any, dict[str, Any]]:
+    """Return the hull in a file, whoever saved it, and its notes.
+
+    Raises:
+        InputError: no file there, not a hull, or float64 where JAX has it switched off.
+    """
     if not path.exists():
         raise InputError(f"{path}: expected a model; found no such file. Check the path.")
     if path.is_dir():
@@ -68,16 +91,8 @@ def read_model(path: Path, framework: Framework) -> SavedModel:
             ) from None
         reason = reason if len(reason) <= 160 else reason[:157] + "..."
         raise InputError(
-            f"{path}: expected a model; got a file that cannot be read as one ({reason}). {fix}"
+            f"{path}: expected a model; got a file that cannot be read as one ({reason}). {FIX}"
         ) from None
     if not isinstance(model, framework.package.VectorHull):
-        raise InputError(f"{path}: expected a VectorHull; got a {type(model).__name__}. {fix}")
-    if model.config.out_dim != 1:
-        raise InputError(
-            f"{path}: expected a model with out_dim=1; got out_dim={model.config.out_dim}. {fix}"
-        )
-    columns, target = notes.get("columns"), notes.get("target")
-    named = isinstance(columns, list) and all(isinstance(column, str) for column in columns)
-    if not named or not isinstance(target, str) or len(columns) != model.config.in_dim:
-        raise InputError(f"{path}: expected a model with its column names; got one without them. {fix}")
-    return SavedModel(framework, model, tuple(columns), target)
+        raise InputError(f"{path}: expected a VectorHull; got a {type(model).__name__}. {FIX}")
+    return model, notes

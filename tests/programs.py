@@ -69,7 +69,16 @@ def optimum(weights, fields, kind, numbers):
     else:
         rules = [numbers[0] @ x <= numbers[1]]
     problem = cp.Problem(cp.Minimize(hull(weights, fields, z)), rules)
-    problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
-    if problem.status != cp.OPTIMAL:
+    for tight in (
+        1e-10,
+        1e-8,
+    ):  # where the first cannot be reached, the second is what Clarabel asks of itself
+        try:
+            problem.solve(solver=cp.CLARABEL, tol_gap_abs=tight, tol_gap_rel=tight, tol_feas=tight)
+        except cp.SolverError:
+            continue
+        if problem.status == cp.OPTIMAL:
+            break
+    else:
         return None
     return units["output_mean"][0] + units["output_scale"][0] * problem.value

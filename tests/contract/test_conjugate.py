@@ -1,0 +1,118 @@
+"""`conjugate` and `inverse_gradient`: the closed form, certified errors, Danskin's theorem; a control."""
+
+import backends
+import cases
+import jax
+import numpy as np
+import pytest
+import torch
+
+SHAPES = ("default", "relu", "learned", "gate_private")
+
+
+def made(backend, name="learned", mu=0.4, dtype="float64", **changes):
+    units = {k: v[:1] if k.startswith("output") else v for k, v in cases.UNITS.items()}
+    fields = cases.HULLS[name] | {"out_dim": 1, "strong_convexity": mu, "normalization": units} | changes
+    return backend.model(fields, cases.random_weights(fields), dtype)
+
+
+def slopes(count, seed=0):
+    """Random y, of the size of slopes in original units."""
+    return np.random.default_rng(seed).normal(size=(count, 5)) * 0.25 / np.array(cases.UNITS["input_scale"])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_fenchel_young_holds_within_the_gap(backend, name):
+    """No point gives more than value + gap, and x gives value: both sides of the certificate."""
+    model, y = made(backend, name), slopes(6)
+    found = backend.package.conjugate(model, backend.array(y))
+    x, value, gap, error = (backend.numpy(part) for part in found[:4])
+    np.testing.assert_allclose((x * y).sum(1) - backend.apply(model, x)[:, 0], value, rtol=1e-9, atol=1e-9)
+    assert (gap <= 1e-8 * (1 + np.abs(value))).all() and (error <= 1e-3).all()
+    rng = np.random.default_rng(1)
+    scale = np.array(cases.UNITS["input_scale"])
+    for size in (1e-3, 0.1, 3.0):
+        near = x[None] + size * scale * rng.normal(size=(40, *x.shape))
+        reached = (near * y).sum(-1) - backend.apply(model, near)[..., 0]
+        assert (reached <= value + gap).all()
+
+
+@pytest.mark.parametrize("name", ["learned", "smooth"])
+def test_it_inverts_the_gradient(backend, name):
+    model, y = made(backend, name), slopes(6)
+    x = backend.numpy(backend.package.inverse_gradient(model, backend.array(y), tol=1e-12))
+    gradient = backend.gradients(model, x, np.ones((6, 1)))["x"]
+    np.testing.assert_allclose(
+        gradient * cases.UNITS["input_scale"], y * cases.UNITS["input_scale"], atol=1e-5
+    )
+
+
+def test_control_a_step_too_few_is_caught(backend, replace):
+    """With the path cut short the gap stays open: it is not merely said to be closed."""
+    replace(backend.package.interior, "LIMIT", 1)
+    jax.clear_caches()
+    found = backend.package.conjugate(made(backend, "relu"), backend.array(slopes(6)))
+    jax.clear_caches()
+    assert (backend.numpy(found.gap) > 1e-6).any()
+
+
+def test_a_warm_start_takes_fewer_steps(backend):
+    model, y = made(backend), backend.array(slopes(6))
+    cold = backend.package.conjugate(model, y)
+    warm = backend.package.conjugate(model, y, x0=cold.x)
+    assert backend.numpy(warm.iterations).max() < backend.numpy(cold.iterations).max()
+
+
+def derivatives(backend, model, y):
+    """The gradient of the sum of values by y, and that of the sum of x."""
+    package = backend.package
+    with backend.precision(str(y.dtype)):
+        if backend.name == "jax":
+            at = backend.array(y)
+            one = jax.grad(lambda v: package.conjugate(model, v, tol=1e-12).value.sum())(at)
+            two = jax.grad(lambda v: package.inverse_gradient(model, v, tol=1e-12).sum())(at)
+            return backend.numpy(one), backend.numpy(two)
+        at = backend.array(y).requires_grad_()
+        found = package.conjugate(model, at, tol=1e-12)
+        [one] = torch.autograd.grad(found.value.sum(), at, retain_graph=True)
+        [two] = torch.autograd.grad(found.x.sum(), at)
+        return backend.numpy(one), backend.numpy(two)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_danskin_and_the_implicit_derivative(backend, dtype):
+    model, y = made(backend, "learned", dtype=dtype, normalization=None), slopes(2).astype(dtype)
+    x = backend.numpy(backend.package.inverse_gradient(model, backend.array(y), tol=1e-12))
+    one, two = derivatives(backend, model, y)
+    np.testing.assert_allclose(one, x, rtol=1e-5, atol=1e-5)
+    step, k = (1e-4, 1e-4) if dtype == "float64" else (3e-2, 3e-2), 2
+    moved = [np.array(y), np.array(y)]
+    moved[0][:, k] += step[0]
+    moved[1][:, k] -= step[0]
+    ends = [
+        backend.numpy(backend.package.inverse_gradient(model, backend.array(v), tol=1e-12)) for v in moved
+    ]
+    slope = (ends[0] - ends[1]).sum(1) / (2 * step[0])
+    np.testing.assert_allclose(two[:, k], slope, rtol=2e-2, atol=2e-3)
+
+
+def test_the_packages_agree_and_refuse_in_the_same_words():
+    texts, values = [], []
+    for backend in backends.BACKENDS:
+        found = backend.package.conjugate(made(backend), backend.array(slopes(6)))
+        values.append([backend.numpy(part) for part in found])
+        caught = []
+        for arguments in (
+            (made(backend, mu=0.0), backend.array(slopes(2))),
+            (made(backend), backend.array(np.zeros(3))),
+            (made(backend), [0.0] * 5),
+            (made(backend), backend.array(slopes(2)), backend.array(np.zeros(3))),
+            (made(backend), backend.array(slopes(2)), None, 2.0),
+        ):
+            with pytest.raises((ValueError, TypeError)) as fault:
+                backend.package.conjugate(*arguments)
+            caught.append(str(fault.value))
+        texts.append(caught)
+    assert texts[0] == texts[1] and "strong_convexity > 0" in texts[0][0]
+    np.testing.assert_allclose(values[0][0], values[1][0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(values[0][1], values[1][1], rtol=1e-8, atol=1e-8)
