@@ -26,6 +26,7 @@ TWINS = (
     "convexity/verdict.py",
     "recipes.py",
     "schedule.py",
+    "sets.py",
 )
 # They import what only one framework has, by the same names.
 ASK_A_FRAMEWORK = {"recipes.py", "convexity/__init__.py"}
