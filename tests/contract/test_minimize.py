@@ -216,6 +216,7 @@ def test_a_set_that_cannot_be_used(backend, name):
         backend.package.minimize(model, make(backend.package))
 
 
+@pytest.mark.usefixtures("x64")
 def test_faults_have_the_same_words_in_both_packages():
     def messages(backend):
         package, model, box = backend.package, small(backend), backend.package.Box(np.zeros(3), np.ones(3))
