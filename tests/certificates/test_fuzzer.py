@@ -13,8 +13,8 @@ from random_programs import OPS, parameters, programs, random_program, run
 from convexmoe_jax.convexity.curvature import CONVEX
 from convexmoe_jax.convexity.violation import search
 
-# `make test` runs a fifth of the programs, `make fuzz` all 100,000
-SHARDS, PROGRAMS = 20, int(os.environ.get("CONVEXMOE_PROGRAMS", 1_000))
+# `make test` runs 5,000 programs, `make fuzz` 100,000
+SHARDS, PROGRAMS = 20, int(os.environ.get("CONVEXMOE_PROGRAMS", 250))
 
 
 @hypothesis.settings(max_examples=300)

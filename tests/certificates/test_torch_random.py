@@ -12,8 +12,8 @@ from convexmoe_torch import certify
 from convexmoe_torch.convexity.curvature import CONVEX
 from convexmoe_torch.convexity.verdict import word_arrays
 
-# `make test` runs a fifth of the programs, `make fuzz` all 100,000
-SHARDS, PROGRAMS = 20, int(os.environ.get("CONVEXMOE_PROGRAMS", 1_000))
+# `make test` runs 5,000 programs, `make fuzz` 100,000
+SHARDS, PROGRAMS = 20, int(os.environ.get("CONVEXMOE_PROGRAMS", 250))
 
 
 def no_contradiction(seed, programs):
