@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ class Certified(NamedTuple):
     Args:
         certificate: of the package that proved it.
         path: of the JSON file.
-        sha256: of the content of the model's file, which the proof is of.
+        sha256: of the model's file, which the proof is of.
     """
 
     certificate: Any
@@ -54,6 +55,7 @@ def certify(model: Path, framework: Framework, strength: str | None = None) -> C
         except UNREADABLE as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(f"{model}: expected a model; {reason}") from None
+        digest = hashlib.sha256(model.read_bytes()).hexdigest()
         certificate = framework.package.certify(
             hull, framework.array(_example(found.config), hull), strength=strength
         )
@@ -61,12 +63,12 @@ def certify(model: Path, framework: Framework, strength: str | None = None) -> C
     record["model"] = {
         "file": model.name,
         "kind": found.kind,
-        "sha256": found.sha256,
+        "sha256": digest,
         "framework": framework.name,
     }
     text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
     framework.package.neutral.write_whole(target, text.encode())
-    return Certified(certificate, target, found.sha256)
+    return Certified(certificate, target, digest)
 
 
 def _example(config: dict[str, Any]) -> np.ndarray:
@@ -80,5 +82,5 @@ def show(done: Certified, console: Console, proof: bool) -> None:
     lines = str(done.certificate).splitlines()
     for line in lines if proof else lines[: 1 + len(done.certificate.outputs)]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"sha256 {done.sha256}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"sha256 of the model's file {done.sha256}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"Written to {done.path}", soft_wrap=True, highlight=False, markup=False)

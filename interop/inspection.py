@@ -114,7 +114,7 @@ def show(found: Inspection, console: Console) -> None:
     from rich.table import Table as RichTable
 
     console.print(f"{found.path}: {found.kind}, schema {found.schema}", highlight=False, markup=False)
-    console.print(f"sha256 {found.sha256}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"sha256 of the content {found.sha256}", highlight=False, markup=False, soft_wrap=True)
     for title, values in (("config", found.config), ("notes", found.notes)):
         console.print(f"{title} {json.dumps(values)}", highlight=False, markup=False, soft_wrap=True)
     table = RichTable("name", "dtype", "shape", "bytes", title_justify="left")

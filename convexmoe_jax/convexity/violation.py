@@ -88,11 +88,11 @@ def search(
     if not len(best.gap):
         return None
     if not strict:  # any violation will do: the ascent has to be compiled
-        found = _confirmed(function, best, points.dtype, tolerance)
+        found = _confirmed(function, best, points, tolerance)
         if found is not None:
             return found
     climbed = _climbed(function, best, rows, points.dtype)
-    return _confirmed(function, gathered([best, climbed]), points.dtype, tolerance)
+    return _confirmed(function, gathered([best, climbed]), points, tolerance)
 
 
 def _climbed(
@@ -149,10 +149,14 @@ def _climbed(
 
 
 def _confirmed(
-    function: Callable[[jax.Array], jax.Array], candidates: Candidates, dtype: Any, tolerance: float | None
+    function: Callable[[jax.Array], jax.Array],
+    candidates: Candidates,
+    points: jax.Array,
+    tolerance: float | None,
 ) -> Violation | None:
     """Return the worst candidate that stands in float64, or in its own dtype where the function takes no other."""
-    name = dtype_name(dtype)
+    name = dtype_name(points.dtype)
+    _, reach = box(np.asarray(points, np.float64))
     least = TOLERANCES[name] if tolerance is None else tolerance
     if not (candidates.gap > least).any():
         return None
@@ -167,16 +171,15 @@ def _confirmed(
                 return np.asarray(found)
 
             try:
-                return confirmed(
-                    candidates, values, TOLERANCES["float64"] if tolerance is None else tolerance
-                )
+                fine = TOLERANCES["float64"] if tolerance is None else tolerance
+                return confirmed(candidates, values, fine, reach, "float64")
             except (TypeError, ValueError):
                 pass  # it takes no float64
 
     def narrow(at: np.ndarray) -> np.ndarray:
-        return np.asarray(function(jnp.asarray(at, dtype)), np.float64)
+        return np.asarray(function(jnp.asarray(at, points.dtype)), np.float64)
 
-    found = confirmed(candidates, narrow, least)
+    found = confirmed(candidates, narrow, least, reach, name)
     return None if found is None else found._replace(dtype=name)
 
 

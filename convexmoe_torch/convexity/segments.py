@@ -16,6 +16,10 @@ from .._checks import fail
 TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
 BATCH = 8192
 BEST = 16  # segments of each batch that are kept
+# A segment is shaken by these shares of its length; how often, and which share of the copies must keep a gap. Numbers
+# near each other are rounded alike, so that shaking by less than a share of the reach of the search shows nothing.
+SHAKES, COPIES, KEPT = (0.05, 0.01, 0.002), 32, 0.9
+LEAST_SHAKE = {"float64": 1e-7, "float32": 1e-2}
 
 Values = Callable[[np.ndarray], np.ndarray]
 
@@ -130,28 +134,79 @@ def gathered(parts: list[Candidates]) -> Candidates:
     return Candidates(*(part[order] for part in whole))
 
 
-def confirmed(candidates: Candidates, values: Values, tolerance: float) -> Violation | None:
-    """Return the candidate with the largest gap that stands when its values are computed anew, or None."""
+def confirmed(
+    candidates: Candidates, values: Values, tolerance: float, reach: np.ndarray, dtype: str
+) -> Violation | None:
+    """Return the candidate with the largest gap that stands when its values are computed anew, or None.
+
+    A gap that rounding inside the function makes comes and goes from point to point, however large it is; one of the
+    function itself stays where the segment is shaken a little.
+
+    Args:
+        candidates: at most `BEST` of them.
+        values: the function in `dtype`, `[rows, in_dim]` -> `[rows, outputs]`.
+        tolerance: what counts as rounding of the values, relative to `candidates.size`.
+        reach: of the search, `[in_dim]`.
+        dtype: name of a dtype.
+
+    Raises:
+        ValueError: the function gives other values when it is called again.
+    """
     if not len(candidates.gap):
         return None
-    left, right, weight = candidates.left, candidates.right, candidates.weight
-    at = np.concatenate([left, right, between(left, right, weight)])
-    three = np.asarray(values(at), np.float64).reshape(3, len(left), -1)
-    ends = three[:, np.arange(len(left)), candidates.output]
-    with np.errstate(invalid="ignore", over="ignore"):
-        gap = ends[2] - (weight[:, 0] * ends[0] + (1 - weight[:, 0]) * ends[1])
-        size = np.maximum(candidates.size, np.max(np.abs(ends), axis=0))
-        excess = np.where(np.isfinite(gap) & (gap > tolerance * size), gap, -np.inf)
-    best = int(np.argmax(excess))
-    if not np.isfinite(excess[best]):
+    ends, gap = _gaps(candidates, values)
+    size = np.maximum(candidates.size, np.max(np.abs(ends), axis=0))
+    with np.errstate(invalid="ignore"):
+        stands = np.isfinite(gap) & (gap > tolerance * size)
+    if not stands.any():
         return None
+    again, _ = _gaps(candidates, values)
+    if not np.all((np.abs(again - ends) <= tolerance * size)[:, stands]):
+        fix = "Take out what draws random numbers: call .eval() on a module with dropout."
+        fail("find_violation", "function", "the same values at the same points", "others", fix)
+    stands &= _steady(candidates, values, reach, dtype)
+    if not stands.any():
+        return None
+    best = int(np.argmax(np.where(stands, gap, -np.inf)))
     return Violation(
-        left=left[best],
-        right=right[best],
-        weight=float(weight[best, 0]),
+        left=candidates.left[best],
+        right=candidates.right[best],
+        weight=float(candidates.weight[best, 0]),
         output=int(candidates.output[best]),
         value_left=float(ends[0][best]),
         value_right=float(ends[1][best]),
         value=float(ends[2][best]),
         gap=float(gap[best]),
     )
+
+
+def _gaps(candidates: Candidates, values: Values) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values at the ends and between, (3, candidates), and the gaps."""
+    left, right, weight = candidates.left, candidates.right, candidates.weight
+    at = np.concatenate([left, right, between(left, right, weight)])
+    three = np.asarray(values(at), np.float64).reshape(3, len(left), -1)
+    ends = three[:, np.arange(len(left)), candidates.output]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return ends, ends[2] - (weight[:, 0] * ends[0] + (1 - weight[:, 0]) * ends[1])
+
+
+def _steady(candidates: Candidates, values: Values, reach: np.ndarray, dtype: str) -> np.ndarray:
+    """Return which candidates keep a gap > 0 in nearly all copies, shaken by one of `SHAKES` at least."""
+    rng = np.random.default_rng(0)
+    dim = candidates.left.shape[1]
+    length = np.max(np.abs(candidates.right - candidates.left) / reach, axis=1)
+    copies = Candidates(*(np.repeat(part, COPIES, axis=0) for part in candidates))
+    steady = np.zeros(len(length), bool)
+    for share in SHAKES:
+        shaken = share * length
+        moves = [
+            rng.uniform(-1, 1, (len(copies.gap), dim)) * np.repeat(shaken, COPIES)[:, None] for _ in range(2)
+        ]
+        ends = [
+            end + move * reach / np.sqrt(dim)
+            for end, move in zip((copies.left, copies.right), moves, strict=True)
+        ]
+        _, gap = _gaps(copies._replace(left=ends[0], right=ends[1]), values)
+        kept = np.mean((gap > 0).reshape(-1, COPIES), axis=1) >= KEPT
+        steady |= kept & (shaken >= LEAST_SHAKE.get(dtype, LEAST_SHAKE["float32"]))
+    return steady

@@ -153,6 +153,7 @@ def _confirmed(
 ) -> Violation | None:
     """Return the worst candidate that stands in float64, or in its own dtype where the function takes no other."""
     name = dtype_name(points.dtype)
+    _, reach = box(array(points))
     least = TOLERANCES[name] if tolerance is None else tolerance
     if not (candidates.gap > least).any():
         return None
@@ -167,7 +168,8 @@ def _confirmed(
             return array(found)
 
         try:
-            return confirmed(candidates, values, TOLERANCES["float64"] if tolerance is None else tolerance)
+            fine = TOLERANCES["float64"] if tolerance is None else tolerance
+            return confirmed(candidates, values, fine, reach, "float64")
         except (TypeError, ValueError, RuntimeError):
             pass  # it takes no float64
 
@@ -175,7 +177,7 @@ def _confirmed(
         with torch.no_grad():
             return array(function(torch.as_tensor(at).to(points)))
 
-    found = confirmed(candidates, narrow, least)
+    found = confirmed(candidates, narrow, least, reach, name)
     return None if found is None else found._replace(dtype=name)
 
 

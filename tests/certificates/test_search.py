@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from convexmoe_jax import VectorHull, find_violation
-from convexmoe_jax.convexity import violation
+from convexmoe_jax import VectorHull, certify, find_violation
+from convexmoe_jax.convexity import segments, violation
 from convexmoe_jax.convexity.segments import BATCH, between, drawn
 
 SIZE = 24
@@ -51,6 +51,8 @@ def test_rounding_in_float32_is_no_violation(monkeypatch):
         return wide
 
     monkeypatch.setattr(violation, "widened", refuse)
+    assert find_violation(rough, points, segments=2_000) is None  # its gaps do not stay
+    monkeypatch.setattr(segments, "_steady", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
     assert find_violation(rough, points, segments=2_000).dtype == "float32"
 
 
@@ -89,3 +91,30 @@ def test_the_values_of_a_violation_are_those_of_the_function():
     assert found.value == pytest.approx(3 * np.sin(at[0]), rel=1e-9)
     chord = found.weight * found.value_left + (1 - found.weight) * found.value_right
     assert found.gap == pytest.approx(found.value - chord)
+
+
+def variance(z):
+    """Convex, and lost in rounding where the mean is large."""
+    return jnp.mean(z**2, axis=-1) - jnp.mean(z, axis=-1) ** 2
+
+
+def test_what_rounding_makes_refutes_nothing(monkeypatch):
+    data = jnp.asarray(np.random.default_rng(0).normal(100.0, 1.0, (30, 100)), jnp.float32)
+    assert certify(lambda w: variance(w @ data), jnp.ones(30)).verdict != "refuted"
+    points = jnp.stack([jnp.full(30, -1.0), jnp.full(30, 3.0)])
+    assert find_violation(lambda w: variance(w @ data), points, segments=20_000) is None
+
+    def refuse(function):
+        def wide(x):
+            raise TypeError("float32 only")
+
+        return wide
+
+    monkeypatch.setattr(violation, "widened", refuse)
+    monkeypatch.setattr(segments, "_steady", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
+    assert find_violation(lambda w: variance(w @ data), points, segments=20_000) is not None
+
+
+@pytest.mark.parametrize("waves", [30.0, 1000.0])
+def test_short_waves_are_refuted_though_the_segment_is_shaken(waves):
+    assert certify(lambda x: jnp.sin(waves * x), jnp.ones(3)).verdict == "refuted"

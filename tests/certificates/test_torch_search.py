@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from convexmoe_torch import VectorHull, find_violation
-from convexmoe_torch.convexity import violation
+from convexmoe_torch import VectorHull, certify, find_violation
+from convexmoe_torch.convexity import segments, violation
 from convexmoe_torch.convexity.segments import BATCH, between, drawn
 
 SIZE = 24
@@ -50,6 +50,8 @@ def test_rounding_in_float32_is_no_violation(monkeypatch):
         return wide
 
     monkeypatch.setattr(violation, "widened", refuse)
+    assert find_violation(rough, points, segments=2_000) is None  # its gaps do not stay
+    monkeypatch.setattr(segments, "_steady", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
     assert find_violation(rough, points, segments=2_000).dtype == "float32"
 
 
@@ -92,3 +94,37 @@ def test_the_values_of_a_violation_are_those_of_the_function():
     assert found.value == pytest.approx(3 * np.sin(at[0]), rel=1e-9)
     chord = found.weight * found.value_left + (1 - found.weight) * found.value_right
     assert found.gap == pytest.approx(found.value - chord)
+
+
+def variance(z):
+    """Convex, and lost in rounding where the mean is large."""
+    return torch.mean(z**2, dim=-1) - torch.mean(z, dim=-1) ** 2
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6, 1e8])
+def test_what_rounding_makes_in_float64_refutes_nothing(offset, monkeypatch):
+    x = torch.linspace(-1, 1, 30, dtype=torch.float64)
+    assert certify(lambda x: variance(x + offset), x).verdict != "refuted"
+    points = torch.stack([x - 2, x + 2])
+    assert find_violation(lambda x: variance(x + offset), points, segments=20_000) is None
+    monkeypatch.setattr(segments, "_steady", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
+    assert find_violation(lambda x: variance(x + offset), points, segments=20_000) is not None
+
+
+@pytest.mark.parametrize("name", ["dropout", "noise", "mask"])
+def test_a_function_that_draws_random_numbers_is_unknown(name):
+    functions = {
+        "dropout": torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Dropout(0.5)),
+        "noise": lambda x: x + 0.1 * torch.randn_like(x),
+        "mask": lambda x: torch.bernoulli(torch.full_like(x, 0.5)) * x,
+    }
+    certificate = certify(functions[name], torch.ones(1, 3))
+    assert certificate.verdict == "unknown" and "call .eval()" in certificate.reason
+    with pytest.raises(ValueError, match="expected the same values at the same points"):
+        find_violation(functions[name], torch.eye(3), segments=1_000)
+    assert certify(functions["dropout"].eval(), torch.ones(1, 3)).verdict == "proved"
+
+
+@pytest.mark.parametrize("waves", [30.0, 1000.0])
+def test_short_waves_are_refuted_though_the_segment_is_shaken(waves):
+    assert certify(lambda x: torch.sin(waves * x), torch.ones(3)).verdict == "refuted"
