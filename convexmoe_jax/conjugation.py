@@ -60,7 +60,7 @@ def conjugate(
     >>> from convexmoe_jax import VectorHull
     >>> from flax import nnx
     >>> hull = VectorHull(2, petals=3, out_dim=1, strong_convexity=0.5, rngs=nnx.Rngs(0))
-    >>> conjugate(hull, jnp.zeros(4, 2)).x.shape
+    >>> conjugate(hull, jnp.zeros((4, 2))).x.shape
     (4, 2)
     """
     chosen, start = _checked(model, y, x0, tol, output)
