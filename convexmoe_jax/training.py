@@ -16,14 +16,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._checks import describe, dtype_name, fail
+from .calibration import calibrated, spread_rows
 from .config import HullConfig, Normalization
-from .hull import VectorHull, apply
+from .hull import VectorHull, apply, flatten, nest
 from .moments import OptimizerState, optimizer_state, restored
 from .optimizers import scale_by_adam
 from .petals import Tree
-from .schedule import Data, History, Record, checked_schedule, chunks
+from .schedule import (
+    ADAM_DECAYS,
+    HELD_OUT,
+    Data,
+    History,
+    Record,
+    checked_schedule,
+    chunks,
+    default_rate,
+    held_out_rows,
+)
 
 LARGEST_NORM = 1.0
+ADAM = scale_by_adam(*ADAM_DECAYS)
 
 
 class FitResult(NamedTuple):
@@ -70,7 +82,7 @@ class Progress(NamedTuple):
 
     Args:
         params: the weights.
-        optimizer: the state of `scale_by_adam`.
+        optimizer: the state of `ADAM`.
         history: the losses so far.
         best, best_step: the best weights so far, and their step.
     """
@@ -94,13 +106,13 @@ def train_step(model: Callable[[Any, jax.Array], jax.Array], carry: Any, batch: 
 
     Args:
         model: `(params, x) -> y`, pure.
-        carry: params and the state of `scale_by_adam`.
+        carry: params and the state of `ADAM`.
         batch: x, y and the learning rate.
     """
     params, state = carry
     x, y, learning_rate = batch
     loss, grads = jax.value_and_grad(lambda p: mean_squared_error(model(p, x), y))(params)
-    directions, state = scale_by_adam().update(clipped(grads), state)
+    directions, state = ADAM.update(clipped(grads), state)
     return (jax.tree.map(lambda p, d: p - learning_rate.astype(p.dtype) * d, params, directions), state), loss
 
 
@@ -157,18 +169,24 @@ def train(
     dtype = jax.tree.leaves(params)[0].dtype
     x_train, y_train = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
     held_out = None if validation is None else tuple(jnp.asarray(part, dtype) for part in validation)
-    start = (params, scale_by_adam().init(params)) if resume is None else (resume.params, resume.optimizer)
+    start = (params, ADAM.init(params)) if resume is None else (resume.params, resume.optimizer)
     carry = jax.tree.map(jnp.array, start)  # a copy: the carry is donated
     record = Record(steps, progress, resume)
+
+    def held_loss(params: Any) -> float | None:
+        return None if held_out is None else float(_loss(model, params, *held_out))
+
     with record.bar:
+        if resume is None:
+            record.add(0, float(_loss(model, params, *spread_rows(x_train, y_train))), held_loss(params))
+            record.best = params
         for rows, rates in chunks(len(x), steps, batch_size, learning_rate, seed, record.step):
             if record.finished:
                 break
             carry, losses = _train_steps(
                 model, carry, x_train, y_train, jnp.asarray(rows), jnp.asarray(rates, dtype)
             )
-            held = None if held_out is None else float(_loss(model, carry[0], *held_out))
-            if record.add(len(rows), float(jnp.mean(losses)), held):
+            if record.add(len(rows), float(jnp.mean(losses)), held_loss(carry[0])):
                 record.best = jax.tree.map(np.array, carry[0])
             if on_evaluation is not None:
                 weights, state = jax.tree.map(np.array, carry)
@@ -193,7 +211,7 @@ def fit(
     x: np.ndarray,
     y: np.ndarray,
     *,
-    validation: Data | None = None,
+    validation: Data | float = HELD_OUT,
     steps: int = 2000,
     batch_size: int = 128,
     learning_rate: float | None = None,
@@ -206,17 +224,18 @@ def fit(
 
     The data are standardised; means and deviations go into the config of the fitted model, which takes and
     gives original units. A model that has a normalization keeps it; one in half precision is fitted in float32
-    and cast back.
+    and cast back. The start is the given hull f as `c f(x) + a' x + b` with the least squares (`calibration.py`).
 
     Args:
         model: the hull to start from.
         x: `[rows, in_dim]`, finite, original units.
         y: `[rows, out_dim]` (or `[rows]` for one output), finite, original units.
-        validation: held-out `(x, y)`: chooses the best step and stops early.
+        validation: held-out `(x, y)`, or the share of the rows to hold out: they choose the best step, from the start
+            on, and stop early. 0 trains on every row to the last step.
         steps: steps of Adam, >= 1.
         batch_size: rows a step, >= 1; all rows where there are fewer.
-        learning_rate: peak of the schedule; None means `LEARNING_RATE`.
-        seed: of the batches.
+        learning_rate: peak of the schedule; None means `default_rate(in_dim)`.
+        seed: of the batches, and of the rows to hold out.
         progress: show a bar with the loss and the time left.
         resume: where an earlier call with the same data and options stood (of the other package: read from its files,
             docs/pages/files.md): training goes on from there, and the model of it takes the place of `model`.
@@ -235,14 +254,18 @@ def fit(
     config, given = model.config, model.params["shifts"].dtype
     wide = jnp.promote_types(given, jnp.float32)  # Adam's epsilon is zero in half precision
     x, y = checked_data("x", x, y, config)
-    if validation is not None:
-        validation = checked_data("validation", *validation, config)
     normalization = config.normalization or standardisation(x, y, dtype_name(wide))
+    (x, y), held = split(x, y, validation, config, seed)
     function = HullFunction(replace(config, normalization=None))
-    held = None if validation is None else standardised(*validation, normalization)
-    options: Any = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    options |= {"validation": held, "seed": seed, "progress": progress}
+    rate = default_rate(config.in_dim) if learning_rate is None else learning_rate
+    options: Any = {"steps": steps, "batch_size": batch_size, "learning_rate": rate}
+    options |= {"seed": seed, "progress": progress}
+    if len(held[0]):
+        options["validation"] = standardised(*held, normalization)
+    rows = standardised(x, y, normalization)
     start = jax.tree.map(lambda leaf: leaf.astype(wide), model.params)
+    if resume is None:
+        start = calibrated_tree(start, function.config, *rows)
 
     def hull_of(params: Tree) -> VectorHull:
         return VectorHull.from_params(replace(config, normalization=normalization), params)
@@ -252,7 +275,7 @@ def fit(
             fix = "Pass what on_evaluation was given."
             fail("fit", "resume", "a FitState of this package", type(resume).__name__, fix, TypeError)
         check_resumed(resume.model.config, replace(config, normalization=normalization))
-        state = restored(scale_by_adam().init(resume.model.params), resume.model, resume.optimizer)
+        state = restored(ADAM.init(resume.model.params), resume.model, resume.optimizer)
         best = resume.best.params
         options["resume"] = Progress(resume.model.params, state, resume.history, best, resume.best_step)
     if on_evaluation is not None:
@@ -265,9 +288,28 @@ def fit(
             return on_evaluation(state)
 
         options["on_evaluation"] = stop
-    params, history, best_step = train(function, start, *standardised(x, y, normalization), **options)
+    params, history, best_step = train(function, start, *rows, **options)
     fitted = hull_of(jax.tree.map(lambda leaf: leaf.astype(given), params))
     return FitResult(fitted, history, best_step)
+
+
+def calibrated_tree(params: Tree, config: HullConfig, x: np.ndarray, y: np.ndarray) -> Tree:
+    """Return the parameters of a hull without normalization, calibrated to standardised rows."""
+    dtype = params["shifts"].dtype
+    x, y = spread_rows(x, y)
+    f = np.asarray(apply(params, jnp.asarray(x, dtype), config), np.float64)
+    flat = {name: np.asarray(value) for name, value in flatten(params).items()}
+    found = calibrated(flat, config, f, x, y)
+    return nest({name: jnp.asarray(value, dtype) for name, value in found.items()})
+
+
+def split(x: np.ndarray, y: np.ndarray, validation: Any, config: HullConfig, seed: int) -> tuple[Data, Data]:
+    """Return the rows to train on and those held out."""
+    if isinstance(validation, (tuple, list)) and len(validation) == 2:
+        x_held, y_held = validation
+        return (x, y), checked_data("validation", x_held, y_held, config)
+    rows, held = held_out_rows(len(x), validation, seed)
+    return (x[rows], y[rows]), (x[held], y[held])
 
 
 def checked_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:

@@ -16,11 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import describe, dtype_name, fail
+from .calibration import calibrated, spread_rows
 from .config import HullConfig, Normalization
 from .hull import VectorHull, nest
 from .moments import OptimizerState, optimizer_state, restored
 from .petals import Tree
-from .schedule import Data, History, Record, checked_schedule, chunks
+from .schedule import (
+    ADAM_DECAYS,
+    HELD_OUT,
+    Data,
+    History,
+    Record,
+    checked_schedule,
+    chunks,
+    default_rate,
+    held_out_rows,
+)
 
 LARGEST_NORM = 1.0
 LITTLE_WORK = 2**24  # about a millisecond of one thread
@@ -81,7 +92,7 @@ class Progress(NamedTuple):
 
 def adam(module: nn.Module) -> torch.optim.Adam:
     """Return Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1); `train_step` sets its learning rate."""
-    return torch.optim.Adam([p for p in module.parameters() if p.requires_grad])
+    return torch.optim.Adam([p for p in module.parameters() if p.requires_grad], betas=ADAM_DECAYS)
 
 
 def train_step(
@@ -145,7 +156,18 @@ def train(
     held_out = None if validation is None else [torch.as_tensor(part).to(like) for part in validation]
     optimizer = adam(module) if resume is None else resume.optimizer
     record = Record(steps, progress, resume)
+
+    @torch.no_grad()
+    def loss_of(x: Tensor, y: Tensor) -> float:
+        return float(mean_squared_error(module(x), y))
+
+    def held_loss() -> float | None:
+        return None if held_out is None else loss_of(*held_out)
+
     with record.bar, few_threads(min(batch_size, len(x)) * sum(p.numel() for p in module.parameters())):
+        if resume is None:
+            record.add(0, loss_of(*spread_rows(x_train, y_train)), held_loss())
+            record.best = copied(module)
         for rows, rates in chunks(len(x), steps, batch_size, learning_rate, seed, record.step):
             if record.finished:
                 break
@@ -153,12 +175,8 @@ def train(
             batches = ((x_train[r], y_train[r], rate) for r, rate in zip(picked, rates.tolist(), strict=True))
             with torch.enable_grad():
                 losses = [train_step(module, optimizer, batch) for batch in batches]
-            held = None
-            if held_out is not None:
-                with torch.no_grad():
-                    held = float(mean_squared_error(module(held_out[0]), held_out[1]))
-            if record.add(len(rows), float(torch.stack(losses).mean()), held):
-                record.best = {name: value.clone() for name, value in module.state_dict().items()}
+            if record.add(len(rows), float(torch.stack(losses).mean()), held_loss()):
+                record.best = copied(module)
             if on_evaluation is not None and on_evaluation(
                 Progress(optimizer, record.history, record.best, record.best_step)
             ):
@@ -166,6 +184,11 @@ def train(
     check_finite(all(bool(torch.isfinite(value).all()) for value in record.best.values()))
     module.load_state_dict(record.best)
     return Trained(record.history, record.best_step)
+
+
+def copied(module: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the state of a module."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 @contextmanager
@@ -188,7 +211,7 @@ def fit(
     x: np.ndarray,
     y: np.ndarray,
     *,
-    validation: Data | None = None,
+    validation: Data | float = HELD_OUT,
     steps: int = 2000,
     batch_size: int = 128,
     learning_rate: float | None = None,
@@ -201,17 +224,18 @@ def fit(
 
     The data are standardised; means and deviations go into the config of the fitted model, which takes and
     gives original units. A model that has a normalization keeps it; one in half precision is fitted in float32
-    and cast back.
+    and cast back. The start is the given hull f as `c f(x) + a' x + b` with the least squares (`calibration.py`).
 
     Args:
         model: the hull to start from.
         x: `[rows, in_dim]`, finite, original units.
         y: `[rows, out_dim]` (or `[rows]` for one output), finite, original units.
-        validation: held-out `(x, y)`: chooses the best step and stops early.
+        validation: held-out `(x, y)`, or the share of the rows to hold out: they choose the best step, from the start
+            on, and stop early. 0 trains on every row to the last step.
         steps: steps of Adam, >= 1.
         batch_size: rows a step, >= 1; all rows where there are fewer.
-        learning_rate: peak of the schedule; None means `LEARNING_RATE`.
-        seed: of the batches.
+        learning_rate: peak of the schedule; None means `default_rate(in_dim)`.
+        seed: of the batches, and of the rows to hold out.
         progress: show a bar with the loss and the time left.
         resume: where an earlier call with the same data and options stood (of the other package: read from its files,
             docs/pages/files.md): training goes on from there, and the model of it takes the place of `model`.
@@ -229,18 +253,22 @@ def fit(
     config, given = model.config, model.params["shifts"].dtype
     wide = torch.promote_types(given, torch.float32)  # Adam's epsilon is zero in half precision
     x, y = checked_data("x", x, y, config)
-    if validation is not None:
-        validation = checked_data("validation", *validation, config)
     normalization = config.normalization or standardisation(x, y, dtype_name(wide))
-    held = None if validation is None else standardised(*validation, normalization)
-    options: Any = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    options |= {"validation": held, "seed": seed, "progress": progress}
+    (x, y), held = split(x, y, validation, config, seed)
+    rate = default_rate(config.in_dim) if learning_rate is None else learning_rate
+    options: Any = {"steps": steps, "batch_size": batch_size, "learning_rate": rate}
+    options |= {"seed": seed, "progress": progress}
+    if len(held[0]):
+        options["validation"] = standardised(*held, normalization)
 
     def hull_of(params: Tree) -> VectorHull:
         return VectorHull.from_params(replace(config, normalization=normalization), params)
 
     start = getattr(resume, "model", model)
     hull = VectorHull.from_params(replace(config, normalization=None), start.params).to(wide)
+    rows = standardised(x, y, normalization)
+    if resume is None:
+        calibrate(hull, *rows)
     if resume is not None:
         if not isinstance(resume, FitState):
             fix = "Pass what on_evaluation was given."
@@ -257,8 +285,28 @@ def fit(
             return on_evaluation(FitState(hull_of(hull.params), state, now.history, best, now.best_step))
 
         options["on_evaluation"] = stop
-    history, best_step = train(hull, *standardised(x, y, normalization), **options)
+    history, best_step = train(hull, *rows, **options)
     return FitResult(hull_of(hull.to(given).params), history, best_step)
+
+
+@torch.no_grad()
+def calibrate(hull: VectorHull, x: np.ndarray, y: np.ndarray) -> None:
+    """Calibrate a hull without normalization to standardised rows, in place."""
+    like = hull.get_parameter("shifts")
+    x, y = spread_rows(x, y)
+    f = hull(torch.as_tensor(x).to(like)).double().cpu().numpy()
+    flat = {name: value.double().cpu().numpy() for name, value in hull.named_parameters()}
+    for name, value in calibrated(flat, hull.config, f, x, y).items():
+        hull.get_parameter(name).copy_(torch.as_tensor(value))
+
+
+def split(x: np.ndarray, y: np.ndarray, validation: Any, config: HullConfig, seed: int) -> tuple[Data, Data]:
+    """Return the rows to train on and those held out."""
+    if isinstance(validation, (tuple, list)) and len(validation) == 2:
+        x_held, y_held = validation
+        return (x, y), checked_data("validation", x_held, y_held, config)
+    rows, held = held_out_rows(len(x), validation, seed)
+    return (x[rows], y[rows]), (x[held], y[held])
 
 
 def checked_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:

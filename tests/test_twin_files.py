@@ -11,6 +11,7 @@ import convexmoe_torch
 PACKAGES = [Path(package.__file__).parent for package in (convexmoe_jax, convexmoe_torch)]
 TWINS = (
     "_checks.py",
+    "calibration.py",
     "config.py",
     "convexity/__init__.py",
     "convexity/calculus.py",

@@ -24,10 +24,10 @@ def fitted(backend, rows=97, noise=0.0, dtype="float32", given=FIELDS, data=data
     """The result of a fit from the weights that both packages start from."""
     model = backend.model(given, cases.random_weights(given, 5), dtype)
     x, y = data(rows, noise=noise)
-    if options.pop("validate", False):
-        options["validation"] = data(61, seed=1, noise=noise)
+    held = data(61, seed=1, noise=noise) if options.pop("validate", False) else 0
     with backend.precision(dtype):
-        return backend.package.fit(model, x, y, **({"steps": STEPS, "batch_size": 31} | options))
+        given = {"steps": STEPS, "batch_size": 31, "learning_rate": 0.03, "validation": held}
+        return backend.package.fit(model, x, y, **(given | options))
 
 
 RUNS = {
@@ -36,6 +36,7 @@ RUNS = {
     "other_seed": {"seed": 3},
     "odd_steps": {"steps": 83, "validate": True},
     "few_rows": {"rows": 17},
+    "share": {"validation": 0.3, "noise": 0.5},
     "hard": {"given": FIELDS | {"temperature": 0.0, "trunk": "private", "depth": 2}, "validate": True},
 }
 
@@ -52,11 +53,8 @@ def test_both_packages_take_the_same_run(name):
     assert jax_run.best_step == torch_run.best_step
     for kind in ("train_loss", "validation_loss"):
         first, second = getattr(jax_run.history, kind), getattr(torch_run.history, kind)
-        assert (
-            len(first)
-            == len(second)
-            == (0 if kind[0] == "v" and not RUNS[name].get("validate") else len(first))
-        )
+        held_out = {"validate", "validation"} & set(RUNS[name])
+        assert len(first) == len(second) == (len(jax_run.history.step) if kind[0] == "t" or held_out else 0)
         assert np.allclose(first, second, rtol=tolerances.HISTORY, atol=0)
     assert jax_run.model.config.to_json() == torch_run.model.config.to_json()
     x, _ = data()
@@ -79,7 +77,7 @@ def test_a_run_repeats_to_the_bit(backend):
 
 def test_history_has_one_entry_an_evaluation(backend):
     history = run_of(backend, "odd_steps").history
-    assert history.step == (*range(3, 83, 3), 83)
+    assert history.step == (0, *range(3, 83, 3), 83)
     assert len(history.step) == len(history.train_loss) == len(history.validation_loss)
     assert all(isinstance(value, float) for value in history.train_loss + history.validation_loss)
     assert run_of(backend, "plain").history.validation_loss == ()
@@ -129,7 +127,7 @@ def test_the_given_model_stays_as_it_is(backend):
     before, config = backend.weights(model), model.config
     x, y = data()
     kept = x.copy(), y.copy()
-    result = backend.package.fit(model, x, y, steps=STEPS, batch_size=31)
+    result = backend.package.fit(model, x, y, steps=STEPS, batch_size=31, validation=0)
     after = backend.weights(model)
     assert model.config == config and model.config.normalization is None
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -155,10 +153,34 @@ def test_training_stops_early_and_gives_back_the_best_step(backend):
     losses = result.history.validation_loss
     best = losses.index(min(losses))
     assert result.best_step == result.history.step[best]
-    assert len(losses) == best + 1 + 12 < 40
+    assert len(losses) == best + 1 + 20 < 40
     got = validation_loss(backend, result.model, *held_out)
     assert np.isclose(got, min(losses), rtol=1e-4)
     assert not np.isclose(got, losses[-1], rtol=1e-2)  # control: the last step's weights would be seen
+
+
+def test_a_start_that_no_step_betters_is_given_back(backend):
+    """A plane, and so high a rate that every step spoils it."""
+    x = data()[0]
+    y = x @ [[0.001, 1.0], [3.0, -7.0], [2.0, 0.5]]
+    model = backend.model(FIELDS, backend.weights(backend.fresh(FIELDS, 0)), "float32")
+    result = backend.package.fit(model, x, y, steps=STEPS, learning_rate=30.0)
+    losses = result.history.validation_loss
+    assert result.best_step == result.history.step[0] == 0 and losses[0] == min(losses) < 0.05
+    explained = 1 - (backend.apply(result.model, x.astype(np.float32)) - y).var(axis=0) / y.var(axis=0)
+    assert (explained > 0.9).all(), explained
+    # control: without rows held out the last step is given back, and is worse
+    spoiled = backend.package.fit(model, x, y, steps=STEPS, learning_rate=30.0, validation=0)
+    assert spoiled.best_step == STEPS and spoiled.history.train_loss[-1] > 3 * losses[0]
+
+
+def test_rows_are_held_out_by_the_share_and_the_seed(backend):
+    schedule = backend.package.schedule
+    rows, held = schedule.held_out_rows(97, 0.3, 5)
+    assert len(held) == 29 and sorted([*rows, *held]) == list(range(97))
+    assert not np.array_equal(held, schedule.held_out_rows(97, 0.3, 6)[1])
+    assert len(schedule.held_out_rows(97, 0, 5)[1]) == 0
+    assert [len(part) for part in schedule.held_out_rows(3, 0.9, 5)] == [2, 1]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
@@ -173,7 +195,7 @@ def test_constant_columns_do_no_harm(backend):
     x[:, 1], y[:, 0] = 1e9 + 0.1, -123.456
     model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), "float64")
     with backend.precision("float64"):
-        result = backend.package.fit(model, x, y, steps=STEPS, batch_size=31)
+        result = backend.package.fit(model, x, y, steps=STEPS, batch_size=31, validation=0)
     units = result.model.config.normalization
     assert units.input_scale[1] == units.output_scale[0] == 1.0
     fit = backend.apply(result.model, x)

@@ -16,6 +16,7 @@ def spoiled(array, value, row=7, column=1):
 
 COLUMNS = "Give one column for each input of the hull."
 TARGETS = "Give one target row for each row of x, out_dim=2 wide."
+SHARE, LEAVE = "(x, y), or a share of the rows from 0 to below 1", "Leave it out for 0.2, pass 0 for none."
 REMOVE = "Remove that row or fill it."
 BAD = {
     "narrow": (
@@ -80,6 +81,18 @@ BAD = {
         {"validation": (X[:, :2], Y)},
         ValueError,
         f"fit.validation: expected [rows, in_dim=3]; got float64[23, 2]. {COLUMNS}",
+    ),
+    "validation_none": (
+        (X, Y),
+        {"validation": None},
+        TypeError,
+        f"fit.validation: expected {SHARE}; got None. {LEAVE}",
+    ),
+    "validation_whole": (
+        (X, Y),
+        {"validation": 1.0},
+        ValueError,
+        f"fit.validation: expected {SHARE}; got 1.0. {LEAVE}",
     ),
     "steps": (
         (X, Y),

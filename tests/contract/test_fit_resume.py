@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 STEPS, HALF = 120, 60  # evaluated every three steps
+SCHEDULE = {"steps": STEPS, "batch_size": 67, "seed": 3, "learning_rate": 0.05}
 FIELDS = {"in_dim": 3, "petals": 5, "out_dim": 2, "hidden_dim": 7, "temperature": "learned"}
 BOUNDS = {
     "float64": 1e-10,
@@ -22,9 +23,7 @@ def data(seed=0):
 def fitted(backend, model, dtype, **options):
     x, y, validation = data()
     with backend.precision(dtype):
-        return backend.package.fit(
-            model, x, y, validation=validation, steps=STEPS, batch_size=17, seed=3, **options
-        )
+        return backend.package.fit(model, x, y, validation=validation, **(SCHEDULE | options))
 
 
 def start(backend, dtype):

@@ -89,18 +89,27 @@ def test_positive_weights_are_log_normal(backend):
 
 def test_positive_weights_have_the_moments_themselves(backend):
     """At fan-in 3 the tail is light enough to average directly."""
-    fields = cases.fields(in_dim=2, hidden_dim=3, petals=401, out_dim=599)
-    raw = backend.weights(backend.fresh(fields, 0))["readout.raw_weight"].astype(np.float64)
+    fields = cases.fields(in_dim=2, hidden_dim=3, petals=70_001, depth=2, trunk="private", out_dim=1)
+    raw = backend.weights(backend.fresh(fields, 0))["trunk.1.raw_weight"].astype(np.float64)
     weight = reference.positive(raw, 3)
     assert np.isclose(weight.mean(), reference.TAU / 3, rtol=0.01)
     assert np.isclose((weight**2).mean(), reference.TAU**2 / 3, rtol=0.06)
 
 
+def test_weights_that_read_the_units_out_are_nearly_equal(backend):
+    """ln w has the deviation 0.1, and E w = tau / N."""
+    raw = drawn(backend, 0)["readout.raw_weight"].astype(np.float64)
+    log_weight = np.log(reference.positive(raw, DEEP["hidden_dim"]))
+    assert near(log_weight.std(), 0.1, raw.size, 0.1)
+    wanted = math.log(reference.TAU / DEEP["hidden_dim"]) - 0.1**2 / 2
+    assert near(log_weight.mean(), wanted, raw.size, 0.1)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_positive_weights_have_their_tails_in_half_precision(backend, dtype):
     """E w^2 lies in the tails: draws made of ten random bits have none, and the smallest w must not round to 0."""
-    fields = cases.fields(in_dim=2, hidden_dim=1031, petals=31, out_dim=7)
-    raw = backend.weights(backend.fresh(fields, 0, dtype))["readout.raw_weight"]
+    fields = cases.fields(in_dim=2, hidden_dim=1031, depth=2, petals=2, out_dim=1)
+    raw = backend.weights(backend.fresh(fields, 0, dtype))["trunk.1.raw_weight"]
     assert str(raw.dtype) == dtype
     raw = raw.astype(np.float64).ravel()
     assert np.isfinite(raw).all(), f"{np.sum(~np.isfinite(raw))} infinite"
@@ -110,11 +119,11 @@ def test_positive_weights_have_their_tails_in_half_precision(backend, dtype):
 
 
 @pytest.mark.parametrize("gate", [False, True])
-def test_signed_weights_are_normal_with_their_share_of_the_variance(backend, gate):
+def test_signed_weights_have_their_share_of_the_variance(backend, gate):
     first = 0.5 if gate else 1.0
     D = DEEP["in_dim"]
     variances = {"trunk.0.weight": first / D, "trunk.0.bias": first / 4, "trunk.1.weight": 0.5 / D}
-    variances["readout.weight"] = 0.5 / D
+    variances["readout.weight"] = 0.09 * 0.5 / D
     if gate:
         variances |= {"gate.weight": first / D, "gate.bias": first / 4}
     for seed in SEEDS:
@@ -126,9 +135,27 @@ def test_signed_weights_are_normal_with_their_share_of_the_variance(backend, gat
         assert not any(weights[name].any() for name in ("trunk.1.bias", "readout.bias", "shifts"))
 
 
-def test_the_learned_temperature_starts_at_one(backend):
-    weights = backend.weights(backend.fresh(cases.fields(temperature="learned"), 0))
-    assert np.allclose(reference.softplus(weights["raw_temperature"]) + 1e-3, 1.0, atol=1e-6)
+@pytest.mark.parametrize("in_dim, trunk", [(61, "shared"), (131, "shared"), (61, "private")])
+def test_signed_weights_of_a_layer_bend_no_direction_more_than_another(backend, in_dim, trunk):
+    """A A' is a multiple of 1 for a wide layer, A' A for a narrow one; independent weights have no such thing."""
+    fields = DEEP | {"in_dim": in_dim, "depth": 2, "trunk": trunk, "gate": True}
+    weights = backend.weights(backend.fresh(fields, 0))
+    assert uneven(np.random.default_rng(0).standard_normal((in_dim, 127))) > 0.3
+    for name in ("trunk.0.weight", "trunk.1.weight", "gate.weight"):
+        assert uneven(weights[name].astype(np.float64).reshape(in_dim, -1)) < 1e-5, name
+
+
+def uneven(matrix):
+    """How far the rows of a wide matrix, or the columns of a narrow one, are from orthogonal ones of one length."""
+    gram = matrix @ matrix.T if matrix.shape[1] >= matrix.shape[0] else matrix.T @ matrix
+    return np.abs(gram / np.trace(gram) * len(gram) - np.eye(len(gram))).max()
+
+
+@pytest.mark.parametrize("in_dim, temperature", [(5, 0.3), (61, 61 / 25)])
+def test_the_learned_temperature_starts_higher_for_more_inputs(backend, in_dim, temperature):
+    fields = cases.fields(in_dim=in_dim, temperature="learned", out_dim=3)
+    weights = backend.weights(backend.fresh(fields, 0))
+    assert np.allclose(reference.softplus(weights["raw_temperature"]) + 1e-3, temperature, rtol=1e-5)
 
 
 def test_seeds_draw_different_weights_and_one_seed_the_same(backend):

@@ -59,7 +59,7 @@ def trajectories(hull, seed, steps=200):
 
     def run(params, batches):
         model = convexmoe_jax.training.HullFunction(twin.config)
-        carry = (params, convexmoe_jax.training.scale_by_adam().init(params))
+        carry = (params, convexmoe_jax.training.ADAM.init(params))
         return jax.lax.scan(lambda c, b: convexmoe_jax.training.train_step(model, c, b), carry, batches)[1]
 
     ours = np.asarray(jax.jit(run)(twin.params, tuple(jnp.asarray(part, dtype) for part in (x, y, rates))))

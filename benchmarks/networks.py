@@ -1,0 +1,187 @@
+"""Networks that `quality.py` compares the hull with, trained by one loop; written for JAX.
+
+Letters: D in, H hidden, K pieces, O out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from convexmoe_jax import HullConfig, hull
+from convexmoe_jax.schedule import ADAM_DECAYS, EVALUATIONS, learning_rates
+from convexmoe_jax.training import clipped
+
+Params = dict[str, Any]
+
+
+class Network(NamedTuple):
+    """A network of one width.
+
+    Args:
+        init: key -> parameters.
+        apply: (parameters, `[N, D]`) -> `[N, O]`.
+        project: parameters -> the nearest ones that are allowed.
+    """
+
+    init: Callable[[jax.Array], Params]
+    apply: Callable[[Params, jax.Array], jax.Array]
+    project: Callable[[Params], Params] = lambda params: params
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return U(-1, 1) / sqrt(fan-in): the usual initialisation of a linear layer."""
+    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(shape[0])
+
+
+def mlp(dim: int, out_dim: int, width: int) -> Network:
+    """Two hidden layers with GELU; not convex."""
+    shapes = [(dim, width), (width, width), (width, out_dim)]
+
+    def init(key: jax.Array) -> Params:
+        keys = jax.random.split(key, 3)
+        return {f"w{k}": uniform(keys[k], shape) for k, shape in enumerate(shapes)} | {
+            f"b{k}": jnp.zeros(shape[1]) for k, shape in enumerate(shapes)
+        }
+
+    def apply(p: Params, x: jax.Array) -> jax.Array:
+        for k in range(2):
+            x = jax.nn.gelu(x @ p[f"w{k}"] + p[f"b{k}"])
+        return x @ p["w2"] + p["b2"]
+
+    return Network(init, apply)
+
+
+def icnn(dim: int, out_dim: int, width: int) -> Network:
+    """Amos, Xu and Kolter (arXiv 1609.07152): two hidden layers with relu, weights between layers clamped at zero."""
+
+    def init(key: jax.Array) -> Params:
+        keys = jax.random.split(key, 5)
+        shapes = {"a0": (dim, width), "a1": (dim, width), "a2": (dim, out_dim)}
+        shapes |= {"v1": (width, width), "v2": (width, out_dim)}
+        params = {name: uniform(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+        return project(params | {"b0": jnp.zeros(width), "b1": jnp.zeros(width), "b2": jnp.zeros(out_dim)})
+
+    def project(p: Params) -> Params:
+        return p | {name: jnp.maximum(p[name], 0.0) for name in ("v1", "v2")}
+
+    def apply(p: Params, x: jax.Array) -> jax.Array:
+        z = jax.nn.relu(x @ p["a0"] + p["b0"])
+        z = jax.nn.relu(z @ p["v1"] + x @ p["a1"] + p["b1"])
+        return z @ p["v2"] + x @ p["a2"] + p["b2"]
+
+    return Network(init, apply, project)
+
+
+def lse_network(dim: int, out_dim: int, pieces: int) -> Network:
+    """Calafiore, Gaubert and Possieri (arXiv 1806.07850): `T log sum_k exp((a_k' x + b_k) / T)`, T > 0 learned."""
+
+    def init(key: jax.Array) -> Params:
+        one, two = jax.random.split(key)
+        slopes = jax.random.normal(one, (dim, out_dim, pieces)) / math.sqrt(dim)
+        offsets = 0.1 * jax.random.normal(two, (out_dim, pieces))
+        return {"slopes": slopes, "offsets": offsets, "log_temperature": jnp.zeros(out_dim)}
+
+    def apply(p: Params, x: jax.Array) -> jax.Array:
+        T = jnp.exp(p["log_temperature"])
+        u = jnp.einsum("nd,dok->nok", x, p["slopes"]) + p["offsets"]
+        return T * (jax.nn.logsumexp(u / T[:, None], axis=-1) - math.log(pieces))
+
+    return Network(init, apply)
+
+
+def hull_network(config: HullConfig) -> Network:
+    """A hull under the loop of the others."""
+    return Network(lambda key: hull.init(config, key), lambda p, x: hull.apply(p, x, config))
+
+
+class Rows(NamedTuple):
+    """Standardised rows of each seed: to train on, and held out, each `[S, N, ...]`."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_held: np.ndarray
+    y_held: np.ndarray
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _chunk(network: Network, carry: Any, data: Any, rows: jax.Array, rates: jax.Array) -> Any:
+    """Take one step of Adam for each line of `rows` (steps, S, batch)."""
+
+    def loss(p: Params, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.mean((network.apply(p, x) - y) ** 2)
+
+    def step(
+        p: Params, m: Params, v: Params, x: jax.Array, y: jax.Array, rate: jax.Array, t: jax.Array
+    ) -> Any:
+        first, second = ADAM_DECAYS
+        g = clipped(jax.grad(loss)(p, x, y))
+        m = jax.tree.map(lambda a, b: first * a + (1 - first) * b, m, g)
+        v = jax.tree.map(lambda a, b: second * a + (1 - second) * b * b, v, g)
+        unbiased = (1 - first**t, 1 - second**t)
+        p = jax.tree.map(
+            lambda a, b, c: a - rate * (b / unbiased[0]) / (jnp.sqrt(c / unbiased[1]) + 1e-8), p, m, v
+        )
+        return network.project(p), m, v
+
+    def body(carry: Any, now: Any) -> Any:
+        (p, m, v, t), (picked, rate) = carry, now
+        x, y = (jax.vmap(lambda part, index: part[index])(part, picked) for part in data[:2])
+        p, m, v = jax.vmap(step, in_axes=(0, 0, 0, 0, 0, None, None))(p, m, v, x, y, rate, t)
+        return (p, m, v, t + 1), None
+
+    carry, _ = jax.lax.scan(body, carry, (rows, rates))
+    return carry
+
+
+@partial(jax.jit, static_argnums=0)
+def _losses(network: Network, params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return the mean squared error of each seed's copy, (S,)."""
+    return jax.vmap(lambda p, x, y: jnp.mean((network.apply(p, x) - y) ** 2))(params, x, y)
+
+
+def train(
+    network: Network, params: list[Params], rows: Rows, steps: int, batch: int, rate: float
+) -> tuple[Params, np.ndarray]:
+    """Train one copy a seed as `fit` does: warm-up, cosine decay, clipping; return the best by held-out rows.
+
+    Returns:
+        the parameters, stacked over seeds, and their losses on the rows held out, `[S]`.
+    """
+    best: Params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    data = tuple(jnp.asarray(part, jnp.float32) for part in rows)
+    seeds, count = data[0].shape[:2]
+    batch = min(batch, count)
+    orders = np.stack(
+        [order(seed, count, steps * batch).reshape(steps, batch) for seed in range(seeds)], axis=1
+    )
+    rates = learning_rates(steps, rate)
+    zeros = jax.tree.map(jnp.zeros_like, best)
+    carry: Any = (jax.tree.map(jnp.array, best), zeros, jax.tree.map(jnp.array, zeros), jnp.ones(()))
+    least = np.asarray(_losses(network, best, data[2], data[3]))
+    size = math.ceil(steps / EVALUATIONS)
+    for start in range(0, steps, size):
+        now = slice(start, start + size)
+        picked, rates_now = jnp.asarray(orders[now]), jnp.asarray(rates[now], jnp.float32)
+        carry = _chunk(network, carry, data, picked, rates_now)
+        losses = _losses(network, carry[0], data[2], data[3])
+        better = np.nan_to_num(np.asarray(losses), nan=np.inf) < least
+        least = np.where(better, losses, least)
+        best = jax.tree.map(partial(_chosen, better), carry[0], best)
+    return best, least
+
+
+def _chosen(first: np.ndarray, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.where(first.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+
+def order(seed: int, rows: int, length: int) -> np.ndarray:
+    """Return row numbers, epoch after epoch."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.permutation(rows) for _ in range(math.ceil(length / rows))])[:length]
