@@ -5,6 +5,7 @@ Letters: D in, H hidden, K pieces, O out.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +17,7 @@ import numpy as np
 
 from convexmoe_jax import HullConfig, hull
 from convexmoe_jax.schedule import ADAM_DECAYS, EVALUATIONS, learning_rates
-from convexmoe_jax.training import clipped
+from convexmoe_jax.training import clipped, mean_squared_error
 
 Params = dict[str, Any]
 
@@ -28,11 +29,13 @@ class Network(NamedTuple):
         init: key -> parameters.
         apply: (parameters, `[N, D]`) -> `[N, O]`.
         project: parameters -> the nearest ones that are allowed.
+        loss: (`[N, O]`, `[N, O]`) -> what is minimised.
     """
 
     init: Callable[[jax.Array], Params]
     apply: Callable[[Params, jax.Array], jax.Array]
     project: Callable[[Params], Params] = lambda params: params
+    loss: Callable[[jax.Array, jax.Array], jax.Array] = mean_squared_error
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -101,6 +104,19 @@ def hull_network(config: HullConfig) -> Network:
     return Network(lambda key: hull.init(config, key), lambda p, x: hull.apply(p, x, config))
 
 
+def sized(make: Callable[[int], Network], parameters: int) -> Network:
+    """Return the network whose parameters are nearest in number, by its width."""
+    widths = range(1, 2049)
+    at = bisect.bisect_left(widths, parameters, key=lambda width: count(make(width)))
+    near = widths[max(at - 1, 0) : at + 1]
+    return make(min(near, key=lambda width: abs(count(make(width)) - parameters)))
+
+
+def count(network: Network) -> int:
+    """Return the number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0))))
+
+
 class Rows(NamedTuple):
     """Standardised rows of each seed: to train on, and held out, each `[S, N, ...]`."""
 
@@ -115,7 +131,7 @@ def _chunk(network: Network, carry: Any, data: Any, rows: jax.Array, rates: jax.
     """Take one step of Adam for each line of `rows` (steps, S, batch)."""
 
     def loss(p: Params, x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.mean((network.apply(p, x) - y) ** 2)
+        return network.loss(network.apply(p, x), y)
 
     def step(
         p: Params, m: Params, v: Params, x: jax.Array, y: jax.Array, rate: jax.Array, t: jax.Array
@@ -142,8 +158,8 @@ def _chunk(network: Network, carry: Any, data: Any, rows: jax.Array, rates: jax.
 
 @partial(jax.jit, static_argnums=0)
 def _losses(network: Network, params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Return the mean squared error of each seed's copy, (S,)."""
-    return jax.vmap(lambda p, x, y: jnp.mean((network.apply(p, x) - y) ** 2))(params, x, y)
+    """Return the loss of each seed's copy, (S,)."""
+    return jax.vmap(lambda p, x, y: network.loss(network.apply(p, x), y))(params, x, y)
 
 
 def train(

@@ -101,3 +101,12 @@ def quadratic_50(dim: int = 50, rows: int = 5000) -> Task:
 def columns(y: np.ndarray) -> np.ndarray:
     """Return y as `[N, O]`."""
     return y[:, None] if y.ndim == 1 else y
+
+
+def small(dim: int = 3, rows: int = 100) -> Task:
+    """Return the example of cvxreg's documentation: `||x||^2 + 3`, 100 rows, noise of a third of its variance."""
+    rng = np.random.RandomState(0)
+    x = rng.uniform(-1, 1, (2 * rows, dim))
+    f = np.sum(x**2, axis=1) + 3
+    y = f[:rows] + rng.normal(size=rows) * np.sqrt(f.var() / 3)
+    return Task("100 rows in 3 dimensions", x[:rows], columns(y), x[rows:], columns(f[rows:]))

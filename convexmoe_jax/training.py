@@ -234,7 +234,7 @@ def fit(
             on, and stop early. 0 trains on every row to the last step.
         steps: steps of Adam, >= 1.
         batch_size: rows a step, >= 1; all rows where there are fewer.
-        learning_rate: peak of the schedule; None means `default_rate(in_dim)`.
+        learning_rate: peak of the schedule; None means `default_rate(rows, in_dim)`.
         seed: of the batches, and of the rows to hold out.
         progress: show a bar with the loss and the time left.
         resume: where an earlier call with the same data and options stood (of the other package: read from its files,
@@ -257,7 +257,7 @@ def fit(
     normalization = config.normalization or standardisation(x, y, dtype_name(wide))
     (x, y), held = split(x, y, validation, config, seed)
     function = HullFunction(replace(config, normalization=None))
-    rate = default_rate(config.in_dim) if learning_rate is None else learning_rate
+    rate = default_rate(len(x), config.in_dim) if learning_rate is None else learning_rate
     options: Any = {"steps": steps, "batch_size": batch_size, "learning_rate": rate}
     options |= {"seed": seed, "progress": progress}
     if len(held[0]):

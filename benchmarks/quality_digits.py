@@ -1,0 +1,126 @@
+"""Deep convex classifiers: test accuracy on scikit-learn's digits at 3 to 24 hidden layers, by initialisation.
+
+The logits are hulls of one petal and 128 units a layer; every output is convex in the pixels. "ours" is the package's
+initialisation, "He" puts |N(0, 2 / fan_in)| on the same non-negative weights.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from networks import Network, Params, Rows, hull_network, train
+from timing import table
+
+from convexmoe_jax import HullConfig
+
+DEPTHS, SEEDS, STEPS, BATCH = (3, 5, 7, 12, 24), 5, 400, 128
+RATES = (0.003, 0.01, 0.03)
+TESTED, HELD_OUT = 0.2, 0.2
+GOAL = 0.965
+
+
+def cross_entropy(logits: jax.Array, classes: jax.Array) -> jax.Array:
+    """Return the mean cross-entropy of logits `[N, 10]` and one-hot classes."""
+    return jnp.mean(optax.softmax_cross_entropy(logits, classes))
+
+
+def he(params: Params, key: jax.Array) -> Params:
+    """Return the parameters with |N(0, 2 / fan_in)| on every non-negative weight."""
+
+    def drawn(path: Any, leaf: jax.Array) -> jax.Array:
+        if "raw_weight" not in jax.tree_util.keystr(path):
+            return leaf
+        # the hull reads softplus(raw) times 1 / sqrt(2 fan_in): raw of that factor less
+        size = 2.0 * jnp.abs(jax.random.normal(key, leaf.shape))
+        return jnp.where(size > 30, size, jnp.log(jnp.expm1(size)))
+
+    return jax.tree_util.tree_map_with_path(drawn, params)
+
+
+def network(depth: int, initialisation: str) -> Network:
+    """Return the classifier of so many hidden layers."""
+    config = HullConfig(64, 1, 10, hidden_dim=128, depth=depth)
+    own = hull_network(config)
+    if initialisation == "ours":
+        return own._replace(loss=cross_entropy)
+    return own._replace(init=lambda key: he(own.init(key), key), loss=cross_entropy)
+
+
+def digits() -> tuple[Rows, np.ndarray, np.ndarray]:
+    """Return rows to train on and held out for each seed, and the tested pixels `[S, N, 64]` and classes `[S, N]`."""
+    from sklearn.datasets import load_digits
+
+    pixels, classes = load_digits(return_X_y=True)
+    pixels = (pixels - pixels.mean(0)) / np.maximum(pixels.std(0), 0.1)
+    one_hot = np.eye(10)[classes]
+    tested, held = round(TESTED * len(pixels)), round(HELD_OUT * len(pixels))
+    orders = np.stack([np.random.default_rng([seed, 7]).permutation(len(pixels)) for seed in range(SEEDS)])
+    parts = np.split(orders, [tested, tested + held], axis=1)
+    rows = Rows(pixels[parts[2]], one_hot[parts[2]], pixels[parts[1]], one_hot[parts[1]])
+    return rows, pixels[parts[0]], classes[parts[0]]
+
+
+def accuracies(depth: int, initialisation: str, steps: int) -> tuple[list[float], float]:
+    """Return the test accuracy of every seed, and the rate, chosen on the held-out rows of seed 0."""
+    rows, pixels, classes = digits()
+    model = network(depth, initialisation)
+    draws = [model.init(jax.random.key(seed)) for seed in range(SEEDS)]
+    first = Rows(*[part[:1] for part in rows])
+    losses = {rate: float(train(model, draws[:1], first, steps, BATCH, rate)[1][0]) for rate in RATES}
+    rate = min(losses, key=lambda rate: losses[rate])
+    best, _ = train(model, draws, rows, steps, BATCH, rate)
+    logits = np.asarray(jax.jit(jax.vmap(model.apply))(best, pixels.astype(np.float32)))
+    return np.mean(logits.argmax(-1) == classes, axis=1).tolist(), rate
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """Draw accuracy by depth."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for colour, name in (("C0", "ours"), ("C1", "He")):
+        own = [record for record in records if record["initialisation"] == name]
+        depths = [record["depth"] for record in own]
+        axes.plot(depths, [np.median(record["accuracy"]) for record in own], "o-", color=colour, label=name)
+        for record in own:
+            axes.plot([record["depth"]] * SEEDS, record["accuracy"], ".", color=colour, alpha=0.4)
+    axes.axhline(GOAL, color="0.5", ls="--", lw=1)
+    axes.set(xscale="log", xlabel="hidden layers", ylabel="test accuracy", xticks=DEPTHS)
+    axes.set_xticklabels([str(depth) for depth in DEPTHS])
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main(quick: bool, out: Path) -> None:
+    """Train every depth by both initialisations, print the table, draw the picture."""
+    from rich.progress import track
+
+    records = []
+    for depth in track(DEPTHS[:2] if quick else DEPTHS, "depths", transient=True):
+        for name in ("ours", "He"):
+            began = time.perf_counter()
+            found, rate = accuracies(depth, name, 4 if quick else STEPS)
+            seconds = time.perf_counter() - began
+            records.append(
+                {"depth": depth, "initialisation": name, "rate": rate, "accuracy": found, "seconds": seconds}
+            )
+    lines = []
+    for record in records:
+        accuracy, seconds = record["accuracy"], f"{record['seconds']:.0f}"
+        spread = f"{min(accuracy):.3f} - {max(accuracy):.3f}"
+        cells = [record["initialisation"], record["rate"], f"{np.median(accuracy):.3f}", spread, seconds]
+        lines.append([record["depth"], *cells])
+    print(table(["hidden layers", "initialisation", "rate", "accuracy", "least - most", "seconds"], lines))
+    from quality import write
+
+    write(records, out / "digits.json")
+    draw(records, out / "digits.png")

@@ -1,0 +1,228 @@
+"""What one model reaches on one task: the jobs of `quality.py`, each run whole in one process.
+
+Every network has the loop, steps, batches, held-out rows (a fifth) and learning rates of the others: the rate is chosen
+on the held-out rows of seed 0, and errors are taken on rows without noise for every seed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from networks import Network, Params, Rows, count, hull_network, icnn, lse_network, mlp, sized, train
+from quality_tasks import Task, quadratic_50, small, suite_task
+from regressors import fit_convex, fit_planes
+
+from convexmoe_jax import HullConfig, VectorHull, fit
+from convexmoe_jax.calibration import calibrated
+from convexmoe_jax.hull import flatten, nest
+
+SEEDS, HELD_OUT = 5, 0.2
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+PIECES = (2, 4, 8, 16, 32)
+PENALTIES = (0.0, 1e-3, 1e-2, 1e-1)
+FITTED = "hull, 8 petals, by fit"
+HULL = "hull, 8 petals"
+PLANES, CONVEX = "max-affine (Magnani, Boyd)", "convex regression, penalised"
+OURS: dict[str, dict[str, Any]] = {  # beside a hull of 8 petals with a learned temperature
+    HULL: {},
+    "depth 2": {"depth": 2},
+    "depth 4": {"depth": 4},
+    "depth 8": {"depth": 8},
+    "hard maximum of means": {"temperature": 0.0},
+    "groups of one": {"group_size": 1},
+    "hard maximum, groups of one": {"temperature": 0.0, "group_size": 1},
+    "gate": {"gate": True},
+    "private trunks": {"trunk": "private"},
+    "1 petal": {"petals": 1},
+    "huber_relu": {"activation": "huber_relu"},
+}
+PEERS: dict[str, Callable[[int, int, int], Network]] = {
+    "ICNN (Amos), clamped": icnn,
+    "ICNN, our initialisation": lambda dim, out_dim, width: hull_network(
+        HullConfig(dim, 1, out_dim, hidden_dim=width, depth=2)
+    ),
+    "LSE network": lse_network,
+    "MLP": mlp,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model on one task.
+
+    Args:
+        task: "quadratic", "small" or the name of a family.
+        model: its name.
+        steps, batch: the budget.
+        fields: of `suite_task`, where the task is a family.
+    """
+
+    task: str
+    model: str
+    steps: int
+    batch: int
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model reached on a task.
+
+    Args:
+        task, model: their names.
+        parameters: how many were trained.
+        rate: the learning rate that was chosen; None where there is none, or `fit` has its own.
+        errors: mean squared error without noise of each seed, over the variance of the function.
+        variance: of the function, the mean over outputs.
+        idle: groups of petals that win on less than a thousandth of the rows, in the mean; None but for hulls.
+        seconds: of all runs, the choice of the rate too.
+    """
+
+    task: str
+    model: str
+    parameters: int
+    rate: float | None
+    errors: tuple[float, ...]
+    variance: float
+    idle: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Standard:
+    """A task in standardised units, split for each seed."""
+
+    task: Task
+    rows: Rows
+    mean: np.ndarray
+    scale: np.ndarray
+    x_test: np.ndarray
+
+    @classmethod
+    def of(cls, task: Task, seeds: int) -> Standard:
+        """Return a task split for seeds 0 .. seeds - 1."""
+        x_mean, x_scale, mean, scale = task.x.mean(0), task.x.std(0), task.y.mean(0), task.y.std(0)
+        x, y = (task.x - x_mean) / x_scale, (task.y - mean) / scale
+        held = round(HELD_OUT * len(x))
+        orders = np.stack([np.random.default_rng([seed, 5]).permutation(len(x)) for seed in range(seeds)])
+        train_rows, held_rows = orders[:, held:], orders[:, :held]
+        rows = Rows(x[train_rows], y[train_rows], x[held_rows], y[held_rows])
+        return cls(task, rows, mean, scale, (task.x_test - x_mean) / x_scale)
+
+    def error(self, predicted: np.ndarray) -> float:
+        """Return the error of standardised predictions `[N, O]`, over the variance of the function."""
+        return relative_error(self.task, predicted * self.scale + self.mean)
+
+
+def relative_error(task: Task, y: np.ndarray) -> float:
+    """Return the mean squared error of predictions `[N, O]`, over the variance of the function."""
+    return float(np.mean((y - task.y_test) ** 2 / task.y_test.var(axis=0)))
+
+
+def score(job: Job) -> Score:
+    """Run a job."""
+    began = time.perf_counter()
+    task = task_of(job)
+    dim, out_dim = task.x.shape[1], task.y.shape[1]
+    own = HullConfig(dim, 8, out_dim, temperature="learned")
+    parameters, rate, idle = count(hull_network(own)), None, None
+    if job.model == FITTED:
+        errors, idle = fitted(task, own, job)
+    elif job.model in (PLANES, CONVEX):
+        errors, parameters = regressed(job.model, Standard.of(task, SEEDS))
+    else:
+        data = Standard.of(task, SEEDS)
+        if job.model in OURS:
+            fields = {"petals": 8, "temperature": "learned"} | OURS[job.model]
+            own = HullConfig(dim, out_dim=out_dim, **fields)
+            network, start = hull_network(own), calibrated_start(own)
+        else:
+            network, start = sized(lambda width: PEERS[job.model](dim, out_dim, width), parameters), None
+        parameters = count(network)
+        best, rate = trained(network, data, job.steps, job.batch, start)
+        errors = [data.error(np.asarray(jax.jit(network.apply)(p, data.x_test))) for p in best]
+        if job.model in OURS and own.petals > 1:
+            idle = float(np.mean([idle_groups(VectorHull.from_params(own, p), data.x_test) for p in best]))
+    variance = float(task.y_test.var(axis=0).mean())
+    seconds = time.perf_counter() - began
+    return Score(task.name, job.model, parameters, rate, tuple(errors), variance, idle, seconds)
+
+
+def task_of(job: Job) -> Task:
+    """Return the task of a job."""
+    if job.task == "quadratic":
+        return quadratic_50()
+    return small() if job.task == "small" else suite_task(job.task, seed=0, **job.fields)
+
+
+def fitted(task: Task, config: HullConfig, job: Job) -> tuple[list[float], float]:
+    """Return the errors of `fit` with its defaults, and how many groups are idle."""
+    errors, idle = [], []
+    for seed in range(SEEDS):
+        hull = VectorHull.from_config(config, rngs=nnx.Rngs(seed))
+        model = fit(hull, task.x, task.y, steps=job.steps, batch_size=job.batch, seed=seed).model
+        x = task.x_test.astype(np.float32)
+        errors.append(relative_error(task, np.asarray(model(x), np.float64)))
+        idle.append(idle_groups(model, x))
+    return errors, float(np.mean(idle))
+
+
+def idle_groups(model: VectorHull, x: np.ndarray) -> int:
+    """Return how many groups of petals win on less than a thousandth of the rows, at any output."""
+    winners = np.asarray(model.winners(x.astype(np.float32))[0])
+    shares = np.bincount(winners.ravel(), minlength=model.config.petals) / winners.size
+    return int((shares < 1e-3).sum())
+
+
+def trained(
+    network: Network, data: Standard, steps: int, batch: int, start: Any = None
+) -> tuple[list[Params], float]:
+    """Return the best parameters of each seed, and the rate, which is chosen on seed 0."""
+    seeds = range(len(data.rows.x))
+    draws = [network.init(jax.random.key(seed)) for seed in seeds]
+    if start is not None:
+        draws = [start(draw, data.rows.x[seed], data.rows.y[seed]) for seed, draw in enumerate(draws)]
+    first = Rows(*[part[:1] for part in data.rows])
+    losses = {rate: float(train(network, draws[:1], first, steps, batch, rate)[1][0]) for rate in RATES}
+    rate = min(losses, key=lambda rate: losses[rate])
+    best, _ = train(network, draws, data.rows, steps, batch, rate)
+    return [jax.tree.map(lambda leaf, seed=seed: leaf[seed], best) for seed in seeds], rate
+
+
+def calibrated_start(config: HullConfig) -> Any:
+    """Return what `fit` does before its first step."""
+    network = hull_network(config)
+
+    def start(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
+        f = np.asarray(network.apply(params, x.astype(np.float32)), np.float64)
+        flat = {name: np.asarray(value) for name, value in flatten(params).items()}
+        found = calibrated(flat, config, f, x, y)
+        return nest({name: jax.numpy.asarray(value, jax.numpy.float32) for name, value in found.items()})
+
+    return start
+
+
+def regressed(model: str, data: Standard) -> tuple[list[float], int]:
+    """Return the errors of a regressor without gradients, its size chosen on held-out rows, and its parameters."""
+    errors, sizes = [], []
+    for seed, (x, y, x_held, y_held) in enumerate(zip(*data.rows, strict=True)):
+        columns, size = [], 0
+        for o in range(y.shape[1]):
+            if model == CONVEX:
+                found = [fit_convex(x, y[:, o], penalty) for penalty in PENALTIES]
+            else:
+                few = [pieces for pieces in PIECES if pieces * x.shape[1] < len(x)]
+                found = [fit_planes(x, y[:, o], pieces, seed) for pieces in few]
+            losses = [float(np.mean((planes(x_held) - y_held[:, o]) ** 2)) for planes in found]
+            best = found[int(np.argmin(losses))]
+            columns.append(best(data.x_test))
+            size += best.slopes.size + best.offsets.size
+        errors.append(data.error(np.stack(columns, axis=1)))
+        sizes.append(size)
+    return errors, int(np.median(sizes))
