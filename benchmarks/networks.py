@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -118,7 +118,7 @@ def count(network: Network) -> int:
 
 
 class Rows(NamedTuple):
-    """Standardised rows of each seed: to train on, and held out, each `[S, N, ...]`."""
+    """Standardised rows of each copy: to train on, and held out, each `[S, N, ...]`."""
 
     x: np.ndarray
     y: np.ndarray
@@ -128,7 +128,7 @@ class Rows(NamedTuple):
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _chunk(network: Network, carry: Any, data: Any, rows: jax.Array, rates: jax.Array) -> Any:
-    """Take one step of Adam for each line of `rows` (steps, S, batch)."""
+    """Take one step of Adam for each line of `rows` (steps, S, batch), at the rates (steps, S)."""
 
     def loss(p: Params, x: jax.Array, y: jax.Array) -> jax.Array:
         return network.loss(network.apply(p, x), y)
@@ -149,7 +149,7 @@ def _chunk(network: Network, carry: Any, data: Any, rows: jax.Array, rates: jax.
     def body(carry: Any, now: Any) -> Any:
         (p, m, v, t), (picked, rate) = carry, now
         x, y = (jax.vmap(lambda part, index: part[index])(part, picked) for part in data[:2])
-        p, m, v = jax.vmap(step, in_axes=(0, 0, 0, 0, 0, None, None))(p, m, v, x, y, rate, t)
+        p, m, v = jax.vmap(step, in_axes=(0, 0, 0, 0, 0, 0, None))(p, m, v, x, y, rate, t)
         return (p, m, v, t + 1), None
 
     carry, _ = jax.lax.scan(body, carry, (rows, rates))
@@ -158,26 +158,35 @@ def _chunk(network: Network, carry: Any, data: Any, rows: jax.Array, rates: jax.
 
 @partial(jax.jit, static_argnums=0)
 def _losses(network: Network, params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Return the loss of each seed's copy, (S,)."""
+    """Return the loss of each copy, (S,)."""
     return jax.vmap(lambda p, x, y: network.loss(network.apply(p, x), y))(params, x, y)
 
 
 def train(
-    network: Network, params: list[Params], rows: Rows, steps: int, batch: int, rate: float
+    network: Network,
+    params: Sequence[Params],
+    rows: Rows,
+    steps: int,
+    batch: int,
+    peaks: Sequence[float],
+    seeds: Sequence[int],
 ) -> tuple[Params, np.ndarray]:
-    """Train one copy a seed as `fit` does: warm-up, cosine decay, clipping; return the best by held-out rows.
+    """Train copies side by side as `fit` does: warm-up, cosine decay, clipping; return the best by held-out rows.
+
+    Args:
+        params, rows: what each copy starts from and is given.
+        steps, batch: as for `fit`, the same for all.
+        peaks, seeds: the learning rate of each copy, and the seed of its batches.
 
     Returns:
-        the parameters, stacked over seeds, and their losses on the rows held out, `[S]`.
+        the parameters, stacked over copies, and their losses on the rows held out, `[S]`.
     """
     best: Params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
     data = tuple(jnp.asarray(part, jnp.float32) for part in rows)
-    seeds, count = data[0].shape[:2]
+    count = data[0].shape[1]
     batch = min(batch, count)
-    orders = np.stack(
-        [order(seed, count, steps * batch).reshape(steps, batch) for seed in range(seeds)], axis=1
-    )
-    rates = learning_rates(steps, rate)
+    orders = np.stack([order(seed, count, steps * batch).reshape(steps, batch) for seed in seeds], axis=1)
+    rates = np.stack([learning_rates(steps, peak) for peak in peaks], axis=1)
     zeros = jax.tree.map(jnp.zeros_like, best)
     carry: Any = (jax.tree.map(jnp.array, best), zeros, jax.tree.map(jnp.array, zeros), jnp.ones(()))
     least = np.asarray(_losses(network, best, data[2], data[3]))
@@ -201,3 +210,18 @@ def order(seed: int, rows: int, length: int) -> np.ndarray:
     """Return row numbers, epoch after epoch."""
     rng = np.random.default_rng(seed)
     return np.concatenate([rng.permutation(rows) for _ in range(math.ceil(length / rows))])[:length]
+
+
+def tuned(
+    network: Network, draws: Sequence[Params], rows: Rows, steps: int, batch: int, grid: Sequence[float]
+) -> tuple[Params, float]:
+    """Train one copy a seed, as many as there are rates in the grid, at the best rate of seed 0 on its held-out rows.
+
+    Returns:
+        the parameters, stacked over seeds, and the rate.
+    """
+    same = Rows(*[np.repeat(part[:1], len(grid), axis=0) for part in rows])
+    losses = train(network, [draws[0]] * len(grid), same, steps, batch, grid, [0] * len(grid))[1]
+    rate = grid[int(np.argmin(losses))]
+    seeds = range(len(draws))
+    return train(network, draws, rows, steps, batch, [rate] * len(draws), seeds)[0], rate

@@ -146,7 +146,10 @@ def show(scores: list[Score], command: str) -> None:
 
 def report(out: Path) -> None:
     """Print one table of all suites in a folder: geometric means by dimension, and every task's best."""
-    found = {path.stem.removeprefix("suite-"): read(path) for path in out.glob("suite-*.json")}
+    found = {
+        path.stem.removeprefix("suite-"): read_scores(json.loads(path.read_text()))
+        for path in out.glob("suite-*.json")
+    }
     if not found:
         raise SystemExit(f"{out} has no suite-*.json: run python benchmarks/quality.py suite --dim 8 first.")
     dims = sorted(found, key=int)
@@ -162,9 +165,9 @@ def report(out: Path) -> None:
     print(table(["task", "hull", "best", "hull over the best"], lines))
 
 
-def read(path: Path) -> list[Score]:
-    """Return the scores of a file."""
-    return [Score(**one) for one in json.loads(path.read_text())]
+def read_scores(records: list[dict[str, Any]]) -> list[Score]:
+    """Return the scores of a file's records."""
+    return [Score(**record | {"errors": tuple(record["errors"])}) for record in records]
 
 
 def write(records: list[dict[str, Any]], path: Path) -> None:

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from networks import Network, Params, Rows, hull_network, train
+from networks import Network, Params, Rows, hull_network, tuned
 from timing import table
 
 from convexmoe_jax import HullConfig
 
-DEPTHS, SEEDS, STEPS, BATCH = (3, 5, 7, 12, 24), 5, 400, 128
-RATES = (0.003, 0.01, 0.03)
-TESTED, HELD_OUT = 0.2, 0.2
+DEPTHS, STEPS, BATCH = (3, 5, 7, 12, 24), 400, 128
+RATES = (0.002, 0.005, 0.01, 0.02, 0.05)
+SEEDS, TESTED, HELD_OUT = len(RATES), 0.2, 0.1
 GOAL = 0.965
 
 
@@ -59,7 +59,7 @@ def digits() -> tuple[Rows, np.ndarray, np.ndarray]:
     pixels, classes = load_digits(return_X_y=True)
     pixels = (pixels - pixels.mean(0)) / np.maximum(pixels.std(0), 0.1)
     one_hot = np.eye(10)[classes]
-    tested, held = round(TESTED * len(pixels)), round(HELD_OUT * len(pixels))
+    tested, held = (round(share * len(pixels)) for share in (TESTED, HELD_OUT))
     orders = np.stack([np.random.default_rng([seed, 7]).permutation(len(pixels)) for seed in range(SEEDS)])
     parts = np.split(orders, [tested, tested + held], axis=1)
     rows = Rows(pixels[parts[2]], one_hot[parts[2]], pixels[parts[1]], one_hot[parts[1]])
@@ -71,10 +71,7 @@ def accuracies(depth: int, initialisation: str, steps: int) -> tuple[list[float]
     rows, pixels, classes = digits()
     model = network(depth, initialisation)
     draws = [model.init(jax.random.key(seed)) for seed in range(SEEDS)]
-    first = Rows(*[part[:1] for part in rows])
-    losses = {rate: float(train(model, draws[:1], first, steps, BATCH, rate)[1][0]) for rate in RATES}
-    rate = min(losses, key=lambda rate: losses[rate])
-    best, _ = train(model, draws, rows, steps, BATCH, rate)
+    best, rate = tuned(model, draws, rows, steps, BATCH, RATES)
     logits = np.asarray(jax.jit(jax.vmap(model.apply))(best, pixels.astype(np.float32)))
     return np.mean(logits.argmax(-1) == classes, axis=1).tolist(), rate
 

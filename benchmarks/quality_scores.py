@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from networks import Network, Params, Rows, count, hull_network, icnn, lse_network, mlp, sized, train
+from networks import Network, Params, Rows, count, hull_network, icnn, lse_network, mlp, sized, tuned
 from quality_tasks import Task, quadratic_50, small, suite_task
 from regressors import fit_convex, fit_planes
 
@@ -22,8 +22,8 @@ from convexmoe_jax import HullConfig, VectorHull, fit
 from convexmoe_jax.calibration import calibrated
 from convexmoe_jax.hull import flatten, nest
 
-SEEDS, HELD_OUT = 5, 0.2
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+SEEDS, HELD_OUT = len(RATES), 0.2
 PIECES = (2, 4, 8, 16, 32)
 PENALTIES = (0.0, 1e-3, 1e-2, 1e-1)
 FITTED = "hull, 8 petals, by fit"
@@ -145,7 +145,11 @@ def score(job: Job) -> Score:
         else:
             network, start = sized(lambda width: PEERS[job.model](dim, out_dim, width), parameters), None
         parameters = count(network)
-        best, rate = trained(network, data, job.steps, job.batch, start)
+        draws = [network.init(jax.random.key(seed)) for seed in range(SEEDS)]
+        if start is not None:
+            draws = [start(draw, data.rows.x[seed], data.rows.y[seed]) for seed, draw in enumerate(draws)]
+        stacked, rate = tuned(network, draws, data.rows, job.steps, job.batch, RATES[:SEEDS])
+        best = [jax.tree.map(lambda leaf, seed=seed: leaf[seed], stacked) for seed in range(SEEDS)]
         errors = [data.error(np.asarray(jax.jit(network.apply)(p, data.x_test))) for p in best]
         if job.model in OURS and own.petals > 1:
             idle = float(np.mean([idle_groups(VectorHull.from_params(own, p), data.x_test) for p in best]))
@@ -178,21 +182,6 @@ def idle_groups(model: VectorHull, x: np.ndarray) -> int:
     winners = np.asarray(model.winners(x.astype(np.float32))[0])
     shares = np.bincount(winners.ravel(), minlength=model.config.petals) / winners.size
     return int((shares < 1e-3).sum())
-
-
-def trained(
-    network: Network, data: Standard, steps: int, batch: int, start: Any = None
-) -> tuple[list[Params], float]:
-    """Return the best parameters of each seed, and the rate, which is chosen on seed 0."""
-    seeds = range(len(data.rows.x))
-    draws = [network.init(jax.random.key(seed)) for seed in seeds]
-    if start is not None:
-        draws = [start(draw, data.rows.x[seed], data.rows.y[seed]) for seed, draw in enumerate(draws)]
-    first = Rows(*[part[:1] for part in data.rows])
-    losses = {rate: float(train(network, draws[:1], first, steps, batch, rate)[1][0]) for rate in RATES}
-    rate = min(losses, key=lambda rate: losses[rate])
-    best, _ = train(network, draws, data.rows, steps, batch, rate)
-    return [jax.tree.map(lambda leaf, seed=seed: leaf[seed], best) for seed in seeds], rate
 
 
 def calibrated_start(config: HullConfig) -> Any:

@@ -94,7 +94,7 @@ def quadratic_50(dim: int = 50, rows: int = 5000) -> Task:
     rng = np.random.default_rng(124)
     x = rng.uniform(-1, 1, (rows, dim))
     y = np.sum(x**2, axis=1) + rng.normal(size=rows)
-    x_test = np.random.default_rng(2028).uniform(-1, 1, (10_000, dim))
+    x_test = np.random.default_rng(2028).uniform(-1, 1, (1000, dim))
     return Task("quadratic in 50 dimensions", x, columns(y), x_test, columns(np.sum(x_test**2, axis=1)))
 
 

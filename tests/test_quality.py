@@ -1,0 +1,110 @@
+"""The quality benchmark compares what it says: the published tasks, one loop for all, peers true to their names."""
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+import quality
+import quality_scores
+import quality_tasks
+import regressors
+from quality_scores import FITTED, HULL, PLANES, Job, Score, Standard
+
+from convexmoe_jax import HullConfig, find_violation
+from convexmoe_jax.training import HullFunction, train
+
+QUADRATIC = quality_tasks.quadratic_50()
+
+
+def test_the_quadratic_is_the_published_one():
+    """Predicting the mean errs by 4.64 there."""
+    assert QUADRATIC.x.shape == (5000, 50) and np.abs(QUADRATIC.x).max() <= 1
+    mean = np.mean((QUADRATIC.y.mean() - QUADRATIC.y_test) ** 2)
+    assert round(mean, 2) == quality.PUBLISHED["quadratic"]["predicting the mean"]
+    noise = QUADRATIC.y[:, 0] - np.sum(QUADRATIC.x**2, axis=1)
+    assert abs(noise.std() - 1) < 0.05
+    assert np.array_equal(QUADRATIC.y_test[:, 0], np.sum(QUADRATIC.x_test**2, axis=1))
+
+
+def test_the_small_task_is_as_hard_as_the_published_one():
+    """Linear regression errs by 0.310 there."""
+    task = quality_tasks.small()
+    design = np.column_stack([task.x, np.ones(len(task.x))])
+    plane = np.linalg.lstsq(design, task.y, rcond=None)[0]
+    predicted = np.column_stack([task.x_test, np.ones(len(task.x_test))]) @ plane
+    assert (
+        abs(np.mean((predicted - task.y_test) ** 2) - quality.PUBLISHED["small"]["linear regression"]) < 0.05
+    )
+
+
+@pytest.mark.parametrize("family", quality_tasks.FAMILIES)
+def test_the_families_are_convex_and_their_noise_is_in_units_of_their_deviation(family):
+    task = quality_tasks.suite_task(family, 3, 0.1, seed=0)
+    exact = quality_tasks.suite_task(family, 3, 0.0, seed=0)
+    assert np.allclose((task.y - exact.y).std(axis=0) / task.y_test.std(axis=0), 0.1, rtol=0.1)
+    function = quality_tasks.FAMILIES[family](np.random.default_rng(1), 3)
+    ends = np.random.default_rng(2).uniform(-1, 1, (2, 999, 3))
+    first, second, middle = (quality_tasks.columns(function(x)) for x in (*ends, ends.mean(axis=0)))
+    assert (middle <= (first + second) / 2 + 1e-12).all()
+
+
+def test_the_loop_is_that_of_the_package():
+    task = quality_tasks.suite_task("quadratic", 3, 0.1, seed=0, rows=200)
+    config = HullConfig(3, 4, 1, hidden_dim=7, temperature="learned")
+    network, rows = networks.hull_network(config), Standard.of(task, 2).rows
+    draws = [network.init(jax.random.key(seed)) for seed in range(2)]
+    _, losses = networks.train(network, draws, rows, 80, 31, [0.03, 0.02], [0, 1])
+    for seed in range(2):
+        x, y, x_held, y_held = (part[seed] for part in rows)
+        options = {"steps": 80, "batch_size": 31, "learning_rate": [0.03, 0.02][seed], "seed": seed}
+        own = train(HullFunction(config), draws[seed], x, y, validation=(x_held, y_held), **options)
+        assert np.isclose(min(own.history.validation_loss), losses[seed], rtol=1e-4)
+    # control: another rate takes another run
+    other = networks.train(network, draws, rows, 80, 31, [0.02, 0.03], [0, 1])[1]
+    assert not np.isclose(other, losses, rtol=1e-3).any()
+
+
+@pytest.mark.parametrize(
+    ("make", "convex"), [(networks.icnn, True), (networks.lse_network, True), (networks.mlp, False)]
+)
+def test_the_peers_are_convex_where_they_are_said_to_be(make, convex):
+    network = networks.sized(lambda width: make(3, 2, width), 500)
+    assert abs(networks.count(network) - 500) < 50
+    rows = Standard.of(quality_tasks.suite_task("vector", 3, 0.0, seed=0, rows=100), 1).rows
+    network = networks.sized(lambda width: make(3, 4, width), 500)
+    draws = [network.init(jax.random.key(0))]
+    best, _ = networks.train(network, draws, rows, 60, 50, [0.03], [0])
+    params = jax.tree.map(lambda leaf: leaf[0], best)
+    found = find_violation(lambda x: network.apply(params, x), jnp.asarray(rows.x_held[0], jnp.float32))
+    assert (found is None) == convex
+
+
+def test_planes_are_found():
+    rng = np.random.default_rng(0)
+    x, slopes = rng.uniform(-1, 1, (300, 2)), np.array([[1.0, 2.0], [-3.0, 0.5], [0.0, -1.0]])
+    y = np.max(x @ slopes.T, axis=1)
+    assert np.mean((regressors.fit_planes(x, y, 3, 0)(x) - y) ** 2) < 1e-6
+    assert np.mean((regressors.fit_planes(x, y, 1, 0)(x) - y) ** 2) > 0.1  # control: one plane is not enough
+    few = regressors.fit_convex(x[:40], y[:40], 0.0)
+    assert np.mean((few(x[:40]) - y[:40]) ** 2) < 1e-6
+    concave = regressors.fit_convex(x[:40], -y[:40], 0.0)
+    assert np.mean((concave(x[:40]) + y[:40]) ** 2) > 0.1
+
+
+@pytest.mark.parametrize("model", [HULL, FITTED, PLANES, "MLP"])
+def test_a_job_gives_a_score(model, monkeypatch):
+    monkeypatch.setattr(quality_scores, "SEEDS", 2)
+    score = quality_scores.score(Job("small", model, 4, 31))
+    assert score.model == model and score.parameters > 0 and len(score.errors) == 2
+    assert all(0 < error < 3 for error in score.errors)
+    assert (score.idle is None) == (model in (PLANES, "MLP"))
+    assert quality.read_scores([quality.asdict(score)]) == [score]
+
+
+def test_ratios_are_geometric_means_of_medians():
+    def score(task, model, *errors):
+        return Score(task, model, 1, None, errors, 1.0, None, 0.0)
+
+    scores = [score("a", "x", 1, 2, 9), score("a", "y", 2, 4, 4), score("b", "x", 1), score("b", "y", 8)]
+    assert quality.ratios(scores) == {"x": pytest.approx(1), "y": pytest.approx(4)}
