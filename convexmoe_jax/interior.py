@@ -115,10 +115,8 @@ def advanced(problem: Problem, path: Path) -> Path:
             return value - low, low
         rise, lean = objective.square(z, tangent)
         height = height + rise - jnp.sum(tilt * z, axis=-1)
-        incline = _pulled(incline + lean - tilt, region)
-        least = region.least(incline, carried[:, : region.general])
         gap = value - height + width * slack.shape[-1]
-        return gap, height - jnp.sum(incline * v, axis=-1) + least
+        return gap, height + region.least(incline + lean - tilt, v, carried)
 
     predictor = -newton - (SHRINKAGE - 1) * centring
     gap, low = bound(-newton, jnp.ones_like(width))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import math
+from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,12 +13,12 @@ import numpy as np
 
 from ._checks import describe, fail
 from .config import HullConfig
-from .interior import Path, Problem, followed
-from .minorants import EPSILON, Expansion, ScalarHull, Tangent, checked_output, scalar_hull
+from .interior import LEAST_WIDTH, Path, Problem, followed
+from .minorants import EPSILON, ScalarHull, checked_output, scalar_hull
 from .petals import Tree
-from .regions import SLACK, Region, region
+from .polytopes import inside
+from .regions import FARTHEST, Region, region
 from .sets import Ball, Box, Constraints, Polytope, Simplex, checked_set
-from .smoothing import bent_maximum, centred
 
 SETS = (Box, Ball, Simplex, Polytope)
 
@@ -45,6 +46,11 @@ for _kind in SETS:
 
 SOLVED, UNCERTIFIED, EMPTY, UNBOUNDED, BROKEN = range(5)
 LARGEST_TOLERANCE = 1.0
+FAR = 1e3  # input scales from the mean of the inputs: where coordinates without a bound are cut off first
+NEAR = 10.0  # with strong convexity, which tells whether that was far enough
+GROWTH = 32.0  # of a cut, up to FARTHEST, that the point is at, or outside of which the set lies
+AT_CUT = 0.9  # of the way to it
+CUT_TOLERANCE = 1e-9  # of the gap, where a set is cut: a slope along it must drive the point to the cut
 
 
 class Minimum(NamedTuple):
@@ -56,8 +62,9 @@ class Minimum(NamedTuple):
         lower_bound: `[...]`: no point of the set has a lower value.
         gap: `[...]`: at least `value - min`.
         iterations: steps of Newton's method, int64 `[...]`.
-        status: int64 `[...]`: 0 the gap is within tol; 1 it is not; 2 the set is empty; 3 the hull falls without end in
-            it; 4 values are not finite. lower_bound is -inf and gap is inf at 2, 3 and 4.
+        status: int64 `[...]`: 0 the gap is within tol; 1 it is not, inf where no point of a polytope was found up to
+            rounding; 2 the set is empty, or no set (a negative radius, NaN); 3 the hull falls without end in it; 4
+            values are not finite. lower_bound is -inf and gap inf at 2, 3 and 4, x and value NaN at 2 and 4.
     """
 
     x: jax.Array
@@ -81,8 +88,10 @@ def minimize(
     Guarantee: `value - gap <= min <= value`, up to `gap` of rounding: lower_bound is the least value over the set of an
     affine function that lies nowhere above the hull, lowered by a first-order bound on its own rounding in float64
     (tests/contract/test_minimize.py, against Clarabel). The hull is the one with the given weights, computed in
-    float64. Coordinates of a set without a bound are cut off at `regions.FAR` input scales from the mean of the inputs;
-    convexity carries the bound on: r times as far out nothing is lower than `value - r gap`.
+    float64. A set without a bound is cut off, further and further out while the point is at a cut, up to `FARTHEST`
+    input scales from the mean of the inputs. With strong convexity the cut leaves no lower point out; without, the
+    interval is of the part within the cut, of `FAR` scales at least, and convexity carries it on: r times as far out
+    nothing is lower than `value - r gap`.
 
     Args:
         model: a `VectorHull` or `FoldedHull`.
@@ -93,8 +102,8 @@ def minimize(
 
     Raises:
         TypeError: no hull, no set, x0 no array of numbers.
-        ValueError: dimensions do not match, tol is not in (0, 1], weights are not finite; the set is empty, or the hull
-            has no minimum in it.
+        ValueError: dimensions do not match, tol is not in (0, 1], weights are not finite; of a single problem that the
+            set is empty, or that the hull has no minimum in it: a batch tells that in `status`.
 
     >>> from flax import nnx
     >>> from convexmoe_jax import Box, VectorHull
@@ -105,11 +114,11 @@ def minimize(
     found = minimized(model, constraints, x0, tol, output=output)
     if isinstance(found.status, jax.core.Tracer):
         return found
-    for status, argument, rule, got, fix in FAULTS:
-        where = np.flatnonzero(np.asarray(found.status) == status)
-        if len(where):
-            place = f" in problem {where[0]}" if found.status.ndim else ""
-            fail("minimize", argument, rule, got + place, fix)
+    status = np.asarray(found.status)
+    if status.ndim == 0 or (status == BROKEN).all():
+        for code, argument, rule, got, fix in FAULTS:
+            if (status == code).any():
+                fail("minimize", argument, rule, got, fix)
     return found
 
 
@@ -152,24 +161,106 @@ def _minimum(
     output: int,
     problems: tuple[int, ...],
 ) -> Minimum:
-    hull, D = scalar_hull(params, config, output), config.in_dim
-    space = region(constraints, hull, problems)
-    v, space, empty = _inside(space)
+    hull, D, B = scalar_hull(params, config, output), config.in_dim, math.prod(problems)
     if start is not None:
-        wanted = jnp.broadcast_to(start, (*problems, D)).reshape(-1, D)
-        v = _moved(space, v, hull.normalized(wanted))
+        wanted = jnp.broadcast_to(start, (*problems, D)).reshape(B, D)
+        start = hull.normalized(wanted)
+    if B == 0:
+        none, count = jnp.zeros(problems), jnp.zeros(problems, dtype=jnp.int64)
+        return Minimum(jnp.zeros((*problems, D)), none, none, none, count, count)
+
+    def goes_on(state: tuple[jax.Array, Minimum, jax.Array]) -> jax.Array:
+        far, _, settled = state
+        return jnp.any(~settled) & (far < FARTHEST)
+
+    def farther(state: tuple[jax.Array, Minimum, jax.Array]) -> tuple[jax.Array, Minimum, jax.Array]:
+        far, found, settled = state
+        far = jnp.where(far == 0, NEAR if config.strong_convexity > 0 else FAR, GROWTH * far)
+        far = jnp.clip(far, max=FARTHEST)
+        wide = jnp.full((B,), far)
+        wider, enough = _attempt(hull, constraints, start, tol, problems, wide, settled)
+        kept = zip(found, wider, strict=True)
+        found = Minimum(*(jnp.where(settled if a.ndim == 1 else settled[:, None], a, b) for a, b in kept))
+        return far, found, settled | enough
+
+    none, count = jnp.zeros((B,)), jnp.zeros((B,), dtype=jnp.int64)
+    blank = Minimum(jnp.zeros((B, D)), none, none, none, count, count)
+    first = (jnp.zeros(()), blank, jnp.zeros((B,), dtype=bool))
+    _, found, settled = jax.lax.while_loop(goes_on, farther, first)
+    found = _ended(found, settled)
+    return Minimum(*(part.reshape((*problems, *part.shape[1:])) for part in found))
+
+
+def _attempt(
+    hull: ScalarHull,
+    constraints: Any,
+    start: jax.Array | None,
+    tol: float,
+    problems: tuple[int, ...],
+    far: jax.Array,
+    idle: jax.Array,
+) -> tuple[Minimum, jax.Array]:
+    """Return the record, one row a problem, of sets cut off `far` scales away, and whether that was far enough.
+
+    Args:
+        start: (B, D) in normalized units, or None; idle: (B,): problems that nothing is asked about.
+    """
+    space = region(constraints, hull, problems, far)
+    v, space = inside(space, idle)
+    if start is not None:
+        v = _moved(space, v, start)
     offset, factor = hull.output_mean, hull.output_scale
     reach = space.extent() + 2 * jnp.abs(hull.input_mean / hull.input_scale)
     margin = hull.rounding(reach)
+    cut = jnp.any(space.open, axis=-1)
+    tight = cut & (hull.config.strong_convexity == 0)
 
     def goal(best: jax.Array) -> jax.Array:
-        return tol * (1 + jnp.abs(offset + factor * best)) / factor - 2 * margin
+        size = (1 + jnp.abs(offset + factor * best)) / factor
+        wanted = tol * size - 2 * margin
+        close = jnp.maximum(CUT_TOLERANCE * size, 8 * margin)
+        return jnp.where(tight, jnp.minimum(wanted, close), wanted)
 
     def early(best: jax.Array, low: jax.Array) -> jax.Array:
-        return empty
+        return space.empty | idle
 
     path = followed(Problem(hull, space, jnp.zeros_like(reach), goal, early, margin), v)
-    return _reported(path, hull, space, constraints, empty, margin, tol, problems)
+    found = _reported(path, hull, space, constraints, margin, tol, problems)
+    if not space.open.shape[-1]:
+        return found, ~cut
+    return found, ~cut | _far_enough(path, hull, space, found)
+
+
+def _far_enough(path: Path, hull: ScalarHull, space: Region, found: Minimum) -> jax.Array:
+    """Return whether the cuts leave the minimum in, (B,).
+
+    With strong convexity mu it is no further from a point of the set than `2 ||slope|| / mu`, slope a subgradient
+    there. Without, the point must not be at a cut.
+    """
+    z, at = space.place(path.best_v), space.outer(path.best_v)
+    mu = hull.config.strong_convexity
+    if mu > 0:
+        width = jnp.full_like(path.width, LEAST_WIDTH)
+        radius = 2.01 / mu * jnp.linalg.norm(hull.expand(z, width).slope, axis=-1)
+        half = jnp.diagonal(space.basis if space.frame is None else space.frame.basis, axis1=1, axis2=2)
+        near = jnp.concatenate([(1 - at) * half, (1 + at) * half], axis=-1) < radius[:, None]
+    else:
+        near = jnp.concatenate([at > AT_CUT, at < -AT_CUT], axis=-1)
+    return ~jnp.any(space.open & near, axis=-1) & (found.status != EMPTY)
+
+
+def _ended(found: Minimum, settled: jax.Array) -> Minimum:
+    """Return the record after the last cut: what has not settled by then is empty, or has no minimum."""
+    falls = ~settled & (found.status != EMPTY)
+    status = jnp.where(falls & (found.status != BROKEN), UNBOUNDED, found.status)
+    lost, nowhere = status > UNCERTIFIED, (status == EMPTY) | (status == BROKEN)
+    return found._replace(
+        x=jnp.where(nowhere[:, None], jnp.nan, found.x),
+        value=jnp.where(nowhere, jnp.nan, found.value),
+        lower_bound=jnp.where(lost, -jnp.inf, found.lower_bound),
+        gap=jnp.where(lost, jnp.inf, found.gap),
+        status=status,
+    )
 
 
 def _reported(
@@ -177,119 +268,45 @@ def _reported(
     hull: ScalarHull,
     space: Region,
     constraints: Any,
-    empty: jax.Array,
     margin: jax.Array,
     tol: float,
     problems: tuple[int, ...],
 ) -> Minimum:
-    """Return the record of a path's end, in the units of the model."""
+    """Return the record of a path's end, one row a problem, in the units of the model."""
     offset, factor = hull.output_mean, hull.output_scale
     x = hull.input_mean + hull.input_scale * space.place(path.best_v)
+    outside = jnp.zeros_like(space.empty)
     if isinstance(constraints, Box):  # rounding must not lead out of it
-        bounds = [jnp.asarray(side) for side in (constraints.lower, constraints.upper)]
+        bounds = [jnp.asarray(side, jnp.float64) for side in (constraints.lower, constraints.upper)]
         low, high = (jnp.broadcast_to(b, (*problems, x.shape[-1])).reshape(x.shape) for b in bounds)
         x = jnp.minimum(jnp.maximum(x, low), high)
+    if isinstance(constraints, Polytope):
+        outside = _outside(x, hull, constraints, problems)
     value = offset + factor * hull.value(hull.normalized(x))
     lower = offset + factor * path.low
     gap = value - lower + factor * margin
-    sides = jnp.concatenate([path.best_v > 0.9, path.best_v < -0.9], axis=-1)
-    falls = jnp.zeros_like(empty)
-    if space.open.shape[-1]:
-        half = offset + factor * hull.value(space.place(0.5 * path.best_v))
-        falls = jnp.any(space.open & sides, axis=-1) & (half - value > tol * (1 + jnp.abs(value)))
+    gap = jnp.where(outside, jnp.inf, gap)
     broken = ~(jnp.isfinite(value) & jnp.isfinite(path.best))
     status = jnp.where(gap <= tol * (1 + jnp.abs(value)), SOLVED, UNCERTIFIED)
-    for code, which in ((BROKEN, broken), (UNBOUNDED, falls), (EMPTY, empty)):
+    for code, which in ((BROKEN, broken), (EMPTY, space.empty)):
         status = jnp.where(which, code, status)
-    lost = status > UNCERTIFIED
-    lower, gap = jnp.where(lost, -jnp.inf, lower), jnp.where(lost, jnp.inf, gap)
-    shape = problems
-    return Minimum(
-        x.reshape(*shape, -1),
-        value.reshape(shape),
-        lower.reshape(shape),
-        gap.reshape(shape),
-        path.iterations.reshape(shape),
-        status.reshape(shape),
-    )
+    return Minimum(x, value, lower, gap, path.iterations, status)
 
 
-@dataclass(frozen=True, eq=False)
-class MostViolated:
-    """`max_i rows_i . v - heights_i`, rows of each problem: negative inside a polytope. Methods as `ScalarHull`."""
-
-    rows: jax.Array
-    heights: jax.Array
-
-    def _groups(self, z: jax.Array) -> jax.Array:
-        each = z.reshape(len(self.rows), -1, z.shape[-1])
-        return (each @ jnp.swapaxes(self.rows, 1, 2) - self.heights[:, None]).reshape(len(z), -1)
-
-    def value(self, z: jax.Array) -> jax.Array:
-        return jnp.max(self._groups(z), axis=-1)
-
-    def smooth(self, z: jax.Array, width: jax.Array) -> jax.Array:
-        return bent_maximum(self._groups(z), width, None).value
-
-    def expand(self, z: jax.Array, width: jax.Array) -> Expansion:
-        _, weights, bend, drift = bent_maximum(self._groups(z), width, None)
-        slopes = jnp.swapaxes(self.rows, 1, 2)
-        among = centred(slopes, bend)
-        curvature = jnp.einsum("ndp,np,nep->nde", among, bend, among)
-        moved = jnp.einsum("ndp,np->nd", slopes, drift)
-        slope = jnp.einsum("ndp,np->nd", slopes, weights)
-        return Expansion(slope, curvature, moved, [], slopes, weights, bend, drift)
-
-    def tangent(self, at: Expansion, z: jax.Array, step: jax.Array, change: jax.Array) -> Tangent:
-        moved = centred(jnp.einsum("ndp,nd->np", at.jacobian, step), at.weight_curvature)
-        weights = at.weights + at.weight_curvature * moved + change[:, None] * at.weight_drift
-        weights = jnp.clip(weights, 0.0)
-        return Tangent([], weights / jnp.sum(weights, axis=-1, keepdims=True), z + step)
-
-    def minorant(self, z: jax.Array, tangent: Tangent) -> tuple[jax.Array, jax.Array]:
-        slope = jnp.einsum("np,npd->nd", tangent.weights, self.rows)
-        return jnp.sum(tangent.weights * self._groups(z), axis=-1), slope
-
-    def square(self, z: jax.Array, tangent: Tangent) -> tuple[jax.Array, jax.Array]:
-        return jnp.zeros_like(z[:, 0]), jnp.zeros_like(z)
-
-
-def _inside(space: Region) -> tuple[jax.Array, Region, jax.Array]:
-    """Return a point inside, the region with rows that leave one, and which problems have none."""
-    count = space.general
-    if count == 0:
-        return space.start, space, space.empty
-    rows, heights = space.rows[:, :count], space.heights[:, :count]
-    eye = jnp.eye(space.rows.shape[-1])
-    cube = replace(
-        space,
-        center=jnp.zeros_like(space.start),
-        basis=jnp.broadcast_to(eye, (len(rows), *eye.shape)),
-        rows=space.rows[:, count:],
-        heights=space.heights[:, count:],
-        general=0,
-    )
-    size = jnp.max(jnp.abs(heights), axis=-1) + rows.shape[-1]
-    margin = 16 * rows.shape[-1] * EPSILON * size
-
-    def early(best: jax.Array, low: jax.Array) -> jax.Array:
-        return (low > 0) | ((best < 0) & (best < 0.5 * low)) | space.empty
-
-    def goal(best: jax.Array) -> jax.Array:
-        return jnp.full_like(best, 0.1 * SLACK)
-
-    path = followed(
-        Problem(MostViolated(rows, heights), cube, jnp.zeros_like(space.start), goal, early, margin),
-        space.start,
-    )
-    slack = jnp.clip(path.best + SLACK, 0.0)[:, None]
-    sides = space.heights[:, count:]
-    moved = replace(space, heights=jnp.concatenate([heights + slack, sides], axis=1))
-    return path.best_v, moved, space.empty | (path.low > 0)
+def _outside(x: jax.Array, hull: ScalarHull, polytope: Polytope, problems: tuple[int, ...]) -> jax.Array:
+    """Return whether points, (B, D), break a row by more than the rounding of x and of the row."""
+    A, b = jnp.asarray(polytope.A, jnp.float64), jnp.asarray(polytope.b, jnp.float64)
+    A = jnp.broadcast_to(A, (*problems, *A.shape[-2:])).reshape(len(x), *A.shape[-2:])
+    b = jnp.broadcast_to(b, (*problems, b.shape[-1])).reshape(len(x), b.shape[-1])
+    sizes = jnp.abs(x) + jnp.abs(hull.input_mean) + hull.input_scale
+    rounding = jnp.abs(b) + jnp.einsum("bmd,bd->bm", jnp.abs(A), sizes)
+    left = jnp.einsum("bmd,bd->bm", A, x) - b
+    return jnp.any(left > 4 * (x.shape[-1] + 8) * EPSILON * rounding, axis=-1)
 
 
 def _moved(space: Region, v: jax.Array, z: jax.Array) -> jax.Array:
-    """Return the point nine tenths of the way from v towards z, or as far as the region goes."""
+    """Return the point nine tenths of the way from v towards z, or as far as the region goes; v for a z not finite."""
+    z = jnp.where(jnp.isfinite(z), z, space.place(v))
     step = jnp.einsum("bij,bj->bi", jnp.linalg.pinv(space.basis), z - space.center) - v
     return v + jnp.clip(0.9 * space.reach(v, step), max=1.0)[:, None] * step
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._checks import describe, fail
-from .interior import Path, Problem, followed
-from .minorants import EPSILON, Expansion, ScalarHull, Tangent, checked_output, scalar_hull
-from .regions import SLACK, Region, region
-from .sets import Box, Constraints, checked_set
-from .smoothing import bent_maximum, centred
+from .interior import LEAST_WIDTH, Path, Problem, followed
+from .minorants import EPSILON, ScalarHull, checked_output, scalar_hull
+from .polytopes import inside
+from .regions import FARTHEST, Region, region
+from .sets import Box, Constraints, Polytope, checked_set
 
 SOLVED, UNCERTIFIED, EMPTY, UNBOUNDED, BROKEN = range(5)
 LARGEST_TOLERANCE = 1.0
+FAR = 1e3  # input scales from the mean of the inputs: where coordinates without a bound are cut off first
+NEAR = 10.0  # with strong convexity, which tells whether that was far enough
+GROWTH = 32.0  # of a cut, up to FARTHEST, that the point is at, or outside of which the set lies
+AT_CUT = 0.9  # of the way to it
+CUT_TOLERANCE = 1e-9  # of the gap, where a set is cut: a slope along it must drive the point to the cut
 
 
 class Minimum(NamedTuple):
@@ -28,8 +33,9 @@ class Minimum(NamedTuple):
         lower_bound: `[...]`: no point of the set has a lower value.
         gap: `[...]`: at least `value - min`.
         iterations: steps of Newton's method, int64 `[...]`.
-        status: int64 `[...]`: 0 the gap is within tol; 1 it is not; 2 the set is empty; 3 the hull falls without end in
-            it; 4 values are not finite. lower_bound is -inf and gap is inf at 2, 3 and 4.
+        status: int64 `[...]`: 0 the gap is within tol; 1 it is not, inf where no point of a polytope was found up to
+            rounding; 2 the set is empty, or no set (a negative radius, NaN); 3 the hull falls without end in it; 4
+            values are not finite. lower_bound is -inf and gap inf at 2, 3 and 4, x and value NaN at 2 and 4.
     """
 
     x: Tensor
@@ -53,8 +59,10 @@ def minimize(
     Guarantee: `value - gap <= min <= value`, up to `gap` of rounding: lower_bound is the least value over the set of an
     affine function that lies nowhere above the hull, lowered by a first-order bound on its own rounding in float64
     (tests/contract/test_minimize.py, against Clarabel). The hull is the one with the given weights, computed in
-    float64. Coordinates of a set without a bound are cut off at `regions.FAR` input scales from the mean of the inputs;
-    convexity carries the bound on: r times as far out nothing is lower than `value - r gap`.
+    float64. A set without a bound is cut off, further and further out while the point is at a cut, up to `FARTHEST`
+    input scales from the mean of the inputs. With strong convexity the cut leaves no lower point out; without, the
+    interval is of the part within the cut, of `FAR` scales at least, and convexity carries it on: r times as far out
+    nothing is lower than `value - r gap`.
 
     Args:
         model: a `VectorHull` or `FoldedHull`.
@@ -65,8 +73,8 @@ def minimize(
 
     Raises:
         TypeError: no hull, no set, x0 no array of numbers.
-        ValueError: dimensions do not match, tol is not in (0, 1], weights are not finite; the set is empty, or the hull
-            has no minimum in it.
+        ValueError: dimensions do not match, tol is not in (0, 1], weights are not finite; of a single problem that the
+            set is empty, or that the hull has no minimum in it: a batch tells that in `status`.
 
     >>> from convexmoe_torch import Box, VectorHull
     >>> found = minimize(VectorHull(2, petals=3, out_dim=1), Box([-1.0, -1.0], [1.0, 1.0]))
@@ -74,11 +82,10 @@ def minimize(
     True
     """
     found = minimized(model, constraints, x0, tol, output=output)
-    for status, argument, rule, got, fix in FAULTS:
-        where = torch.nonzero(found.status.reshape(-1) == status)
-        if len(where):
-            place = f" in problem {int(where[0, 0])}" if found.status.ndim else ""
-            fail("minimize", argument, rule, got + place, fix)
+    if found.status.ndim == 0 or bool((found.status == BROKEN).all()):
+        for code, argument, rule, got, fix in FAULTS:
+            if bool((found.status == code).any()):
+                fail("minimize", argument, rule, got, fix)
     return found
 
 
@@ -108,30 +115,95 @@ def minimized(
     if x0 is not None:
         start = checked_point("minimize", x0, D, problems)
         problems = torch.broadcast_shapes(problems, start.shape[:-1])
-    return _minimum(scalar_hull(model, chosen), constraints, start, tol, problems)
-
-
-def _minimum(
-    hull: ScalarHull, constraints: Any, start: Tensor | None, tol: float, problems: tuple[int, ...]
-) -> Minimum:
-    D = hull.config.in_dim
-    space = region(constraints, hull, problems)
-    v, space, empty = _inside(space)
+    hull, B = scalar_hull(model, chosen), math.prod(problems)
     if start is not None:
-        wanted = torch.broadcast_to(start.to(v), (*problems, D)).reshape(-1, D)
-        v = _moved(space, v, hull.normalized(wanted))
+        wanted = torch.broadcast_to(start.to(hull.input_mean), (*problems, D)).reshape(B, D)
+        start = hull.normalized(wanted)
+    if B == 0:
+        none, count = hull.input_mean.new_zeros(problems), torch.zeros(problems, dtype=torch.int64)
+        return Minimum(none[..., None].expand(*problems, D), none, none, none, count, count)
+    far = hull.input_mean.new_full((B,), NEAR if hull.config.strong_convexity > 0 else FAR)
+    found, settled = _attempt(hull, constraints, start, tol, problems, far, torch.zeros_like(far) > 0)
+    while not bool(torch.all(settled)) and float(far[0]) < FARTHEST:
+        far = torch.clamp(GROWTH * far, max=FARTHEST)
+        wider, enough = _attempt(hull, constraints, start, tol, problems, far, settled)
+        kept = zip(found, wider, strict=True)
+        found = Minimum(*(torch.where(settled if a.ndim == 1 else settled[:, None], a, b) for a, b in kept))
+        settled = settled | enough
+    found = _ended(found, settled)
+    return Minimum(*(part.reshape((*problems, *part.shape[1:])) for part in found))
+
+
+def _attempt(
+    hull: ScalarHull,
+    constraints: Any,
+    start: Tensor | None,
+    tol: float,
+    problems: tuple[int, ...],
+    far: Tensor,
+    idle: Tensor,
+) -> tuple[Minimum, Tensor]:
+    """Return the record, one row a problem, of sets cut off `far` scales away, and whether that was far enough.
+
+    Args:
+        start: (B, D) in normalized units, or None; idle: (B,): problems that nothing is asked about.
+    """
+    space = region(constraints, hull, problems, far)
+    v, space = inside(space, idle)
+    if start is not None:
+        v = _moved(space, v, start)
     offset, factor = hull.output_mean, hull.output_scale
     reach = space.extent() + 2 * torch.abs(hull.input_mean / hull.input_scale)
     margin = hull.rounding(reach)
+    cut = torch.any(space.open, dim=-1)
+    tight = cut & (hull.config.strong_convexity == 0)
 
     def goal(best: Tensor) -> Tensor:
-        return tol * (1 + torch.abs(offset + factor * best)) / factor - 2 * margin
+        size = (1 + torch.abs(offset + factor * best)) / factor
+        wanted = tol * size - 2 * margin
+        close = torch.maximum(CUT_TOLERANCE * size, 8 * margin)
+        return torch.where(tight, torch.minimum(wanted, close), wanted)
 
     def early(best: Tensor, low: Tensor) -> Tensor:
-        return empty
+        return space.empty | idle
 
     path = followed(Problem(hull, space, torch.zeros_like(reach), goal, early, margin), v)
-    return _reported(path, hull, space, constraints, empty, margin, tol, problems)
+    found = _reported(path, hull, space, constraints, margin, tol, problems)
+    if not space.open.shape[-1]:
+        return found, ~cut
+    return found, ~cut | _far_enough(path, hull, space, found)
+
+
+def _far_enough(path: Path, hull: ScalarHull, space: Region, found: Minimum) -> Tensor:
+    """Return whether the cuts leave the minimum in, (B,).
+
+    With strong convexity mu it is no further from a point of the set than `2 ||slope|| / mu`, slope a subgradient
+    there. Without, the point must not be at a cut.
+    """
+    z, at = space.place(path.best_v), space.outer(path.best_v)
+    mu = hull.config.strong_convexity
+    if mu > 0:
+        width = torch.full_like(path.width, LEAST_WIDTH)
+        radius = 2.01 / mu * torch.linalg.vector_norm(hull.expand(z, width).slope, dim=-1)
+        half = torch.diagonal(space.basis if space.frame is None else space.frame.basis, dim1=1, dim2=2)
+        near = torch.cat([(1 - at) * half, (1 + at) * half], dim=-1) < radius[:, None]
+    else:
+        near = torch.cat([at > AT_CUT, at < -AT_CUT], dim=-1)
+    return ~torch.any(space.open & near, dim=-1) & (found.status != EMPTY)
+
+
+def _ended(found: Minimum, settled: Tensor) -> Minimum:
+    """Return the record after the last cut: what has not settled by then is empty, or has no minimum."""
+    falls = ~settled & (found.status != EMPTY)
+    status = torch.where(falls & (found.status != BROKEN), UNBOUNDED, found.status)
+    lost, nowhere = status > UNCERTIFIED, (status == EMPTY) | (status == BROKEN)
+    return found._replace(
+        x=torch.where(nowhere[:, None], torch.nan, found.x),
+        value=torch.where(nowhere, torch.nan, found.value),
+        lower_bound=torch.where(lost, -torch.inf, found.lower_bound),
+        gap=torch.where(lost, torch.inf, found.gap),
+        status=status,
+    )
 
 
 def _reported(
@@ -139,119 +211,45 @@ def _reported(
     hull: ScalarHull,
     space: Region,
     constraints: Any,
-    empty: Tensor,
     margin: Tensor,
     tol: float,
     problems: tuple[int, ...],
 ) -> Minimum:
-    """Return the record of a path's end, in the units of the model."""
+    """Return the record of a path's end, one row a problem, in the units of the model."""
     offset, factor = hull.output_mean, hull.output_scale
     x = hull.input_mean + hull.input_scale * space.place(path.best_v)
+    outside = torch.zeros_like(space.empty)
     if isinstance(constraints, Box):  # rounding must not lead out of it
         bounds = [torch.as_tensor(side).to(x) for side in (constraints.lower, constraints.upper)]
         low, high = (torch.broadcast_to(b, (*problems, x.shape[-1])).reshape(x.shape) for b in bounds)
         x = torch.minimum(torch.maximum(x, low), high)
+    if isinstance(constraints, Polytope):
+        outside = _outside(x, hull, constraints, problems)
     value = offset + factor * hull.value(hull.normalized(x))
     lower = offset + factor * path.low
     gap = value - lower + factor * margin
-    sides = torch.cat([path.best_v > 0.9, path.best_v < -0.9], dim=-1)
-    falls = torch.zeros_like(empty)
-    if space.open.shape[-1]:
-        half = offset + factor * hull.value(space.place(0.5 * path.best_v))
-        falls = torch.any(space.open & sides, dim=-1) & (half - value > tol * (1 + torch.abs(value)))
+    gap = torch.where(outside, torch.inf, gap)
     broken = ~(torch.isfinite(value) & torch.isfinite(path.best))
     status = torch.where(gap <= tol * (1 + torch.abs(value)), SOLVED, UNCERTIFIED)
-    for code, which in ((BROKEN, broken), (UNBOUNDED, falls), (EMPTY, empty)):
+    for code, which in ((BROKEN, broken), (EMPTY, space.empty)):
         status = torch.where(which, code, status)
-    lost = status > UNCERTIFIED
-    lower, gap = torch.where(lost, -torch.inf, lower), torch.where(lost, torch.inf, gap)
-    shape = problems
-    return Minimum(
-        x.reshape(*shape, -1),
-        value.reshape(shape),
-        lower.reshape(shape),
-        gap.reshape(shape),
-        path.iterations.reshape(shape),
-        status.reshape(shape),
-    )
+    return Minimum(x, value, lower, gap, path.iterations, status)
 
 
-@dataclass(frozen=True, eq=False)
-class MostViolated:
-    """`max_i rows_i . v - heights_i`, rows of each problem: negative inside a polytope. Methods as `ScalarHull`."""
-
-    rows: Tensor
-    heights: Tensor
-
-    def _groups(self, z: Tensor) -> Tensor:
-        each = z.reshape(len(self.rows), -1, z.shape[-1])
-        return (each @ self.rows.transpose(1, 2) - self.heights[:, None]).reshape(len(z), -1)
-
-    def value(self, z: Tensor) -> Tensor:
-        return torch.amax(self._groups(z), dim=-1)
-
-    def smooth(self, z: Tensor, width: Tensor) -> Tensor:
-        return bent_maximum(self._groups(z), width, None).value
-
-    def expand(self, z: Tensor, width: Tensor) -> Expansion:
-        _, weights, bend, drift = bent_maximum(self._groups(z), width, None)
-        slopes = self.rows.transpose(1, 2)
-        among = centred(slopes, bend)
-        curvature = torch.einsum("ndp,np,nep->nde", among, bend, among)
-        moved = torch.einsum("ndp,np->nd", slopes, drift)
-        slope = torch.einsum("ndp,np->nd", slopes, weights)
-        return Expansion(slope, curvature, moved, [], slopes, weights, bend, drift)
-
-    def tangent(self, at: Expansion, z: Tensor, step: Tensor, change: Tensor) -> Tangent:
-        moved = centred(torch.einsum("ndp,nd->np", at.jacobian, step), at.weight_curvature)
-        weights = at.weights + at.weight_curvature * moved + change[:, None] * at.weight_drift
-        weights = torch.clamp(weights, min=0.0)
-        return Tangent([], weights / torch.sum(weights, dim=-1, keepdim=True), z + step)
-
-    def minorant(self, z: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
-        slope = torch.einsum("np,npd->nd", tangent.weights, self.rows)
-        return torch.sum(tangent.weights * self._groups(z), dim=-1), slope
-
-    def square(self, z: Tensor, tangent: Tangent) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(z[:, 0]), torch.zeros_like(z)
-
-
-def _inside(space: Region) -> tuple[Tensor, Region, Tensor]:
-    """Return a point inside, the region with rows that leave one, and which problems have none."""
-    count = space.general
-    if count == 0:
-        return space.start, space, space.empty
-    rows, heights = space.rows[:, :count], space.heights[:, :count]
-    eye = torch.eye(space.rows.shape[-1], dtype=rows.dtype, device=rows.device)
-    cube = replace(
-        space,
-        center=torch.zeros_like(space.start),
-        basis=eye.expand(len(rows), -1, -1),
-        rows=space.rows[:, count:],
-        heights=space.heights[:, count:],
-        general=0,
-    )
-    size = torch.amax(torch.abs(heights), dim=-1) + rows.shape[-1]
-    margin = 16 * rows.shape[-1] * EPSILON * size
-
-    def early(best: Tensor, low: Tensor) -> Tensor:
-        return (low > 0) | ((best < 0) & (best < 0.5 * low)) | space.empty
-
-    def goal(best: Tensor) -> Tensor:
-        return torch.full_like(best, 0.1 * SLACK)
-
-    path = followed(
-        Problem(MostViolated(rows, heights), cube, torch.zeros_like(space.start), goal, early, margin),
-        space.start,
-    )
-    slack = torch.clamp(path.best + SLACK, min=0.0)[:, None]
-    sides = space.heights[:, count:]
-    moved = replace(space, heights=torch.cat([heights + slack, sides], dim=1))
-    return path.best_v, moved, space.empty | (path.low > 0)
+def _outside(x: Tensor, hull: ScalarHull, polytope: Polytope, problems: tuple[int, ...]) -> Tensor:
+    """Return whether points, (B, D), break a row by more than the rounding of x and of the row."""
+    A, b = torch.as_tensor(polytope.A).to(x), torch.as_tensor(polytope.b).to(x)
+    A = torch.broadcast_to(A, (*problems, *A.shape[-2:])).reshape(len(x), *A.shape[-2:])
+    b = torch.broadcast_to(b, (*problems, b.shape[-1])).reshape(len(x), b.shape[-1])
+    sizes = torch.abs(x) + torch.abs(hull.input_mean) + hull.input_scale
+    rounding = torch.abs(b) + torch.einsum("bmd,bd->bm", torch.abs(A), sizes)
+    left = torch.einsum("bmd,bd->bm", A, x) - b
+    return torch.any(left > 4 * (x.shape[-1] + 8) * EPSILON * rounding, dim=-1)
 
 
 def _moved(space: Region, v: Tensor, z: Tensor) -> Tensor:
-    """Return the point nine tenths of the way from v towards z, or as far as the region goes."""
+    """Return the point nine tenths of the way from v towards z, or as far as the region goes; v for a z not finite."""
+    z = torch.where(torch.isfinite(z), z, space.place(v))
     step = torch.einsum("bij,bj->bi", torch.linalg.pinv(space.basis), z - space.center) - v
     return v + torch.clamp(0.9 * space.reach(v, step), max=1.0)[:, None] * step
 

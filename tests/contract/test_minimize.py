@@ -133,7 +133,11 @@ def test_control_a_wrong_bound_is_caught(backend, replace, fault):
         replace(package.minorants, "gain", lambda slope, name: kept_gain(slope, name) + 0.01)
     else:  # the least value over a smaller set
         least = package.regions.Region.least
-        replace(package.regions.Region, "least", lambda region, slope, by: 0.9 * least(region, slope, by))
+
+        def smaller(region, slope, v, by):
+            return least(region, slope, 0.9 * v, by)
+
+        replace(package.regions.Region, "least", smaller)
     jax.clear_caches()
     found = package.minimization.minimized(backend.model(fields, weights), sets(backend, "Box", many))
     found = {name: backend.numpy(value) for name, value in found._asdict().items()}

@@ -1,0 +1,188 @@
+"""`minimize` on hard sets: polytopes without an inside or nearly so, far or endless ones, numbers that are none."""
+
+import cases
+import jax
+import numpy as np
+import programs
+import pytest
+
+D, ROWS = 3, 14
+
+
+def made(backend, **changes):
+    """A hull, its fields and weights, with normalization so that the two kinds of unit differ."""
+    units = {k: v[:1] if k.startswith("output") else v[:D] for k, v in cases.UNITS.items()}
+    fields = {"in_dim": D, "out_dim": 1, "petals": 4, "temperature": "learned", "normalization": units}
+    fields = cases.fields(**fields | changes)
+    weights = cases.random_weights(fields)
+    return backend.model(fields, weights), fields, weights
+
+
+def point(seed=0):
+    """A point near the mean of the inputs."""
+    units = {name: np.array(value[:D]) for name, value in cases.UNITS.items()}
+    return units["input_mean"] + units["input_scale"] * np.random.default_rng(seed).normal(size=D)
+
+
+def equation(row, value, thickness=0.0):
+    """`value <= row . x <= value + thickness` as two rows."""
+    return np.array([row, [-r for r in row]], float), np.array([value + thickness, -value])
+
+
+def box(center, half):
+    return np.concatenate([np.eye(D), -np.eye(D)]), np.concatenate([center + half, half - center])
+
+
+def joined(*parts):
+    """One polytope of several, with rows that say nothing up to `ROWS`."""
+    A, b = (np.concatenate(pair) for pair in zip(*parts, strict=True))
+    rest = ROWS - len(A)
+    return np.concatenate([A, np.zeros((rest, D))]), np.concatenate([b, np.zeros(rest)])
+
+
+def cone(seed, turns):
+    """D + 1 rows, all 0 at one point and at no other."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(D, D))
+    rows = np.concatenate([rows, -rng.uniform(0.1, 1.0, (1, D)) @ rows]) * turns
+    return rows, rows @ point(seed)
+
+
+def flats():
+    """Polytopes that have no inside, or hardly one."""
+    c, row = point(), [1.0, -2.0, 0.5]
+    found = {
+        "equation": joined(equation(row, row @ c)),
+        "equation in a box": joined(equation(row, row @ c), box(c, 1.0)),
+        "two equations": joined(equation(row, row @ c), equation([0, 1, 1], c[1] + c[2]), box(c, 2.0)),
+        "point": joined(box(c, 0.0)),
+        "cone": joined(cone(1, 1.0)),
+        "cone in other units": joined(cone(2, 1e5)),
+        "simplex": joined(equation([1, 1, 1], 4.0), (-np.eye(D), np.zeros(D))),
+        "three rows": joined((np.array([[1.0, 1, 0], [-1, 1, 0], [0, -1, 0]]), np.array([2.0, 0, -1]))),
+        "far": joined(equation([1, 1, 1], 1e4), (-np.eye(D), np.zeros(D))),
+    }
+    thin = {
+        f"thin {e:g}": joined(equation(row, row @ c, e), box(c, 1.0)) for e in 10.0 ** np.arange(-14, -1, 2)
+    }
+    return found | thin
+
+
+def batch(backend, many):
+    return backend.package.Polytope(*[np.stack(part) for part in zip(*many, strict=True)])
+
+
+def faults(found, many, optima):
+    """Which intervals miss what Clarabel finds, and which points are outside by more than rounding."""
+    names = []
+    for k, ((A, b), optimum) in enumerate(zip(many, optima, strict=True)):
+        value, gap, x = (np.asarray(found[name])[k] for name in ("value", "gap", "x"))
+        allowed = 1e-7 * (1 + abs(value))
+        size = np.abs(A) @ (np.abs(x) + 10) + np.abs(b) + 1e-300
+        held = ((A @ x - b) / size).max() <= 1e-14
+        if optimum is not None and not (held and value - gap - allowed <= optimum <= value + allowed):
+            names.append(k)
+    return names
+
+
+def solved(backend, model, many, **options):
+    found = backend.package.minimization.minimized(model, batch(backend, many), **options)
+    return {name: backend.numpy(value) for name, value in found._asdict().items()}
+
+
+def test_a_polytope_without_an_inside(backend):
+    """Equations as two rows, points, cones, thin slabs: the interval holds, the point satisfies the rows."""
+    model, fields, weights = made(backend, strong_convexity=0.2)
+    many = list(flats().values())
+    optima = [programs.optimum(weights, fields, "Polytope", given) for given in many]
+    assert sum(optimum is not None for optimum in optima) >= len(many) - 3
+    found = solved(backend, model, many)
+    assert faults(found, many, optima) == [] and (found["status"] == 0).all()
+    exact = backend.package.minimize(model, backend.package.Simplex(4.0), tol=1e-8)
+    k = list(flats()).index("simplex")
+    assert abs(float(exact.value) - found["value"][k]) <= found["gap"][k] + float(exact.gap)
+
+
+@pytest.mark.parametrize("fault", ["loose", "bound"])
+def test_control_a_looser_polytope_is_caught(backend, replace, fault):
+    """Rows moved out, as they once were, and a bound over a smaller set."""
+    model, fields, weights = made(backend, strong_convexity=0.2)
+    many = list(flats().values())[:6]
+    optima = [programs.optimum(weights, fields, "Polytope", given) for given in many]
+    package = backend.package
+    if fault == "loose":
+        kept = package.regions._scaled
+
+        def looser(A, b):
+            A, b = kept(A, b)
+            return A, b + 1e-6
+
+        replace(package.regions, "_scaled", looser)
+    else:
+        kept_least = package.regions.Frame.least
+
+        def least(frame, slope, w, by):
+            return kept_least(frame, slope, w, by) + 1e-3
+
+        replace(package.regions.Frame, "least", least)
+    jax.clear_caches()
+    found = solved(backend, model, many)
+    jax.clear_caches()
+    assert faults(found, many, optima) != []
+
+
+def far():
+    """Polytopes far from the data or wide, in the units of the input."""
+    wide = np.array([[1.0, 1, 0], [1, -1, 0], [-1, 1, 0], [-1, -1, 0], [0, 0, 1], [0, 0, -1]])
+    return {
+        "orthant": joined((-np.eye(D), np.zeros(D)), (-np.ones((1, D)), np.array([-2500.0]))),
+        "further": joined((-np.eye(D), np.zeros(D)), (-np.ones((1, D)), np.array([-4e5]))),
+        "wide": joined(box(np.zeros(D), 2e5)),
+        "wide and turned": joined((wide, np.full(6, 2e5))),
+        "half space": joined((np.array([[-1.0, 0, 0]]), np.array([-3e4]))),
+    }
+
+
+def test_a_far_or_wide_polytope(backend):
+    """Cuts move out while the point is at them; the least value of a strongly convex hull over a far set is known."""
+    model, fields, weights = made(backend, strong_convexity=0.2)
+    many = list(far().values())
+    found = solved(backend, model, many)
+    optima = [programs.optimum(weights, fields, "Polytope", given) for given in many]
+    assert sum(optimum is not None for optimum in optima) >= 3
+    assert (found["status"] == 0).all() and faults(found, many, optima) == []
+
+
+def falling(backend, slope, **changes):
+    """A hull of one input that is affine, up to a square."""
+    fields = cases.fields(**{"in_dim": 1, "out_dim": 1, "petals": 1} | changes)
+    weights = {name: np.zeros_like(value) for name, value in cases.random_weights(fields).items()}
+    weights["readout.raw_weight"] = weights["readout.raw_weight"] - 1e3
+    weights["readout.weight"] = weights["readout.weight"] + slope
+    return backend.model(fields, weights)
+
+
+@pytest.mark.parametrize("slope", [-1e-8, -1.0])
+def test_a_hull_that_falls_without_end_is_found_at_any_tolerance(backend, slope):
+    package, model = backend.package, falling(backend, slope)
+    for low, tol in (([-np.inf], 1.0), ([0.0], 1e-6)):
+        with pytest.raises(ValueError, match="one without a minimum"):
+            package.minimize(model, package.Box(low, [np.inf]), tol=tol)
+
+
+@pytest.mark.parametrize("at", [5.0, 950.0, 3e4, 1e7])
+def test_a_far_minimum_of_a_strongly_convex_hull(backend, at):
+    model, whole = falling(backend, -0.5 * at, strong_convexity=0.5), ([-np.inf], [np.inf])
+    found = backend.package.minimize(model, backend.package.Box(*whole))
+    least = -0.25 * at * at + float(backend.apply(model, np.zeros((1, 1)))[0, 0])
+    value, gap = float(found.value), float(found.gap)
+    assert value - gap <= least + 1e-12 * at * at and least <= value + 1e-12 * at * at
+    assert int(found.status) == 0
+
+
+def test_control_a_cut_that_stays_misses_a_far_minimum(backend, replace):
+    replace(backend.package.minimization, "FARTHEST", 1e3)
+    jax.clear_caches()
+    with pytest.raises(ValueError, match="one without a minimum"):
+        test_a_far_minimum_of_a_strongly_convex_hull(backend, 3e4)
+    jax.clear_caches()
