@@ -199,8 +199,10 @@ class ScalarHull:
         assert size is not None
         g_NP = jnp.abs(self.bias) + reach_ND @ jnp.abs(self.weight) + self._read(size) + jnp.abs(self.shifts)
         square = 0.5 * config.strong_convexity * jnp.sum(reach_ND * reach_ND, axis=-1)
+        entropy = 0.0 if self.temperature is None else self.temperature * (math.log(config.petals) + 1)
         operations = 2 * (config.in_dim + config.hidden_dim + 8) * (len(self.layers) + 1) + 4 * config.petals
-        return EPSILON * operations * (jnp.max(g_NP, axis=-1) + square)
+        own = EPSILON * operations * (jnp.max(g_NP, axis=-1) + square + entropy)
+        return own + 4 * EPSILON * jnp.abs(self.output_mean / self.output_scale)
 
     def normalized(self, x_ND: jax.Array) -> jax.Array:
         """Return x in normalized units."""

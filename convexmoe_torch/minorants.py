@@ -199,8 +199,10 @@ class ScalarHull:
         assert size is not None
         g_NP = self.bias.abs() + reach_ND @ self.weight.abs() + self._read(size) + self.shifts.abs()
         square = 0.5 * config.strong_convexity * torch.sum(reach_ND * reach_ND, dim=-1)
+        entropy = 0.0 if self.temperature is None else self.temperature * (math.log(config.petals) + 1)
         operations = 2 * (config.in_dim + config.hidden_dim + 8) * (len(self.layers) + 1) + 4 * config.petals
-        return EPSILON * operations * (torch.amax(g_NP, dim=-1) + square)
+        own = EPSILON * operations * (torch.amax(g_NP, dim=-1) + square + entropy)
+        return own + 4 * EPSILON * torch.abs(self.output_mean / self.output_scale)
 
     def normalized(self, x_ND: Tensor) -> Tensor:
         """Return x in normalized units."""

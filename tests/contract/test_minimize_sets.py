@@ -1,5 +1,7 @@
 """`minimize` on hard sets: polytopes without an inside or nearly so, far or endless ones, numbers that are none."""
 
+import decimal
+
 import cases
 import jax
 import numpy as np
@@ -153,12 +155,14 @@ def test_a_far_or_wide_polytope(backend):
     assert (found["status"] == 0).all() and faults(found, many, optima) == []
 
 
-def falling(backend, slope, **changes):
-    """A hull of one input that is affine, up to a square."""
+def falling(backend, slope, raw_temperature=0.0, **changes):
+    """A hull of one input whose petals are affine, up to a square."""
     fields = cases.fields(**{"in_dim": 1, "out_dim": 1, "petals": 1} | changes)
     weights = {name: np.zeros_like(value) for name, value in cases.random_weights(fields).items()}
     weights["readout.raw_weight"] = weights["readout.raw_weight"] - 1e3
     weights["readout.weight"] = weights["readout.weight"] + slope
+    if "raw_temperature" in weights:
+        weights["raw_temperature"] = weights["raw_temperature"] + raw_temperature
     return backend.model(fields, weights)
 
 
@@ -186,3 +190,26 @@ def test_control_a_cut_that_stays_misses_a_far_minimum(backend, replace):
     with pytest.raises(ValueError, match="one without a minimum"):
         test_a_far_minimum_of_a_strongly_convex_hull(backend, 3e4)
     jax.clear_caches()
+
+
+@pytest.mark.parametrize("temperature", [1e3, 1e6, 1e10])
+def test_a_high_temperature_is_rounded_within_the_gap(backend, temperature):
+    """At single points, against the mean of exponentials in 60 digits: what cancels there is of the size of T log P."""
+    slopes = np.array([[1.0, -2.0, 0.3, 0.7, -0.1]])[..., None]
+    learned = "learned" if temperature > 1e6 else temperature  # a fixed one is at most that
+    model = falling(backend, slopes, temperature, petals=5, group_size=1, temperature=learned)
+    at = np.linspace(-3, 3, 41)[:, None]
+    found = backend.package.minimize(model, backend.package.Box(at, at))
+    shifts = backend.numpy(model.params["shifts"])
+    with decimal.localcontext(prec=60):
+        T = decimal.Decimal(temperature)
+        for x, value, gap in zip(
+            at[:, 0], *(backend.numpy(v) for v in (found.value, found.gap)), strict=True
+        ):
+            groups = [
+                decimal.Decimal(s) * decimal.Decimal(x) + decimal.Decimal(c)
+                for s, c in zip(slopes.ravel().tolist(), shifts.tolist(), strict=True)
+            ]
+            exact = T * (sum((g / T).exp() for g in groups) / 5).ln()
+            value, gap = decimal.Decimal(float(value)), decimal.Decimal(float(gap))
+            assert value - gap <= exact <= value + gap
