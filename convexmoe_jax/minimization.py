@@ -312,21 +312,26 @@ def _moved(space: Region, v: jax.Array, z: jax.Array) -> jax.Array:
 
 
 def checked_tolerance(owner: str, tol: Any) -> None:
-    """Check that `tol` is a number in (0, 1]."""
+    """Check that `tol` is a number in (0, 1]; a traced one is taken as it is."""
+    if isinstance(tol, jax.core.Tracer):
+        return
     if isinstance(tol, bool) or not hasattr(tol, "__float__") or not 0 < tol <= LARGEST_TOLERANCE:
         fail(owner, "tol", "a number in (0, 1]", repr(tol), "Pass tol=1e-6.")
 
 
 def checked_point(owner: str, x0: Any, in_dim: int, problems: tuple[int, ...]) -> Any:
-    """Return the starting points in float64 after the check of their shape."""
+    """Return the starting points in float64 after the check of their shape and, where known, of their values."""
     if not hasattr(x0, "shape"):
         fail(owner, "x0", "an array", type(x0).__name__, "Convert it to an array first.", TypeError)
     start = x0 if isinstance(x0, jax.core.Tracer) else np.asarray(x0, np.float64)
     try:
-        if start.shape[-1] == in_dim:
-            jnp.broadcast_shapes(problems, tuple(start.shape[:-1]))
-            return start
+        fits = start.shape[-1] == in_dim
+        jnp.broadcast_shapes(problems, tuple(start.shape[:-1]))
     except (ValueError, IndexError):
-        pass
-    rule = f"[..., in_dim={in_dim}], leading axes as the set's {list(problems)}"
-    fail(owner, "x0", rule, describe(x0), "Give one point a problem.")
+        fits = False
+    if not fits:
+        rule = f"[..., in_dim={in_dim}], leading axes as the set's {list(problems)}"
+        fail(owner, "x0", rule, describe(x0), "Give one point a problem.")
+    if isinstance(start, np.ndarray) and not np.isfinite(start).all():
+        fail(owner, "x0", "finite numbers", "inf or nan", "Leave x0 out, or give a point.")
+    return start

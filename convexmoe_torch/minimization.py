@@ -261,15 +261,18 @@ def checked_tolerance(owner: str, tol: Any) -> None:
 
 
 def checked_point(owner: str, x0: Any, in_dim: int, problems: tuple[int, ...]) -> Tensor:
-    """Return the starting points in float64 after the check of their shape."""
+    """Return the starting points in float64 after the check of their shape and of their values."""
     if not hasattr(x0, "shape"):
         fail(owner, "x0", "an array", type(x0).__name__, "Convert it to an array first.", TypeError)
     start = torch.as_tensor(x0, dtype=torch.float64)
     try:
-        if start.shape[-1] == in_dim:
-            torch.broadcast_shapes(problems, tuple(start.shape[:-1]))
-            return start
+        fits = start.shape[-1] == in_dim
+        torch.broadcast_shapes(problems, tuple(start.shape[:-1]))
     except (RuntimeError, IndexError):
-        pass
-    rule = f"[..., in_dim={in_dim}], leading axes as the set's {list(problems)}"
-    fail(owner, "x0", rule, describe(x0), "Give one point a problem.")
+        fits = False
+    if not fits:
+        rule = f"[..., in_dim={in_dim}], leading axes as the set's {list(problems)}"
+        fail(owner, "x0", rule, describe(x0), "Give one point a problem.")
+    if not bool(torch.isfinite(start).all()):
+        fail(owner, "x0", "finite numbers", "inf or nan", "Leave x0 out, or give a point.")
+    return start

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from .minorants import EPSILON, ScalarHull
-from .sets import Ball, Box, Polytope, Simplex
+from .sets import ENDLESS, Ball, Box, Polytope, Simplex
 
 FARTHEST = 1e12  # input scales from the mean of the inputs: the last cut
-ENDLESS = 1e30  # a bound of this size counts as none
 SWEEPS = 4  # of the bounds that a polytope's rows give its coordinates
 ROOM = 0.05  # of their width: by how much those bounds are moved out, so that the rows alone hold the set in
 LEAST_ROOM = 1e-3  # input scales

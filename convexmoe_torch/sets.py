@@ -14,6 +14,7 @@ import numpy as np
 from ._checks import describe, fail
 
 FEW = 1  # axes of one vector
+ENDLESS = 1e30  # a bound of this size counts as none, and other numbers are smaller
 
 
 def _known(owner: str, argument: str, value: Any) -> Any:
@@ -64,7 +65,7 @@ class Box:
     """The points with `lower <= x <= upper`, coordinate by coordinate.
 
     Args:
-        lower, upper: `[..., in_dim]`, lower <= upper; infinite where there is no bound.
+        lower, upper: `[..., in_dim]`, lower <= upper; infinite, or 1e30 in size, where there is no bound.
 
     Raises:
         ValueError: a lower bound above its upper one, or not a number.
@@ -79,16 +80,10 @@ class Box:
     def __post_init__(self) -> None:
         _kept(self, {"lower": FEW, "upper": FEW})
         _joined(self, "lower", "upper")
-        for name, side in (("lower", np.inf), ("upper", -np.inf)):
-            rule = "numbers, or " + ("-inf" if name == "lower" else "inf") + " where there is no bound"
-            _all(
-                "Box",
-                name,
-                getattr(self, name),
-                rule,
-                lambda v, s=side: ~np.isnan(v) & (v != s),
-                "Remove it.",
-            )
+        for name, sign in (("lower", 1), ("upper", -1)):
+            end, endless = ("below 1e30", "-inf") if name == "lower" else ("above -1e30", "inf")
+            rule = f"numbers {end}, or {endless} where there is no bound"
+            _all("Box", name, getattr(self, name), rule, lambda v, s=sign: s * v < ENDLESS, "Remove it.")
         if isinstance(self.lower, np.ndarray) and isinstance(self.upper, np.ndarray):
             lower, upper = np.broadcast_arrays(self.lower, self.upper)
             if (lower > upper).any():
@@ -102,11 +97,11 @@ class Ball:
     """The points with `||x - center|| <= radius`, in the units of the input.
 
     Args:
-        center: `[..., in_dim]`, finite.
-        radius: `[...]`, finite, >= 0.
+        center: `[..., in_dim]`, of size below 1e30.
+        radius: `[...]`, >= 0, below 1e30.
 
     Raises:
-        ValueError: a value that is not finite, or a negative radius.
+        ValueError: a value that is as large or not a number, or a negative radius.
     """
 
     center: Any
@@ -114,9 +109,10 @@ class Ball:
 
     def __post_init__(self) -> None:
         _kept(self, {"center": FEW, "radius": 0})
-        _all("Ball", "center", self.center, "finite numbers", np.isfinite, "Remove it.")
-        rule = "finite numbers >= 0"
-        _all("Ball", "radius", self.radius, rule, lambda v: np.isfinite(v) & (v >= 0), "Pass radius=1.0.")
+        rule = "numbers of size below 1e30"
+        _all("Ball", "center", self.center, rule, lambda v: np.abs(v) < ENDLESS, "Remove it.")
+        rule = "numbers >= 0, below 1e30"
+        _all("Ball", "radius", self.radius, rule, lambda v: (v >= 0) & (v < ENDLESS), "Pass radius=1.0.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,18 +120,18 @@ class Simplex:
     """The points with `x >= 0` and `sum x = total`.
 
     Args:
-        total: `[...]`, finite, >= 0.
+        total: `[...]`, >= 0, below 1e30.
 
     Raises:
-        ValueError: a total that is negative or not finite.
+        ValueError: a total that is negative, as large or not a number.
     """
 
     total: Any
 
     def __post_init__(self) -> None:
         _kept(self, {"total": 0})
-        rule = "finite numbers >= 0"
-        _all("Simplex", "total", self.total, rule, lambda v: np.isfinite(v) & (v >= 0), "Pass total=1.0.")
+        rule = "numbers >= 0, below 1e30"
+        _all("Simplex", "total", self.total, rule, lambda v: (v >= 0) & (v < ENDLESS), "Pass total=1.0.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -241,6 +241,10 @@ def test_faults_have_the_same_words_in_both_packages():
             lambda: package.Polytope(np.eye(2), np.zeros(3)),
             lambda: package.Box("a", "b"),
             lambda: package.minimize(small(backend), SETS["empty"][0](package)),
+            lambda: package.minimize(model, box, x0=backend.array(np.full(3, np.nan))),
+            lambda: package.minimize(model, box, x0=[0.0, 0.0, 0.0]),
+            lambda: package.Box([1e308], [1e308]),
+            lambda: package.Ball([1e308], 1.0),
         ]
         found = []
         for call in calls:
@@ -259,7 +263,7 @@ def test_under_jit_and_vmap_in_jax():
     backend = backends.BACKENDS[0]
     model, package = small(backend, "float32"), backend.package
     low, high = np.full((2, 3), -1, np.float32), np.array([[1, 1, 1], [-2, 1, 1]], np.float32)
-    whole = jax.jit(lambda a, b: package.minimize(model, package.Box(a, b)))(low, high)
+    whole = jax.jit(lambda a, b, tol: package.minimize(model, package.Box(a, b), tol=tol))(low, high, 1e-6)
     assert np.asarray(whole.status).tolist() == [0, 2] and np.asarray(whole.x).dtype == np.float64
     each = jax.vmap(lambda a, b: package.minimize(model, package.Box(a, b)).value)(low[:1], high[:1])
     np.testing.assert_allclose(np.asarray(each), np.asarray(whole.value)[:1], rtol=1e-6)

@@ -213,3 +213,59 @@ def test_a_high_temperature_is_rounded_within_the_gap(backend, temperature):
             exact = T * (sum((g / T).exp() for g in groups) / 5).ln()
             value, gap = decimal.Decimal(float(value)), decimal.Decimal(float(gap))
             assert value - gap <= exact <= value + gap
+
+
+def unchecked(backend, kind, **values):
+    """A set with values that its class refuses, as a compiler may put them there."""
+    made_up = object.__new__(getattr(backend.package, kind))
+    for name, value in values.items():
+        object.__setattr__(made_up, name, np.array(value))
+    return made_up
+
+
+NO_SETS = {
+    "Ball": {"center": [[0.0], [0.0], [np.nan], [0.0]], "radius": [1.0, -1.0, 1.0, np.nan]},
+    "Simplex": {"total": [1.0, -1.0, np.nan, np.inf]},
+    "Box": {"lower": [[0.0], [np.nan], [2.0], [np.inf]], "upper": [[1.0], [1.0], [1.0], [np.inf]]},
+    "Polytope": {
+        "A": [[[1.0], [-1.0]], [[np.nan], [-1.0]], [[1.0], [-1.0]], [[0.0], [-1.0]]],
+        "b": [[1.0, 0.0], [1.0, 0.0], [np.nan, 0.0], [-1.0, 0.0]],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", NO_SETS)
+def test_numbers_that_make_no_set_are_empty_where_nothing_can_be_raised(backend, kind):
+    model = falling(backend, 1.0)
+    found = backend.package.minimization.minimized(model, unchecked(backend, kind, **NO_SETS[kind]))
+    assert backend.numpy(found.status).tolist() == [0, 2, 2, 2]
+    for part in (found.x[1:], found.value[1:]):
+        assert np.isnan(backend.numpy(part)).all()
+    assert np.isinf(backend.numpy(found.gap)[1:]).all() and np.isfinite(backend.numpy(found.value)[0])
+
+
+def test_a_batch_with_an_empty_set_keeps_the_rest(backend):
+    package, model = backend.package, falling(backend, 1.0)
+    given = np.array([[[1.0], [-1.0]]] * 2), np.array([[1.0, 0.0], [-1.0, 0.0]])
+    found = package.minimize(model, package.Polytope(*given))
+    assert backend.numpy(found.status).tolist() == [0, 2] and float(found.value[0]) <= 1e-6
+    with pytest.raises(ValueError, match="an empty set"):
+        package.minimize(model, package.Polytope(given[0][1], given[1][1]))
+
+
+@pytest.mark.parametrize("kind", ["Box", "Polytope"])
+def test_no_problems_and_no_rows(backend, kind):
+    package, model = backend.package, falling(backend, 1.0, strong_convexity=0.5)
+    if kind == "Box":
+        found = package.minimize(model, package.Box(np.zeros((0, 1)), np.ones((0, 1))))
+        assert found.x.shape == (0, 1) and found.value.shape == found.status.shape == (0,)
+    else:
+        found = package.minimize(model, package.Polytope(np.zeros((0, 1)), np.zeros(0)))
+        assert int(found.status) == 0
+
+
+def test_large_bounds_count_as_none(backend):
+    model = falling(backend, 1.0, strong_convexity=0.5)
+    open_ended = backend.package.Box([-1e308], [1e308])
+    found = backend.package.minimize(model, open_ended)
+    assert int(found.status) == 0 and abs(float(found.x[0]) + 2) <= 5e-3
