@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._checks import fail, whole_number
 from .config import HullConfig
@@ -307,6 +308,13 @@ def checked_output(owner: str, model: Any, output: int | None) -> int:
         fix = "Pass output=0, for example."
         fail(owner, "model", "a hull with out_dim=1, or an output of it", f"out_dim={out_dim}", fix)
     return 0 if output is None else whole_number(owner, "output", output, 0, out_dim - 1)
+
+
+def checked_weights(owner: str, model: Any) -> None:
+    """Check that the weights of a hull are finite, where they are known."""
+    known = [leaf for leaf in jax.tree.leaves(model.params) if not isinstance(leaf, jax.core.Tracer)]
+    if not all(np.isfinite(np.asarray(leaf, np.float64)).all() for leaf in known):
+        fail(owner, "model", "finite weights", "inf or nan", "Train it again.")
 
 
 def scalar_hull(params: Tree, config: HullConfig, o: int) -> ScalarHull:

@@ -12,7 +12,7 @@ import numpy as np
 from ._checks import describe, fail
 from .config import HullConfig
 from .interior import LEAST_WIDTH
-from .minorants import checked_output, scalar_hull
+from .minorants import checked_output, checked_weights, scalar_hull
 from .petals import Tree
 
 
@@ -42,8 +42,8 @@ def max_affine(model: Any, points: Any, at: Any = None, *, output: int | None = 
         output: which output, where the model has several.
 
     Raises:
-        TypeError: no hull.
-        ValueError: points or rows are no finite `[rows, in_dim]`.
+        TypeError: no hull, points or rows no numbers.
+        ValueError: points or rows are no finite `[rows, in_dim]`; weights are not finite.
 
     >>> from convexmoe_jax import VectorHull
     >>> from flax import nnx
@@ -52,6 +52,7 @@ def max_affine(model: Any, points: Any, at: Any = None, *, output: int | None = 
     """
     chosen = checked_output("max_affine", model, output)
     points = checked_rows("points", points, model.config.in_dim)
+    checked_weights("max_affine", model)
     at = points if at is None else checked_rows("at", at, model.config.in_dim)
     with jax.enable_x64(True):
         return _max_affine(model.params, points, at, model.config, chosen)
@@ -74,12 +75,16 @@ def _max_affine(params: Tree, x: Any, rows: Any, config: HullConfig, output: int
     return MaxAffine(slopes, intercepts, jnp.max(value - below))
 
 
-def checked_rows(argument: str, value: Any, in_dim: int) -> np.ndarray:
-    """Return rows in float64 after the check of their shape and of their values."""
-    rows = np.asarray(value, np.float64)
+def checked_rows(argument: str, value: Any, in_dim: int) -> Any:
+    """Return rows in float64 after the check of their shape and, where known, of their values."""
+    try:
+        rows = value if isinstance(value, jax.core.Tracer) else np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        fix = "Pass one row at least, one number for each input."
+        fail("max_affine", argument, "an array of numbers", type(value).__name__, fix, TypeError)
     if rows.ndim != 2 or rows.shape[-1] != in_dim or not len(rows):
         fix = "Pass one row at least, one number for each input."
         fail("max_affine", argument, f"[rows, in_dim={in_dim}]", describe(value), fix)
-    if not np.isfinite(rows).all():
+    if isinstance(rows, np.ndarray) and not np.isfinite(rows).all():
         fail("max_affine", argument, "finite numbers", "inf or nan", "Remove that row.")
     return rows

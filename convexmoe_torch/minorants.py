@@ -309,6 +309,12 @@ def checked_output(owner: str, model: Any, output: int | None) -> int:
     return 0 if output is None else whole_number(owner, "output", output, 0, out_dim - 1)
 
 
+def checked_weights(owner: str, model: Any) -> None:
+    """Check that the weights of a hull are finite."""
+    if not all(bool(torch.isfinite(leaf).all()) for leaf in flatten(model.tree).values()):
+        fail(owner, "model", "finite weights", "inf or nan", "Train it again.")
+
+
 def scalar_hull(model: VectorHull | FoldedHull, o: int) -> ScalarHull:
     """Return output `o` of a hull."""
     params = nest({name: value.double() for name, value in flatten(model.tree).items()})

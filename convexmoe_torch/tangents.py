@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ._checks import describe, fail
 from .interior import LEAST_WIDTH
-from .minorants import checked_output, scalar_hull
+from .minorants import checked_output, checked_weights, scalar_hull
 
 
 class MaxAffine(NamedTuple):
@@ -39,8 +40,8 @@ def max_affine(model: Any, points: Any, at: Any = None, *, output: int | None = 
         output: which output, where the model has several.
 
     Raises:
-        TypeError: no hull.
-        ValueError: points or rows are no finite `[rows, in_dim]`.
+        TypeError: no hull, points or rows no numbers.
+        ValueError: points or rows are no finite `[rows, in_dim]`; weights are not finite.
 
     >>> from convexmoe_torch import VectorHull
     >>> max_affine(VectorHull(2, petals=3, out_dim=1), torch.eye(2)).slopes.shape
@@ -48,6 +49,7 @@ def max_affine(model: Any, points: Any, at: Any = None, *, output: int | None = 
     """
     chosen = checked_output("max_affine", model, output)
     points = checked_rows("points", points, model.config.in_dim)
+    checked_weights("max_affine", model)
     at = points if at is None else checked_rows("at", at, model.config.in_dim)
     hull = scalar_hull(model, chosen)
     x, rows = points.to(hull.input_mean), at.to(hull.input_mean)
@@ -67,7 +69,11 @@ def max_affine(model: Any, points: Any, at: Any = None, *, output: int | None = 
 
 def checked_rows(argument: str, value: Any, in_dim: int) -> Tensor:
     """Return rows in float64 after the check of their shape and of their values."""
-    rows = torch.as_tensor(value).detach()
+    try:
+        rows = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, np.float64))
+    except (TypeError, ValueError):
+        fix = "Pass one row at least, one number for each input."
+        fail("max_affine", argument, "an array of numbers", type(value).__name__, fix, TypeError)
     if rows.ndim != 2 or rows.shape[-1] != in_dim or not len(rows):
         fix = "Pass one row at least, one number for each input."
         fail("max_affine", argument, f"[rows, in_dim={in_dim}]", describe(value), fix)

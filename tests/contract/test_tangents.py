@@ -60,10 +60,14 @@ def test_the_packages_agree_and_say_the_same():
         found = backend.package.max_affine(model, rows(7, 0), rows(9, 1), output=1)
         values.append([backend.numpy(part) for part in found])
         caught = []
-        for points in (np.zeros((0, 5)), np.zeros((2, 3)), np.full((1, 5), np.nan)):
-            with pytest.raises(ValueError) as fault:
+        for points in (np.zeros((0, 5)), np.zeros((2, 3)), np.full((1, 5), np.nan), None, [["a", "b"]]):
+            with pytest.raises((ValueError, TypeError)) as fault:
                 backend.package.max_affine(model, points, output=0)
             caught.append(str(fault.value))
+        weights = cases.random_weights(cases.HULLS["default"])
+        weights["shifts"] = weights["shifts"] * np.nan
+        with pytest.raises(ValueError, match=r"max_affine\.model: expected finite weights; got inf or nan"):
+            backend.package.max_affine(backend.model(cases.HULLS["default"], weights), rows(1, 0), output=0)
         texts.append(caught)
     assert texts[0] == texts[1]
     for one, other in zip(*values, strict=True):
