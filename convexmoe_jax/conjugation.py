@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._checks import describe, fail
 from .config import HullConfig
 from .interior import Path, Problem, followed
 from .minimization import checked_point, checked_tolerance
-from .minorants import ScalarHull, checked_output, scalar_hull
+from .minorants import ScalarHull, checked_output, checked_weights, scalar_hull
 from .petals import Tree
 from .regions import space
 
@@ -44,18 +45,20 @@ def conjugate(
 
     Guarantee: `value <= f*(y) <= value + gap`, up to `gap` of rounding, and x is within `error` of the maximiser
     (tests/contract/test_conjugate.py). value has the gradient x by y, and `-df/dw` at x by a weight w (Danskin's
-    theorem); x has the derivative of an implicit function, with the inverse of the Hessian, by y and by the weights.
+    theorem); x has the derivative of an implicit function, with the inverse of the Hessian, by y and by the weights,
+    and that is the second derivative of value. Further derivatives, the second of x, are not given: they miss terms.
 
     Args:
         model: a `VectorHull` or `FoldedHull` with `strong_convexity > 0`.
-        y: `[..., in_dim]`, floating, in units of the output over those of the input.
+        y: `[..., in_dim]`, floating, finite, in units of the output over those of the input.
         x0: where to start, `[..., in_dim]`, as the x of a y nearby; None for the mean of the inputs.
         tol: stop at `gap <= tol (1 + |value|)`.
         output: which output, where the model has several.
 
     Raises:
-        TypeError: no hull, y or x0 no array.
-        ValueError: the hull is not strongly convex, shapes do not match, tol is not in (0, 1].
+        TypeError: no hull, y or x0 no array, y not floating.
+        ValueError: the hull is not strongly convex, shapes do not match, tol is not in (0, 1], y, x0 or weights are not
+            finite; traced ones give NaN.
 
     >>> from convexmoe_jax import VectorHull
     >>> from flax import nnx
@@ -72,6 +75,9 @@ def conjugate(
 def _conjugate(params: Tree, y: Any, start: Any, tol: float, config: HullConfig, output: int) -> Conjugate:
     hull = scalar_hull(params, config, output)
     batch, dtype = y.shape[:-1], y.dtype
+    if y.size == 0:
+        none = jnp.zeros(batch, dtype)
+        return Conjugate(y, none, none, none, jnp.zeros(batch, jnp.int64))
     y = jnp.asarray(y, jnp.float64).reshape(-1, hull.config.in_dim)
     tilt = hull.input_scale * y / hull.output_scale
     still = scalar_hull(jax.lax.stop_gradient(params), config, output)
@@ -80,10 +86,14 @@ def _conjugate(params: Tree, y: Any, start: Any, tol: float, config: HullConfig,
     x = hull.input_mean + hull.input_scale * z
     value = jnp.sum(x * y, axis=-1) - hull.output_mean - hull.output_scale * hull.value(z)
     rest = tilt - jax.grad(lambda at: jnp.sum(hull.value(at)))(z)
-    moved = jnp.einsum("bij,bj->bi", inverse, rest - jax.lax.stop_gradient(rest))
-    x = x + hull.input_scale * moved
+    stirred = rest - jax.lax.stop_gradient(rest)  # 0, with the derivatives of rest
+    moved = jnp.einsum("bij,bj->bi", inverse, stirred)
+    value = value + 0.5 * hull.output_scale * jnp.sum(stirred * moved, axis=-1)
+    broken = ~jnp.isfinite(value)
+    x = jnp.where(broken[:, None], jnp.nan, x + hull.input_scale * moved)
     margin = still.rounding(jnp.abs(z) + 2 * jnp.abs(hull.input_mean / hull.input_scale))
     gap = jnp.clip(path.best - path.low, 0.0) + 2 * margin
+    gap = jnp.where(broken, jnp.nan, gap)
     error = jnp.sqrt(2 * gap / hull.config.strong_convexity)
     unit = jnp.finfo(dtype).eps
     gap = still.output_scale * gap + unit * jnp.abs(jax.lax.stop_gradient(value))
@@ -137,8 +147,13 @@ def _checked(model: Any, y: Any, x0: Any, tol: Any, output: int | None) -> tuple
         fail("conjugate", "model", "a hull with strong_convexity > 0", "strong_convexity=0.0", fix)
     if not hasattr(y, "shape"):
         fail("conjugate", "y", "an array", type(y).__name__, "Convert it to an array first.", TypeError)
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        fail("conjugate", "y", "floating numbers", describe(y), "Cast it to float32.", TypeError)
     D = model.config.in_dim
     if not y.shape or y.shape[-1] != D:
         fail("conjugate", "y", f"[..., in_dim={D}]", describe(y), "Give one number for each input.")
+    if not isinstance(y, jax.core.Tracer) and not np.isfinite(np.asarray(y, np.float64)).all():
+        fail("conjugate", "y", "finite numbers", "inf or nan", "Remove that row.")
+    checked_weights("conjugate", model)
     checked_tolerance("conjugate", tol)
     return chosen, None if x0 is None else checked_point("conjugate", x0, D, tuple(y.shape[:-1]))

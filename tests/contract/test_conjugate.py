@@ -16,6 +16,14 @@ def made(backend, name="learned", mu=0.4, dtype="float64", **changes):
     return backend.model(fields, cases.random_weights(fields), dtype)
 
 
+def flawed(backend):
+    """A hull with a weight that is no number."""
+    fields = cases.HULLS["learned"] | {"out_dim": 1, "strong_convexity": 0.4}
+    weights = cases.random_weights(fields)
+    weights["shifts"] = weights["shifts"] * np.nan
+    return backend.model(fields, weights)
+
+
 def slopes(count, seed=0):
     """Random y, of the size of slopes in original units."""
     return np.random.default_rng(seed).normal(size=(count, 5)) * 0.25 / np.array(cases.UNITS["input_scale"])
@@ -103,6 +111,46 @@ def test_danskin_and_the_implicit_derivative(backend, dtype):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["learned", "relu"])
+def test_the_second_derivative_of_the_value_is_the_derivative_of_x(backend, name):
+    """The Hessian of the conjugate by y, against differences of its gradient x, at kinks too."""
+    model, y = made(backend, name, normalization=None), slopes(1)[0]
+
+    def value(v):
+        return backend.package.conjugate(model, v, tol=1e-12).value
+
+    hessian = jax.hessian(value) if backend.name == "jax" else torch.func.jacrev(torch.func.grad(value))
+    found = backend.numpy(hessian(backend.array(y)))
+    step, expected = 1e-3, []
+    ends = [backend.array(y + sign * step * row) for row in np.eye(5) for sign in (1, -1)]
+    x = [backend.numpy(backend.package.inverse_gradient(model, end, tol=1e-12)) for end in ends]
+    expected = [(a - b) / (2 * step) for a, b in zip(x[::2], x[1::2], strict=True)]
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(found).max())
+    assert np.abs(found).max() > 0.1
+
+
+def test_nan_stays_nan_under_jit_and_vmap_is_refused_in_words():
+    """What cannot be raised comes out as NaN; what a framework cannot do is said."""
+    one, other = (made(backend, normalization=None) for backend in backends.BACKENDS)
+    package = backends.BACKENDS[0].package
+    y = np.array([[0.0] * 5, [np.nan] * 5], np.float32)
+    found = jax.jit(lambda v: package.conjugate(one, v))(y)
+    for part in found[:4]:
+        assert np.isfinite(part[0]).all() and np.isnan(part[1]).all()
+    with pytest.raises(ValueError, match=r"expected a tensor outside of torch.func.vmap; got float32\[5\]"):
+        torch.func.vmap(lambda v: backends.BACKENDS[1].package.conjugate(other, v).value)(torch.zeros(2, 5))
+
+
+def test_no_rows_and_numpy_rows(backend):
+    model = made(backend)
+    none = backend.package.conjugate(model, backend.array(np.zeros((0, 5), np.float32)))
+    assert none.x.shape == (0, 5) and none.value.shape == (0,)
+    y = slopes(2).astype(np.float32)
+    one, two = (backend.package.conjugate(model, v).value for v in (y, backend.array(y)))
+    np.testing.assert_array_equal(backend.numpy(one), backend.numpy(two))
+
+
+@pytest.mark.usefixtures("x64")
 def test_the_packages_agree_and_refuse_in_the_same_words():
     texts, values = [], []
     for backend in backends.BACKENDS:
@@ -115,6 +163,10 @@ def test_the_packages_agree_and_refuse_in_the_same_words():
             (made(backend), [0.0] * 5),
             (made(backend), backend.array(slopes(2)), backend.array(np.zeros(3))),
             (made(backend), backend.array(slopes(2)), None, 2.0),
+            (made(backend), backend.array(np.zeros(5, np.int64))),
+            (made(backend), backend.array(np.full(5, np.nan))),
+            (made(backend), backend.array(slopes(2)), backend.array(np.full(5, np.nan))),
+            (flawed(backend), backend.array(slopes(2))),
         ):
             with pytest.raises((ValueError, TypeError)) as fault:
                 backend.package.conjugate(*arguments)
