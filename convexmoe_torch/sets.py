@@ -38,8 +38,20 @@ def _kept(entry: Any, axes: dict[str, int]) -> None:
     for name, least in axes.items():
         value = _known(owner, name, getattr(entry, name))
         if len(value.shape) < least:
-            fix = "Give one number for each coordinate."
-            fail(owner, name, f"{least} axes at least", describe(value), fix)
+            rule = (
+                "numbers, one for each coordinate"
+                if least == FEW
+                else "rows of numbers, one for each coordinate"
+            )
+            got = f"{value:g}" if isinstance(value, np.ndarray) and not value.shape else describe(value)
+            fix = "Pass [-3.0, -3.0], for example, in two dimensions."
+            fail(
+                owner,
+                name,
+                rule,
+                got,
+                fix if least == FEW else "Pass [[1.0, 1.0]], for example, for one row.",
+            )
         object.__setattr__(entry, name, value)
 
 

@@ -23,9 +23,12 @@ __all__ = ["Found", "minimize", "show"]
 
 OWNER = "convexmoe minimize"
 AT = 1e-6  # of the width of a bound: as close as this binds
+NEAR = 1e-2  # and as this, where the way to it is worth no more than the gap
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
-_BETWEEN = re.compile(rf"^\s*({_NUMBER})\s*<=\s*(.+?)\s*<=\s*({_NUMBER})\s*$")
-_ONE_SIDED = re.compile(rf"^\s*(.+?)\s*(<=|>=|=)\s*({_NUMBER})\s*$")
+_BETWEEN = re.compile(rf"^\s*({_NUMBER})\s*(<=|>=)\s*(.+?)\s*\2\s*({_NUMBER})\s*$")
+_ONE_SIDED = re.compile(rf"^\s*(.+?)\s*(<=|>=|==|=)\s*({_NUMBER})\s*$")
+_TURNED = re.compile(rf"^\s*({_NUMBER})\s*(<=|>=|==|=)\s*(.+?)\s*$")
+_OTHER = {"<=": ">=", ">=": "<=", "==": "==", "=": "="}
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,35 @@ def minimize(path: Path, framework: Framework, boxes: Sequence[str], tol: float,
         found = package.minimize(model, package.Box(lower, upper), tol=tol, output=output)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    x = np.asarray(found.x, np.float64)
-    near = AT * np.where(np.isfinite(upper - lower), upper - lower, 1.0)
-    cases = [lower == upper, x - lower <= near, upper - x <= near]
-    binding = tuple(np.select(cases, ["fixed", "lower", "upper"], "").tolist())
+    x, value, gap = np.asarray(found.x, np.float64), float(found.value), float(found.gap)
+    slope = np.asarray(package.max_affine(model, x[None], output=output).slopes, np.float64)[0]
+    allowed = tol * (1 + abs(value))
+    binding = _binding(x, lower, upper, slope, 4 * max(gap, allowed))
     target = notes.get("target")
     name = target if isinstance(target, str) else "output" if output is None else f"output {output}"
-    value, gap = float(found.value), float(found.gap)
-    return Found(columns, name, lower, upper, x, value, gap, gap <= tol * (1 + abs(value)), binding)
+    return Found(columns, name, lower, upper, x, value, gap, gap <= allowed, binding)
+
+
+def _binding(
+    x: NDArray[np.float64],
+    lower: NDArray[np.float64],
+    upper: NDArray[np.float64],
+    slope: NDArray[np.float64],
+    worth: float,
+) -> tuple[str, ...]:
+    """Return for each column "lower", "upper", "fixed" or "".
+
+    A bound binds that the point is at, or that the slope pushes it to: it stops before where the way left is worth no
+    more than `worth`, though the whole width is worth more.
+    """
+    width = upper - lower
+    at = AT * np.where(np.isfinite(width), width, 1.0)
+    sides = []
+    for rest, push in ((x - lower, slope), (upper - x, -slope)):
+        with np.errstate(invalid="ignore"):  # 0 times an infinite width
+            pushed = (push > 0) & (push * rest <= worth) & (push * width > worth) & (rest <= NEAR * width)
+        sides.append((rest <= at) | pushed)
+    return tuple(np.select([lower == upper, *sides], ["fixed", "lower", "upper"], "").tolist())
 
 
 def show(found: Found, console: Console) -> None:
@@ -169,11 +193,29 @@ def _bounds(
 
 def _read(text: str) -> tuple[str, float | None, float | None]:
     """Return the column, and the bounds that a box states."""
+    low: float | None
+    high: float | None
     if match := _BETWEEN.match(text):
-        return match[2], float(match[1]), float(match[3])
-    if match := _ONE_SIDED.match(text):
-        bound = float(match[3])
-        return match[1], None if match[2] == "<=" else bound, None if match[2] == ">=" else bound
-    raise InputError(
-        f'{OWNER} --box: expected bounds as "0<=weight<=4"; got {shorten([text])!r}. Write numbers and a column.'
-    )
+        name, ends = match[3], (float(match[1]), float(match[4]))
+        low, high = ends if match[2] == "<=" else ends[::-1]
+    elif match := _ONE_SIDED.match(text):
+        name = match[1]
+        low, high = _sides(match[2], float(match[3]))
+    elif match := _TURNED.match(text):
+        name = match[3]
+        low, high = _sides(_OTHER[match[2]], float(match[1]))
+    else:
+        raise InputError(
+            f'{OWNER} --box: expected bounds as "0<=weight<=4"; got {shorten([text])!r}. Write numbers and a column.'
+        )
+    if low == math.inf or high == -math.inf:
+        raise InputError(
+            f"{OWNER} --box: expected a finite number; got {shorten([text])!r}. "
+            f'Write "{name}<=inf" for no bound above.'
+        )
+    return name, low, high
+
+
+def _sides(sign: str, bound: float) -> tuple[float | None, float | None]:
+    """Return the lower and the upper bound that `column sign bound` states."""
+    return None if sign == "<=" else bound, None if sign == ">=" else bound

@@ -48,11 +48,41 @@ def test_both_frameworks_find_the_same(file):
 
 
 @pytest.mark.parametrize(
+    ("box", "lower", "upper"),
+    [
+        ("a==1", 1.0, 1.0),
+        ("1=a", 1.0, 1.0),
+        ("1>=a", None, 1.0),
+        ("-1 <= a", -1.0, None),
+        ("1>=a>=-1", -1.0, 1.0),
+        ("a<=inf", None, np.inf),
+    ],
+)
+def test_bounds_are_read_in_either_direction(box, lower, upper):
+    assert minimization._read(box) == ("a", lower, upper)
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_binds_is_said_at_any_tolerance(file, framework, tol):
+    """The hull falls towards b = 3 and is least at a = 0.5: b's upper bound binds, and none of a."""
+    found = minimization.minimize(file, frameworks.get(framework), ["-2<=a<=2", "-1<=b<=1"], tol, None)
+    assert found.binding == ("", "upper")
+
+
+def test_control_a_slope_that_pushes_away_does_not_bind():
+    lower, upper, x = np.zeros(3), np.ones(3), np.array([1e-4, 1e-4, 0.5])
+    assert minimization._binding(x, lower, upper, np.array([1.0, -1.0, 1e-9]), 1e-3) == ("lower", "", "")
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--box", "0<=c<=1"], "got 'c'. The closest is"),
         (["--box", "2<=a<=1"], "expected lower <= upper for 'a'; got 2 and 1"),
         (["--box", "a~1"], "expected bounds as"),
+        (["--box", "a=inf"], "expected a finite number; got 'a=inf'. Write \"a<=inf\" for no bound above."),
+        (["--box", "a>=inf"], "expected a finite number"),
         (["--box", "a<=1", "--box", "a>=0"], "got two for 'a'"),
         (["--tol", "0"], "expected a number in (0, 1]"),
         (["--output", "1"], "expected a whole number from 0 to 0"),
