@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +151,18 @@ def minimized(
         return _minimum(model.params, constraints, start, tol, model.config, chosen, problems)
 
 
+@jax.custom_jvp
+def _constant(values: Any) -> Any:
+    """Return them as they are; they have no derivative."""
+    return values
+
+
+@_constant.defjvp
+def _refused(primals: Any, tangents: Any) -> NoReturn:
+    fix = "Put jax.lax.stop_gradient around them; `conjugate` has derivatives."
+    fail("minimize", "model", "weights and a set that no derivative is taken by", "a derivative by them", fix)
+
+
 @partial(jax.jit, static_argnames=("config", "output", "problems"))
 def _minimum(
     params: Tree,
@@ -161,6 +173,7 @@ def _minimum(
     output: int,
     problems: tuple[int, ...],
 ) -> Minimum:
+    params, constraints, start = _constant((params, constraints, start))
     hull, D, B = scalar_hull(params, config, output), config.in_dim, math.prod(problems)
     if start is not None:
         wanted = jnp.broadcast_to(start, (*problems, D)).reshape(B, D)
