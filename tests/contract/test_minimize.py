@@ -20,21 +20,48 @@ CONFIGS = {
     "gated": {"gate": True, "trunk": "private", "activation": "relu", "temperature": "learned", "depth": 2},
 }
 KINDS = ("Box", "Ball", "Simplex", "Polytope")
-PER_CASE = 9
+HULLS = 7  # of each case and kind of set: 224 in all
+SETS_EACH = 2
+STEPS = 60
 
 
-def trained(name, D, seed):
-    """Fields and weights in float64 of a hull after a short training in PyTorch."""
+def trained(name, D, seed, count):
+    """Fields, and weights in float64 of as many hulls, each after a short training on a function of its own.
+
+    They are trained side by side, in one batch; they have one normalization, so that JAX compiles once for all.
+    """
     rng = np.random.default_rng(seed)
-    fields = cases.fields(in_dim=D, out_dim=1, hidden_dim=11, **CONFIGS[name])
+    units = {
+        "input_mean": np.linspace(9.5, 10.5, D).tolist(),
+        "input_scale": np.linspace(2.5, 3.5, D).tolist(),
+    }
+    units |= {"output_mean": [15.0 * D], "output_scale": [20.0 * D]}
+    fields = cases.fields(in_dim=D, out_dim=1, hidden_dim=11, **CONFIGS[name]) | {"normalization": units}
     backend = backends.BACKENDS[1]
-    x = rng.normal(size=(160, D)) * 3 + 10
-    center = rng.uniform(8, 12, D)
-    y = 5 * np.abs(x - center).sum(1) + ((x - 10) @ rng.normal(size=D)) ** 2
-    fitted = backend.package.fit(backend.fresh(fields, seed, "float64"), x, y, steps=60).model
-    units = fitted.config.normalization
-    kept = {name: getattr(units, name) for name in cases.UNITS}
-    return fields | {"normalization": kept}, backend.weights(fitted)
+    models = [backend.fresh(fields, 100 * seed + k, "float64") for k in range(count)]
+    x = rng.normal(size=(count, 160, D)) * 3 + 10
+    centers, along = rng.uniform(8, 12, (count, 1, D)), rng.normal(size=(count, D, 1))
+    y = 5 * np.abs(x - centers).sum(-1) + ((x - 10) @ along)[..., 0] ** 2
+    x, y = torch.as_tensor(x), torch.as_tensor(y) / units["output_scale"][0]
+    weights, _ = torch.func.stack_module_state(models)
+    optimizer = torch.optim.Adam(weights.values(), lr=0.03)
+
+    def loss(own, inputs, wanted):
+        predicted = torch.func.functional_call(models[0], own, inputs)[:, 0] / units["output_scale"][0]
+        return torch.mean((predicted - wanted) ** 2)
+
+    losses = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        losses.append(torch.func.vmap(loss)(weights, x, y))
+        losses[-1].sum().backward()
+        optimizer.step()
+    assert (losses[-1] < 0.5 * losses[0]).all()
+    with torch.no_grad():
+        for k, model in enumerate(models):
+            for key, value in model.named_parameters():
+                value.copy_(weights[key][k])
+    return fields, [backend.weights(model) for model in models]
 
 
 def numbers(kind, D, rng):
@@ -78,38 +105,53 @@ def contradictions(found, optima):
     misses = 0
     for value, gap, optimum in zip(found["value"], found["gap"], optima, strict=True):
         allowed = 1e-7 * (1 + abs(value))
+        if optimum is None:
+            continue
         misses += not value - gap - allowed <= optimum <= value + allowed
     return misses
 
 
-def problems(name, kind, seed, count=PER_CASE):
-    """A trained hull, sets, and what Clarabel finds; where it is not sure the problem is left out."""
+def problems(name, kind, seed, hulls=HULLS, count=SETS_EACH):
+    """Fields of a case, and for each of its hulls weights, sets and what Clarabel finds where it is sure of it."""
     D = (2, 3, 5, 7)[seed % 4]
-    fields, weights = trained(name, D, seed)
+    fields, trainings = trained(name, D, seed, hulls)
     rng = np.random.default_rng(RNG_SEED + seed)
-    many = [numbers(kind, D, rng) for _ in range(count)]
-    optima = [programs.optimum(weights, fields, kind, given) for given in many]
-    kept = [k for k, optimum in enumerate(optima) if optimum is not None]
-    return fields, weights, [many[k] for k in kept], [optima[k] for k in kept]
+    found = []
+    for weights in trainings:
+        many = [numbers(kind, D, rng) for _ in range(count)]
+        found.append((weights, many, [programs.optimum(weights, fields, kind, given) for given in many]))
+    return fields, found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_interval_contains_what_clarabel_finds_and_closes(name, kind):
-    """32 hulls, 9 sets each, on both packages; at least 200 in all are compared: Clarabel gives up on cold ones."""
+    """224 hulls, 2 sets each, on both packages; at least 300 problems are compared: Clarabel gives up on cold ones."""
     seed = list(CONFIGS).index(name) + len(CONFIGS) * KINDS.index(kind)
-    fields, weights, many, optima = problems(name, kind, seed)
-    assert len(optima) >= (1 if name == "cold" else PER_CASE - 2)
+    fields, hulls = problems(name, kind, seed)
+    compared = 0
+    for weights, many, optima in hulls:
+        compared += sum(optimum is not None for optimum in optima)
+        compare(fields, weights, kind, many, optima)
+    assert compared >= (1 if name == "cold" else HULLS * SETS_EACH - 4)
+
+
+def compare(fields, weights, kind, many, optima):
+    """Check the records of both packages for one hull against the optima that are known, and against each other."""
     records = []
     for backend in backends.BACKENDS:
         found = solved(backend, backend.model(fields, weights), kind, many)
         records.append(found)
         assert contradictions(found, optima) == 0
-        assert (found["gap"] <= 1e-6 * (1 + np.abs(found["value"]))).all()
-        assert (found["status"] == 0).all() and (found["iterations"] <= 100).all()
+        size, scale = 1 + np.abs(found["value"]), fields["normalization"]["output_scale"][0]
+        closed = (
+            found["gap"] <= 1e-6 * size
+        )  # rounding at kinks may keep it open where the value is 0, nearly
+        assert (closed | (found["gap"] <= 2e-7 * scale)).all()
+        assert (found["status"] == ~closed).all() and (found["iterations"][closed] <= 100).all()
         outside = [violation(kind, given, x) for given, x in zip(many, found["x"], strict=True)]
-        assert max(outside) <= 1e-7
+        assert max(outside) <= 1e-12
     for one, other in zip(records[0].values(), records[1].values(), strict=True):
         assert one.shape == other.shape and one.dtype == other.dtype
     scale = 1 + np.abs(records[0]["value"])
@@ -119,7 +161,7 @@ def test_the_interval_contains_what_clarabel_finds_and_closes(name, kind):
 @pytest.mark.parametrize("fault", ["cut", "gain", "slope"])
 def test_control_a_wrong_bound_is_caught(backend, replace, fault):
     """Three mutants of the certificate: half of a group dropped, a gain added, the slope of a function not convex."""
-    fields, weights, many, optima = problems("hard", "Box", 3, count=4)
+    fields, [(weights, many, optima)] = problems("hard", "Box", 3, hulls=1, count=4)
     package = backend.package
     if fault == "cut":  # weights need not sum to one: a dropped cut
         kept = package.minorants.ScalarHull.minorant
@@ -269,6 +311,14 @@ def test_under_jit_and_vmap_in_jax():
     assert np.asarray(whole.status).tolist() == [0, 2] and np.asarray(whole.x).dtype == np.float64
     each = jax.vmap(lambda a, b: package.minimize(model, package.Box(a, b)).value)(low[:1], high[:1])
     np.testing.assert_allclose(np.asarray(each), np.asarray(whole.value)[:1], rtol=1e-6)
+
+
+def test_a_derivative_is_refused_in_jax():
+    """A silent zero would be worse; torch says itself that the value does not require one."""
+    model, package = small(backends.BACKENDS[0]), backends.BACKENDS[0].package
+    for derivative in (jax.grad, jax.jacfwd):
+        with pytest.raises(ValueError, match="that no derivative is taken by; got a derivative"):
+            derivative(lambda r: package.minimize(model, package.Ball(np.zeros(3), r)).value)(1.0)
 
 
 def test_gradients_are_left_alone_in_torch():
