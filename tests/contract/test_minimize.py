@@ -148,8 +148,8 @@ def compare(fields, weights, kind, many, optima):
         closed = (
             found["gap"] <= 1e-6 * size
         )  # rounding at kinks may keep it open where the value is 0, nearly
-        assert (closed | (found["gap"] <= 2e-7 * scale)).all()
-        assert (found["status"] == ~closed).all() and (found["iterations"][closed] <= 100).all()
+        assert (closed | (found["gap"] <= 5e-7 * scale)).all()
+        assert (found["status"] == ~closed).all()
         outside = [violation(kind, given, x) for given, x in zip(many, found["x"], strict=True)]
         assert max(outside) <= 1e-12
     for one, other in zip(records[0].values(), records[1].values(), strict=True):
@@ -177,7 +177,8 @@ def test_control_a_wrong_bound_is_caught(backend, replace, fault):
         least = package.regions.Region.least
 
         def smaller(region, slope, v, by):
-            return least(region, slope, 0.9 * v, by)
+            here = (slope * (region.place(v) - region.center)).sum(-1)
+            return 0.9 * (least(region, slope, v, by) + here) - here
 
         replace(package.regions.Region, "least", smaller)
     jax.clear_caches()
