@@ -92,6 +92,7 @@ def solved(backend, model, many, **options):
     return {name: backend.numpy(value) for name, value in found._asdict().items()}
 
 
+@pytest.mark.slow
 def test_a_polytope_without_an_inside(backend):
     """Equations as two rows, points, cones, thin slabs: the interval holds, the point satisfies the rows."""
     model, fields, weights = made(backend, strong_convexity=0.2)
@@ -105,6 +106,7 @@ def test_a_polytope_without_an_inside(backend):
     assert abs(float(exact.value) - found["value"][k]) <= found["gap"][k] + float(exact.gap)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["loose", "bound"])
 def test_control_a_looser_polytope_is_caught(backend, replace, fault):
     """Rows moved out, as they once were, and a bound over a smaller set."""
@@ -145,6 +147,7 @@ def far():
     }
 
 
+@pytest.mark.slow
 def test_a_far_or_wide_polytope(backend):
     """Cuts move out while the point is at them; the least value of a strongly convex hull over a far set is known."""
     model, fields, weights = made(backend, strong_convexity=0.2)
