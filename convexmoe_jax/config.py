@@ -11,12 +11,9 @@ from typing import Any
 
 from ._checks import fail, one_of, share, whole_number
 
-ACTIVATIONS = ("softplus", "relu", "huber_relu")
-TRUNKS = ("shared", "private")
-LEARNED = "learned"
-LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-3, 1e6
-LARGEST_DEPTH = 1000
-LARGEST_STRONG_CONVEXITY = 1e6
+ACTIVATIONS, TRUNKS = ("softplus", "relu", "huber_relu"), ("shared", "private")
+LEARNED, LEAST_TEMPERATURE, LARGEST_TEMPERATURE = "learned", 1e-3, 1e6
+LARGEST_DEPTH, LARGEST_STRONG_CONVEXITY = 1000, 1e6
 
 
 def default_hidden_dim(in_dim: int) -> int:

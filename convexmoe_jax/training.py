@@ -7,7 +7,7 @@ same model in both packages.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import describe, dtype_name, fail
+from ._checks import dtype_name, fail
 from .calibration import calibrated, spread_rows
-from .config import HullConfig, Normalization
+from .config import HullConfig
+from .data import check_resumed, checked_data, split, standardisation, standardised
 from .hull import VectorHull, apply, flatten, nest
 from .moments import OptimizerState, optimizer_state, restored
 from .optimizers import scale_by_adam
@@ -31,7 +32,6 @@ from .schedule import (
     checked_schedule,
     chunks,
     default_rate,
-    held_out_rows,
 )
 
 LARGEST_NORM = 1.0
@@ -301,92 +301,6 @@ def calibrated_tree(params: Tree, config: HullConfig, x: np.ndarray, y: np.ndarr
     flat = {name: np.asarray(value) for name, value in flatten(params).items()}
     found = calibrated(flat, config, f, x, y)
     return nest({name: jnp.asarray(value, dtype) for name, value in found.items()})
-
-
-def split(x: np.ndarray, y: np.ndarray, validation: Any, config: HullConfig, seed: int) -> tuple[Data, Data]:
-    """Return the rows to train on and those held out."""
-    if isinstance(validation, (tuple, list)) and len(validation) == 2:
-        x_held, y_held = validation
-        return (x, y), checked_data("validation", x_held, y_held, config)
-    rows, held = held_out_rows(len(x), validation, seed)
-    return (x[rows], y[rows]), (x[held], y[held])
-
-
-def checked_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:
-    """Return x `(rows, in_dim)` and y `(rows, out_dim)` as float64 after their checks."""
-    targets = "y" if argument == "x" else argument
-    x, y = np.asarray(x), np.asarray(y)
-    for name, array in ((argument, x), (targets, y)):
-        if array.dtype.kind not in "fiu":
-            fix = "Encode text and missing values first."
-            fail("fit", name, "numbers", describe(array), fix, TypeError)
-    y = y[:, None] if y.ndim == 1 else y
-    if x.ndim != 2 or x.shape[1] != config.in_dim:
-        rule, fix = f"[rows, in_dim={config.in_dim}]", "Give one column for each input of the hull."
-        fail("fit", argument, rule, describe(x), fix)
-    if y.ndim != 2 or y.shape[1] != config.out_dim or len(y) != len(x):
-        rule = f"targets [rows={len(x)}, out_dim={config.out_dim}]"
-        fix = f"Give one target row for each row of x, out_dim={config.out_dim} wide."
-        fail("fit", targets, rule, describe(y), fix)
-    least = 2 if argument == "x" else 1
-    if len(x) < least:
-        rule = f"{least} row{'s' * (least > 1)} at least"
-        fail("fit", argument, rule, str(len(x)), "Give more rows.")
-    for name, array in ((argument, x), (targets, y)):
-        bad = np.argwhere(~np.isfinite(array))
-        if len(bad):
-            row, column = bad[0]
-            got = f"{array[row, column]} at row {row}, column {column}"
-            fail("fit", name, "finite numbers", got, "Remove that row or fill it.")
-    return x.astype(np.float64), y.astype(np.float64)
-
-
-def check_resumed(config: HullConfig, own: HullConfig) -> None:
-    """Check that a run goes on with the model and the data it was begun with."""
-    if config != own:
-        names = [
-            field.name for field in fields(own) if getattr(config, field.name) != getattr(own, field.name)
-        ]
-        got = f"another {' and '.join(names)}"
-        fail(
-            "fit",
-            "resume",
-            "a state of the given model and data",
-            got,
-            "Go on with what the run was begun with.",
-        )
-
-
-def standardisation(x: np.ndarray, y: np.ndarray, dtype: str) -> Normalization:
-    """Return mean and deviation of each column; 1 for the deviation of a constant column.
-
-    Raises:
-        ValueError: `dtype` cannot resolve a column: its spread is lost beside its size, or leaves the range.
-    """
-    limits = np.finfo(dtype)
-    values = []
-    for argument, array in (("x", x), ("y", y)):
-        size = np.abs(array).max(axis=0)
-        unit = np.where(size > 0, size, 1.0)
-        deviation = size * (array / unit).std(axis=0)
-        constant = array.max(axis=0) == array.min(axis=0)
-        lost = (
-            (deviation < 16 * limits.eps * size)
-            | (deviation < 1e4 * limits.tiny)
-            | (size > 1e-4 * limits.max)
-        )
-        for column in np.flatnonzero(lost & ~constant):
-            got = f"deviation {deviation[column]:.2g} at size {size[column]:.2g} in column {column}"
-            fix = "Subtract an offset or change its unit."
-            fail("fit", argument, f"columns that {dtype} can resolve", got, fix)
-        values += [unit * (array / unit).mean(axis=0), np.where(constant, 1.0, deviation)]
-    return Normalization(*[tuple(value.tolist()) for value in values])
-
-
-def standardised(x: np.ndarray, y: np.ndarray, units: Normalization) -> Data:
-    """Return x and y in standardised units."""
-    x = (x - np.asarray(units.input_mean)) / np.asarray(units.input_scale)
-    return x, (y - np.asarray(units.output_mean)) / np.asarray(units.output_scale)
 
 
 def check_finite(finite: bool) -> None:

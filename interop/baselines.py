@@ -15,7 +15,7 @@ from .frameworks import Framework
 __all__ = ["Baseline", "fit_linear", "fit_mlp", "mlp_width"]
 
 Rows = NDArray[np.float64]
-MLP_LEARNING_RATE = 1e-2  # three times it, the hull's own, is worse for the MLP on the embedded data
+MLP_LEARNING_RATE = 1e-2  # three times it is worse for the MLP on the embedded data
 
 
 @dataclass(frozen=True)

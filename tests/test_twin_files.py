@@ -25,6 +25,7 @@ TWINS = (
     "convexity/segments.py",
     "convexity/semidefinite.py",
     "convexity/verdict.py",
+    "data.py",
     "recipes.py",
     "schedule.py",
     "sets.py",
