@@ -61,7 +61,15 @@ def error(make: Any, dim: int, seed: int, rate: float, steps: int) -> tuple[floa
         return optax.adam(optax.cosine_decay_schedule(rate, steps, 0.01), b1=0.5, b2=0.9)
 
     dual = W2NeuralDual(
-        dim, make(dim), make(dim), optimizer(), optimizer(), num_train_iters=steps, rng=jax.random.key(seed)
+        dim,
+        make(dim),
+        make(dim),
+        optimizer(),
+        optimizer(),
+        num_train_iters=steps,
+        conjugate_solver=None,
+        amortization_loss="objective",
+        rng=jax.random.key(seed),
     )
     streams: list[Iterator[jax.Array]] = [
         part.batches(10 * seed + k, BATCH) for k, part in enumerate((source, target, source, target))

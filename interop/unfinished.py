@@ -210,8 +210,8 @@ def _checked(run: Any) -> dict[str, Any]:
     steps = history["step"]
     if not all(type(number) is float for number in numbers) or not all(type(step) is int for step in steps):
         raise ValueError("history has what are no numbers")
-    if not steps or sorted({0, *steps}) != [0, *steps] or steps[-1] > plan["steps"]:
-        raise ValueError("the steps of its history do not rise up to those of the plan")
+    if not steps or steps[0] != 0 or sorted(set(steps)) != steps or steps[-1] > plan["steps"]:
+        raise ValueError("the steps of its history do not rise from 0 up to those of the plan")
     if run["best_step"] not in steps:
         raise ValueError("best_step is none of its steps")
     if not all(type(name) is str for name in run["drop"]):
