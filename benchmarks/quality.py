@@ -39,7 +39,7 @@ WORKERS, QUICK = 2, 20
 def jobs_of(arguments: argparse.Namespace) -> list[Job]:
     """Return what a subcommand runs."""
     if arguments.command == "quadratic":  # 500 steps of 1,000 rows are 100 epochs
-        return [Job("quadratic", model, 500, 1000) for model in (FITTED, *OURS, *PEERS, PLANES)]
+        return [Job("quadratic in 50", model, 500, 1000) for model in (FITTED, *OURS, *PEERS, PLANES)]
     if arguments.command == "small":
         return [Job("small", model, 2000, 128) for model in (FITTED, *OURS, *PEERS, PLANES, CONVEX)]
     return [

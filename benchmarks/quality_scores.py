@@ -57,7 +57,7 @@ class Job:
     """One model on one task.
 
     Args:
-        task: "quadratic", "small" or the name of a family.
+        task: "quadratic in 50", "small" or the name of a family.
         model: its name.
         steps, batch: the budget.
         fields: of `suite_task`, where the task is a family.
@@ -160,7 +160,7 @@ def score(job: Job) -> Score:
 
 def task_of(job: Job) -> Task:
     """Return the task of a job."""
-    if job.task == "quadratic":
+    if job.task == "quadratic in 50":
         return quadratic_50()
     return small() if job.task == "small" else suite_task(job.task, seed=0, **job.fields)
 

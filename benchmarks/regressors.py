@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 Function = Callable[[np.ndarray], np.ndarray]
-RESTARTS, SWEEPS = 10, 60
+RESTARTS, SWEEPS = 5, 40
 
 
 class Planes(NamedTuple):

@@ -102,6 +102,13 @@ def test_a_job_gives_a_score(model, monkeypatch):
     assert quality.read_scores([quality.asdict(score)]) == [score]
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+@pytest.mark.parametrize("family", quality_tasks.FAMILIES)
+def test_a_job_of_the_suite_is_given_its_family(family, noise):
+    task = quality_scores.task_of(Job(family, HULL, 1, 1, {"dim": 2, "noise": noise}))
+    assert task.x.shape == (2000, 2) and task.name == f"{family}, D = 2, noise {noise:g}"
+
+
 def test_ratios_are_geometric_means_of_medians():
     def score(task, model, *errors):
         return Score(task, model, 1, None, errors, 1.0, None, 0.0)
