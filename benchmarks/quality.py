@@ -4,7 +4,6 @@
     python benchmarks/quality.py small           # 100 rows in 3 dimensions, of cvxreg's documentation
     python benchmarks/quality.py suite --dim 8   # five families, with noise and without; --dim 2, 8, 32, 64
     python benchmarks/quality.py digits          # the initialisation at 3 to 24 layers; needs scikit-learn
-    python benchmarks/quality.py transport       # maps between Gaussians, beside ott-jax; needs ott-jax
     python benchmarks/quality.py report          # one table of all suites that were run
 
 Each takes two cores for some minutes, prints a table, and writes its figures and a picture into quality-run/.
@@ -181,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = ["quadratic", "small", "suite", "digits", "transport", "report"]
+    commands = ["quadratic", "small", "suite", "digits", "report"]
     parser.add_argument("command", choices=commands)
     parser.add_argument("--dim", type=int, default=8, help="of the suite")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} steps: does it run?")
@@ -193,10 +192,6 @@ def main() -> None:
         import quality_digits
 
         return quality_digits.main(arguments.quick, arguments.out)
-    if arguments.command == "transport":
-        import quality_transport
-
-        return quality_transport.main(arguments.quick, arguments.out)
     jobs = jobs_of(arguments)
     if arguments.quick:
         jobs = [replace(job, steps=QUICK) for job in jobs]
