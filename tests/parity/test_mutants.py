@@ -96,9 +96,8 @@ def test_one_winner_of_a_tie_is_caught(seed, monkeypatch, x64):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_misplaced_epsilon_of_adam_is_caught(seed, monkeypatch, x64):
-    monkeypatch.setattr(
-        convexmoe_jax.training, "scale_by_adam", lambda: optax.scale_by_adam(eps=0.0, eps_root=1e-8)
-    )
+    broken = optax.scale_by_adam(*convexmoe_jax.training.ADAM_DECAYS, eps=0.0, eps_root=1e-8)
+    monkeypatch.setattr(convexmoe_jax.training, "ADAM", broken)
     ours, theirs = trajectories(torch_hull(seed, **CONFIGS["default"]), seed)
     assert relative_error(ours, theirs) > 1e-12
 
@@ -106,8 +105,11 @@ def test_a_misplaced_epsilon_of_adam_is_caught(seed, monkeypatch, x64):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_bias_correction_of_optax_is_caught(seed, monkeypatch):
     """The reason for an own `adam`: in float32, over 200 steps, optax drifts from PyTorch more than ours does."""
+    decays = 0.9, 0.999  # the usual ones, where 1 - decay**count is the least exact
+    monkeypatch.setattr(convexmoe_torch.training, "ADAM_DECAYS", decays)
+    monkeypatch.setattr(convexmoe_jax.training, "ADAM", convexmoe_jax.optimizers.scale_by_adam(*decays))
     ours, theirs = trajectories(torch_hull(seed, "float32"), seed)
-    monkeypatch.setattr(convexmoe_jax.training, "scale_by_adam", optax.scale_by_adam)
+    monkeypatch.setattr(convexmoe_jax.training, "ADAM", optax.scale_by_adam(*decays))
     stock, theirs_again = trajectories(torch_hull(seed, "float32"), seed)
     assert relative_error(theirs, theirs_again) == 0
     assert relative_error(ours, theirs) < relative_error(stock, theirs)

@@ -156,6 +156,9 @@ CONTROLS = {
 def test_a_broken_hull_is_caught(control, framework, seed, monkeypatch):
     torch.manual_seed(seed)
     hull = convexmoe_torch.VectorHull(3, petals=5, out_dim=2, hidden_dim=7, gate=True, dtype=torch.float64)
+    with torch.no_grad():  # new weights make petals that hardly differ
+        for weight in hull.parameters():
+            weight.copy_(0.5 * torch.randn_like(weight))
     points = np.random.default_rng(seed).normal(size=(64, 3)) * 2
     assert FIND[framework](hull, points) is None
     monkeypatch.setattr(*CONTROLS[control][framework]())
