@@ -52,7 +52,7 @@ def checked_schedule(steps: Any, batch_size: Any, learning_rate: Any, seed: Any)
 def default_rate(rows: int, in_dim: int) -> float:
     """Return the peak learning rate of `fit`: lower for few rows, and for fewer than a quadratic form has numbers.
 
-    Near the best of a grid for 2,000 rows in 8 to 64 dimensions, and for 100 rows in three.
+    Near the best of a grid for 2,000 rows in 8 to 64 dimensions.
 
     >>> default_rate(1600, 8), default_rate(1600, 16), default_rate(1600, 64)
     (0.2, 0.05, 0.01)
@@ -70,6 +70,7 @@ def held_out_rows(rows: int, share: Any, seed: int) -> Data:
         fail("fit", "validation", rule, repr(share), fix, TypeError)
     if not 0 <= share < 1:
         fail("fit", "validation", rule, repr(share), fix)
+    whole_number("fit", "seed", seed, 0)
     order = np.random.default_rng([seed, 1]).permutation(rows)
     held = min(round(share * rows), rows - 2)
     return np.sort(order[held:]), np.sort(order[:held])

@@ -106,6 +106,12 @@ BAD = {
         TypeError,
         "fit.steps: expected a whole number >= 1; got 2.0. Pass steps=1 or more.",
     ),
+    "seed": (
+        (X, Y),
+        {"seed": -1},
+        ValueError,
+        "fit.seed: expected a whole number >= 0; got -1. ",
+    ),
     "batch_size": (
         (X, Y),
         {"batch_size": 0},
