@@ -293,8 +293,8 @@ def calibrate(hull: VectorHull, x: np.ndarray, y: np.ndarray) -> None:
     """Calibrate a hull without normalization to standardised rows, in place."""
     like = hull.get_parameter("shifts")
     x, y = spread_rows(x, y)
-    f = hull(torch.as_tensor(x).to(like)).double().cpu().numpy()
-    flat = {name: value.double().cpu().numpy() for name, value in hull.named_parameters()}
+    f = hull(torch.as_tensor(x).to(like)).cpu().double().numpy()
+    flat = {name: value.cpu().double().numpy() for name, value in hull.named_parameters()}
     for name, value in calibrated(flat, hull.config, f, x, y).items():
         hull.get_parameter(name).copy_(torch.as_tensor(value))
 

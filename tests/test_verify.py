@@ -30,7 +30,7 @@ def test_one_file_in_both_frameworks(kind, path):
     assert told["ok"] and all(row["ok"] and row["error"] <= row["bound"] for row in rows.values())
     assert {"forward", "gradient x", "hessian", "trajectory"} <= rows.keys()
     assert len(rows) == 4 + len(list(model.parameters()))
-    assert rows["forward"]["floor"] > 0
+    assert rows["hessian"]["floor"] > 0  # of the forward, beside an output mean of 100, one ulp can vanish
 
 
 @pytest.mark.parametrize("kind", ["hull", "hierarchy"])
