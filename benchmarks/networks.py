@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from convexmoe_jax import HullConfig, hull
 from convexmoe_jax.schedule import ADAM_DECAYS, EVALUATIONS, learning_rates
-from convexmoe_jax.training import clipped, mean_squared_error
+from convexmoe_jax.training import calibrated_tree, clipped, mean_squared_error
 
 Params = dict[str, Any]
 
@@ -30,12 +30,30 @@ class Network(NamedTuple):
         apply: (parameters, `[N, D]`) -> `[N, O]`.
         project: parameters -> the nearest ones that are allowed.
         loss: (`[N, O]`, `[N, O]`) -> what is minimised.
+        start: (parameters, x, y) -> what is trained, made of new parameters and the rows to train on.
+        config: of a hull.
     """
 
     init: Callable[[jax.Array], Params]
     apply: Callable[[Params, jax.Array], jax.Array]
     project: Callable[[Params], Params] = lambda params: params
     loss: Callable[[jax.Array, jax.Array], jax.Array] = mean_squared_error
+    start: Callable[[Params, np.ndarray, np.ndarray], Params] = lambda params, x, y: params
+    config: HullConfig | None = None
+
+
+class Tuned(NamedTuple):
+    """What a choice of shape and learning rate came to.
+
+    Args:
+        shape, network, rate: what was chosen.
+        params: of each seed.
+    """
+
+    shape: str
+    network: Network
+    rate: float
+    params: list[Params]
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -43,41 +61,43 @@ def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(shape[0])
 
 
-def mlp(dim: int, out_dim: int, width: int) -> Network:
-    """Two hidden layers with GELU; not convex."""
-    shapes = [(dim, width), (width, width), (width, out_dim)]
+def mlp(dim: int, out_dim: int, width: int, layers: int = 2) -> Network:
+    """Hidden layers with GELU; not convex."""
+    shapes = [(dim, width), *[(width, width)] * (layers - 1), (width, out_dim)]
 
     def init(key: jax.Array) -> Params:
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(key, len(shapes))
         return {f"w{k}": uniform(keys[k], shape) for k, shape in enumerate(shapes)} | {
             f"b{k}": jnp.zeros(shape[1]) for k, shape in enumerate(shapes)
         }
 
     def apply(p: Params, x: jax.Array) -> jax.Array:
-        for k in range(2):
+        for k in range(layers):
             x = jax.nn.gelu(x @ p[f"w{k}"] + p[f"b{k}"])
-        return x @ p["w2"] + p["b2"]
+        return x @ p[f"w{layers}"] + p[f"b{layers}"]
 
     return Network(init, apply)
 
 
-def icnn(dim: int, out_dim: int, width: int) -> Network:
-    """Amos, Xu and Kolter (arXiv 1609.07152): two hidden layers with relu, weights between layers clamped at zero."""
+def icnn(dim: int, out_dim: int, width: int, layers: int = 2) -> Network:
+    """Amos, Xu and Kolter (arXiv 1609.07152): hidden layers with relu, weights between layers clamped at zero."""
+    widths = [width] * layers + [out_dim]
 
     def init(key: jax.Array) -> Params:
-        keys = jax.random.split(key, 5)
-        shapes = {"a0": (dim, width), "a1": (dim, width), "a2": (dim, out_dim)}
-        shapes |= {"v1": (width, width), "v2": (width, out_dim)}
+        keys = jax.random.split(key, 2 * layers + 1)
+        shapes = {f"a{k}": (dim, own) for k, own in enumerate(widths)}
+        shapes |= {f"v{k}": (width, own) for k, own in enumerate(widths) if k > 0}
         params = {name: uniform(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
-        return project(params | {"b0": jnp.zeros(width), "b1": jnp.zeros(width), "b2": jnp.zeros(out_dim)})
+        return project(params | {f"b{k}": jnp.zeros(own) for k, own in enumerate(widths)})
 
     def project(p: Params) -> Params:
-        return p | {name: jnp.maximum(p[name], 0.0) for name in ("v1", "v2")}
+        return p | {name: jnp.maximum(value, 0.0) for name, value in p.items() if name.startswith("v")}
 
     def apply(p: Params, x: jax.Array) -> jax.Array:
         z = jax.nn.relu(x @ p["a0"] + p["b0"])
-        z = jax.nn.relu(z @ p["v1"] + x @ p["a1"] + p["b1"])
-        return z @ p["v2"] + x @ p["a2"] + p["b2"]
+        for k in range(1, layers):
+            z = jax.nn.relu(z @ p[f"v{k}"] + x @ p[f"a{k}"] + p[f"b{k}"])
+        return z @ p[f"v{layers}"] + x @ p[f"a{layers}"] + p[f"b{layers}"]
 
     return Network(init, apply, project)
 
@@ -99,9 +119,18 @@ def lse_network(dim: int, out_dim: int, pieces: int) -> Network:
     return Network(init, apply)
 
 
-def hull_network(config: HullConfig) -> Network:
-    """A hull under the loop of the others."""
-    return Network(lambda key: hull.init(config, key), lambda p, x: hull.apply(p, x, config))
+def hull_network(config: HullConfig, start: bool = False) -> Network:
+    """A hull under the loop of the others; `start` as `fit` does, by least squares."""
+
+    def calibrate(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
+        return calibrated_tree(params, config, x, y) if start else params
+
+    return Network(
+        lambda key: hull.init(config, key),
+        lambda p, x: hull.apply(p, x, config),
+        start=calibrate,
+        config=config,
+    )
 
 
 def sized(make: Callable[[int], Network], parameters: int) -> Network:
@@ -212,16 +241,33 @@ def order(seed: int, rows: int, length: int) -> np.ndarray:
     return np.concatenate([rng.permutation(rows) for _ in range(math.ceil(length / rows))])[:length]
 
 
-def tuned(
-    network: Network, draws: Sequence[Params], rows: Rows, steps: int, batch: int, grid: Sequence[float]
-) -> tuple[Params, float]:
-    """Train one copy a seed, as many as there are rates in the grid, at the best rate of seed 0 on its held-out rows.
+def tuned(shapes: Mapping[str, Network], rows: Rows, steps: int, batch: int, grid: Sequence[float]) -> Tuned:
+    """Train one copy a seed, in the shape and at the rate that are best on the held-out rows of seed 0.
 
-    Returns:
-        the parameters, stacked over seeds, and the rate.
+    Args:
+        shapes: what may be chosen, by name.
+        rows: of as many seeds as there are rates in the grid: then one compiled loop serves both.
+        grid: the rates.
     """
-    same = Rows(*[np.repeat(part[:1], len(grid), axis=0) for part in rows])
-    losses = train(network, [draws[0]] * len(grid), same, steps, batch, grid, [0] * len(grid))[1]
-    rate = grid[int(np.argmin(losses))]
-    seeds = range(len(draws))
-    return train(network, draws, rows, steps, batch, [rate] * len(draws), seeds)[0], rate
+    first = Rows(*[np.repeat(part[:1], len(grid), axis=0) for part in rows])
+    draws = {
+        shape: [
+            network.start(init(jax.random.key(seed)), rows.x[seed], rows.y[seed])
+            for seed in range(len(rows.x))
+        ]
+        for shape, network, init in [(name, one, jax.jit(one.init)) for name, one in shapes.items()]
+    }
+    losses = {
+        (shape, rate): loss
+        for shape, network in shapes.items()
+        for rate, loss in zip(
+            grid,
+            train(network, draws[shape][:1] * len(grid), first, steps, batch, grid, [0] * len(grid))[1],
+            strict=True,
+        )
+    }
+    shape, rate = min(losses, key=lambda one: losses[one])
+    count = len(rows.x)
+    stacked, _ = train(shapes[shape], draws[shape], rows, steps, batch, [rate] * count, range(count))
+    params = [jax.tree.map(lambda leaf, seed=seed: leaf[seed], stacked) for seed in range(count)]
+    return Tuned(shape, shapes[shape], rate, params)

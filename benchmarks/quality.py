@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py quadratic       # ||x||^2 in 50 dimensions, of HyCNN's paper
     python benchmarks/quality.py small           # 100 rows in 3 dimensions, of cvxreg's documentation
-    python benchmarks/quality.py suite --dim 8   # five families, with noise and without; --dim 2, 8, 32, 64
+    python benchmarks/quality.py suite --dim 8 --noise 0.1   # five families; --dim 2, 8, 32, 64, --noise 0, 0.1
     python benchmarks/quality.py digits          # the initialisation at 3 to 24 layers; needs scikit-learn
     python benchmarks/quality.py report          # one table of all suites that were run
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality_scores import CONVEX, FITTED, HULL, OURS, PEERS, PLANES, Job, Score, score
+from quality_scores import CHOSEN, CONVEX, FITTED, OURS, PEERS, PLANES, SHAPES, Job, Score, score
 from quality_tasks import FAMILIES
 from timing import table
 
@@ -31,7 +31,7 @@ PUBLISHED = {  # mean squared errors in original units
     "quadratic": {"HyCNN 48x16": 0.761, "ICNN 64x4": 1.566, "MLP": 3.93, "predicting the mean": 4.64},
     "small": {"penalised convex regression": 0.024, "SVR": 0.042, "linear regression": 0.310},
 }
-SUITE = (HULL, "hard maximum of means", *PEERS, PLANES)
+SUITE = (*SHAPES, PLANES)
 WORKERS, QUICK = 2, 20
 
 
@@ -42,19 +42,21 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
     if arguments.command == "small":
         return [Job("small", model, 2000, 128) for model in (FITTED, *OURS, *PEERS, PLANES, CONVEX)]
     return [
-        Job(family, model, 2000, 128, {"dim": arguments.dim, "noise": noise})
+        Job(family, model, 2000, 128, {"dim": arguments.dim, "noise": arguments.noise})
         for family in FAMILIES
-        for noise in (0.0, 0.1)
         for model in SUITE
     ]
 
 
-def run(jobs: list[Job]) -> list[Score]:
+def run(jobs: list[Job], out: Path) -> list[Score]:
     """Run every job in a process of one thread, and show how many are done."""
     from rich.progress import Progress
 
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     os.environ |= dict.fromkeys(threads, "1") | {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+    # the same network is met in several tasks, and with noise and without
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": str((out / "compiled").absolute())}
+    os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(WORKERS, mp_context=context) as pool, Progress(transient=True) as bar:
         task = bar.add_task("models", total=len(jobs))
@@ -75,7 +77,15 @@ def lines_of(scores: Sequence[Score], original: bool) -> list[list[str]]:
         ratio = np.median(one.errors) / np.median(first.errors)
         spread = f"{errors.min():.2g} - {errors.max():.2g}"
         rate, idle = (("-" if value is None else f"{value:g}") for value in (one.rate, one.idle))
-        cells = [f"{one.parameters:,}", rate, f"{np.median(errors):.3g}", spread, f"{ratio:.2f}", idle]
+        cells = [
+            one.shape or "-",
+            f"{one.parameters:,}",
+            rate,
+            f"{np.median(errors):.3g}",
+            spread,
+            f"{ratio:.2f}",
+            idle,
+        ]
         lines.append([one.task, one.model, *cells, f"{one.seconds:.0f}"])
     return lines
 
@@ -108,7 +118,7 @@ def draw(scores: Sequence[Score], published: dict[str, float], path: Path) -> No
         here = [one for one in scores if one.task == task][::-1]
         for row, one in enumerate(here):
             errors = np.array(one.errors) * (one.variance if published else 1.0)
-            colour = "C0" if one.model in OURS or one.model == FITTED else "C1"
+            colour = "C1" if one.model in (*PEERS, PLANES, CONVEX) else "C0"
             axes.plot(errors, np.full(len(errors), row), ".", color=colour, alpha=0.6)
             axes.plot(np.median(errors), row, "|", color=colour, ms=14, mew=2)
         for name, value in published.items():
@@ -125,6 +135,7 @@ def show(scores: list[Score], command: str) -> None:
     titles = [
         "task",
         "model",
+        "shape",
         "parameters",
         "rate",
         "error",
@@ -144,24 +155,32 @@ def show(scores: list[Score], command: str) -> None:
 
 
 def report(out: Path) -> None:
-    """Print one table of all suites in a folder: geometric means by dimension, and every task's best."""
+    """Print one table of all suites in a folder: geometric means by dimension and noise, and every task's best."""
     found = {
-        path.stem.removeprefix("suite-"): read_scores(json.loads(path.read_text()))
-        for path in out.glob("suite-*.json")
+        tuple(path.stem.split("-")[1:]): read_scores(json.loads(path.read_text()))
+        for path in out.glob("suite-*-*.json")
     }
     if not found:
         raise SystemExit(f"{out} has no suite-*.json: run python benchmarks/quality.py suite --dim 8 first.")
-    dims = sorted(found, key=int)
-    means = [ratios(found[dim]) for dim in dims] + [ratios([one for dim in dims for one in found[dim]])]
-    titles = ["geometric mean of errors over the hull's", *[f"D = {dim}" for dim in dims], "all"]
+    keys = sorted(found, key=lambda key: (int(key[0]), float(key[1])))
+    dims, noises = (list(dict.fromkeys(key[part] for key in keys)) for part in (0, 1))
+    groups = {f"D = {dim}": [key for key in keys if key[0] == dim] for dim in dims}
+    groups |= {f"noise {noise}": [key for key in keys if key[1] == noise] for noise in noises}
+    groups["all"] = keys
+    means = [ratios([one for key in group for one in found[key]]) for group in groups.values()]
+    titles = ["geometric mean of errors over the hull's", *groups]
     print(table(titles, [[model, *[f"{part[model]:.2f}" for part in means]] for model in means[0]]))
     lines = []
-    for dim in dims:
-        for task in dict.fromkeys(one.task for one in found[dim]):
-            medians = {one.model: float(np.median(one.errors)) for one in found[dim] if one.task == task}
-            best = min(medians, key=lambda model: medians[model])
-            lines.append([task, f"{medians[HULL]:.2g}", best, f"{medians[HULL] / medians[best]:.2f}"])
-    print(table(["task", "hull", "best", "hull over the best"], lines))
+    for key in keys:
+        for task in dict.fromkeys(one.task for one in found[key]):
+            here = {one.model: one for one in found[key] if one.task == task}
+            medians = {model: float(np.median(one.errors)) for model, one in here.items()}
+            best = min((model for model in medians if model != CHOSEN), key=lambda model: medians[model])
+            own, ratio = medians[CHOSEN], medians[CHOSEN] / medians[best]
+            lines.append(
+                [task, here[CHOSEN].shape, f"{own:.2g}", best, f"{medians[best]:.2g}", f"{ratio:.2f}"]
+            )
+    print(table(["task", "shape", "hull", "best other", "its error", "hull over it"], lines))
 
 
 def read_scores(records: list[dict[str, Any]]) -> list[Score]:
@@ -183,6 +202,7 @@ def main() -> None:
     commands = ["quadratic", "small", "suite", "digits", "report"]
     parser.add_argument("command", choices=commands)
     parser.add_argument("--dim", type=int, default=8, help="of the suite")
+    parser.add_argument("--noise", type=float, default=0.1, help="of the suite, over the deviation of y")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} steps: does it run?")
     parser.add_argument("--out", type=Path, default=Path("quality-run"))
     arguments = parser.parse_args()
@@ -195,8 +215,8 @@ def main() -> None:
     jobs = jobs_of(arguments)
     if arguments.quick:
         jobs = [replace(job, steps=QUICK) for job in jobs]
-    scores = run(jobs)
-    name = f"suite-{arguments.dim}" if arguments.command == "suite" else arguments.command
+    scores = run(jobs, arguments.out)
+    name = f"suite-{arguments.dim}-{arguments.noise:g}" if arguments.command == "suite" else arguments.command
     write([asdict(one) for one in scores], arguments.out / f"{name}.json")
     show(scores, arguments.command)
     draw(scores, PUBLISHED.get(arguments.command, {}), arguments.out / f"{name}.png")

@@ -1,7 +1,7 @@
 """What one model reaches on one task: the jobs of `quality.py`, each run whole in one process.
 
-Every network has the loop, steps, batches, held-out rows (a fifth) and learning rates of the others: the rate is chosen
-on the held-out rows of seed 0, and errors are taken on rows without noise for every seed.
+Every network has the loop, steps, batches, held-out rows (a fifth) and learning rates of the others: rate and shape are
+chosen on the held-out rows of seed 0, and errors are taken on rows without noise for every seed.
 """
 
 from __future__ import annotations
@@ -9,32 +9,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from networks import Network, Params, Rows, count, hull_network, icnn, lse_network, mlp, sized, tuned
+from networks import Network, Rows, count, hull_network, icnn, lse_network, mlp, sized, tuned
 from quality_tasks import Task, quadratic_50, small, suite_task
 from regressors import fit_convex, fit_planes
 
 from convexmoe_jax import HullConfig, VectorHull, fit
-from convexmoe_jax.calibration import calibrated
-from convexmoe_jax.hull import flatten, nest
 
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+RATES = (0.0005, 0.002, 0.008, 0.03, 0.12, 0.5, 2.0)
 SEEDS, HELD_OUT = len(RATES), 0.2
 PIECES = (2, 4, 8, 16, 32)
 PENALTIES = (0.0, 1e-3, 1e-2, 1e-1)
 FITTED = "hull, 8 petals, by fit"
-HULL = "hull, 8 petals"
+HULL, CHOSEN, HARD = "hull, 8 petals", "hull", "hard maximum of means"
 PLANES, CONVEX = "max-affine (Magnani, Boyd)", "convex regression, penalised"
 OURS: dict[str, dict[str, Any]] = {  # beside a hull of 8 petals with a learned temperature
     HULL: {},
     "depth 2": {"depth": 2},
     "depth 4": {"depth": 4},
     "depth 8": {"depth": 8},
-    "hard maximum of means": {"temperature": 0.0},
+    HARD: {"temperature": 0.0},
     "groups of one": {"group_size": 1},
     "hard maximum, groups of one": {"temperature": 0.0, "group_size": 1},
     "gate": {"gate": True},
@@ -42,14 +41,40 @@ OURS: dict[str, dict[str, Any]] = {  # beside a hull of 8 petals with a learned 
     "1 petal": {"petals": 1},
     "huber_relu": {"activation": "huber_relu"},
 }
-PEERS: dict[str, Callable[[int, int, int], Network]] = {
-    "ICNN (Amos), clamped": icnn,
-    "ICNN, our initialisation": lambda dim, out_dim, width: hull_network(
-        HullConfig(dim, 1, out_dim, hidden_dim=width, depth=2)
-    ),
-    "LSE network": lse_network,
-    "MLP": mlp,
+Shape = Callable[[int, int, int], Network]  # (D, O, width) -> network
+
+
+def hull_shapes(temperature: float | str) -> dict[str, Shape]:
+    """Return three ways to spend the parameters of a hull: on a wide trunk, on petals, on petals alone."""
+
+    def of(dim: int, out_dim: int, petals: int, hidden_dim: int) -> Network:
+        config = HullConfig(dim, petals, out_dim, hidden_dim=hidden_dim, temperature=temperature)
+        return hull_network(config, start=True)
+
+    return {
+        "8 petals": lambda dim, out_dim, width: of(dim, out_dim, 8, width),
+        "32 petals": lambda dim, out_dim, width: of(dim, out_dim, 32, width),
+        "2 units": lambda dim, out_dim, width: of(dim, out_dim, width, 2),
+    }
+
+
+def deep(dim: int, out_dim: int, width: int, layers: int) -> Network:
+    """Return a hull of one petal."""
+    return hull_network(HullConfig(dim, 1, out_dim, hidden_dim=width, depth=layers))
+
+
+def layered(make: Any, counts: tuple[int, ...]) -> dict[str, Shape]:
+    """Return a shape for each number of hidden layers."""
+    return {f"{layers} layer" + "s" * (layers > 1): partial(make, layers=layers) for layers in counts}
+
+
+PEERS: dict[str, dict[str, Shape]] = {
+    "ICNN (Amos), clamped": layered(icnn, (1, 2, 4)),
+    "ICNN, our initialisation": layered(deep, (1, 2, 4)),
+    "LSE network": {"planes": lse_network},
+    "MLP": layered(mlp, (1, 2, 3)),
 }
+SHAPES = {CHOSEN: hull_shapes("learned"), f"{HARD}, chosen": hull_shapes(0.0), **PEERS}
 
 
 @dataclass(frozen=True)
@@ -77,6 +102,7 @@ class Score:
     Args:
         task, model: their names.
         parameters: how many were trained.
+        shape: the one that was chosen, of several.
         rate: the learning rate that was chosen; None where there is none, or `fit` has its own.
         errors: mean squared error without noise of each seed, over the variance of the function.
         variance: of the function, the mean over outputs.
@@ -87,6 +113,7 @@ class Score:
     task: str
     model: str
     parameters: int
+    shape: str
     rate: float | None
     errors: tuple[float, ...]
     variance: float
@@ -131,7 +158,7 @@ def score(job: Job) -> Score:
     task = task_of(job)
     dim, out_dim = task.x.shape[1], task.y.shape[1]
     own = HullConfig(dim, 8, out_dim, temperature="learned")
-    parameters, rate, idle = count(hull_network(own)), None, None
+    parameters, shape, rate, idle = count(hull_network(own)), "", None, None
     if job.model == FITTED:
         errors, idle = fitted(task, own, job)
     elif job.model in (PLANES, CONVEX):
@@ -140,22 +167,22 @@ def score(job: Job) -> Score:
         data = Standard.of(task, SEEDS)
         if job.model in OURS:
             fields = {"petals": 8, "temperature": "learned"} | OURS[job.model]
-            own = HullConfig(dim, out_dim=out_dim, **fields)
-            network, start = hull_network(own), calibrated_start(own)
+            shapes = {"": hull_network(HullConfig(dim, out_dim=out_dim, **fields), start=True)}
         else:
-            network, start = sized(lambda width: PEERS[job.model](dim, out_dim, width), parameters), None
+            shapes = {
+                name: sized(partial(make, dim, out_dim), parameters)
+                for name, make in SHAPES[job.model].items()
+            }
+        shape, network, rate, params = tuned(shapes, data.rows, job.steps, job.batch, RATES[:SEEDS])
         parameters = count(network)
-        draws = [network.init(jax.random.key(seed)) for seed in range(SEEDS)]
-        if start is not None:
-            draws = [start(draw, data.rows.x[seed], data.rows.y[seed]) for seed, draw in enumerate(draws)]
-        stacked, rate = tuned(network, draws, data.rows, job.steps, job.batch, RATES[:SEEDS])
-        best = [jax.tree.map(lambda leaf, seed=seed: leaf[seed], stacked) for seed in range(SEEDS)]
-        errors = [data.error(np.asarray(jax.jit(network.apply)(p, data.x_test))) for p in best]
-        if job.model in OURS and own.petals > 1:
-            idle = float(np.mean([idle_groups(VectorHull.from_params(own, p), data.x_test) for p in best]))
+        errors = [data.error(np.asarray(jax.jit(network.apply)(p, data.x_test))) for p in params]
+        config = network.config
+        if config is not None and config.petals > 1:
+            models = [VectorHull.from_params(config, p) for p in params]
+            idle = float(np.mean([idle_groups(model, data.x_test) for model in models]))
     variance = float(task.y_test.var(axis=0).mean())
     seconds = time.perf_counter() - began
-    return Score(task.name, job.model, parameters, rate, tuple(errors), variance, idle, seconds)
+    return Score(task.name, job.model, parameters, shape, rate, tuple(errors), variance, idle, seconds)
 
 
 def task_of(job: Job) -> Task:
@@ -182,19 +209,6 @@ def idle_groups(model: VectorHull, x: np.ndarray) -> int:
     winners = np.asarray(model.winners(x.astype(np.float32))[0])
     shares = np.bincount(winners.ravel(), minlength=model.config.petals) / winners.size
     return int((shares < 1e-3).sum())
-
-
-def calibrated_start(config: HullConfig) -> Any:
-    """Return what `fit` does before its first step."""
-    network = hull_network(config)
-
-    def start(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
-        f = np.asarray(network.apply(params, x.astype(np.float32)), np.float64)
-        flat = {name: np.asarray(value) for name, value in flatten(params).items()}
-        found = calibrated(flat, config, f, x, y)
-        return nest({name: jax.numpy.asarray(value, jax.numpy.float32) for name, value in found.items()})
-
-    return start
 
 
 def regressed(model: str, data: Standard) -> tuple[list[float], int]:

@@ -293,11 +293,14 @@ def fit(
     return FitResult(fitted, history, best_step)
 
 
+jitted = jax.jit(apply, static_argnums=2)
+
+
 def calibrated_tree(params: Tree, config: HullConfig, x: np.ndarray, y: np.ndarray) -> Tree:
     """Return the parameters of a hull without normalization, calibrated to standardised rows."""
     dtype = params["shifts"].dtype
     x, y = spread_rows(x, y)
-    f = np.asarray(apply(params, jnp.asarray(x, dtype), config), np.float64)
+    f = np.asarray(jitted(params, jnp.asarray(x, dtype), config), np.float64)
     flat = {name: np.asarray(value) for name, value in flatten(params).items()}
     found = calibrated(flat, config, f, x, y)
     return nest({name: jnp.asarray(value, dtype) for name, value in found.items()})
