@@ -119,6 +119,36 @@ def lse_network(dim: int, out_dim: int, pieces: int) -> Network:
     return Network(init, apply)
 
 
+def convex_kan(dim: int, out_dim: int, width: int, knots: int = 4) -> Network:
+    """One hidden layer of sums of convex piecewise-linear functions of one number, with learned knots.
+
+    Source: Deschatre and Warin, Input convex Kolmogorov Arnold networks (arXiv 2505.21208), P1 with adapted grids.
+    Differs from the source: changes of slope are softplus(raw), and layers are told no range.
+    """
+    shapes = [(dim, width), (width, out_dim)]
+
+    def init(key: jax.Array) -> Params:
+        params = {}
+        for k, (fan_in, fan_out) in enumerate(shapes):
+            key, one, two = jax.random.split(key, 3)
+            bends = jax.random.uniform(one, (fan_in, knots, fan_out), minval=0.1, maxval=1.9)
+            params |= {f"c{k}": jnp.log(jnp.expm1(bends / (fan_in * knots))), f"b{k}": jnp.zeros(fan_out)}
+            params[f"t{k}"] = jnp.tile(jnp.linspace(-1.5, 1.5, knots), (fan_in, 1))
+            slopes = uniform(two, (fan_in, fan_out))
+            params[f"a{k}"] = slopes if k == 0 else jnp.log(jnp.expm1(jnp.abs(slopes)))
+        return params
+
+    def apply(p: Params, x: jax.Array) -> jax.Array:
+        for k in range(2):
+            slopes = p["a0"] if k == 0 else jax.nn.softplus(p["a1"])
+            bent = jax.nn.relu(x[:, :, None] - p[f"t{k}"]).reshape(len(x), -1)
+            bends = jax.nn.softplus(p[f"c{k}"])
+            x = x @ slopes + bent @ bends.reshape(-1, bends.shape[-1]) + p[f"b{k}"]
+        return x
+
+    return Network(init, apply)
+
+
 def hull_network(config: HullConfig, start: bool = False) -> Network:
     """A hull under the loop of the others; `start` as `fit` does, by least squares."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from networks import Network, Rows, count, hull_network, icnn, lse_network, mlp, sized, tuned
+from networks import Network, Rows, convex_kan, count, hull_network, icnn, lse_network, mlp, sized, tuned
 from quality_tasks import Task, quadratic_50, small, suite_task
 from regressors import fit_convex, fit_planes
 
@@ -72,6 +72,7 @@ PEERS: dict[str, dict[str, Shape]] = {
     "ICNN (Amos), clamped": layered(icnn, (1, 2, 4)),
     "ICNN, our initialisation": layered(deep, (1, 2, 4)),
     "LSE network": {"planes": lse_network},
+    "convex KAN": {f"{knots} knots": partial(convex_kan, knots=knots) for knots in (2, 4, 8)},
     "MLP": layered(mlp, (1, 2, 3)),
 }
 SHAPES = {CHOSEN: hull_shapes("learned"), f"{HARD}, chosen": hull_shapes(0.0), **PEERS}

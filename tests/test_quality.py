@@ -9,7 +9,7 @@ import quality
 import quality_scores
 import quality_tasks
 import regressors
-from quality_scores import FITTED, HULL, PLANES, Job, Score, Standard
+from quality_scores import CHOSEN, FITTED, HULL, PLANES, Job, Score, Standard
 
 from convexmoe_jax import HullConfig, find_violation
 from convexmoe_jax.training import HullFunction, train
@@ -66,7 +66,8 @@ def test_the_loop_is_that_of_the_package():
 
 
 @pytest.mark.parametrize(
-    ("make", "convex"), [(networks.icnn, True), (networks.lse_network, True), (networks.mlp, False)]
+    ("make", "convex"),
+    [(networks.icnn, True), (networks.lse_network, True), (networks.convex_kan, True), (networks.mlp, False)],
 )
 def test_the_peers_are_convex_where_they_are_said_to_be(make, convex):
     network = networks.sized(lambda width: make(3, 2, width), 500)
@@ -92,7 +93,7 @@ def test_planes_are_found():
     assert np.mean((concave(x[:40]) + y[:40]) ** 2) > 0.1
 
 
-@pytest.mark.parametrize("model", [HULL, FITTED, PLANES, "MLP"])
+@pytest.mark.parametrize("model", [HULL, FITTED, PLANES, CHOSEN, "MLP"])
 def test_a_job_gives_a_score(model, monkeypatch):
     monkeypatch.setattr(quality_scores, "SEEDS", 2)
     score = quality_scores.score(Job("small", model, 4, 31))
@@ -111,7 +112,7 @@ def test_a_job_of_the_suite_is_given_its_family(family, noise):
 
 def test_ratios_are_geometric_means_of_medians():
     def score(task, model, *errors):
-        return Score(task, model, 1, None, errors, 1.0, None, 0.0)
+        return Score(task, model, 1, "", None, errors, 1.0, None, 0.0)
 
     scores = [score("a", "x", 1, 2, 9), score("a", "y", 2, 4, 4), score("b", "x", 1), score("b", "y", 8)]
     assert quality.ratios(scores) == {"x": pytest.approx(1), "y": pytest.approx(4)}
