@@ -4,6 +4,7 @@
     python benchmarks/quality.py small           # 100 rows in 3 dimensions, of cvxreg's documentation
     python benchmarks/quality.py suite --dim 8 --noise 0.1   # five families; --dim 2, 8, 32, 64, --noise 0, 0.1
     python benchmarks/quality.py digits          # the initialisation at 3 to 24 layers; needs scikit-learn
+    python benchmarks/quality.py transport       # maps between Gaussians beside ott-jax's ICNN; needs ott-jax
     python benchmarks/quality.py report          # one table of all suites that were run
 
 Each takes two cores for some minutes, prints a table, and writes its figures and a picture into quality-run/.
@@ -199,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = ["quadratic", "small", "suite", "digits", "report"]
+    commands = ["quadratic", "small", "suite", "digits", "transport", "report"]
     parser.add_argument("command", choices=commands)
     parser.add_argument("--dim", type=int, default=8, help="of the suite")
     parser.add_argument("--noise", type=float, default=0.1, help="of the suite, over the deviation of y")
@@ -212,6 +213,10 @@ def main() -> None:
         import quality_digits
 
         return quality_digits.main(arguments.quick, arguments.out)
+    if arguments.command == "transport":
+        import quality_transport
+
+        return quality_transport.main(arguments.quick, arguments.out)
     jobs = jobs_of(arguments)
     if arguments.quick:
         jobs = [replace(job, steps=QUICK) for job in jobs]
