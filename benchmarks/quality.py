@@ -14,6 +14,8 @@ Each takes two cores for some minutes, prints a table, and writes its figures an
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -33,6 +35,7 @@ PUBLISHED = {  # mean squared errors in original units
     "small": {"penalised convex regression": 0.024, "SVR": 0.042, "linear regression": 0.310},
 }
 SUITE = (*SHAPES, PLANES)
+OTHERS = {"digits": "sklearn", "transport": "ott"}  # subcommands in a file of their own, and what they need
 WORKERS, QUICK = 2, 20
 
 
@@ -200,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = ["quadratic", "small", "suite", "digits", "transport", "report"]
+    commands = ["quadratic", "small", "suite", *OTHERS, "report"]
     parser.add_argument("command", choices=commands)
     parser.add_argument("--dim", type=int, default=8, help="of the suite")
     parser.add_argument("--noise", type=float, default=0.1, help="of the suite, over the deviation of y")
@@ -208,15 +211,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("quality-run"))
     arguments = parser.parse_args()
     if arguments.command == "report":
-        return report(arguments.out)
-    if arguments.command == "digits":
-        import quality_digits
-
-        return quality_digits.main(arguments.quick, arguments.out)
-    if arguments.command == "transport":
-        import quality_transport
-
-        return quality_transport.main(arguments.quick, arguments.out)
+        report(arguments.out)
+        return
+    if arguments.command in OTHERS:
+        package = OTHERS[arguments.command]
+        if importlib.util.find_spec(package) is None:
+            fix = 'pip install -c constraints.txt -e ".[peers]"'
+            raise SystemExit(f"quality.py {arguments.command} needs {package}: {fix}")
+        other = importlib.import_module(f"quality_{arguments.command}")
+        other.main(arguments.quick, arguments.out)
+        return
     jobs = jobs_of(arguments)
     if arguments.quick:
         jobs = [replace(job, steps=QUICK) for job in jobs]
@@ -225,7 +229,6 @@ def main() -> None:
     write([asdict(one) for one in scores], arguments.out / f"{name}.json")
     show(scores, arguments.command)
     draw(scores, PUBLISHED.get(arguments.command, {}), arguments.out / f"{name}.png")
-    return None
 
 
 if __name__ == "__main__":

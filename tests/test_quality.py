@@ -116,3 +116,27 @@ def test_ratios_are_geometric_means_of_medians():
 
     scores = [score("a", "x", 1, 2, 9), score("a", "y", 2, 4, 4), score("b", "x", 1), score("b", "y", 8)]
     assert quality.ratios(scores) == {"x": pytest.approx(1), "y": pytest.approx(4)}
+
+
+@pytest.mark.parametrize("command", quality.OTHERS)
+def test_a_missing_package_is_named_before_any_work(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(quality.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["quality.py", command, "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit, match=rf"needs {quality.OTHERS[command]}: pip install"):
+        quality.main()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_report_without_suites_says_what_to_run(tmp_path):
+    with pytest.raises(SystemExit, match="suite --dim 8"):
+        quality.report(tmp_path)
+
+
+def test_the_report_sets_the_hull_beside_the_best_other(tmp_path, capsys):
+    rows = {CHOSEN: 2.0, "near": 1.0, "far": 8.0}
+    for noise, factor in (("0", 1.0), ("0.1", 4.0)):
+        scores = [Score("t", name, 1, "s", 0.1, (e * factor,), 1.0, None, 0.0) for name, e in rows.items()]
+        quality.write([quality.asdict(one) for one in scores], tmp_path / f"suite-8-{noise}.json")
+    quality.report(tmp_path)
+    shown = capsys.readouterr().out
+    assert "| far | 4.00 | 4.00 | 4.00 | 4.00 |" in shown and "| t | s | 8 | near | 4 | 2.00 |" in shown
