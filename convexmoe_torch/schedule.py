@@ -52,8 +52,6 @@ def checked_schedule(steps: Any, batch_size: Any, learning_rate: Any, seed: Any)
 def default_rate(rows: int, in_dim: int) -> float:
     """Return the peak learning rate of `fit`: lower for few rows, and for fewer than a quadratic form has numbers.
 
-    Near the best of a grid for 2,000 rows in 8 to 64 dimensions.
-
     >>> default_rate(1600, 8), default_rate(1600, 16), default_rate(1600, 64)
     (0.2, 0.05, 0.01)
     """
