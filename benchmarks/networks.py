@@ -103,7 +103,7 @@ def icnn(dim: int, out_dim: int, width: int, layers: int = 2) -> Network:
 
 
 def lse_network(dim: int, out_dim: int, pieces: int) -> Network:
-    """Calafiore, Gaubert and Possieri (arXiv 1806.07850): `T log sum_k exp((a_k' x + b_k) / T)`, T > 0 learned."""
+    """Calafiore, Gaubert and Possieri (arXiv 1806.07850): `T log mean_k exp((a_k' x + b_k) / T)`, T > 0 learned."""
 
     def init(key: jax.Array) -> Params:
         one, two = jax.random.split(key)
@@ -123,7 +123,7 @@ def convex_kan(dim: int, out_dim: int, width: int, knots: int = 4) -> Network:
     """One hidden layer of sums of convex piecewise-linear functions of one number, with learned knots.
 
     Source: Deschatre and Warin, Input convex Kolmogorov Arnold networks (arXiv 2505.21208), P1 with adapted grids.
-    Differs from the source: changes of slope are softplus(raw), and layers are told no range.
+    Differs from the source: changes of slope are softplus(raw), no range is handed on, and one layer is hidden.
     """
     shapes = [(dim, width), (width, out_dim)]
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality_scores import CHOSEN, CONVEX, FITTED, OURS, PEERS, PLANES, SHAPES, Job, Score, score
+from quality_scores import CHOSEN, CONVEX, FITTED, OURS, PEERS, PLANES, SHAPES, WIDE, Job, Score, score
 from quality_tasks import FAMILIES
 from timing import table
 
@@ -41,12 +41,15 @@ WORKERS, QUICK = 2, 20
 
 def jobs_of(arguments: argparse.Namespace) -> list[Job]:
     """Return what a subcommand runs."""
-    if arguments.command == "quadratic":  # 500 steps of 1,000 rows are 100 epochs
-        return [Job("quadratic in 50", model, 500, 1000) for model in (FITTED, *OURS, *PEERS, PLANES)]
+    if arguments.command == "quadratic":  # 500 steps of 1,000 rows are 100 epochs of 5,000
+        models = (FITTED, *OURS, *PEERS, WIDE, PLANES)
+        return [Job("quadratic in 50", model, 500, 1000) for model in models]
     if arguments.command == "small":
         return [Job("small", model, 2000, 128) for model in (FITTED, *OURS, *PEERS, PLANES, CONVEX)]
     return [
-        Job(family, model, 2000, 128, {"dim": arguments.dim, "noise": arguments.noise})
+        Job(
+            family, model, 2000, 128, {"dim": arguments.dim, "noise": arguments.noise, "seed": arguments.draw}
+        )
         for family in FAMILIES
         for model in SUITE
     ]
@@ -122,7 +125,7 @@ def draw(scores: Sequence[Score], published: dict[str, float], path: Path) -> No
         here = [one for one in scores if one.task == task][::-1]
         for row, one in enumerate(here):
             errors = np.array(one.errors) * (one.variance if published else 1.0)
-            colour = "C1" if one.model in (*PEERS, PLANES, CONVEX) else "C0"
+            colour = "C1" if one.model in (*PEERS, WIDE, PLANES, CONVEX) else "C0"
             axes.plot(errors, np.full(len(errors), row), ".", color=colour, alpha=0.6)
             axes.plot(np.median(errors), row, "|", color=colour, ms=14, mew=2)
         for name, value in published.items():
@@ -207,9 +210,12 @@ def main() -> None:
     parser.add_argument("command", choices=commands)
     parser.add_argument("--dim", type=int, default=8, help="of the suite")
     parser.add_argument("--noise", type=float, default=0.1, help="of the suite, over the deviation of y")
+    parser.add_argument("--draw", type=int, default=0, help="of the suite: which functions, by seed")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} steps: does it run?")
     parser.add_argument("--out", type=Path, default=Path("quality-run"))
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.out = arguments.out / "quick"
     if arguments.command == "report":
         report(arguments.out)
         return
@@ -225,7 +231,10 @@ def main() -> None:
     if arguments.quick:
         jobs = [replace(job, steps=QUICK) for job in jobs]
     scores = run(jobs, arguments.out)
-    name = f"suite-{arguments.dim}-{arguments.noise:g}" if arguments.command == "suite" else arguments.command
+    name = arguments.command
+    if name == "suite":  # `report` reads the first draw
+        own = f"{arguments.dim}-{arguments.noise:g}"
+        name = f"suite-{own}" if arguments.draw == 0 else f"draw-{arguments.draw}-{own}"
     write([asdict(one) for one in scores], arguments.out / f"{name}.json")
     show(scores, arguments.command)
     draw(scores, PUBLISHED.get(arguments.command, {}), arguments.out / f"{name}.png")

@@ -1,12 +1,14 @@
 """Deep convex classifiers: test accuracy on scikit-learn's digits at 3 to 24 hidden layers, by initialisation.
 
 The logits are hulls of one petal and 128 relu units a layer; every output is convex in the pixels. "ours" is the
-package's initialisation, "He" puts |N(0, 2 / fan_in)| on the same non-negative weights. Labels are smoothed by 0.1, and
+package's initialisation, "He" puts |N(0, 1 / fan_in)|, his rule for our
+standardised activation, on the same non-negative weights. Labels are smoothed by 0.1, and
 pixels are centred and divided by one deviation, that of all.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from convexmoe_jax import HullConfig
 DEPTHS, STEPS, BATCH, SMOOTHING = (3, 5, 7, 12, 24), 300, 128, 0.1
 RATES = (0.002, 0.005, 0.01, 0.02, 0.05)
 SEEDS, TESTED, HELD_OUT = len(RATES), 0.2, 0.1
-GOAL = 0.965
+GOAL = 0.965  # what we ask of every depth
 
 
 def cross_entropy(logits: jax.Array, classes: jax.Array) -> jax.Array:
@@ -32,16 +34,18 @@ def cross_entropy(logits: jax.Array, classes: jax.Array) -> jax.Array:
 
 
 def he(params: Params, key: jax.Array) -> Params:
-    """Return the parameters with |N(0, 2 / fan_in)| on every non-negative weight."""
+    """Return the parameters with |N(0, 1 / fan_in)| on every non-negative weight: He's rule where E act^2 = 1."""
+    paths, tree = jax.tree_util.tree_flatten_with_path(params)
 
-    def drawn(path: Any, leaf: jax.Array) -> jax.Array:
+    def drawn(place: int, path: Any, leaf: jax.Array) -> jax.Array:
         if "raw_weight" not in jax.tree_util.keystr(path):
             return leaf
-        # the hull reads softplus(raw) times 1 / sqrt(2 fan_in): raw of that factor less
-        size = 2.0 * jnp.abs(jax.random.normal(key, leaf.shape))
-        return jnp.where(size > 30, size, jnp.log(jnp.expm1(size)))
+        own = jax.random.normal(jax.random.fold_in(key, place), leaf.shape)
+        return jnp.log(
+            jnp.expm1(math.sqrt(2.0) * jnp.abs(own))
+        )  # the hull reads softplus(raw) / sqrt(2 fan_in)
 
-    return jax.tree_util.tree_map_with_path(drawn, params)
+    return jax.tree.unflatten(tree, [drawn(place, *pair) for place, pair in enumerate(paths)])
 
 
 def network(depth: int, initialisation: str) -> Network:
@@ -50,7 +54,7 @@ def network(depth: int, initialisation: str) -> Network:
     own = hull_network(config)
     if initialisation == "ours":
         return own._replace(loss=cross_entropy)
-    return own._replace(init=lambda key: he(own.init(key), key), loss=cross_entropy)
+    return own._replace(init=lambda key: he(own.init(key), jax.random.fold_in(key, 1)), loss=cross_entropy)
 
 
 def digits() -> tuple[Rows, np.ndarray, np.ndarray]:
@@ -91,7 +95,7 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
         axes.plot(depths, [np.median(record["accuracy"]) for record in own], "o-", color=colour, label=name)
         for record in own:
             axes.plot([record["depth"]] * SEEDS, record["accuracy"], ".", color=colour, alpha=0.4)
-    axes.axhline(GOAL, color="0.5", ls="--", lw=1)
+    axes.axhline(GOAL, color="0.5", ls="--", lw=1, label=f"goal, {GOAL}")
     axes.set(xscale="log", xlabel="hidden layers", ylabel="test accuracy", xticks=DEPTHS)
     axes.set_xticklabels([str(depth) for depth in DEPTHS])
     axes.legend()

@@ -25,7 +25,7 @@ RATES = (0.0005, 0.002, 0.008, 0.03, 0.12, 0.5, 2.0)
 SEEDS, HELD_OUT = len(RATES), 0.2
 PIECES = (2, 4, 8, 16, 32)
 PENALTIES = (0.0, 1e-3, 1e-2, 1e-1)
-FITTED = "hull, 8 petals, by fit"
+FITTED, WIDE = "hull, 8 petals, by fit", "ICNN (Amos), clamped, 64 x 4"
 HULL, CHOSEN, HARD = "hull, 8 petals", "hull", "hard maximum of means"
 PLANES, CONVEX = "max-affine (Magnani, Boyd)", "convex regression, penalised"
 OURS: dict[str, dict[str, Any]] = {  # beside a hull of 8 petals with a learned temperature
@@ -107,7 +107,7 @@ class Score:
         rate: the learning rate that was chosen; None where there is none, or `fit` has its own.
         errors: mean squared error without noise of each seed, over the variance of the function.
         variance: of the function, the mean over outputs.
-        idle: groups of petals that win on less than a thousandth of the rows, in the mean; None but for hulls.
+        idle: groups of petals that win on less than a thousandth of rows and outputs, in the mean; None but for hulls.
         seconds: of all runs, the choice of the rate too.
     """
 
@@ -169,6 +169,10 @@ def score(job: Job) -> Score:
         if job.model in OURS:
             fields = {"petals": 8, "temperature": "learned"} | OURS[job.model]
             shapes = {"": hull_network(HullConfig(dim, out_dim=out_dim, **fields), start=True)}
+        elif job.model == WIDE:
+            shapes = {
+                "4 layers": icnn(dim, out_dim, 64, layers=4)
+            }  # as published, at any number of parameters
         else:
             shapes = {
                 name: sized(partial(make, dim, out_dim), parameters)
@@ -190,7 +194,7 @@ def task_of(job: Job) -> Task:
     """Return the task of a job."""
     if job.task == "quadratic in 50":
         return quadratic_50()
-    return small() if job.task == "small" else suite_task(job.task, seed=0, **job.fields)
+    return small() if job.task == "small" else suite_task(job.task, **job.fields)
 
 
 def fitted(task: Task, config: HullConfig, job: Job) -> tuple[list[float], float]:
@@ -206,7 +210,7 @@ def fitted(task: Task, config: HullConfig, job: Job) -> tuple[list[float], float
 
 
 def idle_groups(model: VectorHull, x: np.ndarray) -> int:
-    """Return how many groups of petals win on less than a thousandth of the rows, at any output."""
+    """Return how many groups of petals win on less than a thousandth of all rows and outputs."""
     winners = np.asarray(model.winners(x.astype(np.float32))[0])
     shares = np.bincount(winners.ravel(), minlength=model.config.petals) / winners.size
     return int((shares < 1e-3).sum())

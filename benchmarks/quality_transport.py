@@ -3,9 +3,10 @@
 The optimal map is known (`examples/transport.py`), so errors need no reference solver: L2-UVP is
 100 E|T(x) - T*(x)|^2 / Var(T*(x)) in per cent, T the gradient of the potential f (Korotin et al., arXiv 1909.13082).
 Source and target have mean zero, random rotations, and spectra that are log-spaced in [0.5, 2]; every seed has its own
-Gaussians. Both potentials start near |x|^2 / 2 and minimise E f(x) + E f*(y) over the same samples, with the same
-steps, batches, rates and solver of the conjugate f*(y) = max_x x'y - f(x); rate and best step are chosen by the same
-sum on samples held out.
+Gaussians. Both potentials minimise E f(x) + E f*(y) over the same samples, with the same steps, batches, rates and
+solver of the conjugate f*(y) = max_x x'y - f(x); rate and best step are chosen by the same sum on samples held out. The
+hull starts as |x|^2 / 2 by least squares, the ICNN as ott-jax draws it: |x|^2 / 2 and random units. Such a map is linear,
+so that two rows need no training: the identity, and the closed form on the covariances of the samples.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +104,39 @@ def samples(pairs: list[tuple[Gaussian, Gaussian]]) -> Rows:
     return Rows(x[:, :SAMPLES], nothing[:, :SAMPLES], x[:, SAMPLES:], nothing[:, SAMPLES:])
 
 
+def pairs_of(dim: int) -> list[tuple[Gaussian, Gaussian]]:
+    """Return source and target of every seed."""
+    rngs = [np.random.default_rng([seed, dim]) for seed in range(SEEDS)]
+    return [(gaussian(rng, dim), gaussian(rng, dim)) for rng in rngs]
+
+
+def judged(pair: tuple[Gaussian, Gaussian], seed: int, move: Callable[[Any], Any]) -> float:
+    """Return the L2-UVP of a map, in per cent, on new samples."""
+    x = next(pair[0].batches(10 * seed + 2, TESTED))
+    wanted = np.asarray(x, np.float64) @ closed_form(*pair)[0].T
+    return unexplained(np.asarray(move(x), np.float64), wanted)
+
+
+def baselines(dim: int) -> dict[str, list[float]]:
+    """Return the L2-UVP of every seed of two maps that are not trained."""
+    pairs = pairs_of(dim)
+    drawn = samples(pairs).x
+    found: dict[str, list[float]] = {"identity": [], "covariances of the samples": []}
+    for seed, pair in enumerate(pairs):
+        found["identity"].append(judged(pair, seed, lambda x: x))
+        roots = [
+            np.linalg.cholesky(np.cov(part.T.astype(np.float64))) for part in np.split(drawn[seed], 2, axis=1)
+        ]
+        matrix = closed_form(*[Gaussian(np.zeros(dim), root) for root in roots])[0]
+        found["covariances of the samples"].append(
+            judged(pair, seed, lambda x, m=matrix: np.asarray(x) @ m.T)
+        )
+    return found
+
+
 def errors(name: str, dim: int, steps: int) -> tuple[list[float], float, int]:
     """Return the L2-UVP of every seed, in per cent, the rate, and the number of parameters."""
-    rngs = [np.random.default_rng([seed, dim]) for seed in range(SEEDS)]
-    pairs = [(gaussian(rng, dim), gaussian(rng, dim)) for rng in rngs]
+    pairs = pairs_of(dim)
     network = MODELS[name](dim)
     found = tuned({"": network}, samples(pairs), steps, BATCH, RATES)
 
@@ -116,12 +147,11 @@ def errors(name: str, dim: int, steps: int) -> tuple[list[float], float, int]:
 
         return jax.vmap(jax.grad(total))(x)
 
-    found_errors = []
-    for seed, ((source, target), p) in enumerate(zip(pairs, found.params, strict=True)):
-        x = next(source.batches(10 * seed + 2, TESTED))
-        wanted = np.asarray(x, np.float64) @ closed_form(source, target)[0].T
-        found_errors.append(unexplained(np.asarray(move(p, x), np.float64), wanted))
-    return found_errors, found.rate, count(network)
+    apart = [
+        judged(pair, seed, partial(move, p))
+        for seed, (pair, p) in enumerate(zip(pairs, found.params, strict=True))
+    ]
+    return apart, found.rate, count(network)
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
@@ -132,9 +162,10 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for k, name in enumerate(MODELS):
+    names = dict.fromkeys(record["model"] for record in records)
+    for k, name in enumerate(names):
         for record in (record for record in records if record["model"] == name):
-            where = DIMS.index(record["dim"]) + 0.1 * (2 * k - 1)
+            where = DIMS.index(record["dim"]) + 0.15 * (k - 1.5)
             axes.plot([where] * len(record["errors"]), record["errors"], ".", color=f"C{k}", alpha=0.6)
             axes.plot(where, np.median(record["errors"]), "_", color=f"C{k}", ms=18, mew=2)
         axes.plot([], [], "_", color=f"C{k}", label=name)
@@ -150,16 +181,24 @@ def main(quick: bool, out: Path) -> None:
     from rich.progress import track
 
     records, lines = [], []
-    for dim, name in track([(dim, name) for dim in DIMS for name in MODELS], "maps", transient=True):
-        began = time.perf_counter()
-        found, rate, parameters = errors(name, dim, 4 if quick else STEPS)
+
+    def note(
+        dim: int, name: str, parameters: int, rate: float | None, found: list[float], began: float
+    ) -> None:
         seconds = time.perf_counter() - began
         record = {"dim": dim, "model": name, "rate": rate, "parameters": parameters, "errors": found}
         records.append(record | {"seconds": seconds})
         spread = f"{min(found):.2g} - {max(found):.2g}"
-        lines.append(
-            [dim, name, f"{parameters:,}", rate, f"{np.median(found):.2g}", spread, f"{seconds:.0f}"]
-        )
+        cells = [f"{parameters:,}", rate or "-", f"{np.median(found):.2g}", spread, f"{seconds:.0f}"]
+        lines.append([dim, name, *cells])
+
+    for dim in track(DIMS, "maps", transient=True):
+        for name in MODELS:
+            began = time.perf_counter()
+            found, rate, parameters = errors(name, dim, 4 if quick else STEPS)
+            note(dim, name, parameters, rate, found, began)
+        for name, found in baselines(dim).items():
+            note(dim, name, 0, None, found, time.perf_counter())
     print(table(["D", "potential", "parameters", "rate", "L2-UVP, %", "least - most", "seconds"], lines))
     write(records, out / "transport.json")
     draw(records, out / "transport.png")

@@ -59,7 +59,7 @@ def fit_convex(x: np.ndarray, y: np.ndarray, penalty: float) -> Planes:
     """Return the convex function of least squares, with `penalty` on its squared slopes: a QP with N^2 constraints.
 
     Source: Kuosmanen, Representation theorem for convex nonparametric least squares, Econometrics Journal 11, 2008;
-    the penalty: Mazumder et al., A computational framework for multivariate convex regression, JASA 114, 2019.
+    the penalty on slopes is ours, of the usual kind (cvxreg's documentation has one like it).
     """
     import cvxpy as cp
 

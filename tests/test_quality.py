@@ -106,7 +106,7 @@ def test_a_job_gives_a_score(model, monkeypatch):
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 @pytest.mark.parametrize("family", quality_tasks.FAMILIES)
 def test_a_job_of_the_suite_is_given_its_family(family, noise):
-    task = quality_scores.task_of(Job(family, HULL, 1, 1, {"dim": 2, "noise": noise}))
+    task = quality_scores.task_of(Job(family, HULL, 1, 1, {"dim": 2, "noise": noise, "seed": 0}))
     assert task.x.shape == (2000, 2) and task.name == f"{family}, D = 2, noise {noise:g}"
 
 
