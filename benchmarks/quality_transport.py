@@ -5,7 +5,7 @@ The optimal map is known (`examples/transport.py`), so errors need no reference 
 Source and target have mean zero, random rotations, and spectra that are log-spaced in [0.5, 2]; every seed has its own
 Gaussians. Both potentials minimise E f(x) + E f*(y) over the same samples, with the same steps, batches, rates and
 solver of the conjugate f*(y) = max_x x'y - f(x); rate and best step are chosen by the same sum on samples held out. The
-hull starts as |x|^2 / 2 by least squares, the ICNN as ott-jax draws it: |x|^2 / 2 and random units. Such a map is linear,
+hull starts as |x|^2 / 2 by least squares, the ICNN as ott-jax draws it: with random units beside. Such a map is linear,
 so that two rows need no training: the identity, and the closed form on the covariances of the samples.
 """
 
