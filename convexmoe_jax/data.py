@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -66,28 +67,43 @@ def check_resumed(config: HullConfig, own: HullConfig) -> None:
         )
 
 
-def standardisation(x: np.ndarray, y: np.ndarray, dtype: str) -> Normalization:
+def check_held_out(losses: Sequence[float], loss: float | None) -> None:
+    """Check that the rows held out are those of the run so far: they give its last loss."""
+    told = losses[-1] if losses else None
+    if (told is None) != (loss is None) or not np.allclose(loss or 0.0, told or 0.0, rtol=0.01, atol=1e-9):
+        rule = "a state of a run that held the same rows out"
+        got = f"a loss of {told} in its history and of {loss} on the rows held out now"
+        fix = "Pass the data, validation and seed that the run was begun with."
+        fail("fit", "resume", rule, got, fix)
+
+
+def standardisation(x: np.ndarray, y: np.ndarray, *dtypes: Any) -> Normalization:
     """Return mean and deviation of each column; 1 for the deviation of a constant column.
 
+    Args:
+        x, y: `[N, D]` and `[N, O]`.
+        dtypes: the limits (`finfo`) of each dtype that computes on them: in training, and in the fitted model.
+
     Raises:
-        ValueError: `dtype` cannot resolve a column: its spread is lost beside its size, or leaves the range.
+        ValueError: one of the dtypes cannot resolve a column: its spread is lost beside its size, or leaves the range.
     """
-    limits = np.finfo(dtype)
     values = []
     for argument, array in (("x", x), ("y", y)):
         size = np.abs(array).max(axis=0)
         unit = np.where(size > 0, size, 1.0)
         deviation = size * (array / unit).std(axis=0)
         constant = array.max(axis=0) == array.min(axis=0)
-        lost = (
-            (deviation < 16 * limits.eps * size)
-            | (deviation < 1e4 * limits.tiny)
-            | (size > 1e-4 * limits.max)
-        )
-        for column in np.flatnonzero(lost & ~constant):
-            got = f"deviation {deviation[column]:.2g} at size {size[column]:.2g} in column {column}"
-            fix = "Subtract an offset or change its unit."
-            fail("fit", argument, f"columns that {dtype} can resolve", got, fix)
+        for limits in dtypes:
+            steps, room = (16, 1e4) if limits.bits > 16 else (2, 4.0)  # half precision has no more to spare
+            lost = (
+                (deviation < steps * limits.eps * size)
+                | (deviation < room * limits.tiny)
+                | (size > limits.max / room)
+            )
+            for column in np.flatnonzero(lost & ~constant):
+                got = f"deviation {deviation[column]:.2g} at size {size[column]:.2g} in column {column}"
+                fix = "Subtract an offset or change its unit."
+                fail("fit", argument, f"columns that {limits.dtype} can resolve", got, fix)
         values += [unit * (array / unit).mean(axis=0), np.where(constant, 1.0, deviation)]
     return Normalization(*[tuple(value.tolist()) for value in values])
 

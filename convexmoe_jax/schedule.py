@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,15 +43,16 @@ def checked_schedule(steps: Any, batch_size: Any, learning_rate: Any, seed: Any)
     whole_number("fit", "seed", seed, 0)
     rate = LEARNING_RATE if learning_rate is None else learning_rate
     rule, fix = "a finite number > 0", "Pass None for the default."
-    if not isinstance(rate, (int, float)):
+    if not isinstance(rate, Real):
         fail("fit", "learning_rate", rule, repr(rate), fix, TypeError)
+    rate = float(rate)
     if not 0 < rate < math.inf:
         fail("fit", "learning_rate", rule, repr(rate), fix)
-    return float(rate)
+    return rate
 
 
 def default_rate(rows: int, in_dim: int) -> float:
-    """Return the peak learning rate of `fit`: lower for few rows, and for fewer than a quadratic form has numbers.
+    """Return the peak learning rate for so many training rows: lower for few, and for less than a quadratic form has.
 
     >>> default_rate(1600, 8), default_rate(1600, 16), default_rate(1600, 64)
     (0.2, 0.05, 0.01)
@@ -64,8 +66,9 @@ def held_out_rows(rows: int, share: Any, seed: int) -> Data:
         "(x, y), or a share of the rows from 0 to below 1",
         f"Leave it out for {HELD_OUT}, pass 0 for none.",
     )
-    if isinstance(share, bool) or not isinstance(share, (int, float)):
+    if isinstance(share, bool) or not isinstance(share, Real):
         fail("fit", "validation", rule, repr(share), fix, TypeError)
+    share = float(share)
     if not 0 <= share < 1:
         fail("fit", "validation", rule, repr(share), fix)
     whole_number("fit", "seed", seed, 0)

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import dtype_name, fail
+from ._checks import fail
 from .calibration import calibrated, spread_rows
 from .config import HullConfig
-from .data import check_resumed, checked_data, split, standardisation, standardised
+from .data import check_held_out, check_resumed, checked_data, split, standardisation, standardised
 from .hull import VectorHull, apply, flatten, nest
 from .moments import OptimizerState, optimizer_state, restored
 from .optimizers import scale_by_adam
@@ -234,7 +234,7 @@ def fit(
             on, and stop early. 0 trains on every row to the last step.
         steps: steps of Adam, >= 1.
         batch_size: rows a step, >= 1; all rows where there are fewer.
-        learning_rate: peak of the schedule; None means `default_rate(rows, in_dim)`.
+        learning_rate: peak of the schedule; None means `default_rate(rows to train on, in_dim)`.
         seed: of the batches, and of the rows to hold out.
         progress: show a bar with the loss and the time left.
         resume: where an earlier call with the same data and options stood (of the other package: read from its files,
@@ -242,8 +242,8 @@ def fit(
         on_evaluation: is given where training stands at each of the `EVALUATIONS`; True ends it there.
 
     Raises:
-        TypeError, ValueError: data of the wrong shape, not finite, or too few; `resume` is of another config, or at
-            a step at which this schedule does not evaluate.
+        TypeError, ValueError: data of the wrong shape, not finite, or too few; `resume` is of another config, of
+            other held-out rows, or at a step at which this schedule does not evaluate.
         FloatingPointError: the loss is no longer finite.
 
     >>> from flax import nnx
@@ -254,7 +254,7 @@ def fit(
     config, given = model.config, model.params["shifts"].dtype
     wide = jnp.promote_types(given, jnp.float32)  # Adam's epsilon is zero in half precision
     x, y = checked_data("x", x, y, config)
-    normalization = config.normalization or standardisation(x, y, dtype_name(wide))
+    normalization = config.normalization or standardisation(x, y, jnp.finfo(wide), jnp.finfo(given))
     (x, y), held = split(x, y, validation, config, seed)
     function = HullFunction(replace(config, normalization=None))
     rate = default_rate(len(x), config.in_dim) if learning_rate is None else learning_rate
@@ -270,13 +270,22 @@ def fit(
     def hull_of(params: Tree) -> VectorHull:
         return VectorHull.from_params(replace(config, normalization=normalization), params)
 
+    def held_loss(params: Tree) -> float | None:
+        if not len(held[0]):
+            return None
+        return float(_loss(function, params, *(jnp.asarray(part, wide) for part in options["validation"])))
+
     if resume is not None:
         if not isinstance(resume, FitState):
-            fix = "Pass what on_evaluation was given."
-            fail("fit", "resume", "a FitState of this package", type(resume).__name__, fix, TypeError)
+            got, fix = (
+                f"{type(resume).__module__}.{type(resume).__name__}",
+                "Pass what on_evaluation was given.",
+            )
+            fail("fit", "resume", "a FitState of this package", got, fix, TypeError)
         check_resumed(resume.model.config, replace(config, normalization=normalization))
         state = restored(ADAM.init(resume.model.params), resume.model, resume.optimizer)
         best = resume.best.params
+        check_held_out(resume.history.validation_loss, held_loss(resume.model.params))
         options["resume"] = Progress(resume.model.params, state, resume.history, best, resume.best_step)
     if on_evaluation is not None:
 

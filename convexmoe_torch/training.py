@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._checks import dtype_name, fail
+from ._checks import fail
 from .calibration import calibrated, spread_rows
-from .data import check_resumed, checked_data, split, standardisation, standardised
+from .data import check_held_out, check_resumed, checked_data, split, standardisation, standardised
 from .hull import VectorHull, nest
 from .moments import OptimizerState, optimizer_state, restored
 from .petals import Tree
@@ -233,7 +233,7 @@ def fit(
             on, and stop early. 0 trains on every row to the last step.
         steps: steps of Adam, >= 1.
         batch_size: rows a step, >= 1; all rows where there are fewer.
-        learning_rate: peak of the schedule; None means `default_rate(rows, in_dim)`.
+        learning_rate: peak of the schedule; None means `default_rate(rows to train on, in_dim)`.
         seed: of the batches, and of the rows to hold out.
         progress: show a bar with the loss and the time left.
         resume: where an earlier call with the same data and options stood (of the other package: read from its files,
@@ -241,8 +241,8 @@ def fit(
         on_evaluation: is given where training stands at each of the `EVALUATIONS`; True ends it there.
 
     Raises:
-        TypeError, ValueError: data of the wrong shape, not finite, or too few; `resume` is of another config, or at
-            a step at which this schedule does not evaluate.
+        TypeError, ValueError: data of the wrong shape, not finite, or too few; `resume` is of another config, of
+            other held-out rows, or at a step at which this schedule does not evaluate.
         FloatingPointError: the loss is no longer finite.
 
     >>> rows = np.linspace(-1, 1, 64)[:, None]
@@ -252,7 +252,7 @@ def fit(
     config, given = model.config, model.params["shifts"].dtype
     wide = torch.promote_types(given, torch.float32)  # Adam's epsilon is zero in half precision
     x, y = checked_data("x", x, y, config)
-    normalization = config.normalization or standardisation(x, y, dtype_name(wide))
+    normalization = config.normalization or standardisation(x, y, torch.finfo(wide), torch.finfo(given))
     (x, y), held = split(x, y, validation, config, seed)
     rate = default_rate(len(x), config.in_dim) if learning_rate is None else learning_rate
     options: Any = {"steps": steps, "batch_size": batch_size, "learning_rate": rate}
@@ -263,16 +263,21 @@ def fit(
     def hull_of(params: Tree) -> VectorHull:
         return VectorHull.from_params(replace(config, normalization=normalization), params)
 
-    start = getattr(resume, "model", model)
+    if resume is not None:
+        if not isinstance(resume, FitState):
+            got, fix = (
+                f"{type(resume).__module__}.{type(resume).__name__}",
+                "Pass what on_evaluation was given.",
+            )
+            fail("fit", "resume", "a FitState of this package", got, fix, TypeError)
+        check_resumed(resume.model.config, replace(config, normalization=normalization))
+    start = model if resume is None else resume.model
     hull = VectorHull.from_params(replace(config, normalization=None), start.params).to(wide)
     rows = standardised(x, y, normalization)
     if resume is None:
         calibrate(hull, *rows)
-    if resume is not None:
-        if not isinstance(resume, FitState):
-            fix = "Pass what on_evaluation was given."
-            fail("fit", "resume", "a FitState of this package", type(resume).__name__, fix, TypeError)
-        check_resumed(resume.model.config, replace(config, normalization=normalization))
+    else:
+        check_held_out(resume.history.validation_loss, held_loss(hull, options.get("validation")))
         state = restored(adam(hull), hull, resume.optimizer)
         best = {name: value.detach() for name, value in resume.best.named_parameters()}
         options["resume"] = Progress(state, resume.history, best, resume.best_step)
@@ -286,6 +291,15 @@ def fit(
         options["on_evaluation"] = stop
     history, best_step = train(hull, *rows, **options)
     return FitResult(hull_of(hull.to(given).params), history, best_step)
+
+
+@torch.no_grad()
+def held_loss(hull: VectorHull, held: Data | None) -> float | None:
+    """Return the loss of a hull without normalization on standardised rows."""
+    if held is None:
+        return None
+    x, y = (torch.as_tensor(part).to(hull.get_parameter("shifts")) for part in held)
+    return float(mean_squared_error(hull(x), y))
 
 
 @torch.no_grad()

@@ -190,6 +190,24 @@ def test_the_fitted_model_has_the_dtype_of_the_given(backend, dtype):
     assert np.isfinite(result.history.train_loss).all()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("argument", "factor", "offset"), [("y", 1, 1e4), ("x", 1, 1e4), ("x", 1e-39, 0)])
+def test_units_that_a_half_precision_model_cannot_resolve_are_refused(
+    backend, dtype, argument, factor, offset
+):
+    """Trained in float32 they would do; the model that is given back would be wrong by deviations, in silence."""
+    x, y = data()
+    rows = {"x": x, "y": y}
+    rows[argument] = rows[argument] * factor + offset
+    model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), dtype)
+    with pytest.raises(
+        ValueError, match=rf"fit.{argument}: expected columns that (float32|{dtype}) can resolve"
+    ):
+        backend.package.fit(model, rows["x"], rows["y"], steps=STEPS)
+    result = backend.package.fit(model, x, y, steps=STEPS, batch_size=31)  # control: its own units do
+    assert backend.dtype(result.model) == dtype and min(result.history.validation_loss) < 1
+
+
 def test_constant_columns_do_no_harm(backend):
     x, y = data()
     x[:, 1], y[:, 0] = 1e9 + 0.1, -123.456

@@ -128,6 +128,49 @@ def test_another_schedule_is_refused(backend, steps):
         backend.package.fit(state.model, x, y, validation=validation, steps=steps, resume=state)
 
 
+@pytest.mark.parametrize("change", ["none now", "none before", "another seed", "other rows"])
+def test_other_held_out_rows_are_refused(backend, change):
+    """Else rows that chose the step are trained on, or losses on different rows are compared."""
+    x, y, validation = data()
+    now = {"validation": 0.3, "seed": 3}
+    before = {"none before": {"validation": 0}, "other rows": {"validation": validation}}.get(change, {})
+    later = {"none now": {"validation": 0}, "another seed": {"seed": 4}}.get(change, {})
+    options = SCHEDULE | {"learning_rate": 0.05}
+    states = []
+    backend.package.fit(
+        start(backend, "float32"),
+        x,
+        y,
+        **(options | now | before),
+        on_evaluation=lambda s: not states.append(s),
+    )
+    with pytest.raises(ValueError, match=r"expected a state of a run that held the same rows out"):
+        backend.package.fit(states[-1].model, x, y, **(options | now | later), resume=states[-1])
+    # control: with the same rows it goes on
+    on = backend.package.fit(states[-1].model, x, y, **(options | now | before), resume=states[-1])
+    assert on.history.step[-1] == STEPS
+
+
+@pytest.mark.parametrize("wrong", ["a state of the other package", "another number of petals"])
+def test_other_states_are_refused_in_the_same_words(backend, wrong):
+    states = half(backend, "float32", 3), half(other(backend), "float32", 3)
+    if wrong == "a state of the other package":
+        name = other(backend).package.__name__
+        text = rf"fit.resume: expected a FitState of this package; got {name}.training.FitState"
+        with pytest.raises(TypeError, match=text):
+            fitted(backend, states[0].model, "float32", resume=states[1])
+        return
+    model = backend.fresh(backend_fields() | {"petals": 4}, 0, "float32")
+    with pytest.raises(
+        ValueError, match=r"fit.resume: expected a state of the given model and data; got another petals"
+    ):
+        fitted(backend, model, "float32", resume=states[0])
+
+
+def other(backend):
+    return next(one for one in backends.BACKENDS if one.package is not backend.package)
+
+
 def test_other_data_are_refused(backend):
     state = half(backend, "float32")
     x, y, validation = data(1)
