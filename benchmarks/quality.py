@@ -155,6 +155,7 @@ def show(scores: list[Score], command: str) -> None:
     print(
         "error: mean squared, without noise, " + ("in original units" if published else "over the variance")
     )
+    print("over the first: of the task's first line; idle: groups of petals that hardly ever win")
     for name, value in published.items():
         print(f"published: {name} {value:g}")
     if len({one.task for one in scores}) > 1:
@@ -188,6 +189,8 @@ def report(out: Path) -> None:
                 [task, here[CHOSEN].shape, f"{own:.2g}", best, f"{medians[best]:.2g}", f"{ratio:.2f}"]
             )
     print(table(["task", "shape", "hull", "best other", "its error", "hull over it"], lines))
+    near = sum(float(line[-1]) <= 1.1 for line in lines)
+    print(f"the hull is best, or within 1.1 of the best, on {near} of {len(lines)} tasks")
 
 
 def read_scores(records: list[dict[str, Any]]) -> list[Score]:

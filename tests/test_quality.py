@@ -6,6 +6,7 @@ import networks
 import numpy as np
 import pytest
 import quality
+import quality_digits
 import quality_scores
 import quality_tasks
 import regressors
@@ -125,6 +126,21 @@ def test_a_missing_package_is_named_before_any_work(command, monkeypatch, tmp_pa
     with pytest.raises(SystemExit, match=rf"needs {quality.OTHERS[command]}: pip install"):
         quality.main()
     assert not (tmp_path / "run").exists()
+
+
+def test_the_rule_of_he_is_drawn_apart_for_every_layer():
+    network = quality_digits.network(4, "He")
+    trunk = [
+        layer["raw_weight"]
+        for layer in network.init(jax.random.key(0))["trunk"].values()
+        if "raw_weight" in layer
+    ]
+    weights = [np.logaddexp(np.asarray(raw), 0.0) / np.sqrt(2 * 128) for raw in trunk]
+    assert len(weights) == 3 and not any(np.allclose(weights[0], other) for other in weights[1:])
+    for weight in weights:
+        assert abs(np.mean(weight**2) * 128 - 1) < 0.1
+    own = quality_digits.network(4, "ours").init(jax.random.key(0))["trunk"]["1"]["raw_weight"]
+    assert abs(np.mean((np.logaddexp(own, 0.0) / np.sqrt(2 * 128)) ** 2) * 128 - 1) > 0.1  # control
 
 
 def test_a_report_without_suites_says_what_to_run(tmp_path):
