@@ -17,15 +17,13 @@ import argparse
 import importlib
 import importlib.util
 import json
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from quality_runs import run, write
 from quality_scores import CHOSEN, CONVEX, FITTED, OURS, PEERS, PLANES, SHAPES, WIDE, Job, Score, score
 from quality_tasks import FAMILIES
 from timing import table
@@ -36,7 +34,7 @@ PUBLISHED = {  # mean squared errors in original units
 }
 SUITE = (*SHAPES, PLANES)
 OTHERS = {"digits": "sklearn", "transport": "ott"}  # subcommands in a file of their own, and what they need
-WORKERS, QUICK = 2, 20
+QUICK = 20
 
 
 def jobs_of(arguments: argparse.Namespace) -> list[Job]:
@@ -53,26 +51,6 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
         for family in FAMILIES
         for model in SUITE
     ]
-
-
-def run(jobs: list[Job], out: Path) -> list[Score]:
-    """Run every job in a process of one thread, and show how many are done."""
-    from rich.progress import Progress
-
-    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    os.environ |= dict.fromkeys(threads, "1") | {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
-    # the same network is met in several tasks, and with noise and without
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": str((out / "compiled").absolute())}
-    os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(WORKERS, mp_context=context) as pool, Progress(transient=True) as bar:
-        task = bar.add_task("models", total=len(jobs))
-        futures = {pool.submit(score, job): job for job in jobs}
-        done = {}
-        for future in as_completed(futures):
-            done[id(futures[future])] = future.result()
-            bar.advance(task)
-    return [done[id(job)] for job in jobs]
 
 
 def lines_of(scores: Sequence[Score], original: bool) -> list[list[str]]:
@@ -198,12 +176,6 @@ def read_scores(records: list[dict[str, Any]]) -> list[Score]:
     return [Score(**record | {"errors": tuple(record["errors"])}) for record in records]
 
 
-def write(records: list[dict[str, Any]], path: Path) -> None:
-    """Write records as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(records, indent=1) + "\n")
-
-
 def main() -> None:
     """Run one subcommand."""
     parser = argparse.ArgumentParser(
@@ -233,7 +205,7 @@ def main() -> None:
     jobs = jobs_of(arguments)
     if arguments.quick:
         jobs = [replace(job, steps=QUICK) for job in jobs]
-    scores = run(jobs, arguments.out)
+    scores = run(score, jobs, arguments.out)
     name = arguments.command
     if name == "suite":  # `report` reads the first draw
         own = f"{arguments.dim}-{arguments.noise:g}"

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from networks import Network, Params, Rows, hull_network, tuned
+from quality_runs import write
 from timing import table
 
 from convexmoe_jax import HullConfig
@@ -122,7 +123,5 @@ def main(quick: bool, out: Path) -> None:
         cells = [record["initialisation"], record["rate"], f"{np.median(accuracy):.3f}", spread, seconds]
         lines.append([record["depth"], *cells])
     print(table(["hidden layers", "initialisation", "rate", "accuracy", "least - most", "seconds"], lines))
-    from quality import write
-
     write(records, out / "digits.json")
     draw(records, out / "digits.png")

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from networks import Network, Params, Rows, count, hull_network, sized, tuned
+from quality_runs import run, write
 from timing import table
 
 from convexmoe_jax import HullConfig
@@ -31,6 +32,7 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from ott.neural.networks.icnn import ICNN
 from transport import Gaussian, Newton, closed_form, unexplained
 
+Record = dict[str, Any]
 Value = Callable[[Params, jax.Array], jax.Array]
 
 DIMS, STEPS, BATCH, SAMPLES, HELD_OUT, TESTED = (2, 8, 32), 300, 128, 16_384, 1024, 4000
@@ -117,8 +119,8 @@ def judged(pair: tuple[Gaussian, Gaussian], seed: int, move: Callable[[Any], Any
     return unexplained(np.asarray(move(x), np.float64), wanted)
 
 
-def baselines(dim: int) -> dict[str, list[float]]:
-    """Return the L2-UVP of every seed of two maps that are not trained."""
+def baselines(dim: int) -> list[tuple[str, int, None, list[float]]]:
+    """Return name, parameters, rate and the L2-UVP of every seed of two maps that are not trained."""
     pairs = pairs_of(dim)
     drawn = samples(pairs).x
     found: dict[str, list[float]] = {"identity": [], "covariances of the samples": []}
@@ -131,11 +133,13 @@ def baselines(dim: int) -> dict[str, list[float]]:
         found["covariances of the samples"].append(
             judged(pair, seed, lambda x, m=matrix: np.asarray(x) @ m.T)
         )
-    return found
+    return [(name, 0, None, values) for name, values in found.items()]
 
 
-def errors(name: str, dim: int, steps: int) -> tuple[list[float], float, int]:
-    """Return the L2-UVP of every seed, in per cent, the rate, and the number of parameters."""
+def learned(job: tuple[str, int, int]) -> Record:
+    """Return what a model, in a dimension, by so many steps comes to."""
+    began = time.perf_counter()
+    name, dim, steps = job
     pairs = pairs_of(dim)
     network = MODELS[name](dim)
     found = tuned({"": network}, samples(pairs), steps, BATCH, RATES)
@@ -151,10 +155,18 @@ def errors(name: str, dim: int, steps: int) -> tuple[list[float], float, int]:
         judged(pair, seed, partial(move, p))
         for seed, (pair, p) in enumerate(zip(pairs, found.params, strict=True))
     ]
-    return apart, found.rate, count(network)
+    return record(dim, name, count(network), found.rate, apart, time.perf_counter() - began)
 
 
-def draw(records: list[dict[str, Any]], path: Path) -> None:
+def record(
+    dim: int, name: str, parameters: int, rate: float | None, found: list[float], seconds: float
+) -> Record:
+    """Return a line of the results; `found` holds the L2-UVP of every seed, in per cent."""
+    numbers = {"parameters": parameters, "rate": rate, "errors": found, "seconds": seconds}
+    return {"dim": dim, "model": name} | numbers
+
+
+def draw(records: list[Record], path: Path) -> None:
     """Draw errors by dimension."""
     import matplotlib
 
@@ -177,28 +189,17 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 
 def main(quick: bool, out: Path) -> None:
     """Learn every map, print the table, draw the picture."""
-    from quality import write
-    from rich.progress import track
-
-    records, lines = [], []
-
-    def note(
-        dim: int, name: str, parameters: int, rate: float | None, found: list[float], began: float
-    ) -> None:
-        seconds = time.perf_counter() - began
-        record = {"dim": dim, "model": name, "rate": rate, "parameters": parameters, "errors": found}
-        records.append(record | {"seconds": seconds})
+    # the longest first
+    jobs = [(name, dim, 4 if quick else STEPS) for dim in DIMS[::-1] for name in MODELS]
+    records = run(learned, jobs, out)
+    records += [record(dim, *one, 0.0) for dim in DIMS for one in baselines(dim)]
+    records.sort(key=lambda one: int(one["dim"]))
+    lines = []
+    for one in records:
+        found, rate = one["errors"], one["rate"] or "-"
         spread = f"{min(found):.2g} - {max(found):.2g}"
-        cells = [f"{parameters:,}", rate or "-", f"{np.median(found):.2g}", spread, f"{seconds:.0f}"]
-        lines.append([dim, name, *cells])
-
-    for dim in track(DIMS, "maps", transient=True):
-        for name in MODELS:
-            began = time.perf_counter()
-            found, rate, parameters = errors(name, dim, 4 if quick else STEPS)
-            note(dim, name, parameters, rate, found, began)
-        for name, found in baselines(dim).items():
-            note(dim, name, 0, None, found, time.perf_counter())
-    print(table(["D", "potential", "parameters", "rate", "L2-UVP, %", "least - most", "seconds"], lines))
+        cells = [f"{one['parameters']:,}", rate, f"{np.median(found):.2g}", spread, f"{one['seconds']:.0f}"]
+        lines.append([one["dim"], one["model"], *cells])
+    print(table(["D", "map", "parameters", "rate", "L2-UVP, %", "least - most", "seconds"], lines))
     write(records, out / "transport.json")
     draw(records, out / "transport.png")
