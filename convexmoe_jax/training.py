@@ -277,10 +277,8 @@ def fit(
 
     if resume is not None:
         if not isinstance(resume, FitState):
-            got, fix = (
-                f"{type(resume).__module__}.{type(resume).__name__}",
-                "Pass what on_evaluation was given.",
-            )
+            got = f"{type(resume).__module__}.{type(resume).__name__}"
+            fix = "Pass what on_evaluation was given."
             fail("fit", "resume", "a FitState of this package", got, fix, TypeError)
         check_resumed(resume.model.config, replace(config, normalization=normalization))
         state = restored(ADAM.init(resume.model.params), resume.model, resume.optimizer)

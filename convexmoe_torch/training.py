@@ -265,10 +265,8 @@ def fit(
 
     if resume is not None:
         if not isinstance(resume, FitState):
-            got, fix = (
-                f"{type(resume).__module__}.{type(resume).__name__}",
-                "Pass what on_evaluation was given.",
-            )
+            got = f"{type(resume).__module__}.{type(resume).__name__}"
+            fix = "Pass what on_evaluation was given."
             fail("fit", "resume", "a FitState of this package", got, fix, TypeError)
         check_resumed(resume.model.config, replace(config, normalization=normalization))
     start = model if resume is None else resume.model
