@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from convexmoe_jax import HullConfig, hull
+from convexmoe_jax.fusion import learned_temperature
 from convexmoe_jax.schedule import ADAM_DECAYS, EVALUATIONS, learning_rates
-from convexmoe_jax.training import calibrated_tree, clipped, mean_squared_error
+from convexmoe_jax.training import clipped, mean_squared_error, started_tree
 
 Params = dict[str, Any]
+BEYOND = 3
 
 
 class Network(NamedTuple):
@@ -119,6 +121,19 @@ def lse_network(dim: int, out_dim: int, pieces: int) -> Network:
     return Network(init, apply)
 
 
+def lse_from_planes(dim: int, out_dim: int, pieces: int) -> Network:
+    """The log-sum-exp network with the start that hulls have from planes."""
+    config = HullConfig(dim, pieces, out_dim, hidden_dim=1, group_size=1, temperature="learned")
+
+    def start(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
+        found = started_tree(hull.init(config, jax.random.key(0)), config, x, y, "planes")
+        T = learned_temperature(found["raw_temperature"])
+        slopes, offsets = (jnp.moveaxis(found["readout"][name], -1, -2) for name in ("weight", "bias"))
+        return {"slopes": slopes, "offsets": offsets, "log_temperature": jnp.log(T)}
+
+    return lse_network(dim, out_dim, pieces)._replace(start=start)
+
+
 def convex_kan(dim: int, out_dim: int, width: int, knots: int = 4) -> Network:
     """One hidden layer of sums of convex piecewise-linear functions of one number, with learned knots.
 
@@ -149,16 +164,16 @@ def convex_kan(dim: int, out_dim: int, width: int, knots: int = 4) -> Network:
     return Network(init, apply)
 
 
-def hull_network(config: HullConfig, start: bool = False) -> Network:
-    """A hull under the loop of the others; `start` as `fit` does, by least squares."""
+def hull_network(config: HullConfig, start: str | None = None) -> Network:
+    """A hull under the loop of the others; `start` as `fit` has it."""
 
-    def calibrate(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
-        return calibrated_tree(params, config, x, y) if start else params
+    def started(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
+        return params if start is None else started_tree(params, config, x, y, start)
 
     return Network(
         lambda key: hull.init(config, key),
         lambda p, x: hull.apply(p, x, config),
-        start=calibrate,
+        start=started,
         config=config,
     )
 
@@ -240,29 +255,30 @@ def train(
     Returns:
         the parameters, stacked over copies, and their losses on the rows held out, `[S]`.
     """
-    best: Params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    data = tuple(jnp.asarray(part, jnp.float32) for part in rows)
+    # by numpy, for which nothing is compiled
+    best: Params = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *params)
+    data = tuple(jax.device_put(np.asarray(part, np.float32)) for part in rows)
     count = data[0].shape[1]
     batch = min(batch, count)
     orders = np.stack([order(seed, count, steps * batch).reshape(steps, batch) for seed in seeds], axis=1)
     rates = np.stack([learning_rates(steps, peak) for peak in peaks], axis=1)
-    zeros = jax.tree.map(jnp.zeros_like, best)
-    carry: Any = (jax.tree.map(jnp.array, best), zeros, jax.tree.map(jnp.array, zeros), jnp.ones(()))
+    zeros = jax.tree.map(np.zeros_like, best)
+    carry: Any = (best, zeros, zeros, np.ones((), np.float32))
     least = np.asarray(_losses(network, best, data[2], data[3]))
     size = math.ceil(steps / EVALUATIONS)
     for start in range(0, steps, size):
         now = slice(start, start + size)
-        picked, rates_now = jnp.asarray(orders[now]), jnp.asarray(rates[now], jnp.float32)
+        picked, rates_now = orders[now], rates[now].astype(np.float32)
         carry = _chunk(network, carry, data, picked, rates_now)
         losses = _losses(network, carry[0], data[2], data[3])
         better = np.nan_to_num(np.asarray(losses), nan=np.inf) < least
         least = np.where(better, losses, least)
-        best = jax.tree.map(partial(_chosen, better), carry[0], best)
+        best = jax.tree.map(partial(_chosen, better), jax.tree.map(np.asarray, carry[0]), best)
     return best, least
 
 
-def _chosen(first: np.ndarray, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(first.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+def _chosen(first: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.where(first.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
 
 def order(seed: int, rows: int, length: int) -> np.ndarray:
@@ -271,33 +287,44 @@ def order(seed: int, rows: int, length: int) -> np.ndarray:
     return np.concatenate([rng.permutation(rows) for _ in range(math.ceil(length / rows))])[:length]
 
 
+def best_rate(
+    network: Network, params: Params, rows: Rows, steps: int, batch: int, grid: Sequence[float]
+) -> float:
+    """Return the learning rate that is best on the held-out rows of one copy.
+
+    Where it is at an end of the grid, two rates beyond it are tried too, and so on, `BEYOND` times at most.
+    """
+    losses: dict[float, float] = {}
+    tried = list(grid)
+    for _ in range(1 + BEYOND):
+        copies = Rows(*[np.repeat(part, len(tried), axis=0) for part in rows])
+        _, held = train(network, [params] * len(tried), copies, steps, batch, tried, [0] * len(tried))
+        losses |= dict(zip(tried, held.tolist(), strict=True))
+        best, factor = min(losses, key=lambda rate: losses[rate]), grid[1] / grid[0]
+        if best not in (min(losses), max(losses)):
+            break
+        factor = factor if best == max(losses) else 1.0 / factor
+        tried = [best * factor, *[best * factor**2] * (len(grid) - 1)]  # as many as before: compiled already
+    return best
+
+
 def tuned(shapes: Mapping[str, Network], rows: Rows, steps: int, batch: int, grid: Sequence[float]) -> Tuned:
-    """Train one copy a seed, in the shape and at the rate that are best on the held-out rows of seed 0.
+    """Train one copy a seed, in the shape that is best on the held-out rows of all seeds.
+
+    The rate of each shape is the best on the held-out rows of seed 0.
 
     Args:
         shapes: what may be chosen, by name.
-        rows: of as many seeds as there are rates in the grid: then one compiled loop serves both.
-        grid: the rates.
+        rows: of each seed.
+        grid: the rates, in steps of one factor.
     """
-    first = Rows(*[np.repeat(part[:1], len(grid), axis=0) for part in rows])
-    draws = {
-        shape: [
-            network.start(init(jax.random.key(seed)), rows.x[seed], rows.y[seed])
-            for seed in range(len(rows.x))
-        ]
-        for shape, network, init in [(name, one, jax.jit(one.init)) for name, one in shapes.items()]
-    }
-    losses = {
-        (shape, rate): loss
-        for shape, network in shapes.items()
-        for rate, loss in zip(
-            grid,
-            train(network, draws[shape][:1] * len(grid), first, steps, batch, grid, [0] * len(grid))[1],
-            strict=True,
-        )
-    }
-    shape, rate = min(losses, key=lambda one: losses[one])
-    count = len(rows.x)
-    stacked, _ = train(shapes[shape], draws[shape], rows, steps, batch, [rate] * count, range(count))
-    params = [jax.tree.map(lambda leaf, seed=seed: leaf[seed], stacked) for seed in range(count)]
-    return Tuned(shape, shapes[shape], rate, params)
+    found, losses = [], []
+    for shape, network in shapes.items():
+        init, seeds = jax.jit(network.init), range(len(rows.x))
+        draws = [network.start(init(jax.random.key(seed)), rows.x[seed], rows.y[seed]) for seed in seeds]
+        rate = best_rate(network, draws[0], Rows(*[part[:1] for part in rows]), steps, batch, grid)
+        stacked, held = train(network, draws, rows, steps, batch, [rate] * len(seeds), seeds)
+        params = [jax.tree.map(lambda leaf, seed=seed: leaf[seed], stacked) for seed in seeds]
+        found.append(Tuned(shape, network, rate, params))
+        losses.append(float(np.mean(held)))
+    return found[int(np.argmin(losses))]

@@ -1,7 +1,8 @@
 """What one model reaches on one task: the jobs of `quality.py`, each run whole in one process.
 
-Every network has the loop, steps, batches, held-out rows (a fifth) and learning rates of the others: rate and shape are
-chosen on the held-out rows of seed 0, and errors are taken on rows without noise for every seed.
+Every network has the loop, steps, batches, held-out rows (a fifth) and learning rates of the others: the rate of each
+shape is chosen on the held-out rows of seed 0, the shape on those of all seeds, and errors are taken on rows without
+noise for every seed.
 """
 
 from __future__ import annotations
@@ -15,18 +16,32 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from networks import Network, Rows, convex_kan, count, hull_network, icnn, lse_network, mlp, sized, tuned
+from networks import (
+    Network,
+    Rows,
+    convex_kan,
+    count,
+    hull_network,
+    icnn,
+    lse_from_planes,
+    lse_network,
+    mlp,
+    sized,
+    tuned,
+)
 from quality_tasks import Task, quadratic_50, small, suite_task
-from regressors import fit_convex, fit_planes
+from regressors import fit_convex
 
 from convexmoe_jax import HullConfig, VectorHull, fit
+from convexmoe_jax.planes import fit_planes
 
-RATES = (0.0005, 0.002, 0.008, 0.03, 0.12, 0.5, 2.0)
-SEEDS, HELD_OUT = len(RATES), 0.2
+RATES = (0.002, 0.008, 0.03, 0.12, 0.5)
+SEEDS, SEEDS_OF_FEW_ROWS, HELD_OUT = 5, 15, 0.2  # with few rows the split decides much
 PIECES = (2, 4, 8, 16, 32)
 PENALTIES = (0.0, 1e-3, 1e-2, 1e-1)
 FITTED, WIDE = "hull, 8 petals, by fit", "ICNN (Amos), clamped, 64 x 4"
 HULL, CHOSEN, HARD = "hull, 8 petals", "hull", "hard maximum of means"
+LSE_STARTED = "LSE network, our start"
 PLANES, CONVEX = "max-affine (Magnani, Boyd)", "convex regression, penalised"
 OURS: dict[str, dict[str, Any]] = {  # beside a hull of 8 petals with a learned temperature
     HULL: {},
@@ -45,16 +60,19 @@ Shape = Callable[[int, int, int], Network]  # (D, O, width) -> network
 
 
 def hull_shapes(temperature: float | str) -> dict[str, Shape]:
-    """Return three ways to spend the parameters of a hull: on a wide trunk, on petals, on petals alone."""
+    """Return ways to spend the parameters of a hull: on a wide trunk, on petals, on petals alone, with two starts."""
 
-    def of(dim: int, out_dim: int, petals: int, hidden_dim: int) -> Network:
-        config = HullConfig(dim, petals, out_dim, hidden_dim=hidden_dim, temperature=temperature)
-        return hull_network(config, start=True)
+    def of(
+        dim: int, out_dim: int, petals: int, units: int, group_size: int = 2, start: str = "affine"
+    ) -> Network:
+        fields = {"hidden_dim": units, "group_size": group_size, "temperature": temperature}
+        return hull_network(HullConfig(dim, petals, out_dim, **fields), start)
 
     return {
         "8 petals": lambda dim, out_dim, width: of(dim, out_dim, 8, width),
         "32 petals": lambda dim, out_dim, width: of(dim, out_dim, 32, width),
-        "2 units": lambda dim, out_dim, width: of(dim, out_dim, width, 2),
+        "2 units": lambda dim, out_dim, width: of(dim, out_dim, width, 2, 1),
+        "from planes": lambda dim, out_dim, width: of(dim, out_dim, width, 2, 1, "planes"),
     }
 
 
@@ -72,6 +90,7 @@ PEERS: dict[str, dict[str, Shape]] = {
     "ICNN (Amos), clamped": layered(icnn, (1, 2, 4)),
     "ICNN, our initialisation": layered(deep, (1, 2, 4)),
     "LSE network": {"planes": lse_network},
+    LSE_STARTED: {"from planes": lse_from_planes},
     "convex KAN": {f"{knots} knots": partial(convex_kan, knots=knots) for knots in (2, 4, 8)},
     "MLP": layered(mlp, (1, 2, 3)),
 }
@@ -156,19 +175,19 @@ def relative_error(task: Task, y: np.ndarray) -> float:
 def score(job: Job) -> Score:
     """Run a job."""
     began = time.perf_counter()
-    task = task_of(job)
+    task, seeds = task_of(job), SEEDS_OF_FEW_ROWS if job.task == "small" else SEEDS
     dim, out_dim = task.x.shape[1], task.y.shape[1]
     own = HullConfig(dim, 8, out_dim, temperature="learned")
     parameters, shape, rate, idle = count(hull_network(own)), "", None, None
     if job.model == FITTED:
-        errors, idle = fitted(task, own, job)
+        errors, idle = fitted(task, own, job, seeds)
     elif job.model in (PLANES, CONVEX):
-        errors, parameters = regressed(job.model, Standard.of(task, SEEDS))
+        errors, parameters = regressed(job.model, Standard.of(task, seeds))
     else:
-        data = Standard.of(task, SEEDS)
+        data = Standard.of(task, seeds)
         if job.model in OURS:
             fields = {"petals": 8, "temperature": "learned"} | OURS[job.model]
-            shapes = {"": hull_network(HullConfig(dim, out_dim=out_dim, **fields), start=True)}
+            shapes = {"": hull_network(HullConfig(dim, out_dim=out_dim, **fields), "affine")}
         elif job.model == WIDE:
             shapes = {
                 "4 layers": icnn(dim, out_dim, 64, layers=4)
@@ -178,7 +197,7 @@ def score(job: Job) -> Score:
                 name: sized(partial(make, dim, out_dim), parameters)
                 for name, make in SHAPES[job.model].items()
             }
-        shape, network, rate, params = tuned(shapes, data.rows, job.steps, job.batch, RATES[:SEEDS])
+        shape, network, rate, params = tuned(shapes, data.rows, job.steps, job.batch, RATES)
         parameters = count(network)
         errors = [data.error(np.asarray(jax.jit(network.apply)(p, data.x_test))) for p in params]
         config = network.config
@@ -197,10 +216,10 @@ def task_of(job: Job) -> Task:
     return small() if job.task == "small" else suite_task(job.task, **job.fields)
 
 
-def fitted(task: Task, config: HullConfig, job: Job) -> tuple[list[float], float]:
+def fitted(task: Task, config: HullConfig, job: Job, seeds: int) -> tuple[list[float], float]:
     """Return the errors of `fit` with its defaults, and how many groups are idle."""
     errors, idle = [], []
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         hull = VectorHull.from_config(config, rngs=nnx.Rngs(seed))
         model = fit(hull, task.x, task.y, steps=job.steps, batch_size=job.batch, seed=seed).model
         x = task.x_test.astype(np.float32)

@@ -26,7 +26,7 @@ from quality_runs import run, write
 from timing import table
 
 from convexmoe_jax import HullConfig
-from convexmoe_jax.training import calibrated_tree
+from convexmoe_jax.training import started_tree
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from ott.neural.networks.icnn import ICNN
@@ -65,7 +65,7 @@ def hull(dim: int) -> Network:
 
     def start(p: Params, rows: np.ndarray, _: np.ndarray) -> Params:
         x = rows[:, :dim]
-        return calibrated_tree(p, config, x, 0.5 * np.sum(x**2, axis=1, keepdims=True))
+        return started_tree(p, config, x, 0.5 * np.sum(x**2, axis=1, keepdims=True))
 
     return semi_dual(value, dim, own.init, start)
 
@@ -196,7 +196,7 @@ def main(quick: bool, out: Path) -> None:
     records.sort(key=lambda one: int(one["dim"]))
     lines = []
     for one in records:
-        found, rate = one["errors"], one["rate"] or "-"
+        found, rate = one["errors"], f"{one['rate']:g}" if one["rate"] else "-"
         spread = f"{min(found):.2g} - {max(found):.2g}"
         cells = [f"{one['parameters']:,}", rate, f"{np.median(found):.2g}", spread, f"{one['seconds']:.0f}"]
         lines.append([one["dim"], one["model"], *cells])

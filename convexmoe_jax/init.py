@@ -17,9 +17,8 @@ from .config import LEARNED, LEAST_TEMPERATURE, HullConfig
 from .positive import POSITIVE_SHARE
 
 TRUNK_SPREAD, READOUT_SPREAD = 0.5, 0.1  # of the logarithm of the weights that read hidden units
-PETAL_SHARE = (
-    0.09  # of the variance of a layer, for the affine parts of the petals: they start near each other
-)
+# Of the variance of a layer, for the affine parts of the petals: near each other, unless they outnumber the units.
+PETAL_SHARE, ALONE_SHARE = 0.09, 1.0
 LEAST_INITIAL_TEMPERATURE, INPUTS_PER_TEMPERATURE = 0.3, 25
 
 
@@ -65,7 +64,8 @@ def initial_law(name: str, config: HullConfig) -> Law:
     columns), so that no direction bends more than another by chance; the weights that read units are nearly equal; the
     affine parts of the petals are small; a learned temperature, larger for more inputs, averages the petals until the
     data tell them apart. With independent weights 50 inputs bend at random, which 5,000 rows do not undo
-    (`benchmarks/quality.py`).
+    (`benchmarks/quality.py`). Where petals outnumber the units that they share, it is the petals that bend, and their
+    affine parts have the variance 1 / D.
 
     Source: Hoedt and Klambauer, Principled weight initialisation for input-convex neural networks
     (arXiv 2312.12474), for log-normal weights. Differs from the source: the variance is split between the two
@@ -85,7 +85,9 @@ def initial_law(name: str, config: HullConfig) -> Law:
         spread = READOUT_SPREAD if name.startswith("readout") else TRUNK_SPREAD
         return Law("raw_log_normal", -0.5 * math.log(N) - 0.5 * spread**2, spread)
     if name == "readout.weight":
-        return Law("normal", 0.0, math.sqrt(PETAL_SHARE * share / config.in_dim))
+        alone = config.trunk == "shared" and config.petals > N
+        own = ALONE_SHARE if alone else PETAL_SHARE * share
+        return Law("normal", 0.0, math.sqrt(own / config.in_dim))
     if name.endswith("weight"):
         return Law("orthogonal", 0.0, math.sqrt(share / config.in_dim))
     if name.endswith("bias") and first:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import fail
+from ._checks import fail, one_of
 from .calibration import calibrated, spread_rows
 from .config import HullConfig
 from .data import check_held_out, check_resumed, checked_data, split, standardisation, standardised
@@ -23,6 +23,7 @@ from .hull import VectorHull, apply, flatten, nest
 from .moments import OptimizerState, optimizer_state, restored
 from .optimizers import scale_by_adam
 from .petals import Tree
+from .planes import STARTS, with_planes
 from .schedule import (
     ADAM_DECAYS,
     HELD_OUT,
@@ -216,6 +217,7 @@ def fit(
     batch_size: int = 128,
     learning_rate: float | None = None,
     seed: int = 0,
+    start: str = "affine",
     progress: bool = False,
     resume: FitState | None = None,
     on_evaluation: Callable[[FitState], bool | None] | None = None,
@@ -224,7 +226,7 @@ def fit(
 
     The data are standardised; means and deviations go into the config of the fitted model, which takes and
     gives original units. A model that has a normalization keeps it; one in half precision is fitted in float32
-    and cast back. The start is the given hull f as `c f(x) + a' x + b` with the least squares (`calibration.py`).
+    and cast back.
 
     Args:
         model: the hull to start from.
@@ -236,14 +238,16 @@ def fit(
         batch_size: rows a step, >= 1; all rows where there are fewer.
         learning_rate: peak of the schedule; None means `default_rate(rows to train on, in_dim)`.
         seed: of the batches, and of the rows to hold out.
+        start: "affine": the given hull f as `c f(x) + a' x + b` with the least squares (`calibration.py`); "planes": a
+            maximum of planes fitted to the rows (`planes.py`), for hulls of many petals on few units.
         progress: show a bar with the loss and the time left.
         resume: where an earlier call with the same data and options stood (of the other package: read from its files,
             docs/pages/files.md): training goes on from there, and the model of it takes the place of `model`.
         on_evaluation: is given where training stands at each of the `EVALUATIONS`; True ends it there.
 
     Raises:
-        TypeError, ValueError: data of the wrong shape, not finite, or too few; `resume` is of another config, of
-            other held-out rows, or at a step at which this schedule does not evaluate.
+        TypeError, ValueError: data of the wrong shape, not finite, or too few; another `start`; `resume` is of another
+            config, of other held-out rows, or at a step at which this schedule does not evaluate.
         FloatingPointError: the loss is no longer finite.
 
     >>> from flax import nnx
@@ -251,6 +255,7 @@ def fit(
     >>> hull = VectorHull(1, petals=4, out_dim=1, rngs=nnx.Rngs(0))
     >>> fitted = fit(hull, rows, rows**2, steps=200).model
     """
+    one_of("fit", "start", start, STARTS)
     config, given = model.config, model.params["shifts"].dtype
     wide = jnp.promote_types(given, jnp.float32)  # Adam's epsilon is zero in half precision
     x, y = checked_data("x", x, y, config)
@@ -263,9 +268,9 @@ def fit(
     if len(held[0]):
         options["validation"] = standardised(*held, normalization)
     rows = standardised(x, y, normalization)
-    start = jax.tree.map(lambda leaf: leaf.astype(wide), model.params)
+    begin = jax.tree.map(lambda leaf: leaf.astype(wide), model.params)
     if resume is None:
-        start = calibrated_tree(start, function.config, *rows)
+        begin = started_tree(begin, function.config, *rows, start)
 
     def hull_of(params: Tree) -> VectorHull:
         return VectorHull.from_params(replace(config, normalization=normalization), params)
@@ -295,7 +300,7 @@ def fit(
             return on_evaluation(state)
 
         options["on_evaluation"] = stop
-    params, history, best_step = train(function, start, *rows, **options)
+    params, history, best_step = train(function, begin, *rows, **options)
     fitted = hull_of(jax.tree.map(lambda leaf: leaf.astype(given), params))
     return FitResult(fitted, history, best_step)
 
@@ -303,13 +308,19 @@ def fit(
 jitted = jax.jit(apply, static_argnums=2)
 
 
-def calibrated_tree(params: Tree, config: HullConfig, x: np.ndarray, y: np.ndarray) -> Tree:
-    """Return the parameters of a hull without normalization, calibrated to standardised rows."""
+def started_tree(
+    params: Tree, config: HullConfig, x: np.ndarray, y: np.ndarray, start: str = "affine"
+) -> Tree:
+    """Return the parameters of a hull without normalization, started on standardised rows."""
     dtype = params["shifts"].dtype
     x, y = spread_rows(x, y)
-    f = np.asarray(jitted(params, jnp.asarray(x, dtype), config), np.float64)
+    if start == "planes":
+        params = {**params, "shifts": jnp.zeros_like(params["shifts"])}
     flat = {name: np.asarray(value) for name, value in flatten(params).items()}
+    f = np.asarray(jitted(params, jnp.asarray(x, dtype), config), np.float64)
     found = calibrated(flat, config, f, x, y)
+    if start == "planes":
+        found = with_planes(flat, found, config, x, y)
     return nest({name: jnp.asarray(value, dtype) for name, value in found.items()})
 
 

@@ -54,9 +54,11 @@ def calibrated(weights: Weights, config: HullConfig, f: np.ndarray, x: np.ndarra
 
 
 def spread_rows(x: Any, y: Any) -> tuple[Any, Any]:
-    """Return about `ROWS` rows at most, evenly spaced, of arrays of any kind."""
-    stride = max(1, len(x) // ROWS)
-    return x[::stride], y[::stride]
+    """Return `ROWS` rows at most, drawn once and for all, of arrays of any kind."""
+    if len(x) <= ROWS:
+        return x, y
+    rows = np.sort(np.random.default_rng(0).choice(len(x), ROWS, replace=False))
+    return x[rows], y[rows]
 
 
 def correction(
@@ -76,7 +78,7 @@ def correction(
     return factor, plane[:-1], plane[-1]
 
 
-def scaled_softplus(raw: np.ndarray, factor: np.ndarray) -> np.ndarray:
+def scaled_softplus(raw: np.ndarray, factor: np.ndarray | float) -> np.ndarray:
     """Return the raw values whose softplus is `factor` times that of `raw`."""
     return inverse_softplus(np.logaddexp(raw, 0.0) * factor)
 

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._checks import fail
+from ._checks import fail, one_of
 from .calibration import calibrated, spread_rows
 from .data import check_held_out, check_resumed, checked_data, split, standardisation, standardised
 from .hull import VectorHull, nest
 from .moments import OptimizerState, optimizer_state, restored
 from .petals import Tree
+from .planes import STARTS, with_planes
 from .schedule import (
     ADAM_DECAYS,
     HELD_OUT,
@@ -215,6 +216,7 @@ def fit(
     batch_size: int = 128,
     learning_rate: float | None = None,
     seed: int = 0,
+    start: str = "affine",
     progress: bool = False,
     resume: FitState | None = None,
     on_evaluation: Callable[[FitState], bool | None] | None = None,
@@ -223,7 +225,7 @@ def fit(
 
     The data are standardised; means and deviations go into the config of the fitted model, which takes and
     gives original units. A model that has a normalization keeps it; one in half precision is fitted in float32
-    and cast back. The start is the given hull f as `c f(x) + a' x + b` with the least squares (`calibration.py`).
+    and cast back.
 
     Args:
         model: the hull to start from.
@@ -235,20 +237,23 @@ def fit(
         batch_size: rows a step, >= 1; all rows where there are fewer.
         learning_rate: peak of the schedule; None means `default_rate(rows to train on, in_dim)`.
         seed: of the batches, and of the rows to hold out.
+        start: "affine": the given hull f as `c f(x) + a' x + b` with the least squares (`calibration.py`); "planes": a
+            maximum of planes fitted to the rows (`planes.py`), for hulls of many petals on few units.
         progress: show a bar with the loss and the time left.
         resume: where an earlier call with the same data and options stood (of the other package: read from its files,
             docs/pages/files.md): training goes on from there, and the model of it takes the place of `model`.
         on_evaluation: is given where training stands at each of the `EVALUATIONS`; True ends it there.
 
     Raises:
-        TypeError, ValueError: data of the wrong shape, not finite, or too few; `resume` is of another config, of
-            other held-out rows, or at a step at which this schedule does not evaluate.
+        TypeError, ValueError: data of the wrong shape, not finite, or too few; another `start`; `resume` is of another
+            config, of other held-out rows, or at a step at which this schedule does not evaluate.
         FloatingPointError: the loss is no longer finite.
 
     >>> rows = np.linspace(-1, 1, 64)[:, None]
     >>> hull = VectorHull(1, petals=4, out_dim=1)
     >>> fitted = fit(hull, rows, rows**2, steps=200).model
     """
+    one_of("fit", "start", start, STARTS)
     config, given = model.config, model.params["shifts"].dtype
     wide = torch.promote_types(given, torch.float32)  # Adam's epsilon is zero in half precision
     x, y = checked_data("x", x, y, config)
@@ -269,11 +274,11 @@ def fit(
             fix = "Pass what on_evaluation was given."
             fail("fit", "resume", "a FitState of this package", got, fix, TypeError)
         check_resumed(resume.model.config, replace(config, normalization=normalization))
-    start = model if resume is None else resume.model
-    hull = VectorHull.from_params(replace(config, normalization=None), start.params).to(wide)
+    begin = model if resume is None else resume.model
+    hull = VectorHull.from_params(replace(config, normalization=None), begin.params).to(wide)
     rows = standardised(x, y, normalization)
     if resume is None:
-        calibrate(hull, *rows)
+        set_start(hull, *rows, start)
     else:
         check_held_out(resume.history.validation_loss, held_loss(hull, options.get("validation")))
         state = restored(adam(hull), hull, resume.optimizer)
@@ -301,13 +306,18 @@ def held_loss(hull: VectorHull, held: Data | None) -> float | None:
 
 
 @torch.no_grad()
-def calibrate(hull: VectorHull, x: np.ndarray, y: np.ndarray) -> None:
-    """Calibrate a hull without normalization to standardised rows, in place."""
+def set_start(hull: VectorHull, x: np.ndarray, y: np.ndarray, start: str) -> None:
+    """Start a hull without normalization on standardised rows, in place."""
     like = hull.get_parameter("shifts")
     x, y = spread_rows(x, y)
+    if start == "planes":
+        hull.get_parameter("shifts").zero_()
     f = hull(torch.as_tensor(x).to(like)).cpu().double().numpy()
     flat = {name: value.cpu().double().numpy() for name, value in hull.named_parameters()}
-    for name, value in calibrated(flat, hull.config, f, x, y).items():
+    found = calibrated(flat, hull.config, f, x, y)
+    if start == "planes":
+        found = with_planes(flat, found, hull.config, x, y)
+    for name, value in found.items():
         hull.get_parameter(name).copy_(torch.as_tensor(value))
 
 

@@ -82,21 +82,47 @@ def test_the_peers_are_convex_where_they_are_said_to_be(make, convex):
     assert (found is None) == convex
 
 
-def test_planes_are_found():
+def test_convex_regression_fits_convex_functions():
     rng = np.random.default_rng(0)
-    x, slopes = rng.uniform(-1, 1, (300, 2)), np.array([[1.0, 2.0], [-3.0, 0.5], [0.0, -1.0]])
+    x, slopes = rng.uniform(-1, 1, (40, 2)), np.array([[1.0, 2.0], [-3.0, 0.5], [0.0, -1.0]])
     y = np.max(x @ slopes.T, axis=1)
-    assert np.mean((regressors.fit_planes(x, y, 3, 0)(x) - y) ** 2) < 1e-6
-    assert np.mean((regressors.fit_planes(x, y, 1, 0)(x) - y) ** 2) > 0.1  # control: one plane is not enough
-    few = regressors.fit_convex(x[:40], y[:40], 0.0)
-    assert np.mean((few(x[:40]) - y[:40]) ** 2) < 1e-6
-    concave = regressors.fit_convex(x[:40], -y[:40], 0.0)
-    assert np.mean((concave(x[:40]) + y[:40]) ** 2) > 0.1
+    assert np.mean((regressors.fit_convex(x, y, 0.0)(x) - y) ** 2) < 1e-6
+    assert np.mean((regressors.fit_convex(x, -y, 0.0)(x) + y) ** 2) > 0.1  # control
+
+
+def test_a_rate_at_an_end_of_the_grid_is_sought_beyond_it():
+    """One weight far from its end, so that a few steps do best at a high rate, many at a low one."""
+    network = networks.Network(lambda key: {"w": jnp.zeros(1)}, lambda p, x: x * p["w"])
+    x = np.ones((1, 32, 1))
+    rows = networks.Rows(x, 7.0 * x, x, 7.0 * x)
+    best = networks.best_rate(network, {"w": jnp.zeros(1)}, rows, 20, 8, (0.002, 0.008, 0.03))
+    assert best > 0.1
+    near = networks.Rows(x, 0.07 * x, x, 0.07 * x)
+    assert networks.best_rate(network, {"w": jnp.zeros(1)}, near, 20, 8, (0.002, 0.008, 0.03)) < 0.05
+    nearest = networks.Rows(x, 0.005 * x, x, 0.005 * x)
+    assert networks.best_rate(network, {"w": jnp.zeros(1)}, nearest, 20, 8, (0.01, 0.04, 0.16)) < 0.005
+
+
+def test_the_shape_is_chosen_on_the_rows_of_all_seeds():
+    """The first seed's held-out rows prefer slope 1, all the others slope 2."""
+
+    def line(slope):
+        return networks.Network(
+            lambda key: {"b": jnp.zeros(1)}, lambda p, x: slope * x + 0 * p["b"], start=lambda p, x, y: p
+        )
+
+    x = np.ones((3, 8, 1))
+    y = x * np.array([1.0, 2.0, 2.0])[:, None, None]
+    rows = networks.Rows(x, y, x, y)
+    found = networks.tuned({"one": line(1.0), "two": line(2.0)}, rows, 2, 4, (0.01, 0.04))
+    assert found.shape == "two" and len(found.params) == 3
+    first = networks.Rows(*[part[:1] for part in rows])
+    assert networks.tuned({"one": line(1.0), "two": line(2.0)}, first, 2, 4, (0.01, 0.04)).shape == "one"
 
 
 @pytest.mark.parametrize("model", [HULL, FITTED, PLANES, CHOSEN, "MLP"])
 def test_a_job_gives_a_score(model, monkeypatch):
-    monkeypatch.setattr(quality_scores, "SEEDS", 2)
+    monkeypatch.setattr(quality_scores, "SEEDS_OF_FEW_ROWS", 2)
     score = quality_scores.score(Job("small", model, 4, 31))
     assert score.model == model and score.parameters > 0 and len(score.errors) == 2
     assert all(0 < error < 3 for error in score.errors)
@@ -148,11 +174,11 @@ def test_a_report_without_suites_says_what_to_run(tmp_path):
         quality.report(tmp_path)
 
 
-def test_the_report_sets_the_hull_beside_the_best_other(tmp_path, capsys):
-    rows = {CHOSEN: 2.0, "near": 1.0, "far": 8.0}
+def test_the_report_sets_the_hull_beside_the_best_peer(tmp_path, capsys):
+    rows = {CHOSEN: 2.0, "MLP": 1.0, PLANES: 8.0, "hard maximum of means, chosen": 0.1}  # the last is no peer
     for noise, factor in (("0", 1.0), ("0.1", 4.0)):
         scores = [Score("t", name, 1, "s", 0.1, (e * factor,), 1.0, None, 0.0) for name, e in rows.items()]
         quality.write([quality.asdict(one) for one in scores], tmp_path / f"suite-8-{noise}.json")
     quality.report(tmp_path)
     shown = capsys.readouterr().out
-    assert "| far | 4.00 | 4.00 | 4.00 | 4.00 |" in shown and "| t | s | 8 | near | 4 | 2.00 |" in shown
+    assert f"| {PLANES} | 4.00 | 4.00 | 4.00 | 4.00 |" in shown and "| t | s | 8 | MLP | 4 | 2.00 |" in shown

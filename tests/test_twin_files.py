@@ -26,6 +26,7 @@ TWINS = (
     "convexity/semidefinite.py",
     "convexity/verdict.py",
     "data.py",
+    "planes.py",
     "recipes.py",
     "schedule.py",
     "sets.py",

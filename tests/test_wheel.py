@@ -38,7 +38,10 @@ class Environment(NamedTuple):
 
     def run(self, command: str, *args: str) -> subprocess.CompletedProcess:
         program = [str(self.folder / "bin" / command), *args]
-        own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        # JAX's cache of programs asks for what only torch installs
+        own = {
+            name: value for name, value in os.environ.items() if name[:4] != "JAX_" and name != "PYTHONPATH"
+        }
         return subprocess.run(program, cwd=self.folder, env=own, capture_output=True, text=True, timeout=600)
 
     def python(self, program: str) -> subprocess.CompletedProcess:

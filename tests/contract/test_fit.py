@@ -37,6 +37,7 @@ RUNS = {
     "odd_steps": {"steps": 83, "validate": True},
     "few_rows": {"rows": 17},
     "share": {"validation": 0.3, "noise": 0.5},
+    "planes": {"given": FIELDS | {"petals": 11, "hidden_dim": 2}, "start": "planes", "validate": True},
     "hard": {"given": FIELDS | {"temperature": 0.0, "trunk": "private", "depth": 2}, "validate": True},
 }
 

@@ -70,6 +70,12 @@ BAD = {
         TypeError,
         "fit.y: expected numbers; got object[23, 2]. Encode text and missing values first.",
     ),
+    "start": (
+        (X, Y),
+        {"start": "plane"},
+        ValueError,
+        "fit.start: expected one of ['affine', 'planes']; got 'plane'. Pass start='affine', for example.",
+    ),
     "validation_nan": (
         (X, Y),
         {"validation": (X, spoiled(Y, np.nan))},

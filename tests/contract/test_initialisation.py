@@ -113,6 +113,13 @@ def test_signed_weights_have_their_share_of_the_variance(backend, gate):
         assert not any(weights[name].any() for name in ("trunk.1.bias", "readout.bias", "shifts"))
 
 
+def test_petals_that_outnumber_the_units_they_share_start_apart(backend):
+    for units, trunk, share in ((101, "shared", 0.09 * 0.5), (97, "shared", 1.0), (7, "private", 0.09 * 0.5)):
+        fields = cases.fields(in_dim=31, petals=100, out_dim=3, hidden_dim=units, trunk=trunk)
+        values = backend.weights(backend.fresh(fields, 0))["readout.weight"]
+        assert near(values.var(), share / 31, values.size, share / 31 * math.sqrt(2))
+
+
 @pytest.mark.parametrize("in_dim, trunk", [(61, "shared"), (131, "shared"), (61, "private")])
 def test_signed_weights_of_a_layer_bend_no_direction_more_than_another(backend, in_dim, trunk):
     """A A' is a multiple of 1 for a wide layer, A' A for a narrow one; independent weights have no such thing."""
