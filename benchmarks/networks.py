@@ -164,18 +164,18 @@ def convex_kan(dim: int, out_dim: int, width: int, knots: int = 4) -> Network:
     return Network(init, apply)
 
 
-def hull_network(config: HullConfig, start: str | None = None) -> Network:
-    """A hull under the loop of the others; `start` as `fit` has it."""
+def hull_network(config: HullConfig) -> Network:
+    """A hull as it is drawn."""
+    return Network(lambda key: hull.init(config, key), lambda p, x: hull.apply(p, x, config), config=config)
+
+
+def started_network(config: HullConfig, start: str | None = None) -> Network:
+    """A hull that starts as with `fit(start=start)`."""
 
     def started(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
-        return params if start is None else started_tree(params, config, x, y, start)
+        return started_tree(params, config, x, y, start)
 
-    return Network(
-        lambda key: hull.init(config, key),
-        lambda p, x: hull.apply(p, x, config),
-        start=started,
-        config=config,
-    )
+    return hull_network(config)._replace(start=started)
 
 
 def sized(make: Callable[[int], Network], parameters: int) -> Network:
@@ -202,7 +202,7 @@ class Rows(NamedTuple):
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _chunk(network: Network, carry: Any, data: Any, rows: jax.Array, rates: jax.Array) -> Any:
-    """Take one step of Adam for each line of `rows` (steps, S, batch), at the rates (steps, S)."""
+    """Take one step of Adam for each line of `rows` (steps, S, batch), at the rates (steps, S); return the mean too."""
 
     def loss(p: Params, x: jax.Array, y: jax.Array) -> jax.Array:
         return network.loss(network.apply(p, x), y)
@@ -221,13 +221,14 @@ def _chunk(network: Network, carry: Any, data: Any, rows: jax.Array, rates: jax.
         return network.project(p), m, v
 
     def body(carry: Any, now: Any) -> Any:
-        (p, m, v, t), (picked, rate) = carry, now
+        ((p, m, v, t), total), (picked, rate) = carry, now
         x, y = (jax.vmap(lambda part, index: part[index])(part, picked) for part in data[:2])
         p, m, v = jax.vmap(step, in_axes=(0, 0, 0, 0, 0, 0, None))(p, m, v, x, y, rate, t)
-        return (p, m, v, t + 1), None
+        return ((p, m, v, t + 1), jax.tree.map(jnp.add, total, p)), None
 
-    carry, _ = jax.lax.scan(body, carry, (rows, rates))
-    return carry
+    zeros = jax.tree.map(jnp.zeros_like, carry[0])
+    (carry, total), _ = jax.lax.scan(body, (carry, zeros), (rows, rates))
+    return carry, jax.tree.map(lambda sum: sum / len(rows), total)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -246,6 +247,8 @@ def train(
     seeds: Sequence[int],
 ) -> tuple[Params, np.ndarray]:
     """Train copies side by side as `fit` does: warm-up, cosine decay, clipping; return the best by held-out rows.
+
+    What is evaluated is the mean of the weights since the evaluation before.
 
     Args:
         params, rows: what each copy starts from and is given.
@@ -269,11 +272,11 @@ def train(
     for start in range(0, steps, size):
         now = slice(start, start + size)
         picked, rates_now = orders[now], rates[now].astype(np.float32)
-        carry = _chunk(network, carry, data, picked, rates_now)
-        losses = _losses(network, carry[0], data[2], data[3])
+        carry, mean = _chunk(network, carry, data, picked, rates_now)
+        losses = _losses(network, mean, data[2], data[3])
         better = np.nan_to_num(np.asarray(losses), nan=np.inf) < least
         least = np.where(better, losses, least)
-        best = jax.tree.map(partial(_chosen, better), jax.tree.map(np.asarray, carry[0]), best)
+        best = jax.tree.map(partial(_chosen, better), jax.tree.map(np.asarray, mean), best)
     return best, least
 
 

@@ -59,7 +59,7 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
         return [Job("small", model, 2000, 128) for model in (FITTED, *OURS, *PEERS, PLANES, CONVEX)]
     return [
         Job(
-            family, model, 2000, 128, {"dim": arguments.dim, "noise": arguments.noise, "seed": arguments.draw}
+            family, model, 2000, 128, {"dim": arguments.dim, "noise": arguments.noise, "draw": arguments.draw}
         )
         for family in FAMILIES
         for model in SUITE

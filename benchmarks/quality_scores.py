@@ -2,13 +2,13 @@
 
 Every network has the loop, steps, batches, held-out rows (a fifth) and learning rates of the others: the rate of each
 shape is chosen on the held-out rows of seed 0, the shape on those of all seeds, and errors are taken on rows without
-noise for every seed.
+noise for every seed. A seed of the suite has its own rows and noise; of the published tasks, its own split.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from networks import (
     lse_network,
     mlp,
     sized,
+    started_network,
     tuned,
 )
 from quality_tasks import Task, quadratic_50, small, suite_task
@@ -40,7 +41,8 @@ SEEDS, SEEDS_OF_FEW_ROWS, HELD_OUT = 5, 15, 0.2  # with few rows the split decid
 PIECES = (2, 4, 8, 16, 32)
 PENALTIES = (0.0, 1e-3, 1e-2, 1e-1)
 FITTED, WIDE = "hull, 8 petals, by fit", "ICNN (Amos), clamped, 64 x 4"
-HULL, CHOSEN, HARD = "hull, 8 petals", "hull", "hard maximum of means"
+HULL, CHOSEN = "hull, 8 petals", "hull"
+HARD, HARD_CHOSEN = "hard maximum of means", "hard maximum"
 LSE_STARTED = "LSE network, our start"
 PLANES, CONVEX = "max-affine (Magnani, Boyd)", "convex regression, penalised"
 OURS: dict[str, dict[str, Any]] = {  # beside a hull of 8 petals with a learned temperature
@@ -59,21 +61,32 @@ OURS: dict[str, dict[str, Any]] = {  # beside a hull of 8 petals with a learned 
 Shape = Callable[[int, int, int], Network]  # (D, O, width) -> network
 
 
-def hull_shapes(temperature: float | str) -> dict[str, Shape]:
-    """Return ways to spend the parameters of a hull: on a wide trunk, on petals, on petals alone, with two starts."""
+def hull_of(
+    dim: int,
+    out_dim: int,
+    petals: int,
+    units: int,
+    group_size: int = 2,
+    temperature: float | str = "learned",
+    start: str | None = None,
+) -> Network:
+    """Return a hull with a start of `fit`."""
+    fields = {"hidden_dim": units, "group_size": group_size, "temperature": temperature}
+    return started_network(HullConfig(dim, petals, out_dim, **fields), start)
 
-    def of(
-        dim: int, out_dim: int, petals: int, units: int, group_size: int = 2, start: str = "affine"
-    ) -> Network:
-        fields = {"hidden_dim": units, "group_size": group_size, "temperature": temperature}
-        return hull_network(HullConfig(dim, petals, out_dim, **fields), start)
 
-    return {
-        "8 petals": lambda dim, out_dim, width: of(dim, out_dim, 8, width),
-        "32 petals": lambda dim, out_dim, width: of(dim, out_dim, 32, width),
-        "2 units": lambda dim, out_dim, width: of(dim, out_dim, width, 2, 1),
-        "from planes": lambda dim, out_dim, width: of(dim, out_dim, width, 2, 1, "planes"),
-    }
+# Ways to spend the parameters of a hull: on a wide trunk, on petals, on petals alone.
+HULLS: dict[str, Shape] = {
+    "8 petals": lambda dim, out_dim, width: hull_of(dim, out_dim, 8, width),
+    "32 petals": lambda dim, out_dim, width: hull_of(dim, out_dim, 32, width),
+    "2 units": lambda dim, out_dim, width: hull_of(dim, out_dim, width, 2, 1, start="affine"),
+    "from planes": lambda dim, out_dim, width: hull_of(dim, out_dim, width, 2, 1, start="planes"),
+}
+HARD_HULLS: dict[str, Shape] = {
+    "8 petals, hard": lambda dim, out_dim, width: hull_of(dim, out_dim, 8, width, 2, 0.0),
+    "32 petals, hard": lambda dim, out_dim, width: hull_of(dim, out_dim, 32, width, 2, 0.0),
+    "from planes, hard": lambda dim, out_dim, width: hull_of(dim, out_dim, width, 2, 1, 0.0, "planes"),
+}
 
 
 def deep(dim: int, out_dim: int, width: int, layers: int) -> Network:
@@ -94,7 +107,8 @@ PEERS: dict[str, dict[str, Shape]] = {
     "convex KAN": {f"{knots} knots": partial(convex_kan, knots=knots) for knots in (2, 4, 8)},
     "MLP": layered(mlp, (1, 2, 3)),
 }
-SHAPES = {CHOSEN: hull_shapes("learned"), f"{HARD}, chosen": hull_shapes(0.0), **PEERS}
+CHOICE = HULLS | {"from planes, hard": HARD_HULLS["from planes, hard"]}
+SHAPES = {CHOSEN: CHOICE, HARD_CHOSEN: HARD_HULLS, **PEERS}
 
 
 @dataclass(frozen=True)
@@ -143,28 +157,40 @@ class Score:
 
 @dataclass(frozen=True)
 class Standard:
-    """A task in standardised units, split for each seed."""
+    """The tasks of all seeds in standardised units, split; those of the suite have rows of their own.
 
-    task: Task
+    Args:
+        tasks: of each seed.
+        rows: split and standardised, `[S, N, ...]`.
+        mean, scale: of y, `[S, O]`.
+        x_test: `[S, T, D]`.
+    """
+
+    tasks: Sequence[Task]
     rows: Rows
     mean: np.ndarray
     scale: np.ndarray
     x_test: np.ndarray
 
     @classmethod
-    def of(cls, task: Task, seeds: int) -> Standard:
-        """Return a task split for seeds 0 .. seeds - 1."""
-        x_mean, x_scale, mean, scale = task.x.mean(0), task.x.std(0), task.y.mean(0), task.y.std(0)
-        x, y = (task.x - x_mean) / x_scale, (task.y - mean) / scale
-        held = round(HELD_OUT * len(x))
-        orders = np.stack([np.random.default_rng([seed, 5]).permutation(len(x)) for seed in range(seeds)])
-        train_rows, held_rows = orders[:, held:], orders[:, :held]
-        rows = Rows(x[train_rows], y[train_rows], x[held_rows], y[held_rows])
-        return cls(task, rows, mean, scale, (task.x_test - x_mean) / x_scale)
+    def of(cls, tasks: Sequence[Task]) -> Standard:
+        """Return the tasks of seeds 0, 1, ... standardised, a fifth of their rows held out."""
+        parts, means, scales, x_tests = [], [], [], []
+        for seed, task in enumerate(tasks):
+            x_mean, x_scale, mean, scale = task.x.mean(0), task.x.std(0), task.y.mean(0), task.y.std(0)
+            x, y = (task.x - x_mean) / x_scale, (task.y - mean) / scale
+            held = round(HELD_OUT * len(x))
+            order = np.random.default_rng([seed, 5]).permutation(len(x))
+            parts.append(Rows(x[order[held:]], y[order[held:]], x[order[:held]], y[order[:held]]))
+            means.append(mean)
+            scales.append(scale)
+            x_tests.append((task.x_test - x_mean) / x_scale)
+        rows = Rows(*[np.stack(column) for column in zip(*parts, strict=True)])
+        return cls(tasks, rows, np.stack(means), np.stack(scales), np.stack(x_tests))
 
-    def error(self, predicted: np.ndarray) -> float:
-        """Return the error of standardised predictions `[N, O]`, over the variance of the function."""
-        return relative_error(self.task, predicted * self.scale + self.mean)
+    def error(self, seed: int, predicted: np.ndarray) -> float:
+        """Return the error of standardised predictions `[T, O]`, over the variance of the function."""
+        return relative_error(self.tasks[seed], predicted * self.scale[seed] + self.mean[seed])
 
 
 def relative_error(task: Task, y: np.ndarray) -> float:
@@ -175,19 +201,20 @@ def relative_error(task: Task, y: np.ndarray) -> float:
 def score(job: Job) -> Score:
     """Run a job."""
     began = time.perf_counter()
-    task, seeds = task_of(job), SEEDS_OF_FEW_ROWS if job.task == "small" else SEEDS
+    tasks = tasks_of(job)
+    task = tasks[0]
     dim, out_dim = task.x.shape[1], task.y.shape[1]
     own = HullConfig(dim, 8, out_dim, temperature="learned")
     parameters, shape, rate, idle = count(hull_network(own)), "", None, None
     if job.model == FITTED:
-        errors, idle = fitted(task, own, job, seeds)
+        errors, idle = fitted(tasks, own, job)
     elif job.model in (PLANES, CONVEX):
-        errors, parameters = regressed(job.model, Standard.of(task, seeds))
+        errors, parameters = regressed(job.model, Standard.of(tasks))
     else:
-        data = Standard.of(task, seeds)
+        data = Standard.of(tasks)
         if job.model in OURS:
             fields = {"petals": 8, "temperature": "learned"} | OURS[job.model]
-            shapes = {"": hull_network(HullConfig(dim, out_dim=out_dim, **fields), "affine")}
+            shapes = {"": started_network(HullConfig(dim, out_dim=out_dim, **fields))}
         elif job.model == WIDE:
             shapes = {
                 "4 layers": icnn(dim, out_dim, 64, layers=4)
@@ -199,27 +226,32 @@ def score(job: Job) -> Score:
             }
         shape, network, rate, params = tuned(shapes, data.rows, job.steps, job.batch, RATES)
         parameters = count(network)
-        errors = [data.error(np.asarray(jax.jit(network.apply)(p, data.x_test))) for p in params]
+        apply = jax.jit(network.apply)
+        errors = [data.error(seed, np.asarray(apply(p, data.x_test[seed]))) for seed, p in enumerate(params)]
         config = network.config
         if config is not None and config.petals > 1:
             models = [VectorHull.from_params(config, p) for p in params]
-            idle = float(np.mean([idle_groups(model, data.x_test) for model in models]))
+            idle = float(
+                np.mean([idle_groups(model, x) for model, x in zip(models, data.x_test, strict=True)])
+            )
     variance = float(task.y_test.var(axis=0).mean())
     seconds = time.perf_counter() - began
     return Score(task.name, job.model, parameters, shape, rate, tuple(errors), variance, idle, seconds)
 
 
-def task_of(job: Job) -> Task:
-    """Return the task of a job."""
+def tasks_of(job: Job) -> list[Task]:
+    """Return the tasks of all seeds: of the suite with other rows each, of the published ones with other splits."""
     if job.task == "quadratic in 50":
-        return quadratic_50()
-    return small() if job.task == "small" else suite_task(job.task, **job.fields)
+        return [quadratic_50()] * SEEDS
+    if job.task == "small":
+        return [small()] * SEEDS_OF_FEW_ROWS
+    return [suite_task(job.task, **job.fields, seed=seed) for seed in range(SEEDS)]
 
 
-def fitted(task: Task, config: HullConfig, job: Job, seeds: int) -> tuple[list[float], float]:
+def fitted(tasks: Sequence[Task], config: HullConfig, job: Job) -> tuple[list[float], float]:
     """Return the errors of `fit` with its defaults, and how many groups are idle."""
     errors, idle = [], []
-    for seed in range(seeds):
+    for seed, task in enumerate(tasks):
         hull = VectorHull.from_config(config, rngs=nnx.Rngs(seed))
         model = fit(hull, task.x, task.y, steps=job.steps, batch_size=job.batch, seed=seed).model
         x = task.x_test.astype(np.float32)
@@ -248,8 +280,8 @@ def regressed(model: str, data: Standard) -> tuple[list[float], int]:
                 found = [fit_planes(x, y[:, o], pieces, seed) for pieces in few]
             losses = [float(np.mean((planes(x_held) - y_held[:, o]) ** 2)) for planes in found]
             best = found[int(np.argmin(losses))]
-            columns.append(best(data.x_test))
+            columns.append(best(data.x_test[seed]))
             size += best.slopes.size + best.offsets.size
-        errors.append(data.error(np.stack(columns, axis=1)))
+        errors.append(data.error(seed, np.stack(columns, axis=1)))
         sizes.append(size)
     return errors, int(np.median(sizes))

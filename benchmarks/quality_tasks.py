@@ -79,12 +79,21 @@ def vector(rng: np.random.Generator, dim: int) -> Function:
 FAMILIES = {**SCALAR, "vector": vector}
 
 
-def suite_task(family: str, dim: int, noise: float, seed: int, rows: int = 2000) -> Task:
-    """Return a drawn function of a family on x uniform on [-1, 1]^D; noise in units of the deviation of y."""
-    rng = np.random.default_rng([seed, dim, sorted(FAMILIES).index(family)])
+def suite_task(family: str, dim: int, noise: float, draw: int, seed: int, rows: int = 2000) -> Task:
+    """Return rows of a function of a family on x uniform on [-1, 1]^D; noise in units of the deviation of y.
+
+    Args:
+        draw: which function, and its test rows.
+        seed: which rows and noise.
+    """
+    numbers = [draw, dim, sorted(FAMILIES).index(family)]
+    rng = np.random.default_rng(numbers)
     function = FAMILIES[family](rng, dim)
-    x, x_test = rng.uniform(-1, 1, (rows, dim)), rng.uniform(-1, 1, (TEST_ROWS, dim))
-    y, y_test = (columns(function(part)) for part in (x, x_test))
+    x_test = rng.uniform(-1, 1, (TEST_ROWS, dim))
+    y_test = columns(function(x_test))
+    rng = np.random.default_rng([*numbers, seed])
+    x = rng.uniform(-1, 1, (rows, dim))
+    y = columns(function(x))
     y = y + noise * y_test.std(axis=0) * rng.normal(size=y.shape)
     return Task(f"{family}, D = {dim}, noise {noise:g}", x, y, x_test, y_test)
 

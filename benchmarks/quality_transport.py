@@ -65,7 +65,7 @@ def hull(dim: int) -> Network:
 
     def start(p: Params, rows: np.ndarray, _: np.ndarray) -> Params:
         x = rows[:, :dim]
-        return started_tree(p, config, x, 0.5 * np.sum(x**2, axis=1, keepdims=True))
+        return started_tree(p, config, x, 0.5 * np.sum(x**2, axis=1, keepdims=True), "affine")
 
     return semi_dual(value, dim, own.init, start)
 

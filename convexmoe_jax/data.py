@@ -68,11 +68,11 @@ def check_resumed(config: HullConfig, own: HullConfig) -> None:
 
 
 def check_held_out(losses: Sequence[float], loss: float | None) -> None:
-    """Check that the rows held out are those of the run so far: they give its last loss."""
-    told = losses[-1] if losses else None
+    """Check that the rows held out are those of the run so far: its best weights have its least loss on them."""
+    told = min(losses) if losses else None
     if (told is None) != (loss is None) or not np.allclose(loss or 0.0, told or 0.0, rtol=0.01, atol=1e-9):
         rule = "a state of a run that held the same rows out"
-        got = f"a loss of {told} in its history and of {loss} on the rows held out now"
+        got = f"a least loss of {told} in its history and of {loss} on the rows held out now"
         fix = "Pass the data, validation and seed that the run was begun with."
         fail("fit", "resume", rule, got, fix)
 

@@ -28,7 +28,8 @@ class History(NamedTuple):
     Args:
         step: steps taken so far.
         train_loss: mean over the batches since the evaluation before; at step 0 over about 10,000 rows at most.
-        validation_loss: of the whole validation set; empty without one.
+        validation_loss: of the whole validation set, of the mean of the weights since the evaluation before; empty
+            without a set.
     """
 
     step: tuple[int, ...]

@@ -16,14 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._checks import fail, one_of
-from .calibration import calibrated, spread_rows
+from .calibration import Weights, spread_rows
 from .config import HullConfig
 from .data import check_held_out, check_resumed, checked_data, split, standardisation, standardised
 from .hull import VectorHull, apply, flatten, nest
 from .moments import OptimizerState, optimizer_state, restored
 from .optimizers import scale_by_adam
 from .petals import Tree
-from .planes import STARTS, with_planes
 from .schedule import (
     ADAM_DECAYS,
     HELD_OUT,
@@ -34,6 +33,7 @@ from .schedule import (
     chunks,
     default_rate,
 )
+from .starts import STARTS, started
 
 LARGEST_NORM = 1.0
 ADAM = scale_by_adam(*ADAM_DECAYS)
@@ -45,7 +45,7 @@ class FitResult(NamedTuple):
     Args:
         model: the fitted hull, in the units of the data.
         history: its losses.
-        best_step: the step whose weights the model has.
+        best_step: the last of the steps whose mean weights the model has.
     """
 
     model: VectorHull
@@ -60,7 +60,7 @@ class FitState(NamedTuple):
         model: the hull with the weights of this step, in the units of the data.
         optimizer: the state of Adam, which `save(model, path, optimizer=optimizer)` takes.
         history: the losses so far.
-        best: the hull with the best weights so far; best_step: their step.
+        best: the hull with the best weights so far, a mean over steps; best_step: the last of them.
     """
 
     model: VectorHull
@@ -71,7 +71,7 @@ class FitState(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What `train` returns: the weights of the best step, the losses, the step."""
+    """What `train` returns: the best mean weights, the losses, the last step of that mean."""
 
     params: Any
     history: History
@@ -85,7 +85,7 @@ class Progress(NamedTuple):
         params: the weights.
         optimizer: the state of `ADAM`.
         history: the losses so far.
-        best, best_step: the best weights so far, and their step.
+        best, best_step: the best mean weights so far, and the last of their steps.
     """
 
     params: Any
@@ -126,8 +126,19 @@ def mean_squared_error(prediction: jax.Array, y: jax.Array) -> jax.Array:
 def _train_steps(
     model: Any, carry: Any, x: jax.Array, y: jax.Array, rows: jax.Array, rates: jax.Array
 ) -> Any:
-    """Take one step for each line of `rows` (steps, batch)."""
-    return jax.lax.scan(lambda c, s: train_step(model, c, (x[s[0]], y[s[0]], s[1])), carry, (rows, rates))
+    """Take one step for each line of `rows` (steps, batch); return the carry, the mean weights and the losses."""
+
+    def body(carry: Any, step: Any) -> Any:
+        (params, state), mean = carry
+        picked, rate, share = step
+        (params, state), loss = train_step(model, (params, state), (x[picked], y[picked], rate))
+        mean = jax.tree.map(lambda m, p: m + share.astype(p.dtype) * (p - m), mean, params)
+        return ((params, state), mean), loss
+
+    shares = 1.0 / jnp.arange(1, len(rows) + 1)
+    zeros = jax.tree.map(jnp.zeros_like, carry[0])
+    (carry, mean), losses = jax.lax.scan(body, (carry, zeros), (rows, rates, shares))
+    return carry, mean, losses
 
 
 @partial(jax.jit, static_argnames="model")
@@ -151,6 +162,11 @@ def train(
     on_evaluation: Callable[[Progress], bool | None] | None = None,
 ) -> Trained:
     """Minimise the mean squared error of any model by Adam, with warm-up, cosine decay and clipping.
+
+    What is evaluated and returned is the mean of the weights since the evaluation before.
+
+    Source: Polyak and Juditsky, Acceleration of stochastic approximation by averaging, SIAM J. Control Optim. 30, 1992.
+    Differs from the source: the mean begins anew at each of the `EVALUATIONS`.
 
     Args:
         model: `(params, x) -> y`, pure and hashable; a new function compiles anew.
@@ -184,11 +200,11 @@ def train(
         for rows, rates in chunks(len(x), steps, batch_size, learning_rate, seed, record.step):
             if record.finished:
                 break
-            carry, losses = _train_steps(
+            carry, mean, losses = _train_steps(
                 model, carry, x_train, y_train, jnp.asarray(rows), jnp.asarray(rates, dtype)
             )
-            if record.add(len(rows), float(jnp.mean(losses)), held_loss(carry[0])):
-                record.best = jax.tree.map(np.array, carry[0])
+            if record.add(len(rows), float(jnp.mean(losses)), held_loss(mean)):
+                record.best = jax.tree.map(np.array, mean)
             if on_evaluation is not None:
                 weights, state = jax.tree.map(np.array, carry)
                 if on_evaluation(Progress(weights, state, record.history, record.best, record.best_step)):
@@ -217,7 +233,7 @@ def fit(
     batch_size: int = 128,
     learning_rate: float | None = None,
     seed: int = 0,
-    start: str = "affine",
+    start: str | None = None,
     progress: bool = False,
     resume: FitState | None = None,
     on_evaluation: Callable[[FitState], bool | None] | None = None,
@@ -238,16 +254,18 @@ def fit(
         batch_size: rows a step, >= 1; all rows where there are fewer.
         learning_rate: peak of the schedule; None means `default_rate(rows to train on, in_dim)`.
         seed: of the batches, and of the rows to hold out.
-        start: "affine": the given hull f as `c f(x) + a' x + b` with the least squares (`calibration.py`); "planes": a
-            maximum of planes fitted to the rows (`planes.py`), for hulls of many petals on few units.
+        start: "affine": the given hull f as `c f(x) + a' x + b` with the least squares (`calibration.py`); "sums": the
+            same plus a sum of convex functions of one input each (`sums.py`); "planes": a maximum of planes
+            (`planes.py`), for hulls of many petals on few units. None means "sums" where the rows speak for it,
+            else "affine" (`starts.py`).
         progress: show a bar with the loss and the time left.
         resume: where an earlier call with the same data and options stood (of the other package: read from its files,
             docs/pages/files.md): training goes on from there, and the model of it takes the place of `model`.
         on_evaluation: is given where training stands at each of the `EVALUATIONS`; True ends it there.
 
     Raises:
-        TypeError, ValueError: data of the wrong shape, not finite, or too few; another `start`; `resume` is of another
-            config, of other held-out rows, or at a step at which this schedule does not evaluate.
+        TypeError, ValueError: data of the wrong shape, not finite, or too few; an unknown `start`; `resume` is of
+            another config, of other held-out rows, or at a step at which this schedule does not evaluate.
         FloatingPointError: the loss is no longer finite.
 
     >>> from flax import nnx
@@ -255,7 +273,8 @@ def fit(
     >>> hull = VectorHull(1, petals=4, out_dim=1, rngs=nnx.Rngs(0))
     >>> fitted = fit(hull, rows, rows**2, steps=200).model
     """
-    one_of("fit", "start", start, STARTS)
+    if start is not None:
+        one_of("fit", "start", start, STARTS)
     config, given = model.config, model.params["shifts"].dtype
     wide = jnp.promote_types(given, jnp.float32)  # Adam's epsilon is zero in half precision
     x, y = checked_data("x", x, y, config)
@@ -288,7 +307,7 @@ def fit(
         check_resumed(resume.model.config, replace(config, normalization=normalization))
         state = restored(ADAM.init(resume.model.params), resume.model, resume.optimizer)
         best = resume.best.params
-        check_held_out(resume.history.validation_loss, held_loss(resume.model.params))
+        check_held_out(resume.history.validation_loss, held_loss(best))
         options["resume"] = Progress(resume.model.params, state, resume.history, best, resume.best_step)
     if on_evaluation is not None:
 
@@ -309,19 +328,19 @@ jitted = jax.jit(apply, static_argnums=2)
 
 
 def started_tree(
-    params: Tree, config: HullConfig, x: np.ndarray, y: np.ndarray, start: str = "affine"
+    params: Tree, config: HullConfig, x: np.ndarray, y: np.ndarray, start: str | None = None
 ) -> Tree:
     """Return the parameters of a hull without normalization, started on standardised rows."""
     dtype = params["shifts"].dtype
-    x, y = spread_rows(x, y)
-    if start == "planes":
-        params = {**params, "shifts": jnp.zeros_like(params["shifts"])}
+
+    def tree(weights: Weights) -> Tree:
+        return nest({name: jnp.asarray(value, dtype) for name, value in weights.items()})
+
+    def values(weights: Weights, x: np.ndarray) -> np.ndarray:
+        return np.asarray(jitted(tree(weights), jnp.asarray(x, dtype), config), np.float64)
+
     flat = {name: np.asarray(value) for name, value in flatten(params).items()}
-    f = np.asarray(jitted(params, jnp.asarray(x, dtype), config), np.float64)
-    found = calibrated(flat, config, f, x, y)
-    if start == "planes":
-        found = with_planes(flat, found, config, x, y)
-    return nest({name: jnp.asarray(value, dtype) for name, value in found.items()})
+    return tree(started(flat, config, x, y, start, values))
 
 
 def check_finite(finite: bool) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 from .calibration import Weights, inverse_softplus, scaled_softplus
 from .config import LEARNED, LEAST_TEMPERATURE, HullConfig
 
-STARTS = "affine", "planes"
 ROWS, SMOOTHING_ROWS = 5_000, 2_000
 RESTARTS, SWEEPS, RIDGE, LEAST_ERROR = 5, 40, 1e-6, 1e-14
 LITTLE = 1e-3  # what is left of units and of the given planes, for petals that share a plane to part
@@ -105,7 +104,7 @@ def with_planes(
     found = {name: np.array(value, np.float64) for name, value in affine.items()}
     given = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     y = y - 0.5 * config.strong_convexity * np.sum(x * x, axis=1, keepdims=True)
-    (x, x_mean, x_unit), (y, y_mean, y_unit) = _in_units(x), _in_units(y)
+    (x, x_mean, x_unit), (y, y_mean, y_unit) = in_units(x), in_units(y)
     if len(x) > ROWS:
         rows = np.random.default_rng(0).choice(len(x), ROWS, replace=False)
         x, y = x[rows], y[rows]
@@ -135,7 +134,7 @@ def with_planes(
     return found
 
 
-def _in_units(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def in_units(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the columns less a mean, over a power of two: about standard; standardised ones stay as they are."""
     deviation = values.std(axis=0)
     unit = np.exp2(np.round(np.log2(np.where(deviation > 0.0, deviation, 1.0))))

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ._checks import fail, one_of
-from .calibration import calibrated, spread_rows
+from .calibration import Weights, spread_rows
 from .data import check_held_out, check_resumed, checked_data, split, standardisation, standardised
 from .hull import VectorHull, nest
 from .moments import OptimizerState, optimizer_state, restored
 from .petals import Tree
-from .planes import STARTS, with_planes
 from .schedule import (
     ADAM_DECAYS,
     HELD_OUT,
@@ -32,6 +32,7 @@ from .schedule import (
     chunks,
     default_rate,
 )
+from .starts import STARTS, started
 
 LARGEST_NORM = 1.0
 LITTLE_WORK = 2**24  # about a millisecond of one thread
@@ -43,7 +44,7 @@ class FitResult(NamedTuple):
     Args:
         model: the fitted hull, in the units of the data.
         history: its losses.
-        best_step: the step whose weights the model has.
+        best_step: the last of the steps whose mean weights the model has.
     """
 
     model: VectorHull
@@ -58,7 +59,7 @@ class FitState(NamedTuple):
         model: the hull with the weights of this step, in the units of the data.
         optimizer: the state of Adam, which `save(model, path, optimizer=optimizer)` takes.
         history: the losses so far.
-        best: the hull with the best weights so far; best_step: their step.
+        best: the hull with the best weights so far, a mean over steps; best_step: the last of them.
     """
 
     model: VectorHull
@@ -69,7 +70,7 @@ class FitState(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What `train` returns: the losses, and the step whose weights the module has."""
+    """What `train` returns: the losses, and the last of the steps whose mean weights the module has."""
 
     history: History
     best_step: int
@@ -81,7 +82,7 @@ class Progress(NamedTuple):
     Args:
         optimizer: as `adam` gives it, in use: not a copy.
         history: the losses so far.
-        best, best_step: the state dict of the best weights so far, and their step.
+        best, best_step: the state dict of the best mean weights so far, and the last of their steps.
     """
 
     optimizer: torch.optim.Optimizer
@@ -137,6 +138,11 @@ def train(
 ) -> Trained:
     """Minimise the mean squared error of any module by Adam, with warm-up, cosine decay and clipping.
 
+    What is evaluated and returned is the mean of the weights since the evaluation before.
+
+    Source: Polyak and Juditsky, Acceleration of stochastic approximation by averaging, SIAM J. Control Optim. 30, 1992.
+    Differs from the source: the mean begins anew at each of the `EVALUATIONS`.
+
     Args:
         module: the model, on any device, trained in place.
         x, y: `[rows, ...]`, standardised.
@@ -158,25 +164,31 @@ def train(
     record = Record(steps, progress, resume)
 
     @torch.no_grad()
-    def loss_of(x: Tensor, y: Tensor) -> float:
-        return float(mean_squared_error(module(x), y))
+    def loss_of(mean: dict[str, Tensor], x: Tensor, y: Tensor) -> float:
+        return float(mean_squared_error(functional_call(module, mean, (x,)), y))
 
-    def held_loss() -> float | None:
-        return None if held_out is None else loss_of(*held_out)
+    def held_loss(mean: dict[str, Tensor]) -> float | None:
+        return None if held_out is None else loss_of(mean, *held_out)
 
     with record.bar, few_threads(min(batch_size, len(x)) * sum(p.numel() for p in module.parameters())):
         if resume is None:
-            record.add(0, loss_of(*spread_rows(x_train, y_train)), held_loss())
+            record.add(0, loss_of({}, *spread_rows(x_train, y_train)), held_loss({}))
             record.best = copied(module)
         for rows, rates in chunks(len(x), steps, batch_size, learning_rate, seed, record.step):
             if record.finished:
                 break
             picked = torch.as_tensor(rows).to(like.device)
             batches = ((x_train[r], y_train[r], rate) for r, rate in zip(picked, rates.tolist(), strict=True))
-            with torch.enable_grad():
-                losses = [train_step(module, optimizer, batch) for batch in batches]
-            if record.add(len(rows), float(torch.stack(losses).mean()), held_loss()):
-                record.best = copied(module)
+            mean = {name: torch.zeros_like(value) for name, value in module.named_parameters()}
+            losses = []
+            for step, batch in enumerate(batches, 1):
+                with torch.enable_grad():
+                    losses.append(train_step(module, optimizer, batch))
+                with torch.no_grad():
+                    for name, value in module.named_parameters():
+                        mean[name].lerp_(value, 1.0 / step)
+            if record.add(len(rows), float(torch.stack(losses).mean()), held_loss(mean)):
+                record.best = copied(module) | mean
             if on_evaluation is not None and on_evaluation(
                 Progress(optimizer, record.history, record.best, record.best_step)
             ):
@@ -216,7 +228,7 @@ def fit(
     batch_size: int = 128,
     learning_rate: float | None = None,
     seed: int = 0,
-    start: str = "affine",
+    start: str | None = None,
     progress: bool = False,
     resume: FitState | None = None,
     on_evaluation: Callable[[FitState], bool | None] | None = None,
@@ -237,23 +249,26 @@ def fit(
         batch_size: rows a step, >= 1; all rows where there are fewer.
         learning_rate: peak of the schedule; None means `default_rate(rows to train on, in_dim)`.
         seed: of the batches, and of the rows to hold out.
-        start: "affine": the given hull f as `c f(x) + a' x + b` with the least squares (`calibration.py`); "planes": a
-            maximum of planes fitted to the rows (`planes.py`), for hulls of many petals on few units.
+        start: "affine": the given hull f as `c f(x) + a' x + b` with the least squares (`calibration.py`); "sums": the
+            same plus a sum of convex functions of one input each (`sums.py`); "planes": a maximum of planes
+            (`planes.py`), for hulls of many petals on few units. None means "sums" where the rows speak for it,
+            else "affine" (`starts.py`).
         progress: show a bar with the loss and the time left.
         resume: where an earlier call with the same data and options stood (of the other package: read from its files,
             docs/pages/files.md): training goes on from there, and the model of it takes the place of `model`.
         on_evaluation: is given where training stands at each of the `EVALUATIONS`; True ends it there.
 
     Raises:
-        TypeError, ValueError: data of the wrong shape, not finite, or too few; another `start`; `resume` is of another
-            config, of other held-out rows, or at a step at which this schedule does not evaluate.
+        TypeError, ValueError: data of the wrong shape, not finite, or too few; an unknown `start`; `resume` is of
+            another config, of other held-out rows, or at a step at which this schedule does not evaluate.
         FloatingPointError: the loss is no longer finite.
 
     >>> rows = np.linspace(-1, 1, 64)[:, None]
     >>> hull = VectorHull(1, petals=4, out_dim=1)
     >>> fitted = fit(hull, rows, rows**2, steps=200).model
     """
-    one_of("fit", "start", start, STARTS)
+    if start is not None:
+        one_of("fit", "start", start, STARTS)
     config, given = model.config, model.params["shifts"].dtype
     wide = torch.promote_types(given, torch.float32)  # Adam's epsilon is zero in half precision
     x, y = checked_data("x", x, y, config)
@@ -280,9 +295,9 @@ def fit(
     if resume is None:
         set_start(hull, *rows, start)
     else:
-        check_held_out(resume.history.validation_loss, held_loss(hull, options.get("validation")))
         state = restored(adam(hull), hull, resume.optimizer)
         best = {name: value.detach() for name, value in resume.best.named_parameters()}
+        check_held_out(resume.history.validation_loss, held_loss(hull, best, options.get("validation")))
         options["resume"] = Progress(state, resume.history, best, resume.best_step)
     if on_evaluation is not None:
 
@@ -297,28 +312,31 @@ def fit(
 
 
 @torch.no_grad()
-def held_loss(hull: VectorHull, held: Data | None) -> float | None:
-    """Return the loss of a hull without normalization on standardised rows."""
+def held_loss(hull: VectorHull, weights: dict[str, Tensor], held: Data | None) -> float | None:
+    """Return the loss of a hull without normalization with these weights on standardised rows."""
     if held is None:
         return None
-    x, y = (torch.as_tensor(part).to(hull.get_parameter("shifts")) for part in held)
-    return float(mean_squared_error(hull(x), y))
+    like = hull.get_parameter("shifts")
+    x, y = (torch.as_tensor(part).to(like) for part in held)
+    weights = {name: value.to(like) for name, value in weights.items()}
+    return float(mean_squared_error(functional_call(hull, weights, (x,)), y))
 
 
 @torch.no_grad()
-def set_start(hull: VectorHull, x: np.ndarray, y: np.ndarray, start: str) -> None:
+def set_start(hull: VectorHull, x: np.ndarray, y: np.ndarray, start: str | None = None) -> None:
     """Start a hull without normalization on standardised rows, in place."""
     like = hull.get_parameter("shifts")
-    x, y = spread_rows(x, y)
-    if start == "planes":
-        hull.get_parameter("shifts").zero_()
-    f = hull(torch.as_tensor(x).to(like)).cpu().double().numpy()
+
+    def put(weights: Weights) -> None:
+        for name, value in weights.items():
+            hull.get_parameter(name).copy_(torch.as_tensor(value))
+
+    def values(weights: Weights, x: np.ndarray) -> np.ndarray:
+        put(weights)
+        return hull(torch.as_tensor(x).to(like)).cpu().double().numpy()
+
     flat = {name: value.cpu().double().numpy() for name, value in hull.named_parameters()}
-    found = calibrated(flat, hull.config, f, x, y)
-    if start == "planes":
-        found = with_planes(flat, found, hull.config, x, y)
-    for name, value in found.items():
-        hull.get_parameter(name).copy_(torch.as_tensor(value))
+    put(started(flat, hull.config, x, y, start, values))
 
 
 def check_finite(finite: bool) -> None:

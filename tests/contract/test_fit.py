@@ -26,7 +26,13 @@ def fitted(backend, rows=97, noise=0.0, dtype="float32", given=FIELDS, data=data
     x, y = data(rows, noise=noise)
     held = data(61, seed=1, noise=noise) if options.pop("validate", False) else 0
     with backend.precision(dtype):
-        given = {"steps": STEPS, "batch_size": 31, "learning_rate": 0.03, "validation": held}
+        given = {
+            "steps": STEPS,
+            "batch_size": 31,
+            "learning_rate": 0.03,
+            "validation": held,
+            "start": "affine",
+        }
         return backend.package.fit(model, x, y, **(given | options))
 
 
@@ -37,6 +43,7 @@ RUNS = {
     "odd_steps": {"steps": 83, "validate": True},
     "few_rows": {"rows": 17},
     "share": {"validation": 0.3, "noise": 0.5},
+    "sums": {"start": None, "validate": True, "noise": 0.3},
     "planes": {"given": FIELDS | {"petals": 11, "hidden_dim": 2}, "start": "planes", "validate": True},
     "hard": {"given": FIELDS | {"temperature": 0.0, "trunk": "private", "depth": 2}, "validate": True},
 }
@@ -150,7 +157,8 @@ def test_training_stops_early_and_gives_back_the_best_step(backend):
     x, y = data(noise=1.0)
     model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), "float32")
     held_out = data(61, seed=1)[0], 2 * y.mean(0) - data(61, seed=1)[1]
-    result = backend.package.fit(model, x, y, steps=STEPS, batch_size=31, validation=held_out)
+    options = {"steps": STEPS, "batch_size": 31, "start": "affine"}
+    result = backend.package.fit(model, x, y, validation=held_out, **options)
     losses = result.history.validation_loss
     best = losses.index(min(losses))
     assert result.best_step == result.history.step[best]

@@ -74,7 +74,7 @@ BAD = {
         (X, Y),
         {"start": "plane"},
         ValueError,
-        "fit.start: expected one of ['affine', 'planes']; got 'plane'. Pass start='affine', for example.",
+        "fit.start: expected one of ['affine', 'planes', 'sums']; got 'plane'. Pass start='affine', for example.",
     ),
     "validation_nan": (
         (X, Y),

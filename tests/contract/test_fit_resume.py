@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 STEPS, HALF = 120, 60  # evaluated every three steps
-SCHEDULE = {"steps": STEPS, "batch_size": 67, "seed": 3, "learning_rate": 0.05}
+SCHEDULE = {"steps": STEPS, "batch_size": 67, "seed": 3, "learning_rate": 0.05, "start": "affine"}
 FIELDS = {"in_dim": 3, "petals": 5, "out_dim": 2, "hidden_dim": 7, "temperature": "learned"}
 BOUNDS = {
     "float64": 1e-10,
@@ -99,11 +99,12 @@ def test_a_fit_goes_on_in_the_other_package(source, target, dtype, tmp_path):
 
 def test_the_best_weights_so_far_are_kept(backend, tmp_path):
     """The best step comes before the stop when nothing after it is better."""
-    state = half(backend, "float64")
-    best = state._replace(best_step=3, history=with_validation(state.history, 1e-9))
+    state, last = (half(backend, "float64", at) for at in (HALF, STEPS))
+    history = with_validation(state.history, 0.999 * min(last.history.validation_loss))
+    best = state._replace(best=last.best, best_step=3, history=history)
     resumed = fitted(backend, state.model, "float64", resume=best)
     assert resumed.best_step == 3
-    wanted, got = backend.weights(state.best), backend.weights(resumed.model)
+    wanted, got = backend.weights(last.best), backend.weights(resumed.model)
     assert all(np.array_equal(value, got[name]) for name, value in wanted.items())
 
 
