@@ -45,8 +45,10 @@ HULL, CHOSEN = "hull, 8 petals", "hull"
 HARD, HARD_CHOSEN = "hard maximum of means", "hard maximum"
 LSE_STARTED = "LSE network, our start"
 PLANES, CONVEX = "max-affine (Magnani, Boyd)", "convex regression, penalised"
-OURS: dict[str, dict[str, Any]] = {  # beside a hull of 8 petals with a learned temperature
+# Beside a hull of 8 petals with a learned temperature; all but the first start "affine", so that they differ.
+OURS: dict[str, dict[str, Any]] = {
     HULL: {},
+    "affine start": {},
     "depth 2": {"depth": 2},
     "depth 4": {"depth": 4},
     "depth 8": {"depth": 8},
@@ -214,7 +216,8 @@ def score(job: Job) -> Score:
         data = Standard.of(tasks)
         if job.model in OURS:
             fields = {"petals": 8, "temperature": "learned"} | OURS[job.model]
-            shapes = {"": started_network(HullConfig(dim, out_dim=out_dim, **fields))}
+            start = None if job.model == HULL else "affine"
+            shapes = {"": started_network(HullConfig(dim, out_dim=out_dim, **fields), start)}
         elif job.model == WIDE:
             shapes = {
                 "4 layers": icnn(dim, out_dim, 64, layers=4)

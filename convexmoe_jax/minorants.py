@@ -22,8 +22,9 @@ from ._checks import fail, whole_number
 from .config import HullConfig
 from .fusion import learned_temperature
 from .hull import FoldedHull, VectorHull, averaged
-from .petals import STANDARD, Tree, act, effective
+from .petals import Tree, act, effective
 from .smoothing import Bent, bent, bent_maximum, centred, gain
+from .standard import STANDARD
 
 EPSILON = 2.0**-52
 UNIT_WIDTH = 0.3  # of a unit of weight 1, in units of the width of the maximum; measured

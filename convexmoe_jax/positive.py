@@ -7,8 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-# Share of a layer's variance that comes through its non-negative weights; the rest comes through its signed ones.
-POSITIVE_SHARE = 0.5
+from .standard import POSITIVE_SHARE
 
 
 def softplus(u: jax.Array) -> jax.Array:

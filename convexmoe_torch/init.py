@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ._checks import fail
 from .config import LEARNED, LEAST_TEMPERATURE, HullConfig
-from .positive import POSITIVE_SHARE
+from .standard import POSITIVE_SHARE
 
 TRUNK_SPREAD, READOUT_SPREAD = 0.5, 0.1  # of the logarithm of the weights that read hidden units
 # Of the variance of a layer, for the affine parts of the petals: near each other, unless they outnumber the units.

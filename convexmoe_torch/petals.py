@@ -20,16 +20,9 @@ from torch import Tensor
 
 from .config import HullConfig
 from .positive import positive_weight, softplus
+from .standard import STANDARD
 
 Tree = dict[str, Any]  # nested: modules that are indexed by name serve as well
-
-# Mean and deviation of each activation at u ~ N(0, 1): their standardisation removes the mean shift that
-# non-negative weights would add up. An affine map with positive slope keeps convexity.
-STANDARD = {
-    "softplus": (0.80605918334743978, 0.52107053438143932),
-    "relu": (0.39894228040143268, 0.58381937010354895),
-    "huber_relu": (0.46233010832811462, 0.55775834939574297),
-}
 
 
 def huber_relu(u: Tensor) -> Tensor:

@@ -13,9 +13,8 @@ import numpy as np
 
 from .calibration import Weights, inverse_softplus, scaled_softplus
 from .config import HullConfig
-from .petals import STANDARD
 from .planes import in_units
-from .positive import POSITIVE_SHARE
+from .standard import POSITIVE_SHARE, STANDARD
 
 ROWS, ROWS_TIMES_INPUTS, LARGEST_TABLE, MOST_UNKNOWNS = 4_000, 200_000, 4_000_000, 600
 SHARPNESS, MOST_SHARPNESS = (1.0, 2.5, 6.0, 15.0), 1000.0
@@ -141,7 +140,9 @@ def _pursued(found: Sum, x: np.ndarray, y: np.ndarray, most: int) -> Sum:
         criteria.append(_criterion(rest, start + len(picked), dim))
     if not picked:
         return found
-    count = max(1, int(np.argmin(criteria)))  # one that is not worth its numbers here may be once it has moved
+    count = max(
+        1, int(np.argmin(criteria))
+    )  # one that is not worth its numbers here may be once it has moved
     sharp, place = np.divmod(picked[:count], knots_TD.size)
     knot, column = np.divmod(place, dim)
     return found._replace(

@@ -41,8 +41,8 @@ def test_the_small_task_is_as_hard_as_the_published_one():
 
 @pytest.mark.parametrize("family", quality_tasks.FAMILIES)
 def test_the_families_are_convex_and_their_noise_is_in_units_of_their_deviation(family):
-    task = quality_tasks.suite_task(family, 3, 0.1, seed=0)
-    exact = quality_tasks.suite_task(family, 3, 0.0, seed=0)
+    task = quality_tasks.suite_task(family, 3, 0.1, draw=0, seed=0)
+    exact = quality_tasks.suite_task(family, 3, 0.0, draw=0, seed=0)
     assert np.allclose((task.y - exact.y).std(axis=0) / task.y_test.std(axis=0), 0.1, rtol=0.1)
     function = quality_tasks.FAMILIES[family](np.random.default_rng(1), 3)
     ends = np.random.default_rng(2).uniform(-1, 1, (2, 999, 3))
@@ -51,9 +51,9 @@ def test_the_families_are_convex_and_their_noise_is_in_units_of_their_deviation(
 
 
 def test_the_loop_is_that_of_the_package():
-    task = quality_tasks.suite_task("quadratic", 3, 0.1, seed=0, rows=200)
+    tasks = [quality_tasks.suite_task("quadratic", 3, 0.1, 0, seed, rows=200) for seed in range(2)]
     config = HullConfig(3, 4, 1, hidden_dim=7, temperature="learned")
-    network, rows = networks.hull_network(config), Standard.of(task, 2).rows
+    network, rows = networks.hull_network(config), Standard.of(tasks).rows
     draws = [network.init(jax.random.key(seed)) for seed in range(2)]
     _, losses = networks.train(network, draws, rows, 80, 31, [0.03, 0.02], [0, 1])
     for seed in range(2):
@@ -73,7 +73,7 @@ def test_the_loop_is_that_of_the_package():
 def test_the_peers_are_convex_where_they_are_said_to_be(make, convex):
     network = networks.sized(lambda width: make(3, 2, width), 500)
     assert abs(networks.count(network) - 500) < 50
-    rows = Standard.of(quality_tasks.suite_task("vector", 3, 0.0, seed=0, rows=100), 1).rows
+    rows = Standard.of([quality_tasks.suite_task("vector", 3, 0.0, draw=0, seed=0, rows=100)]).rows
     network = networks.sized(lambda width: make(3, 4, width), 500)
     draws = [network.init(jax.random.key(0))]
     best, _ = networks.train(network, draws, rows, 60, 50, [0.03], [0])
@@ -133,8 +133,12 @@ def test_a_job_gives_a_score(model, monkeypatch):
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 @pytest.mark.parametrize("family", quality_tasks.FAMILIES)
 def test_a_job_of_the_suite_is_given_its_family(family, noise):
-    task = quality_scores.task_of(Job(family, HULL, 1, 1, {"dim": 2, "noise": noise, "seed": 0}))
-    assert task.x.shape == (2000, 2) and task.name == f"{family}, D = 2, noise {noise:g}"
+    tasks = quality_scores.tasks_of(Job(family, HULL, 1, 1, {"dim": 2, "noise": noise, "draw": 0}))
+    assert len(tasks) == quality_scores.SEEDS
+    for task in tasks:
+        assert task.x.shape == (2000, 2) and task.name == f"{family}, D = 2, noise {noise:g}"
+        assert np.array_equal(task.x_test, tasks[0].x_test) and np.array_equal(task.y_test, tasks[0].y_test)
+    assert not np.isin(tasks[0].x, tasks[1].x).any()  # rows of its own for each seed
 
 
 def test_ratios_are_geometric_means_of_medians():
@@ -175,7 +179,7 @@ def test_a_report_without_suites_says_what_to_run(tmp_path):
 
 
 def test_the_report_sets_the_hull_beside_the_best_peer(tmp_path, capsys):
-    rows = {CHOSEN: 2.0, "MLP": 1.0, PLANES: 8.0, "hard maximum of means, chosen": 0.1}  # the last is no peer
+    rows = {CHOSEN: 2.0, "MLP": 1.0, PLANES: 8.0, "hard maximum": 0.1}  # the last is no peer
     for noise, factor in (("0", 1.0), ("0.1", 4.0)):
         scores = [Score("t", name, 1, "s", 0.1, (e * factor,), 1.0, None, 0.0) for name, e in rows.items()]
         quality.write([quality.asdict(one) for one in scores], tmp_path / f"suite-8-{noise}.json")

@@ -30,6 +30,9 @@ TWINS = (
     "recipes.py",
     "schedule.py",
     "sets.py",
+    "standard.py",
+    "starts.py",
+    "sums.py",
 )
 # They import what only one framework has, by the same names.
 ASK_A_FRAMEWORK = {"recipes.py", "convexity/__init__.py"}

@@ -153,7 +153,7 @@ def test_seeds_draw_different_weights_and_one_seed_the_same(backend):
 
 @pytest.mark.parametrize("activation", ["softplus", "relu", "huber_relu"])
 def test_activations_are_standardised_by_quadrature(backend, activation):
-    got = backend.package.petals.STANDARD[activation]
+    got = backend.package.standard.STANDARD[activation]
     assert np.allclose(got, reference.standard_moments(activation), rtol=1e-13, atol=0)
     u = np.random.default_rng(0).standard_normal(10**5)
     z = backend.numpy(backend.package.petals.act(backend.array(u.astype(np.float32)), activation))

@@ -129,7 +129,7 @@ def test_a_model_with_units_of_its_own_starts_at_a_sum_too(backend, scale, offse
     fields = cases.fields(in_dim=DIM, **OURS)
     x, y = rows_of()
     x, y = scale * x + offset, 1e-2 * y + 7.0
-    sums = backend.package.sums.chosen_sum(backend.package.HullConfig(**fields), x, y)
+    sums = backend.package.sums.chosen_sum(backend.config(fields), x, y)
     assert miss(sums(x), y) < 1e-3
 
 
