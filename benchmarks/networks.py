@@ -21,7 +21,7 @@ from convexmoe_jax.schedule import ADAM_DECAYS, EVALUATIONS, learning_rates
 from convexmoe_jax.training import clipped, mean_squared_error, started_tree
 
 Params = dict[str, Any]
-BEYOND = 3
+BEYOND, LEAST_LOSS = 3, 1e-30
 
 
 class Network(NamedTuple):
@@ -329,5 +329,5 @@ def tuned(shapes: Mapping[str, Network], rows: Rows, steps: int, batch: int, gri
         stacked, held = train(network, draws, rows, steps, batch, [rate] * len(seeds), seeds)
         params = [jax.tree.map(lambda leaf, seed=seed: leaf[seed], stacked) for seed in seeds]
         found.append(Tuned(shape, network, rate, params))
-        losses.append(float(np.mean(held)))
+        losses.append(float(np.mean(np.log(held + LEAST_LOSS))))  # no seed that fails decides alone
     return found[int(np.argmin(losses))]

@@ -335,7 +335,7 @@ def set_start(hull: VectorHull, x: np.ndarray, y: np.ndarray, start: str | None 
         put(weights)
         return hull(torch.as_tensor(x).to(like)).cpu().double().numpy()
 
-    flat = {name: value.cpu().double().numpy() for name, value in hull.named_parameters()}
+    flat = {name: value.cpu().double().numpy().copy() for name, value in hull.named_parameters()}
     put(started(flat, hull.config, x, y, start, values))
 
 
