@@ -44,6 +44,7 @@ RUNS = {
     "few_rows": {"rows": 17},
     "share": {"validation": 0.3, "noise": 0.5},
     "sums": {"start": None, "validate": True, "noise": 0.3},
+    "double": {"start": None, "dtype": "float64", "given": FIELDS | {"hidden_dim": 3}},
     "planes": {"given": FIELDS | {"petals": 11, "hidden_dim": 2}, "start": "planes", "validate": True},
     "hard": {"given": FIELDS | {"temperature": 0.0, "trunk": "private", "depth": 2}, "validate": True},
 }
@@ -66,7 +67,8 @@ def test_both_packages_take_the_same_run(name):
         assert np.allclose(first, second, rtol=tolerances.HISTORY, atol=0)
     assert jax_run.model.config.to_json() == torch_run.model.config.to_json()
     x, _ = data()
-    outputs = [b.apply(run_of(b, name).model, x.astype(np.float32)) for b in backends.BACKENDS]
+    x = x.astype(RUNS[name].get("dtype", "float32"))
+    outputs = [b.apply(run_of(b, name).model, x) for b in backends.BACKENDS]
     assert tolerances.relative_error(*outputs) < 10 * tolerances.HISTORY
 
 
