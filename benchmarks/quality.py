@@ -48,6 +48,7 @@ PUBLISHED = {  # mean squared errors in original units
 SUITE = (*SHAPES, PLANES)
 OTHERS = {"digits": "sklearn", "transport": "ott"}  # subcommands in a file of their own, and what they need
 QUICK = 20
+EXACT = 1e-8  # errors below it, over the variance, count as it in ratios: float32 is met
 
 
 def jobs_of(arguments: argparse.Namespace) -> list[Job]:
@@ -71,8 +72,7 @@ def lines_of(scores: Sequence[Score], original: bool) -> list[list[str]]:
     lines = []
     for one in scores:
         errors = np.array(one.errors) * (one.variance if original else 1.0)
-        first = next(other for other in scores if other.task == one.task)
-        ratio = np.median(one.errors) / np.median(first.errors)
+        ratio = median(one) / median(next(other for other in scores if other.task == one.task))
         spread = f"{errors.min():.2g} - {errors.max():.2g}"
         rate, idle = (("-" if value is None else f"{value:g}") for value in (one.rate, one.idle))
         cells = [
@@ -88,11 +88,16 @@ def lines_of(scores: Sequence[Score], original: bool) -> list[list[str]]:
     return lines
 
 
+def median(score: Score) -> float:
+    """Return the median error, `EXACT` at least."""
+    return max(float(np.median(score.errors)), EXACT)
+
+
 def ratios(scores: Sequence[Score]) -> dict[str, float]:
     """Return the geometric mean over tasks of each model's median error, over that of the first model."""
     medians: dict[str, dict[str, float]] = {}
     for one in scores:
-        medians.setdefault(one.model, {})[one.task] = float(np.median(one.errors))
+        medians.setdefault(one.model, {})[one.task] = median(one)
     own = medians[scores[0].model]
     return {
         model: float(np.exp(np.mean([np.log(errors[task] / own[task]) for task in own])))
@@ -146,7 +151,9 @@ def show(scores: list[Score], command: str) -> None:
     print(
         "error: mean squared, without noise, " + ("in original units" if published else "over the variance")
     )
-    print("over the first: of the task's first line; idle: groups of petals that hardly ever win")
+    print(
+        f"over the first: of the task's first line, errors below {EXACT:g} of the variance counted as it; idle: groups of petals that hardly ever win"
+    )
     for name, value in published.items():
         print(f"published: {name} {value:g}")
     if len({one.task for one in scores}) > 1:
@@ -184,7 +191,7 @@ def report(out: Path) -> None:
 
 def beside(here: dict[str, Score], peers: Sequence[str]) -> list[str]:
     """Return a line of the report: the hull beside the best of its peers on one task."""
-    medians = {model: float(np.median(one.errors)) for model, one in here.items()}
+    medians = {model: median(one) for model, one in here.items()}
     best = min([model for model in medians if model in peers], key=lambda model: medians[model])
     own, least = medians[CHOSEN], medians[best]
     return [here[CHOSEN].task, here[CHOSEN].shape, f"{own:.2g}", best, f"{least:.2g}", f"{own / least:.2f}"]
