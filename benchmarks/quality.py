@@ -152,7 +152,7 @@ def show(scores: list[Score], command: str) -> None:
         "error: mean squared, without noise, " + ("in original units" if published else "over the variance")
     )
     print(
-        f"over the first: of the task's first line, errors below {EXACT:g} of the variance counted as it; idle: groups of petals that hardly ever win"
+        f"over the first: of the task's first line, errors below {EXACT:g} as it; idle: groups that hardly ever win"
     )
     for name, value in published.items():
         print(f"published: {name} {value:g}")

@@ -48,8 +48,9 @@ def is_sum(x: np.ndarray, left: np.ndarray, left_by_affine: np.ndarray, sums: Su
 
     "Less" by Akaike's criterion; the interaction is the share of what is left that products of two inputs explain.
     """
+    free = len(x) - x.shape[1] - 1
     by_sum, by_affine = (
-        len(x) * np.sum(np.log(np.mean(rest**2, axis=0) + LEAST_ERROR)) for rest in (left, left_by_affine)
+        free * np.sum(np.log(np.mean(rest**2, axis=0) + LEAST_ERROR)) for rest in (left, left_by_affine)
     )
     better = by_sum + 2 * len(sums.inputs) * (2 + left.shape[1]) < by_affine
     return bool(better) and interaction(x, left) < MOST_INTERACTION

@@ -19,6 +19,7 @@ from .standard import POSITIVE_SHARE, STANDARD
 ROWS, ROWS_TIMES_INPUTS, LARGEST_TABLE, MOST_UNKNOWNS = 4_000, 200_000, 4_000_000, 600
 SHARPNESS, MOST_SHARPNESS = (1.0, 2.5, 6.0, 15.0), 1000.0
 MOST_KNOTS, OUTSIDE = 17, 0.02  # quantiles of an input; the share of rows beyond the outermost knots
+ROWS_BEYOND, ROWS_A_UNIT = 3, 20  # fewer let units and plane cancel on all rows but one
 ROUNDS, RISES, SWEEPS, ENOUGH = 6, 8, 25, 1e-4
 DAMPING, LONGEST_STEP = 1e-2, 1.0
 RIDGE, LEAST_ERROR, LEAST_HEIGHT = 1e-6, 1e-14, 1e-4
@@ -70,7 +71,8 @@ def fit_sum(x: np.ndarray, y: np.ndarray, most: int, activation: str) -> Sum:
     """Fit a plane and `most` units at most: as many as Schwarz's criterion finds worth their numbers.
 
     Units are taken one by one where they lower the squares most; then knots, sharpness and heights move together by the
-    method of Levenberg and Marquardt, the plane by least squares; and so on, for `ROUNDS`.
+    method of Levenberg and Marquardt, the plane by least squares; and so on, for `ROUNDS`. Each unit has `ROWS_A_UNIT`
+    rows or more, and each knot `ROWS_BEYOND` rows on either side.
 
     Source: Xu, Chen and Lafferty, Faithful variable screening for high-dimensional convex regression, Annals of
     Statistics 44, 2016, for sums of convex functions. Differs from the source: few smooth pieces with free knots.
@@ -81,7 +83,7 @@ def fit_sum(x: np.ndarray, y: np.ndarray, most: int, activation: str) -> Sum:
         activation: of the units.
 
     Returns:
-        the sum; nothing (no unit, plane 0) for as few rows as a plane has numbers.
+        the sum; no unit and the plane 0 for as few rows as a plane has numbers.
     """
     (rows, dim), outputs = x.shape, y.shape[1]
     nothing = np.zeros(0, int), np.zeros(0), np.zeros(0), np.zeros((0, outputs)), np.zeros((dim + 1, outputs))
@@ -91,7 +93,7 @@ def fit_sum(x: np.ndarray, y: np.ndarray, most: int, activation: str) -> Sum:
     solve = np.linalg.solve(X.T @ X + RIDGE * rows * np.eye(dim + 1), X.T)
     found = Sum(*nothing, activation)._replace(plane=solve @ y)
     least = _criterion(y - found(x), 0, dim)
-    most = min(most, max(1, MOST_UNKNOWNS // (2 + outputs)))
+    most = min(most, max(1, MOST_UNKNOWNS // (2 + outputs)), (rows - dim - 1) // ROWS_A_UNIT)
     for _ in range(ROUNDS):
         more = _pursued(found, x, y, most)
         if len(more.inputs) == len(found.inputs):
@@ -156,6 +158,7 @@ def _pursued(found: Sum, x: np.ndarray, y: np.ndarray, most: int) -> Sum:
 def _polished(found: Sum, x: np.ndarray, y: np.ndarray, solve: np.ndarray) -> Sum:
     """Return the sum after at most `SWEEPS` steps on knots and the logarithms of sharpness and heights."""
     X, (count, outputs) = _design(x), found.heights.shape
+    ends = np.sort(x, axis=0)[[ROWS_BEYOND, -1 - ROWS_BEYOND]][:, found.inputs]
 
     def seen(values: Sum) -> tuple[Sum, np.ndarray, np.ndarray, float]:
         F_NK, slope_NK, distance_NK = values.units(x)
@@ -172,7 +175,7 @@ def _polished(found: Sum, x: np.ndarray, y: np.ndarray, solve: np.ndarray) -> Su
         step = np.linalg.solve(square + damping * np.diag(scale), slant)
         step = np.clip(step, -LONGEST_STEP, LONGEST_STEP)
         trial = best._replace(
-            knots=best.knots + step[:count],
+            knots=np.clip(best.knots + step[:count], *ends),
             sharpness=np.minimum(best.sharpness * np.exp(step[count : 2 * count]), MOST_SHARPNESS),
             heights=best.heights * np.exp(step[2 * count :].reshape(count, outputs)),
         )

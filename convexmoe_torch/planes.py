@@ -16,6 +16,7 @@ from .config import LEARNED, LEAST_TEMPERATURE, HullConfig
 ROWS, SMOOTHING_ROWS = 5_000, 2_000
 RESTARTS, SWEEPS, RIDGE, LEAST_ERROR = 5, 40, 1e-6, 1e-14
 LITTLE = 1e-3  # what is left of units and of the given planes, for petals that share a plane to part
+CONSTANT = 1e-10
 TEMPERATURES = np.geomspace(1.01 * LEAST_TEMPERATURE, 1.0, 25)
 
 
@@ -137,7 +138,8 @@ def with_planes(
 def in_units(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the columns less a mean, over a power of two: about standard; standardised ones stay as they are."""
     deviation = values.std(axis=0)
-    unit = np.exp2(np.round(np.log2(np.where(deviation > 0.0, deviation, 1.0))))
+    constant = deviation <= CONSTANT * np.abs(values).max(axis=0)  # but for rounding
+    unit = np.exp2(np.round(np.log2(np.where(constant, 1.0, deviation))))
     mean = unit * np.round(values.mean(axis=0) / unit)
     return (values - mean) / unit, mean, unit
 

@@ -35,6 +35,7 @@ from .schedule import (
 from .starts import STARTS, started
 
 LARGEST_NORM = 1.0
+FLOAT32 = "Fit a float32 model: these are too large for the dtype."
 LITTLE_WORK = 2**24  # about a millisecond of one thread
 
 
@@ -188,7 +189,9 @@ def train(
                     for name, value in module.named_parameters():
                         mean[name].lerp_(value, 1.0 / step)
             if record.add(len(rows), float(torch.stack(losses).mean()), held_loss(mean)):
-                record.best = copied(module) | mean
+                tied = {id(value): mean[name] for name, value in module.named_parameters()}
+                names = module.named_parameters(remove_duplicate=False)
+                record.best = copied(module) | {name: tied[id(value)] for name, value in names}
             if on_evaluation is not None and on_evaluation(
                 Progress(optimizer, record.history, record.best, record.best_step)
             ):
@@ -244,7 +247,7 @@ def fit(
         x: `[rows, in_dim]`, finite, original units.
         y: `[rows, out_dim]` (or `[rows]` for one output), finite, original units.
         validation: held-out `(x, y)`, or the share of the rows to hold out: they choose the best step, from the start
-            on, and stop early. 0 trains on every row to the last step.
+            on, and stop early. 0 trains on every row and gives the mean of the last steps, whatever the start was.
         steps: steps of Adam, >= 1.
         batch_size: rows a step, >= 1; all rows where there are fewer.
         learning_rate: peak of the schedule; None means `default_rate(rows to train on, in_dim)`.
@@ -252,7 +255,7 @@ def fit(
         start: "affine": the given hull f as `c f(x) + a' x + b` with the least squares (`calibration.py`); "sums": the
             same plus a sum of convex functions of one input each (`sums.py`); "planes": a maximum of planes
             (`planes.py`), for hulls of many petals on few units. None means "sums" where the rows speak for it,
-            else "affine" (`starts.py`).
+            else "affine" (`starts.py`). "sums" and "planes" take units and petals of a hull that was trained already.
         progress: show a bar with the loss and the time left.
         resume: where an earlier call with the same data and options stood (of the other package: read from its files,
             docs/pages/files.md): training goes on from there, and the model of it takes the place of `model`.
@@ -308,6 +311,7 @@ def fit(
 
         options["on_evaluation"] = stop
     history, best_step = train(hull, *rows, **options)
+    check_finite(all(bool(torch.isfinite(value.to(given)).all()) for value in hull.parameters()), FLOAT32)
     return FitResult(hull_of(hull.to(given).params), history, best_step)
 
 
@@ -339,7 +343,7 @@ def set_start(hull: VectorHull, x: np.ndarray, y: np.ndarray, start: str | None 
     put(started(flat, hull.config, x, y, start, values))
 
 
-def check_finite(finite: bool) -> None:
-    """Check the weights of a run: the last step comes after the last loss."""
+def check_finite(finite: bool, fix: str = "Lower learning_rate.") -> None:
+    """Check the weights of a run: the last step comes after the last loss, and the cast after both."""
     if not finite:
-        fail("fit", "weights", "finite numbers", "inf or nan", "Lower learning_rate.", FloatingPointError)
+        fail("fit", "weights", "finite numbers", "inf or nan", fix, FloatingPointError)
