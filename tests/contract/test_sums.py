@@ -59,8 +59,7 @@ def test_as_many_units_are_taken_as_the_rows_bear_out(backend):
     assert len(found.inputs) == 0 and not found.plane.any()
 
 
-def test_moves_are_the_derivatives_of_the_units(backend):
-    """One step of Levenberg and Marquardt is undone by none: the least squares end where differences vanish."""
+def test_the_least_squares_end_where_no_move_lowers_them(backend):
     sums = backend.package.sums
     x, y = rows_of(noise=0.2)
     found = sums.fit_sum(x, y, 2, "softplus")
@@ -177,3 +176,70 @@ def test_fit_is_far_nearer_from_a_sum(backend):
         result = backend.package.fit(backend.fresh(fields, 0), x, noisy, start=start, steps=120)
         errors[start] = miss(backend.apply(result.model, x.astype(np.float32)), y[:, None])
     assert errors[None] < 0.01 < errors["affine"]
+
+
+def rare(rows=240, seed=1):
+    """Levels that few rows have: held out together, their column is constant for the rows that are left."""
+    rng = np.random.default_rng(seed)
+    x = (rng.normal(size=(rows, 6)) > 2.5) * 1.0
+    x[:, 0] = rng.normal(size=rows)
+    return x, np.abs(x[:, 0]) + x[:, 1:].sum(axis=1)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("start", ["planes", "sums"])
+def test_a_column_that_is_constant_but_for_the_rows_held_out_does_no_harm(backend, dtype, start):
+    fields = cases.fields(in_dim=6, petals=8, out_dim=1, hidden_dim=32, temperature="learned")
+    with backend.precision(dtype):
+        model = backend.fresh(fields, 0, dtype)
+        history = backend.package.fit(model, *rare(), start=start, steps=40).history
+    assert max(history.train_loss[0], history.validation_loss[0]) < 5
+    rounded = np.full((5, 1), 0.1)
+    rounded[2] = np.nextafter(0.1, 1.0)
+    assert backend.package.planes.in_units(rounded)[2] == 1
+
+
+def test_few_rows_are_not_fitted_by_terms_that_cancel(backend):
+    """Knots at the outermost rows let far too steep a plane fit all of them but one."""
+    sums = backend.package.sums
+    worst = {}
+    for beyond, rows_a_unit in ((sums.ROWS_BEYOND, sums.ROWS_A_UNIT), (0, 1)):
+        misses = []
+        for seed in range(40):
+            rng = np.random.default_rng([seed, 29])
+            x, slopes = rng.normal(size=(600, 3)), rng.normal(size=(3, 6))
+            y = np.logaddexp.reduce(x @ slopes, axis=1)[:, None]
+            y = (y - y.mean()) / y.std()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sums, "ROWS_BEYOND", beyond)
+                patch.setattr(sums, "ROWS_A_UNIT", rows_a_unit)
+                misses.append(miss(sums.fit_sum(x[:30], y[:30], 64, "softplus")(x[30:]), y[30:]))
+        worst[beyond] = max(misses)
+    assert worst[sums.ROWS_BEYOND] < 2 < 10 < worst[0]  # the second is the control
+
+
+def test_many_rows_are_drawn_from(backend):
+    """Rows in order: the first ones have seen a part of the inputs only."""
+    x = np.random.default_rng(0).uniform(-1, 1, (9_000, 2))
+    x = x[np.argsort(x[:, 0])]
+    y = np.abs(x).sum(axis=1, keepdims=True)
+    config = backend.config(cases.fields(in_dim=2, petals=3, out_dim=1, hidden_dim=16))
+    sums = backend.package.sums
+    assert len(x) > sums.ROWS
+    assert miss(sums.chosen_sum(config, x, y)(x), y) < 1e-3
+    first = sums.fit_sum(x[: sums.ROWS], y[: sums.ROWS], 16, "softplus")
+    assert miss(first(x), y) > 0.01  # control
+
+
+def test_a_sum_must_be_worth_its_numbers(backend):
+    """What is left is hardly less: Akaike's criterion keeps the affine start."""
+    starts = backend.package.starts
+    x, noise = np.random.default_rng(0).normal(size=(2, 400, 3))
+    left = noise[:, :1]
+    sums = backend.package.sums.Sum(
+        np.zeros(5, int), *[np.zeros(5)] * 2, np.zeros((5, 1)), np.zeros((4, 1)), "relu"
+    )
+    assert not starts.is_sum(x, left, 1.01 * left, sums)
+    assert starts.is_sum(x, left, 1.1 * left, sums)
+    product = (x[:, :1] * x[:, 1:2]) + 0.1 * left
+    assert not starts.is_sum(x, product, 2.0 * product, sums)
