@@ -48,6 +48,8 @@ def is_sum(x: np.ndarray, left: np.ndarray, left_by_affine: np.ndarray, sums: Su
 
     "Less" by Akaike's criterion; the interaction is the share of what is left that products of two inputs explain.
     """
+    if not len(sums.inputs):
+        return False
     free = len(x) - x.shape[1] - 1
     by_sum, by_affine = (
         free * np.sum(np.log(np.mean(rest**2, axis=0) + LEAST_ERROR)) for rest in (left, left_by_affine)

@@ -47,6 +47,12 @@ class Backend:
         flat = self.package.hull.flatten(model.params)
         return {name: self.numpy(value) for name, value in flat.items()}
 
+    def started(self, model: Any, x: np.ndarray, y: np.ndarray, start: str) -> dict[str, np.ndarray]:
+        """The weights at which `fit` starts a float64 hull."""
+        with self.precision("float64"):
+            options = {"start": start, "steps": 1, "learning_rate": 1e-12, "validation": 0}
+            return self.weights(self.package.fit(model, x, y, **options).model)
+
     def apply(self, model: Any, x: np.ndarray) -> np.ndarray:
         """`model(x)`; x keeps its dtype."""
         with self.precision(str(x.dtype)):

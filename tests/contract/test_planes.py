@@ -56,10 +56,7 @@ def test_as_many_planes_are_chosen_as_the_rows_bear_out(backend):
 
 def started(backend, fields, x, y, start="planes"):
     """The hull where `fit` starts, in the units of the data."""
-    model = backend.model(fields, cases.random_weights(fields), "float64")
-    with backend.precision("float64"):
-        options = {"start": start, "steps": 1, "learning_rate": 1e-12, "validation": 0}
-        return backend.weights(backend.package.fit(model, x, y, **options).model)
+    return backend.started(backend.model(fields, cases.random_weights(fields)), x, y, start)
 
 
 UNITS = {
