@@ -239,3 +239,21 @@ def test_one_output_takes_a_flat_target(backend):
         model = backend.model(fields, cases.random_weights(fields, 5), "float32")
         results.append(backend.package.fit(model, x, target, steps=40, batch_size=31))
     assert results[0].history == results[1].history
+
+
+def test_weights_too_large_for_the_dtype_are_an_error(backend):
+    """Units of its own, and inputs of 1e-4: slopes of a sum that float16 has no numbers for."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 3))
+    y = np.abs(x).sum(axis=1)
+    units = {"input_mean": (0,) * 3, "input_scale": (1,) * 3, "output_mean": (0,), "output_scale": (1,)}
+    fields = cases.fields(in_dim=3, petals=5, out_dim=1, hidden_dim=13, normalization=units)
+    weights = backend.weights(backend.fresh(fields, 0))
+    options = {"steps": 2, "start": "sums"}
+    with pytest.raises(
+        FloatingPointError, match=r"fit.weights: expected finite numbers; .* Fit a float32 model"
+    ):
+        backend.package.fit(backend.model(fields, weights, "float16"), 1e-4 * x, y, **options)
+    for dtype, scale in (("float32", 1e-4), ("float16", 1.0)):  # control
+        model = backend.package.fit(backend.model(fields, weights, dtype), scale * x, y, **options).model
+        assert all(np.isfinite(value.astype(float)).all() for value in backend.weights(model).values())
