@@ -19,7 +19,7 @@ from .standard import POSITIVE_SHARE
 TRUNK_SPREAD, READOUT_SPREAD = 0.5, 0.1  # of the logarithm of the weights that read hidden units
 # Of the variance of a layer, for the affine parts of the petals: near each other, unless they outnumber the units.
 PETAL_SHARE, ALONE_SHARE = 0.09, 1.0
-LEAST_INITIAL_TEMPERATURE, INPUTS_PER_TEMPERATURE = 0.3, 25
+LEAST_INITIAL_TEMPERATURE, ALONE_TEMPERATURE, INPUTS_PER_TEMPERATURE = 0.3, 1.0, 25
 
 
 class Law(NamedTuple):
@@ -65,7 +65,7 @@ def initial_law(name: str, config: HullConfig) -> Law:
     affine parts of the petals are small; a learned temperature, larger for more inputs, averages the petals until the
     data tell them apart. With independent weights 50 inputs bend at random, which 5,000 rows do not undo
     (`benchmarks/quality.py`). Where petals outnumber the units that they share, it is the petals that bend, and their
-    affine parts have the variance 1 / D.
+    affine parts have the variance 1 / D and a learned temperature is 1 at least.
 
     Source: Hoedt and Klambauer, Principled weight initialisation for input-convex neural networks
     (arXiv 2312.12474), for log-normal weights. Differs from the source: the variance is split between the two
@@ -77,15 +77,14 @@ def initial_law(name: str, config: HullConfig) -> Law:
     share = 1.0 - POSITIVE_SHARE
     if first:
         share = 0.5 if config.gate else 1.0
+    alone = config.trunk == "shared" and config.petals > N
     if name == "raw_temperature":
-        return Law(
-            "constant", math.log(math.expm1(initial_temperature(config.in_dim) - LEAST_TEMPERATURE)), 0.0
-        )
+        T = initial_temperature(config.in_dim, alone)
+        return Law("constant", math.log(math.expm1(T - LEAST_TEMPERATURE)), 0.0)
     if name.endswith("raw_weight"):  # softplus(raw) = w sqrt(N) / tau has mean N^(-1/2)
         spread = READOUT_SPREAD if name.startswith("readout") else TRUNK_SPREAD
         return Law("raw_log_normal", -0.5 * math.log(N) - 0.5 * spread**2, spread)
     if name == "readout.weight":
-        alone = config.trunk == "shared" and config.petals > N
         own = ALONE_SHARE if alone else PETAL_SHARE * share
         return Law("normal", 0.0, math.sqrt(own / config.in_dim))
     if name.endswith("weight"):
@@ -95,13 +94,18 @@ def initial_law(name: str, config: HullConfig) -> Law:
     return Law("constant", 0.0, 0.0)
 
 
-def initial_temperature(in_dim: int) -> float:
+def initial_temperature(in_dim: int, alone: bool = False) -> float:
     """Return the first value of a learned temperature, in units of the output's deviation.
 
-    >>> initial_temperature(2), initial_temperature(64)
-    (0.3, 2.56)
+    Args:
+        in_dim: inputs.
+        alone: whether petals outnumber the units that they share.
+
+    >>> initial_temperature(2), initial_temperature(2, alone=True), initial_temperature(64)
+    (0.3, 1.0, 2.56)
     """
-    return max(LEAST_INITIAL_TEMPERATURE, in_dim / INPUTS_PER_TEMPERATURE)
+    least = ALONE_TEMPERATURE if alone else LEAST_INITIAL_TEMPERATURE
+    return max(least, in_dim / INPUTS_PER_TEMPERATURE)
 
 
 def draw(law: Law, shape: tuple[int, ...], key: jax.Array, dtype: Any) -> jax.Array:

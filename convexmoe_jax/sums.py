@@ -68,7 +68,7 @@ def _design(x: np.ndarray) -> np.ndarray:
 
 
 def fit_sum(x: np.ndarray, y: np.ndarray, most: int, activation: str) -> Sum:
-    """Fit a plane and `most` units at most: as many as Schwarz's criterion finds worth their numbers.
+    """Fit a plane and `most` units at most: as many as Akaike's corrected criterion finds worth their numbers.
 
     Units are taken one by one where they lower the squares most; then knots, sharpness and heights move together by the
     method of Levenberg and Marquardt, the plane by least squares; and so on, for `ROUNDS`. Each unit has `ROWS_A_UNIT`
@@ -107,13 +107,17 @@ def fit_sum(x: np.ndarray, y: np.ndarray, most: int, activation: str) -> Sum:
 
 
 def _criterion(rest: np.ndarray, count: int, dim: int) -> float:
-    """Return Schwarz's criterion for what so many units leave: each has a knot, a sharpness and a height an output.
+    """Return Akaike's criterion, corrected for few rows, for what so many units leave.
 
-    Of the rows as many are left as a plane of `dim` slopes does not use up.
+    Each unit has a knot, a sharpness and a height an output. Of the rows as many are left as a plane of `dim` slopes
+    does not use up.
+
+    Source: Hurvich and Tsai, Regression and time series model selection in small samples, Biometrika 76, 1989.
     """
     outputs, free = rest.shape[1], len(rest) - dim - 1
     error = np.mean(rest**2, axis=0) + LEAST_ERROR
-    return float(free * np.sum(np.log(error)) + count * (2 + outputs) * np.log(free))
+    numbers, values = count * (2 + outputs), free * outputs
+    return float(free * np.sum(np.log(error)) + 2 * numbers * values / max(values - numbers - 1, 1))
 
 
 def _pursued(found: Sum, x: np.ndarray, y: np.ndarray, most: int) -> Sum:

@@ -136,9 +136,22 @@ def uneven(matrix):
     return np.abs(gram / np.trace(gram) * len(gram) - np.eye(len(gram))).max()
 
 
-@pytest.mark.parametrize("in_dim, temperature", [(5, 0.3), (61, 61 / 25)])
-def test_the_learned_temperature_starts_higher_for_more_inputs(backend, in_dim, temperature):
-    fields = cases.fields(in_dim=in_dim, temperature="learned", out_dim=3)
+@pytest.mark.parametrize(
+    "in_dim, petals, trunk, temperature",
+    [
+        (5, 7, "shared", 0.3),
+        (5, 13, "shared", 1.0),
+        (5, 13, "private", 0.3),
+        (61, 7, "shared", 61 / 25),
+        (61, 13, "shared", 61 / 25),
+    ],
+)
+def test_the_learned_temperature_starts_higher_for_more_inputs_and_for_petals_that_outnumber_the_units(
+    backend, in_dim, petals, trunk, temperature
+):
+    fields = cases.fields(
+        in_dim=in_dim, petals=petals, hidden_dim=11, trunk=trunk, temperature="learned", out_dim=3
+    )
     weights = backend.weights(backend.fresh(fields, 0))
     assert np.allclose(reference.softplus(weights["raw_temperature"]) + 1e-3, temperature, rtol=1e-5)
 
