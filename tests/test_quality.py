@@ -122,7 +122,7 @@ def test_the_shape_is_chosen_on_the_rows_of_all_seeds():
 
 @pytest.mark.parametrize("model", [HULL, FITTED, PLANES, CHOSEN, "MLP"])
 def test_a_job_gives_a_score(model, monkeypatch):
-    monkeypatch.setattr(quality_scores, "SEEDS_OF_FEW_ROWS", 2)
+    monkeypatch.setattr(quality_scores, "MORE_SEEDS", 2)
     score = quality_scores.score(Job("small", model, 4, 31))
     assert score.model == model and score.parameters > 0 and len(score.errors) == 2
     assert all(0 < error < 3 for error in score.errors)
@@ -130,13 +130,13 @@ def test_a_job_gives_a_score(model, monkeypatch):
     assert quality.read_scores([quality.asdict(score)]) == [score]
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.1])
+@pytest.mark.parametrize("dim, noise, seeds", [(2, 0.0, 15), (2, 0.1, 15), (8, 0.1, 5)])
 @pytest.mark.parametrize("family", quality_tasks.FAMILIES)
-def test_a_job_of_the_suite_is_given_its_family(family, noise):
-    tasks = quality_scores.tasks_of(Job(family, HULL, 1, 1, {"dim": 2, "noise": noise, "draw": 0}))
-    assert len(tasks) == quality_scores.SEEDS
+def test_a_job_of_the_suite_is_given_its_family(family, dim, noise, seeds):
+    tasks = quality_scores.tasks_of(Job(family, HULL, 1, 1, {"dim": dim, "noise": noise, "draw": 0}))
+    assert len(tasks) == seeds
     for task in tasks:
-        assert task.x.shape == (2000, 2) and task.name == f"{family}, D = 2, noise {noise:g}"
+        assert task.x.shape == (2000, dim) and task.name == f"{family}, D = {dim}, noise {noise:g}"
         assert np.array_equal(task.x_test, tasks[0].x_test) and np.array_equal(task.y_test, tasks[0].y_test)
     assert not np.isin(tasks[0].x, tasks[1].x).any()  # rows of its own for each seed
 
