@@ -139,13 +139,13 @@ def train(
 ) -> Trained:
     """Minimise the mean squared error of any module by Adam, with warm-up, cosine decay and clipping.
 
-    What is evaluated and returned is the mean of the weights since the evaluation before.
+    What is evaluated, in the mode of evaluation, and returned is the mean of the weights since the evaluation before.
 
     Source: Polyak and Juditsky, Acceleration of stochastic approximation by averaging, SIAM J. Control Optim. 30, 1992.
     Differs from the source: the mean begins anew at each of the `EVALUATIONS`.
 
     Args:
-        module: the model, on any device, trained in place.
+        module: the model, on any device, trained in place, in the mode that each of its parts is in.
         x, y: `[rows, ...]`, standardised.
         validation: the same for held-out rows: the best weights by its loss are kept, and training
             stops when `PATIENCE` of the `EVALUATIONS` have brought none.
@@ -166,7 +166,8 @@ def train(
 
     @torch.no_grad()
     def loss_of(mean: dict[str, Tensor], x: Tensor, y: Tensor) -> float:
-        return float(mean_squared_error(functional_call(module, mean, (x,)), y))
+        with judging(module):
+            return float(mean_squared_error(functional_call(module, mean, (x,)), y))
 
     def held_loss(mean: dict[str, Tensor]) -> float | None:
         return None if held_out is None else loss_of(mean, *held_out)
@@ -199,6 +200,18 @@ def train(
     check_finite(all(bool(torch.isfinite(value).all()) for value in record.best.values()))
     module.load_state_dict(record.best)
     return Trained(record.history, record.best_step)
+
+
+@contextmanager
+def judging(module: nn.Module) -> Iterator[None]:
+    """Put a module into the mode of evaluation, then its parts back into theirs: held-out rows teach nothing."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def copied(module: nn.Module) -> dict[str, Tensor]:
