@@ -30,7 +30,7 @@ from networks import (
     started_network,
     tuned,
 )
-from quality_tasks import Task, quadratic_50, small, suite_task
+from quality_tasks import SCALAR, Task, quadratic_50, small, suite_task
 from regressors import fit_convex
 
 from convexmoe_jax import HullConfig, VectorHull, fit
@@ -38,7 +38,7 @@ from convexmoe_jax.planes import fit_planes
 
 RATES = (0.002, 0.008, 0.03, 0.12, 0.5)
 SEEDS, MORE_SEEDS, HELD_OUT = 5, 15, 0.2
-FEW_INPUTS = 2  # a fit has the error of a dozen numbers then: as with few rows, its seeds are far apart
+FEW_INPUTS = 2  # one output has the error of a dozen numbers then: as with few rows, its seeds are far apart
 PIECES = (2, 4, 8, 16, 32)
 PENALTIES = (0.0, 1e-3, 1e-2, 1e-1)
 FITTED, WIDE = "hull, 8 petals, by fit", "ICNN (Amos), clamped, 64 x 4"
@@ -246,13 +246,13 @@ def score(job: Job) -> Score:
 def tasks_of(job: Job) -> list[Task]:
     """Return the tasks of all seeds: of the suite with other rows each, of the published ones with other splits.
 
-    They are `SEEDS`, but `MORE_SEEDS` with few rows or `FEW_INPUTS`.
+    They are `SEEDS`, but `MORE_SEEDS` with few rows, or `FEW_INPUTS` and one output.
     """
     if job.task == "quadratic in 50":
         return [quadratic_50()] * SEEDS
     if job.task == "small":
         return [small()] * MORE_SEEDS
-    seeds = MORE_SEEDS if job.fields["dim"] <= FEW_INPUTS else SEEDS
+    seeds = MORE_SEEDS if job.task in SCALAR and job.fields["dim"] <= FEW_INPUTS else SEEDS
     return [suite_task(job.task, **job.fields, seed=seed) for seed in range(seeds)]
 
 
