@@ -15,7 +15,8 @@ import convexmoe_torch
 from interop import frameworks, unfinished
 
 STEPS = 120
-SEED = 3  # the best step comes after the middle, where the runs are stopped: the result shows what goes on
+# With this seed the best step comes after the middle, where the runs are stopped: the result shows what goes on.
+RUN = ("fit", "--steps", str(STEPS), "--seed", "3")
 
 
 def metrics(folder):
@@ -28,7 +29,7 @@ def whole(tmp_path_factory):
     found = {}
     for framework in ("jax", "torch"):
         folder = tmp_path_factory.mktemp("whole") / "run"
-        result = invoke("fit", "--steps", STEPS, "--seed", SEED, "--framework", framework, "--out", folder)
+        result = invoke(*RUN, "--framework", framework, "--out", folder)
         assert result.exit_code == 0, result.output
         found[framework] = metrics(folder)
         assert found[framework]["best_step"] > 60
@@ -36,9 +37,7 @@ def whole(tmp_path_factory):
 
 
 def paused(folder, framework, at=60):
-    return invoke(
-        "fit", "--steps", STEPS, "--seed", SEED, "--framework", framework, "--out", folder, "--pause-at", at
-    )
+    return invoke(*RUN, "--framework", framework, "--out", folder, "--pause-at", at)
 
 
 @pytest.mark.parametrize("second", ["jax", "torch"])
@@ -88,9 +87,7 @@ def test_an_interrupted_run_says_how_to_go_on(framework, whole, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(unfinished.Keeper, "__call__", interrupted)
-        result = invoke(
-            "fit", "--steps", STEPS, "--seed", SEED, "--framework", framework, "--out", tmp_path / "run"
-        )
+        result = invoke(*RUN, "--framework", framework, "--out", tmp_path / "run")
     assert result.exit_code == 130 and f"convexmoe fit --resume {tmp_path / 'run'}" in result.output
     assert invoke("fit", "--resume", tmp_path / "run", "--framework", framework).exit_code == 0
     assert metrics(tmp_path / "run")["test_rmse"] == whole[framework]["test_rmse"]
@@ -108,18 +105,7 @@ main()
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "kill"), reason="a process is killed while it trains")
 def test_a_killed_run_goes_on_from_its_last_evaluation(whole, tmp_path):
-    command = [
-        sys.executable,
-        "-c",
-        KILLED,
-        "fit",
-        "--steps",
-        str(STEPS),
-        "--seed",
-        str(SEED),
-        "--framework",
-        "torch",
-    ]
+    command = [sys.executable, "-c", KILLED, *RUN, "--framework", "torch"]
     process = subprocess.Popen([*command, "--out", str(tmp_path / "run")], stdout=subprocess.DEVNULL)
     now, deadline = tmp_path / "run" / "unfinished" / "now.safetensors", time.monotonic() + 120
     while not now.exists() and time.monotonic() < deadline:
@@ -138,7 +124,7 @@ def test_a_run_is_written_at_once_and_then_from_time_to_time(every, most, tmp_pa
     monkeypatch.setattr(unfinished.Keeper, "write", lambda self: writes.append(self.step) or write(self))
     monkeypatch.setattr(unfinished, "EVERY", every)
     monkeypatch.setattr(unfinished.Keeper, "write_where_long", lambda self: None)
-    arguments = ["fit", "--steps", STEPS, "--seed", SEED, "--framework", "torch", "--out", tmp_path / "run"]
+    arguments = [*RUN, "--framework", "torch", "--out", tmp_path / "run"]
     assert invoke(*arguments).exit_code == 0
     assert writes[0] == STEPS // 40 and len(writes) == len(set(writes))
     assert len(writes) == 1 if most == 1 else 10 < len(writes) <= most
@@ -150,9 +136,7 @@ def test_stopped_before_the_first_evaluation_it_says_so(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(unfinished.Keeper, "__call__", interrupted)
-    result = invoke(
-        "fit", "--steps", STEPS, "--seed", SEED, "--framework", "torch", "--out", tmp_path / "run"
-    )
+    result = invoke(*RUN, "--framework", "torch", "--out", tmp_path / "run")
     assert result.exit_code == 130 and "there is nothing to go on from" in result.stdout
     assert not (tmp_path / "run").exists()
 
