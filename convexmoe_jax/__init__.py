@@ -7,19 +7,40 @@ if any(_find_spec(_name) is None for _name in ("jax", "flax", "optax")):
 
 from . import hull
 from .checkpoint import load, load_optimizer, read_notes, read_optimizer, save
-from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
+from .config import HullConfig, Normalization
 from .conjugation import Conjugate, conjugate, inverse_gradient
+from .contexts import ExpertContext
 from .convexity import Certificate, Violation, certify, find_violation
 from .deployment import FixedHierarchy
 from .dropout import sample_dropout
-from .experts import ExpertBatch, ExpertModule, ExpertResult, HullExpert, LinearExpert, MLPExpert
-from .hierarchy import CELMoEOutput, HierarchicalCELMoE, LearnedFusion, LevelOutput
+from .experts import (
+    ExpertAux,
+    ExpertBatch,
+    ExpertModule,
+    ExpertResult,
+    HullExpert,
+    LinearExpert,
+    MLPExpert,
+)
+from .hierarchy import CELMoEOutput, HierarchicalCELMoE, LevelOutput
+from .hierarchy_config import CELMoEConfig, ExpertConfig, ExpertMetadata, HierarchyLevelConfig
 from .hull import FoldedHull, VectorHull, Winners
 from .legacy import NonConvexHull
-from .losses import CELMoELossAPI, LossBundle, LossTerm
+from .level_fusion import LearnedFusion, PositionAwareFusion
+from .losses import (
+    BridgeLossCallable,
+    CELMoELossAPI,
+    LevelLossCallable,
+    LossBundle,
+    LossCallable,
+    LossMap,
+    LossResult,
+    LossTerm,
+)
 from .minimization import Minimum, minimize
 from .moments import OptimizerState
 from .optimizers import adam, adamw
+from .route_lists import LevelRouting, merge_routing, routing_constant, validate_routing_length
 from .routing import Shared, constant_routes, encode_routes, merged_routes, routing_summary
 from .schedule import History
 from .sets import Ball, Box, Polytope, Simplex
@@ -30,13 +51,17 @@ from .training import FitResult, FitState, fit, train
 __all__ = [
     "Ball",
     "Box",
+    "BridgeLossCallable",
     "CELMoEConfig",
     "CELMoELossAPI",
     "CELMoEOutput",
     "Certificate",
     "Conjugate",
+    "ExpertAux",
     "ExpertBatch",
     "ExpertConfig",
+    "ExpertContext",
+    "ExpertMetadata",
     "ExpertModule",
     "ExpertResult",
     "FitResult",
@@ -49,9 +74,14 @@ __all__ = [
     "HullConfig",
     "HullExpert",
     "LearnedFusion",
+    "LevelLossCallable",
     "LevelOutput",
+    "LevelRouting",
     "LinearExpert",
     "LossBundle",
+    "LossCallable",
+    "LossMap",
+    "LossResult",
     "LossTerm",
     "MLPExpert",
     "MaxAffine",
@@ -60,6 +90,7 @@ __all__ = [
     "Normalization",
     "OptimizerState",
     "Polytope",
+    "PositionAwareFusion",
     "Shared",
     "Simplex",
     "VectorHull",
@@ -79,12 +110,15 @@ __all__ = [
     "load",
     "load_optimizer",
     "max_affine",
+    "merge_routing",
     "merged_routes",
     "minimize",
     "read_notes",
     "read_optimizer",
+    "routing_constant",
     "routing_summary",
     "sample_dropout",
     "save",
     "train",
+    "validate_routing_length",
 ]

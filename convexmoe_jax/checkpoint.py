@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._checks import dtype_name, fail
-from .config import CELMoEConfig, HullConfig
+from .config import HullConfig
 from .hierarchy import HierarchicalCELMoE
+from .hierarchy_config import CELMoEConfig
 from .hull import VectorHull, flatten, nest
 from .init import switched_on
 from .moments import MOMENTS, OptimizerState, check_state, optimizer_state, restored

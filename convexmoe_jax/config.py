@@ -1,15 +1,14 @@
-"""The description of a model: plain, frozen, validated values. No framework is imported here."""
+"""The description of a hull: plain, frozen, validated values. No framework is imported here."""
 
 from __future__ import annotations
 
 import json
 import math
 import numbers
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ._checks import fail, one_of, share, whole_number
+from ._checks import fail, one_of, whole_number
 
 ACTIVATIONS, TRUNKS = ("softplus", "relu", "huber_relu"), ("shared", "private")
 LEARNED, LEAST_TEMPERATURE, LARGEST_TEMPERATURE = "learned", 1e-3, 1e6
@@ -197,15 +196,15 @@ class HullConfig:
     def from_json(cls, text: str) -> HullConfig:
         """Return the config that `to_json` wrote. An unknown or a missing field is a ValueError."""
         values = json.loads(text)
-        _check_fields(cls, values)
+        check_fields(cls, values)
         if values["normalization"] is not None:
-            _check_fields(Normalization, values["normalization"])
+            check_fields(Normalization, values["normalization"])
             values["normalization"] = Normalization(**values["normalization"])
         return cls(**values)
 
 
-def _check_fields(cls: type, values: Any) -> None:
-    """Check that `values` is an object with exactly the fields of the dataclass `cls`."""
+def check_fields(cls: type, values: Any, optional: frozenset[str] = frozenset()) -> None:
+    """Check that `values` is an object with the fields of the dataclass `cls`, all but the optional ones."""
     known = [field.name for field in fields(cls)]
     if not isinstance(values, dict):
         fail(
@@ -216,185 +215,9 @@ def _check_fields(cls: type, values: Any) -> None:
             "Pass what to_json wrote.",
             TypeError,
         )
-    unknown, missing = sorted(values.keys() - set(known)), sorted(set(known) - values.keys())
+    unknown, missing = sorted(values.keys() - set(known)), sorted(set(known) - values.keys() - optional)
     if unknown or missing:
         got = "; ".join([f"unknown {name}" for name in unknown] + [f"missing {name}" for name in missing])
         fail(
             cls.__name__, "from_json", f"the fields {known}", got, "Pass what to_json of this version wrote."
-        )
-
-
-@dataclass(frozen=True)
-class ExpertConfig:
-    """One expert of a level.
-
-    Args:
-        name: unique in its level; not empty, without dots.
-        loss_weight: factor of the expert's own losses in a `LossBundle`, finite and >= 0.
-        stop_gradient_from_parent: no gradient flows from this expert to the level before. On the first
-            level there is no parent, and the caller's encoder is not cut: see
-            `CELMoEConfig.stop_gradient_from_input`.
-        metadata: handed to the expert factory.
-    """
-
-    name: str
-    loss_weight: float = 1.0
-    stop_gradient_from_parent: bool = False
-    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        _check_name("ExpertConfig", self.name)
-        weight = self.loss_weight
-        if isinstance(weight, bool) or not hasattr(weight, "__float__") or not 0 <= weight < math.inf:
-            fail("ExpertConfig", "loss_weight", "a finite number >= 0", repr(weight), "Pass loss_weight=1.0.")
-        one_of("ExpertConfig", "stop_gradient_from_parent", self.stop_gradient_from_parent, (False, True))
-        if not isinstance(self.metadata, Mapping):
-            fail("ExpertConfig", "metadata", "a mapping", repr(self.metadata), "Pass a dict.", TypeError)
-        object.__setattr__(self, "loss_weight", float(weight))
-        object.__setattr__(self, "metadata", dict(self.metadata))
-
-
-@dataclass(frozen=True)
-class HierarchyLevelConfig:
-    """One level of the hierarchy.
-
-    Args:
-        name: unique in the hierarchy; not empty, without dots.
-        experts: one at least, of different names.
-        fallback_expert: serves the samples whose route is None, and the whole batch where the routing does
-            not name the level.
-        enabled: a level that is not is left out.
-        hidden_size: width of the level's output; None means that of the hierarchy.
-    """
-
-    name: str
-    experts: Sequence[ExpertConfig]
-    fallback_expert: str | None = None
-    enabled: bool = True
-    hidden_size: int | None = None
-
-    def __post_init__(self) -> None:
-        owner = "HierarchyLevelConfig"
-        _check_name(owner, self.name)
-        experts = tuple(self.experts)
-        for expert in experts:
-            if not isinstance(expert, ExpertConfig):
-                fail(
-                    owner,
-                    "experts",
-                    "ExpertConfig entries",
-                    repr(expert),
-                    "Wrap it: ExpertConfig(name).",
-                    TypeError,
-                )
-        _check_distinct(owner, "experts", [expert.name for expert in experts])
-        object.__setattr__(self, "experts", experts)
-        if self.fallback_expert is not None and self.fallback_expert not in self.expert_names:
-            fix = f"Name one of level {self.name!r}."
-            fail(
-                owner, "fallback_expert", f"one of {list(self.expert_names)}", repr(self.fallback_expert), fix
-            )
-        one_of(owner, "enabled", self.enabled, (True, False))
-        if self.hidden_size is not None:
-            object.__setattr__(self, "hidden_size", whole_number(owner, "hidden_size", self.hidden_size, 1))
-
-    @property
-    def expert_names(self) -> tuple[str, ...]:
-        """The names of the experts in order: the integer of a route is an index into it."""
-        return tuple(expert.name for expert in self.experts)
-
-    @property
-    def default_expert(self) -> str | None:
-        """The expert of samples without a route: the fallback, or the only one; None where there is neither."""
-        return self.expert_names[0] if len(self.experts) == 1 else self.fallback_expert
-
-
-@dataclass(frozen=True)
-class CELMoEConfig:
-    """A hierarchy of experts.
-
-    Args:
-        hidden_size: width of the input, of the fused output, and of every level that states no other.
-        levels: in the order they run; one enabled at least, of different names.
-        use_learned_fusion: fuse the levels by `LearnedFusion`; otherwise the last level's output is the fused one.
-        fusion_dropout: share of the fused units that training drops, in [0, 1).
-        stop_gradient_from_input: let `stop_gradient_from_parent` on the first level cut the caller's encoder.
-    """
-
-    hidden_size: int
-    levels: Sequence[HierarchyLevelConfig]
-    use_learned_fusion: bool = True
-    fusion_dropout: float = 0.1
-    stop_gradient_from_input: bool = False
-
-    def __post_init__(self) -> None:
-        owner = "CELMoEConfig"
-        object.__setattr__(self, "hidden_size", whole_number(owner, "hidden_size", self.hidden_size, 1))
-        levels = tuple(self.levels)
-        for level in levels:
-            if not isinstance(level, HierarchyLevelConfig):
-                fail(
-                    owner,
-                    "levels",
-                    "HierarchyLevelConfig entries",
-                    repr(level),
-                    "Build one for each level.",
-                    TypeError,
-                )
-        _check_distinct(owner, "levels", [level.name for level in levels])
-        if not any(level.enabled for level in levels):
-            fail(owner, "levels", "one enabled level at least", "none", "Set enabled=True on one.")
-        object.__setattr__(self, "levels", levels)
-        one_of(owner, "use_learned_fusion", self.use_learned_fusion, (True, False))
-        one_of(owner, "stop_gradient_from_input", self.stop_gradient_from_input, (False, True))
-        rate = share(owner, "fusion_dropout", self.fusion_dropout)
-        object.__setattr__(self, "fusion_dropout", rate)
-
-    @property
-    def enabled_levels(self) -> tuple[HierarchyLevelConfig, ...]:
-        """The levels that run, in order."""
-        return tuple(level for level in self.levels if level.enabled)
-
-    def width_of(self, level: HierarchyLevelConfig) -> int:
-        """Return the width of a level's output."""
-        return self.hidden_size if level.hidden_size is None else level.hidden_size
-
-    def to_json(self) -> str:
-        """Return the config as JSON with sorted keys; equal configs give equal text. Metadata must be JSON too."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> CELMoEConfig:
-        """Return the config that `to_json` wrote. An unknown or a missing field is a ValueError."""
-        values = json.loads(text)
-        _check_fields(cls, values)
-        levels = []
-        for level in values["levels"]:
-            _check_fields(HierarchyLevelConfig, level)
-            for expert in level["experts"]:
-                _check_fields(ExpertConfig, expert)
-            experts = [ExpertConfig(**expert) for expert in level["experts"]]
-            levels.append(HierarchyLevelConfig(**{**level, "experts": experts}))
-        return cls(**{**values, "levels": levels})
-
-
-def _check_name(owner: str, name: Any) -> None:
-    rule, fix = (
-        "a name that is not empty and has no dot",
-        "Dots separate level and expert in the names of losses.",
-    )
-    if not isinstance(name, str):
-        fail(owner, "name", rule, repr(name), fix, TypeError)
-    if not name or "." in name:
-        fail(owner, "name", rule, repr(name), fix)
-
-
-def _check_distinct(owner: str, argument: str, names: list[str]) -> None:
-    if not names or len(set(names)) < len(names):
-        fail(
-            owner,
-            argument,
-            "one entry at least, all of different names",
-            repr(names),
-            "Rename or remove some.",
         )

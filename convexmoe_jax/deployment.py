@@ -16,18 +16,14 @@ import numpy as np
 from flax import nnx
 
 from ._checks import describe, fail
-from .config import CELMoEConfig, HierarchyLevelConfig
+from .contexts import ExpertContext, check_leading, split_context, split_state
 from .dispatch import expert_slice
-from .hierarchy import (
-    ExpertFunction,
-    HierarchicalCELMoE,
-    as_array,
-    check_leading,
-    check_shape,
-    checked_rows,
-    split_context,
-)
-from .routing import Routing, encode_routes
+from .gradient_scale import scale_gradient
+from .hierarchy import ExpertFunction, HierarchicalCELMoE, check_shape, checked_rows
+from .hierarchy_config import CELMoEConfig, HierarchyLevelConfig
+from .level_fusion import PositionAwareFusion
+from .route_lists import LevelRouting
+from .routing import encode_routes
 
 
 @dataclass(frozen=True)
@@ -36,20 +32,22 @@ class LevelPlan:
 
     Args:
         experts: names of those that have rows, in the order of the level.
-        stops: whether each keeps its gradient from the level before.
+        scales: the share of each one's gradient that it passes to the level before.
         sizes: the rows of each; empty with one expert, which has them all.
         take: the row that stands at each place when they are sorted by expert; empty with one expert.
         back: the place of each row in that order; empty with one expert.
     """
 
     experts: tuple[str, ...]
-    stops: tuple[bool, ...]
+    scales: tuple[float, ...]
     sizes: tuple[int, ...] = ()
     take: tuple[int, ...] = ()
     back: tuple[int, ...] = ()
 
 
-def make_plans(config: CELMoEConfig, routing: Routing | None) -> tuple[int | None, tuple[LevelPlan, ...]]:
+def make_plans(
+    config: CELMoEConfig, routing: LevelRouting | None
+) -> tuple[int | None, tuple[LevelPlan, ...]]:
     """Return the number of rows that `routing` is for, None where it is for any, and the plan of every enabled level.
 
     Args:
@@ -72,13 +70,14 @@ def make_plans(config: CELMoEConfig, routing: Routing | None) -> tuple[int | Non
         chosen, sizes = np.unique(routes, return_counts=True)
         names = tuple(level.expert_names[expert] for expert in chosen)
         cut = index > 0 or config.stop_gradient_from_input
-        stops = tuple(cut and level.experts[expert].stop_gradient_from_parent for expert in chosen)
+        configs = [level.expert_configs[expert] for expert in chosen]
+        scales = tuple(expert.scale_to_parent if cut else 1.0 for expert in configs)
         if len(chosen) == 1:
-            plans.append(LevelPlan(names, stops))
+            plans.append(LevelPlan(names, scales))
             continue
         take = np.argsort(routes, kind="stable")
         order = (sizes, take, np.argsort(take))
-        plans.append(LevelPlan(names, stops, *(tuple(numbers.tolist()) for numbers in order)))
+        plans.append(LevelPlan(names, scales, *(tuple(numbers.tolist()) for numbers in order)))
     return rows, tuple(plans)
 
 
@@ -107,7 +106,7 @@ class FixedHierarchy(nnx.Module):
     Raises:
         TypeError, ValueError: no hierarchy; a level or an expert that it has not; no route, or lists of unequal length.
 
-    >>> from .config import ExpertConfig, HierarchyLevelConfig
+    >>> from .hierarchy_config import ExpertConfig, HierarchyLevelConfig
     >>> from .experts import LinearExpert
     >>> level = HierarchyLevelConfig("family", [ExpertConfig("slavic"), ExpertConfig("romance")])
     >>> config, rngs = CELMoEConfig(8, [level]), nnx.Rngs(0)
@@ -116,7 +115,7 @@ class FixedHierarchy(nnx.Module):
     (5, 8)
     """
 
-    def __init__(self, model: HierarchicalCELMoE, routing: Routing | None = None) -> None:
+    def __init__(self, model: HierarchicalCELMoE, routing: LevelRouting | None = None) -> None:
         if not isinstance(model, HierarchicalCELMoE):
             fix = "Pass the model itself."
             fail("FixedHierarchy", "model", "a HierarchicalCELMoE", type(model).__name__, fix, TypeError)
@@ -129,7 +128,12 @@ class FixedHierarchy(nnx.Module):
         self.fusion = nnx.data(None if model.fusion is None else nnx.clone(model.fusion))
 
     def __call__(
-        self, hidden: jax.Array, *, context: Any = None, mask: jax.Array | None = None, state: Any = None
+        self,
+        hidden: jax.Array,
+        *,
+        context: ExpertContext = None,
+        mask: jax.Array | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> jax.Array:
         """Return the fused output, `[rows, ..., hidden_size]`; arguments as the model's."""
         rows = checked_rows(hidden, self.config)
@@ -137,20 +141,23 @@ class FixedHierarchy(nnx.Module):
             fix = "Fix the routes of a batch of that size, or name one expert a level."
             fail("FixedHierarchy", "hidden", f"{self.rows} rows, as the routing has", describe(hidden), fix)
         own, shared, structure = split_context(context, rows)
+        state_shared, state_structure = split_state(state)
         if mask is not None:
             check_leading("mask", mask, rows)
             mask = jnp.asarray(mask)
-        given = {"context": shared, "state": jax.tree.map(as_array, state), "key": None}
+        if isinstance(self.fusion, PositionAwareFusion):
+            self.fusion.check_length(hidden)
+        given = {"context": shared, "state": state_shared, "key": None}
         hidden = jnp.asarray(hidden)
         hiddens: list[jax.Array] = []
         for level, plan in zip(self.config.enabled_levels, self.plans, strict=True):
             batch = {"hidden": hidden, "context": own, "mask": mask, "position": None}
-            hidden = self._run_level(level, plan, batch, given, structure)
+            hidden = self._run_level(level, plan, batch, given, (structure, state_structure))
             hiddens.append(hidden)
         return hiddens[-1] if self.fusion is None else self.fusion(hiddens)
 
     def _run_level(
-        self, level: HierarchyLevelConfig, plan: LevelPlan, batch: Any, given: Any, structure: Any
+        self, level: HierarchyLevelConfig, plan: LevelPlan, batch: Any, given: Any, structures: Any
     ) -> jax.Array:
         def sort_and_split(leaf: jax.Array) -> list[jax.Array]:
             """Return the rows of one expert after the other."""
@@ -161,13 +168,14 @@ class FixedHierarchy(nnx.Module):
         leaves, tree = jax.tree.flatten(batch)
         divided = zip(*map(sort_and_split, leaves), strict=True)
         parts = []
-        for own_leaves, name, stop in zip(divided, plan.experts, plan.stops, strict=True):
+        for own_leaves, name, scale in zip(divided, plan.experts, plan.scales, strict=True):
             own = jax.tree.unflatten(tree, own_leaves)
-            own["hidden"] = jax.lax.stop_gradient(own["hidden"]) if stop else own["hidden"]
+            own["hidden"] = scale_gradient(own["hidden"], scale)
             graph, weights = nnx.split(self.level_modules[level.name][name])
             # one sample's function, as in the model; over all rows it is one product again
-            expert_rows = jax.vmap(ExpertFunction(graph, structure), (None, None, 0))
-            new, _, _ = expert_rows(weights, given, own)
+            expert_rows = jax.vmap(ExpertFunction(graph, level.name, *structures), (None, None, 0))
+            index = jnp.asarray(level.expert_names.index(name), jnp.int32)
+            new, _, _ = expert_rows({"weights": weights, "index": index}, given, own)
             check_shape(level, own["hidden"], self.config.width_of(level), new)
             parts.append(new)
         if not plan.sizes:

@@ -14,23 +14,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .contexts import Whole, is_array, is_number
 from .hull import VectorHull
 
+ExpertAux = Mapping[str, Any]
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["hidden", "context", "mask", "state", "key"],
-    meta_fields=[],
-)
+
+@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class ExpertBatch:
-    """What an expert gets of one sample.
+    """What an expert gets of one sample. A pytree: what is no array in context and state is part of its structure.
 
     Args:
         hidden: `[hidden_size]` or `[length, hidden_size]`.
-        context: the sample's part of the context, or what was marked `Shared`.
+        context: the sample's part of the context; whole what was marked `Shared` or is no array.
         mask: the sample's part of the mask.
-        state: what the caller passed as `state`, whole.
+        state: what the caller passed as `state`, and beside it "level", its name, and "expert", the index of the
+            expert in it, a traced int32: experts of one structure share one trace.
         key: the sample's own PRNG key, None outside training; it does not depend on other samples or routes.
     """
 
@@ -39,6 +39,26 @@ class ExpertBatch:
     mask: Any = None
     state: Any = None
     key: Any = None
+
+    def tree_flatten(self) -> Any:
+        leaves, tree = jax.tree.flatten((self.context, self.state))
+        fixed = tuple(Whole(leaf) if _is_fixed(leaf) else None for leaf in leaves)
+        traced = [leaf for leaf, mark in zip(leaves, fixed, strict=True) if mark is None]
+        return (self.hidden, traced, self.mask, self.key), (tree, fixed)
+
+    @classmethod
+    def tree_unflatten(cls, structure: Any, children: Any) -> ExpertBatch:
+        (tree, fixed), (hidden, traced, mask, key) = structure, children
+        rest = iter(traced)
+        leaves = [next(rest) if mark is None else mark.value for mark in fixed]
+        context, state = jax.tree.unflatten(tree, leaves)
+        return cls(hidden, context, mask, state, key)
+
+
+def _is_fixed(leaf: Any) -> bool:
+    """Return whether a leaf is text or another object, which JAX cannot trace."""
+    # a plain object stands for a leaf where JAX asks for the structure alone
+    return not (is_array(leaf) or is_number(leaf) or leaf is None or type(leaf) is object)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["hidden", "losses", "aux"], meta_fields=[])

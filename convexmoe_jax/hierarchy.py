@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,18 +14,22 @@ import numpy as np
 from flax import nnx
 
 from ._checks import check_scalar, describe, fail, one_of
-from .config import CELMoEConfig, HierarchyLevelConfig
+from .contexts import ExpertContext, Structure, check_leading, split_context, split_state
 from .dispatch import dispatch, expanded
-from .dropout import sample_dropout
 from .experts import ExpertBatch, ExpertResult
-from .routing import Routing, Shared, concrete, encode_routes
+from .gradient_scale import scale_gradient_of_rows
+from .hierarchy_config import CELMoEConfig, HierarchyLevelConfig
+from .level_fusion import LearnedFusion, PositionAwareFusion, fusion_of
+from .route_lists import LevelRouting
+from .routing import concrete, encode_routes
 
 Tree = Any
-EPSILON = 1e-5  # of the fusion's LayerNorm
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["hidden", "routes", "losses", "aux"], meta_fields=["name"]
+    jax.tree_util.register_dataclass,
+    data_fields=["hidden", "routes", "losses", "aux"],
+    meta_fields=["name", "expert_names"],
 )
 @dataclass(frozen=True)
 class LevelOutput:
@@ -36,6 +41,7 @@ class LevelOutput:
         routes: index of each sample's expert, int32 `[rows]`.
         losses: `level.expert.loss` -> mean over the rows of the expert, 0 where it has none.
         aux: expert -> its aux, with a leading axis of all rows; valid where the route is that expert's.
+        expert_names: of the level; a route is an index into them.
     """
 
     name: str
@@ -43,6 +49,12 @@ class LevelOutput:
     routes: jax.Array
     losses: dict[str, jax.Array]
     aux: dict[str, Any]
+    expert_names: tuple[str, ...] = ()
+
+    @property
+    def route_names(self) -> list[str]:
+        """The name of each sample's expert; the routes are copied to the host, so not under `jit`."""
+        return [self.expert_names[route] for route in self.routes.tolist()]
 
 
 @partial(
@@ -55,60 +67,23 @@ class CELMoEOutput:
     """What the hierarchy gives. A pytree.
 
     Args:
-        levels: one `LevelOutput` for each enabled level, in order.
+        levels: name -> `LevelOutput` of each enabled level, in order.
         fused_hidden: `[rows, ..., hidden_size]`.
         losses: the losses of all levels by name, unweighted.
         aux: level -> its aux.
-        weights: (name, `loss_weight`) of every loss.
+        weights: (name, `loss_weight`) of every loss; one that is left out has the weight 1.
     """
 
-    levels: tuple[LevelOutput, ...]
+    levels: Mapping[str, LevelOutput]
     fused_hidden: jax.Array
     losses: dict[str, jax.Array]
     aux: dict[str, Any]
-    weights: tuple[tuple[str, float], ...]
+    weights: tuple[tuple[str, float], ...] = ()
 
     @property
     def loss_weights(self) -> dict[str, float]:
         """The `loss_weight` of every loss by name."""
         return dict(self.weights)
-
-
-class LearnedFusion(nnx.Module):
-    """`dropout(LayerNorm(mean over levels of h_l W_l))`, with W_l (width of the level, hidden_size).
-
-    Args:
-        hidden_size: width of the fused output.
-        widths: width of each level's output.
-        dropout: share of the units that are dropped where a key is given.
-        dtype: floating dtype of the parameters.
-        rngs: the source of the initial values.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        widths: Sequence[int],
-        dropout: float = 0.0,
-        *,
-        dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.dropout = dropout
-        draw = partial(jax.random.normal, dtype=dtype)
-        weights = [draw(rngs.params(), (width, hidden_size)) / width**0.5 for width in widths]
-        self.gates = nnx.data({str(i): {"weight": nnx.Param(weight)} for i, weight in enumerate(weights)})
-        ones, zeros = jnp.ones(hidden_size, dtype), jnp.zeros(hidden_size, dtype)
-        self.norm = nnx.data({"weight": nnx.Param(ones), "bias": nnx.Param(zeros)})
-
-    def __call__(self, hiddens: Sequence[jax.Array], key: jax.Array | None = None) -> jax.Array:
-        """Return the fusion of the levels' outputs, `[rows, ..., hidden_size]`."""
-        mixed = [hidden @ self.gates[str(i)]["weight"][...] for i, hidden in enumerate(hiddens)]
-        mean = sum(mixed[1:], start=mixed[0]) / len(mixed)
-        centred = mean - jnp.mean(mean, axis=-1, keepdims=True)  # the variance in two passes
-        deviation = jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + EPSILON)
-        fused = centred / deviation * self.norm["weight"][...] + self.norm["bias"][...]
-        return sample_dropout(fused, self.dropout, key)
 
 
 @dataclass(frozen=True)
@@ -126,27 +101,28 @@ class ExpertGroup:
 
 @dataclass(frozen=True)
 class ExpertFunction:
-    """One expert on one sample, as `dispatch` calls it: `(weights, shared, row) -> (hidden, losses, aux)`."""
+    """One expert on one sample, as `dispatch` calls it: `(params, shared, row) -> (hidden, losses, aux)`.
+
+    Args:
+        graph: the expert's structure.
+        level: the name of its level.
+        context, state: how their leaves go together.
+    """
 
     graph: Any
-    context: Any
+    level: str
+    context: Structure
+    state: Structure
 
-    def __call__(self, weights: Tree, shared: Tree, row: Tree) -> Tree:
-        structure, is_shared = self.context
-        own, common = iter(row["context"]), iter(shared["context"])
-        context = jax.tree.unflatten(structure, [next(common) if flag else next(own) for flag in is_shared])
+    def __call__(self, params: Tree, shared: Tree, row: Tree) -> Tree:
+        context = self.context.join(row["context"], shared["context"])
+        state = self.state.join([], shared["state"]) | {"level": self.level, "expert": params["index"]}
         key = None if shared["key"] is None else jax.random.fold_in(shared["key"], row["position"])
-        batch = ExpertBatch(row["hidden"], context, row["mask"], shared["state"], key)
-        result = nnx.merge(self.graph, weights)(batch)
+        batch = ExpertBatch(row["hidden"], context, row["mask"], state, key)
+        result = nnx.merge(self.graph, params["weights"])(batch)
         if not isinstance(result, ExpertResult):
-            fail(
-                "ExpertModule",
-                "__call__",
-                "an ExpertResult",
-                type(result).__name__,
-                "Wrap the hidden.",
-                TypeError,
-            )
+            got, fix = type(result).__name__, "Wrap the hidden."
+            fail("ExpertModule", "__call__", "an ExpertResult", got, fix, TypeError)
         for name, value in result.losses.items():
             check_scalar("ExpertModule", f"losses[{name!r}]", jnp.asarray(value))
         return result.hidden, dict(result.losses), result.aux
@@ -188,22 +164,25 @@ class HierarchicalCELMoE(nnx.Module):
             groups[level.name], stacks[level.name] = _stacked_experts(level, expert_factory, rngs)
         self.groups = tuple(groups.items())
         self.level_modules = nnx.data(stacks)
-        if fusion_module is None and config.use_learned_fusion:
-            widths = [config.width_of(level) for level in config.enabled_levels]
-            fusion_module = LearnedFusion(config.hidden_size, widths, config.fusion_dropout, rngs=rngs)
+        fusion_module = fusion_of(config, rngs) if fusion_module is None else fusion_module
         if fusion_module is not None and not isinstance(fusion_module, nnx.Module):
             name, fix = "fusion_module", "Pass a module that takes the list of the levels' outputs."
             fail("HierarchicalCELMoE", name, "an nnx.Module", type(fusion_module).__name__, fix, TypeError)
         self.fusion = nnx.data(fusion_module)
 
+    @property
+    def levels(self) -> tuple[HierarchyLevelConfig, ...]:
+        """The configs of the levels that run, in order."""
+        return self.config.enabled_levels
+
     def __call__(
         self,
         hidden: jax.Array,
-        routing: Routing | None = None,
-        *,
-        context: Any = None,
+        routing: LevelRouting | None = None,
+        context: ExpertContext = None,
         mask: jax.Array | None = None,
-        state: Any = None,
+        *,
+        state: Mapping[str, Any] | None = None,
         key: jax.Array | None = None,
     ) -> CELMoEOutput:
         """Run the levels and fuse their outputs.
@@ -212,41 +191,42 @@ class HierarchicalCELMoE(nnx.Module):
             hidden: `[rows, hidden_size]` or `[rows, length, hidden_size]`.
             routing: level -> names or integers, one for each row (see `encode_routes`). Under jit an integer out
                 of range gives that row NaN, in this level, those after it and the fused output, and no gradient.
-            context: array or nested dicts and lists of arrays with a leading axis of rows; anything else must be
-                marked: `Shared(value)`.
+            context: an array, or nested mappings and lists. Arrays have a leading axis of rows, of which a sample
+                gets its own, or are marked: `Shared(value)`. What is no array is handed on as it is, as a constant
+                of the program: a new value compiles anew.
             mask: `[rows, ...]`.
-            state: arrays and numbers, handed to every expert whole.
+            state: name -> what every expert gets whole, beside "level" and "expert", its own name and index.
             key: PRNG key: switches dropout on.
         """
         rows = checked_rows(hidden, self.config)
         routes = encode_routes(self.config, routing, rows)
-        parts = split_context(context, rows)
+        given: dict[str, Any] = {"context": split_context(context, rows), "state": split_state(state)}
         if mask is not None:
             check_leading("mask", mask, rows)
             mask = jnp.asarray(mask)
-        state = jax.tree.map(as_array, state)
-        outputs: list[LevelOutput] = []
+        if isinstance(self.fusion, PositionAwareFusion):
+            self.fusion.check_length(hidden)
+        levels: OrderedDict[str, LevelOutput] = OrderedDict()
         hiddens: list[jax.Array] = []
         kept = None  # the rows whose routes were all in range; None while that is known of all
         for index, level in enumerate(self.config.enabled_levels):
             level_key = None if key is None else jax.random.fold_in(key, index)
-            given = {"context": parts, "mask": mask, "state": state, "key": level_key}
+            given |= {"mask": mask, "key": level_key}
             cut = index > 0 or self.config.stop_gradient_from_input
             kept = _kept(kept, routes[level.name], len(level.experts))
-            hidden, output = self._run_level(level, hidden, routes[level.name], kept, given, cut)
+            hidden, levels[level.name] = self._run_level(level, hidden, routes[level.name], kept, given, cut)
             hiddens.append(hidden)
-            outputs.append(output)
-        losses = {name: value for output in outputs for name, value in output.losses.items()}
-        factors = {f"{lv.name}.{ex.name}": ex.loss_weight for lv in self.config.levels for ex in lv.experts}
+        losses = {name: value for output in levels.values() for name, value in output.losses.items()}
+        factors = {f"{lv.name}.{ex.name}": ex.loss_weight for lv in self.levels for ex in lv.expert_configs}
         weights = tuple((name, factors[name[: name.index(".", name.index(".") + 1)]]) for name in losses)
-        aux = {output.name: output.aux for output in outputs}
+        aux = {name: output.aux for name, output in levels.items()}
         fused = _lost_as_nan(self._fused(hiddens, key), kept)
-        return CELMoEOutput(tuple(outputs), fused, losses, aux, weights)
+        return CELMoEOutput(levels, fused, losses, aux, weights)
 
     def _fused(self, hiddens: list[jax.Array], key: jax.Array | None) -> jax.Array:
         if self.fusion is None:
             return hiddens[-1]
-        if isinstance(self.fusion, LearnedFusion):
+        if isinstance(self.fusion, (LearnedFusion, PositionAwareFusion)):
             key = None if key is None else jax.random.fold_in(key, len(hiddens))
             return self.fusion(hiddens, key)
         return self.fusion(hiddens)
@@ -257,22 +237,25 @@ class HierarchicalCELMoE(nnx.Module):
         """Return what the next level gets, with zeros in the rows that are lost, and what the caller gets."""
         given_routes = jnp.asarray(routes, jnp.int32)
         routes = given_routes if kept is None else jnp.where(kept, given_routes, -1)
-        hidden = _cut_gradients(level, hidden, routes) if cut else hidden
-        context_rows, context_shared, structure = given["context"]
+        if cut:
+            hidden = scale_gradient_of_rows(hidden, routes, [e.scale_to_parent for e in level.expert_configs])
+        context_rows, context_shared, context = given["context"]
+        state_shared, state = given["state"]
         place = jnp.arange(len(routes), dtype=jnp.int32)
         rows = {"hidden": hidden, "context": context_rows, "mask": given["mask"], "position": place}
-        shared = {"context": context_shared, "state": given["state"], "key": given["key"]}
+        shared = {"context": context_shared, "state": state_shared, "key": given["key"]}
         total: Any = None
         losses: dict[str, jax.Array] = {}
         aux: dict[str, Any] = {}
         groups = dict(self.groups)[level.name]
         for index, group in enumerate(groups):
             inside = routes if len(groups) == 1 else _routes_inside(group, routes, len(level.experts))
-            function = ExpertFunction(group.graph, structure)
+            function = ExpertFunction(group.graph, level.name, context, state)
             weights = self.level_modules[level.name][str(index)]
+            params = {"weights": weights, "index": jnp.asarray(group.members, jnp.int32)}
             every = self.differentiation == "any"
             number = len(group.members)
-            new, new_losses, new_aux = dispatch(function, weights, shared, rows, inside, number, every)
+            new, new_losses, new_aux = dispatch(function, params, shared, rows, inside, number, every)
             check_shape(level, hidden, self.config.width_of(level), new)
             total = new if total is None else total + new  # zeros where a row is not of the group
             for member in group.members:
@@ -285,7 +268,8 @@ class HierarchicalCELMoE(nnx.Module):
                     wide = jnp.promote_types(value.dtype, jnp.float32)
                     mean = jnp.sum(jnp.where(own, value, 0), dtype=wide) / count
                     losses[f"{level.name}.{name}.{loss}"] = mean.astype(value.dtype)
-        return total, LevelOutput(level.name, _lost_as_nan(total, kept), given_routes, losses, aux)
+        shown = _lost_as_nan(total, kept)
+        return total, LevelOutput(level.name, shown, given_routes, losses, aux, level.expert_names)
 
 
 def _stacked_experts(
@@ -293,7 +277,7 @@ def _stacked_experts(
 ) -> tuple[Any, Any]:
     """Build a level's experts, and stack those of equal structure."""
     found: dict[Any, list[tuple[int, Any]]] = {}
-    for index, expert in enumerate(level.experts):
+    for index, expert in enumerate(level.expert_configs):
         module = factory(level.name, expert.name, dict(expert.metadata), rngs=rngs)
         name = f"{level.name}.{expert.name}"
         if not isinstance(module, nnx.Module):
@@ -332,10 +316,6 @@ def _routes_inside(group: ExpertGroup, routes: jax.Array, num_experts: int) -> j
     return jnp.asarray(table)[jnp.where(valid, routes, num_experts)]
 
 
-def as_array(leaf: Any) -> jax.Array:
-    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
-
-
 def _kept(kept: jax.Array | None, routes: Any, num_experts: int) -> jax.Array | None:
     """Return which rows have had routes in range so far; None where they were checked eagerly."""
     if concrete(routes) is not None:
@@ -349,15 +329,6 @@ def _lost_as_nan(hidden: jax.Array, kept: jax.Array | None) -> jax.Array:
     return hidden if kept is None else jnp.where(expanded(kept, hidden), hidden, jnp.nan)
 
 
-def _cut_gradients(level: HierarchyLevelConfig, hidden: jax.Array, routes: jax.Array) -> jax.Array:
-    """Return `hidden` without gradient in the rows whose expert does not pass it on."""
-    stops = np.asarray([expert.stop_gradient_from_parent for expert in level.experts])
-    if not stops.any():
-        return hidden
-    cut = jax.lax.stop_gradient(hidden)
-    return cut if stops.all() else jnp.where(expanded(jnp.asarray(stops)[routes], hidden), cut, hidden)
-
-
 def checked_rows(hidden: Any, config: CELMoEConfig) -> int:
     """Return the number of samples after the checks of `hidden`."""
     rule = f"[rows, hidden_size={config.hidden_size}] or [rows, length, hidden_size={config.hidden_size}]"
@@ -367,29 +338,6 @@ def checked_rows(hidden: Any, config: CELMoEConfig) -> int:
     if hidden.ndim not in (2, 3) or hidden.shape[-1] != config.hidden_size:
         fail("HierarchicalCELMoE", "hidden", rule, describe(hidden), "Project or reshape it.")
     return hidden.shape[0]
-
-
-def check_leading(argument: str, value: Any, rows: int) -> None:
-    """Check that `value` is an array with a leading axis of `rows`."""
-    if not hasattr(value, "shape") or len(value.shape) == 0 or value.shape[0] != rows:
-        fix = (
-            "Give it one entry for each sample, or mark it: Shared(value)."
-            if argument == "context"
-            else "Give it one."
-        )
-        fail("HierarchicalCELMoE", argument, f"a leading axis of {rows} samples", describe(value), fix)
-
-
-def split_context(context: Any, rows: int) -> tuple[list[Any], list[Any], Any]:
-    """Return the leaves that each sample has its own of, those that are shared, and how they go together."""
-    leaves, structure = jax.tree.flatten(context, is_leaf=lambda leaf: isinstance(leaf, Shared))
-    flags = tuple(isinstance(leaf, Shared) for leaf in leaves)
-    for leaf, flag in zip(leaves, flags, strict=True):
-        if not flag:
-            check_leading("context", leaf, rows)
-    own = [jnp.asarray(leaf) for leaf, flag in zip(leaves, flags, strict=True) if not flag]
-    shared = [jax.tree.map(jnp.asarray, leaf.value) for leaf, flag in zip(leaves, flags, strict=True) if flag]
-    return own, shared, (structure, flags)
 
 
 def check_shape(level: HierarchyLevelConfig, hidden: jax.Array, width: int, new: jax.Array) -> None:

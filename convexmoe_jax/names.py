@@ -17,11 +17,13 @@ import numpy as np
 from flax import nnx
 
 from ._checks import describe, fail, same_keys
-from .config import CELMoEConfig, HullConfig
+from .config import HullConfig
 from .experts import HullExpert, LinearExpert, MLPExpert
-from .hierarchy import HierarchicalCELMoE, LearnedFusion
+from .hierarchy import HierarchicalCELMoE
+from .hierarchy_config import CELMoEConfig
 from .hull import VectorHull
-from .recipes import USER
+from .level_fusion import LearnedFusion, PositionAwareFusion
+from .recipes import FUSIONS, USER
 
 Permutation = Callable[[int], tuple[int, ...]]
 Leaf = tuple[str, Permutation]
@@ -80,7 +82,7 @@ def leaves_of(module: nnx.Module, prefix: str) -> dict[tuple[Any, ...], tuple[st
 
 
 def _leaf(owner: nnx.Module, name: str, prefix: str) -> Leaf:
-    if isinstance(owner, LearnedFusion):
+    if isinstance(owner, (LearnedFusion, PositionAwareFusion)):
         return name, transposed if name.startswith("gates.") else same
     kind = next((kind for kind in type(owner).__mro__ if kind in RULES), None)
     rule = None if kind is None else RULES[kind]
@@ -158,7 +160,8 @@ def recipes_of(model: HierarchicalCELMoE) -> dict[str, Any]:
         name: _recipe(expert) for name, expert in ((name, expert) for name, _, _, expert in experts_of(model))
     }
     fusion = None if model.fusion is None else type(model.fusion).__name__
-    return {"experts": experts, "fusion": fusion if fusion in (None, "LearnedFusion") else USER}
+    ours = (None, FUSIONS[model.config.fusion_type])
+    return {"experts": experts, "fusion": fusion if fusion in ours else USER}
 
 
 def _recipe(expert: Any) -> dict[str, Any]:

@@ -6,10 +6,15 @@ import json
 from typing import Any
 
 from ._checks import fail
-from .config import CELMoEConfig, HullConfig
+from .config import HullConfig
+from .hierarchy_config import CELMoEConfig
 from .init import parameter_shapes
 
 USER = "user"  # the kind of an expert or a fusion that is not one of ours
+FUSIONS = {
+    "learned": "LearnedFusion",
+    "position_aware": "PositionAwareFusion",
+}  # fusion_type -> kind of the fusion
 FIELDS = {"hierarchy", "experts", "fusion"}
 RULE, FIX = "a config that describes a hierarchy", "Fetch the file again or save the model anew."
 Shapes = dict[str, tuple[int, ...]]
@@ -43,10 +48,12 @@ def described(config: Any) -> tuple[Shapes, tuple[str, ...]]:
             own.append(f"level_modules.{name}.")
         else:
             shapes |= {f"level_modules.{name}.{leaf}": shape for leaf, shape in found.items()}
-    if config["fusion"] == "LearnedFusion":
-        width = hierarchy.hidden_size
+    if config["fusion"] == FUSIONS[hierarchy.fusion_type]:
+        width, aware = hierarchy.hidden_size, config["fusion"] == "PositionAwareFusion"
         for index, level in enumerate(levels):
-            shapes[f"fusion.gates.{index}.weight"] = (width, hierarchy.width_of(level))
+            shapes[f"fusion.gates.{index}.weight"] = (1 if aware else width, hierarchy.width_of(level))
+        if aware:
+            shapes["fusion.position_bias"] = (hierarchy.fusion_max_positions, len(levels))
         shapes |= {"fusion.norm.weight": (width,), "fusion.norm.bias": (width,)}
     elif config["fusion"] == USER:
         own.append("fusion.")

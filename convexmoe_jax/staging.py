@@ -10,9 +10,9 @@ import numpy as np
 import optax
 
 from ._checks import fail
-from .config import CELMoEConfig
 from .dispatch import expanded
 from .hierarchy import HierarchicalCELMoE
+from .hierarchy_config import CELMoEConfig
 
 Tree = Any
 

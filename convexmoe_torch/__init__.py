@@ -7,18 +7,39 @@ if _find_spec("torch") is None:
 
 from . import hull
 from .checkpoint import load, load_optimizer, read_notes, read_optimizer, save
-from .config import CELMoEConfig, ExpertConfig, HierarchyLevelConfig, HullConfig, Normalization
+from .config import HullConfig, Normalization
 from .conjugation import Conjugate, conjugate, inverse_gradient
+from .contexts import ExpertContext
 from .convexity import Certificate, Violation, certify, find_violation
 from .deployment import FixedHierarchy
 from .dropout import sample_dropout
-from .experts import ExpertBatch, ExpertModule, ExpertResult, HullExpert, LinearExpert, MLPExpert
-from .hierarchy import CELMoEOutput, HierarchicalCELMoE, LearnedFusion, LevelOutput
+from .experts import (
+    ExpertAux,
+    ExpertBatch,
+    ExpertModule,
+    ExpertResult,
+    HullExpert,
+    LinearExpert,
+    MLPExpert,
+)
+from .hierarchy import CELMoEOutput, HierarchicalCELMoE, LevelOutput
+from .hierarchy_config import CELMoEConfig, ExpertConfig, ExpertMetadata, HierarchyLevelConfig
 from .hull import FoldedHull, VectorHull, Winners
 from .legacy import NonConvexHull
-from .losses import CELMoELossAPI, LossBundle, LossTerm
+from .level_fusion import LearnedFusion, PositionAwareFusion
+from .losses import (
+    BridgeLossCallable,
+    CELMoELossAPI,
+    LevelLossCallable,
+    LossBundle,
+    LossCallable,
+    LossMap,
+    LossResult,
+    LossTerm,
+)
 from .minimization import Minimum, minimize
 from .moments import OptimizerState
+from .route_lists import LevelRouting, merge_routing, routing_constant, validate_routing_length
 from .routing import Shared, constant_routes, encode_routes, merged_routes, routing_summary
 from .schedule import History
 from .sets import Ball, Box, Polytope, Simplex
@@ -29,13 +50,17 @@ from .training import FitResult, FitState, fit, train
 __all__ = [
     "Ball",
     "Box",
+    "BridgeLossCallable",
     "CELMoEConfig",
     "CELMoELossAPI",
     "CELMoEOutput",
     "Certificate",
     "Conjugate",
+    "ExpertAux",
     "ExpertBatch",
     "ExpertConfig",
+    "ExpertContext",
+    "ExpertMetadata",
     "ExpertModule",
     "ExpertResult",
     "FitResult",
@@ -48,9 +73,14 @@ __all__ = [
     "HullConfig",
     "HullExpert",
     "LearnedFusion",
+    "LevelLossCallable",
     "LevelOutput",
+    "LevelRouting",
     "LinearExpert",
     "LossBundle",
+    "LossCallable",
+    "LossMap",
+    "LossResult",
     "LossTerm",
     "MLPExpert",
     "MaxAffine",
@@ -59,6 +89,7 @@ __all__ = [
     "Normalization",
     "OptimizerState",
     "Polytope",
+    "PositionAwareFusion",
     "Shared",
     "Simplex",
     "VectorHull",
@@ -76,13 +107,16 @@ __all__ = [
     "load",
     "load_optimizer",
     "max_affine",
+    "merge_routing",
     "merged_routes",
     "minimize",
     "read_notes",
     "read_optimizer",
+    "routing_constant",
     "routing_summary",
     "sample_dropout",
     "save",
     "train",
     "unfreeze",
+    "validate_routing_length",
 ]

@@ -7,8 +7,9 @@ import os
 from typing import Any
 
 from ._checks import fail
-from .config import CELMoEConfig, HullConfig
+from .config import HullConfig
 from .hierarchy import HierarchicalCELMoE
+from .hierarchy_config import CELMoEConfig
 from .hull import VectorHull, flatten, nest
 from .moments import MOMENTS, OptimizerState, check_state, optimizer_state, restored
 from .names import built, fill, neutral_arrays, recipes_of

@@ -16,10 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import describe, fail
-from .config import CELMoEConfig
+from .contexts import ExpertContext, check_context, check_leading, check_state, next_context, split_context
 from .experts import ExpertBatch
-from .hierarchy import HierarchicalCELMoE, check_leading, checked_rows, run_expert, take_context
-from .routing import Routing, concrete, encode_routes
+from .gradient_scale import scale_gradient
+from .hierarchy import HierarchicalCELMoE, checked_rows, run_expert, state_of
+from .hierarchy_config import CELMoEConfig
+from .level_fusion import PositionAwareFusion
+from .route_lists import LevelRouting
+from .routing import concrete, encode_routes
 
 
 @dataclass(frozen=True)
@@ -28,20 +32,22 @@ class LevelPlan:
 
     Args:
         experts: names of those that have rows, in the order of the level.
-        stops: whether each keeps its gradient from the level before.
+        scales: the share of each one's gradient that it passes to the level before.
         sizes: the rows of each; empty with one expert, which has them all.
         take: the row that stands at each place when they are sorted by expert; empty with one expert.
         back: the place of each row in that order; empty with one expert.
     """
 
     experts: tuple[str, ...]
-    stops: tuple[bool, ...]
+    scales: tuple[float, ...]
     sizes: tuple[int, ...] = ()
     take: tuple[int, ...] = ()
     back: tuple[int, ...] = ()
 
 
-def make_plans(config: CELMoEConfig, routing: Routing | None) -> tuple[int | None, tuple[LevelPlan, ...]]:
+def make_plans(
+    config: CELMoEConfig, routing: LevelRouting | None
+) -> tuple[int | None, tuple[LevelPlan, ...]]:
     """Return the number of rows that `routing` is for, None where it is for any, and the plan of every enabled level.
 
     Args:
@@ -64,13 +70,14 @@ def make_plans(config: CELMoEConfig, routing: Routing | None) -> tuple[int | Non
         chosen, sizes = np.unique(routes, return_counts=True)
         names = tuple(level.expert_names[expert] for expert in chosen)
         cut = index > 0 or config.stop_gradient_from_input
-        stops = tuple(cut and level.experts[expert].stop_gradient_from_parent for expert in chosen)
+        configs = [level.expert_configs[expert] for expert in chosen]
+        scales = tuple(expert.scale_to_parent if cut else 1.0 for expert in configs)
         if len(chosen) == 1:
-            plans.append(LevelPlan(names, stops))
+            plans.append(LevelPlan(names, scales))
             continue
         take = np.argsort(routes, kind="stable")
         order = (sizes, take, np.argsort(take))
-        plans.append(LevelPlan(names, stops, *(tuple(numbers.tolist()) for numbers in order)))
+        plans.append(LevelPlan(names, scales, *(tuple(numbers.tolist()) for numbers in order)))
     return rows, tuple(plans)
 
 
@@ -99,7 +106,7 @@ class FixedHierarchy(nn.Module):
     Raises:
         TypeError, ValueError: no hierarchy; a level or an expert that it has not; no route, or lists of unequal length.
 
-    >>> from .config import ExpertConfig, HierarchyLevelConfig
+    >>> from .hierarchy_config import ExpertConfig, HierarchyLevelConfig
     >>> from .experts import LinearExpert
     >>> level = HierarchyLevelConfig("family", [ExpertConfig("slavic"), ExpertConfig("romance")])
     >>> model = HierarchicalCELMoE(CELMoEConfig(8, [level]), lambda *_: LinearExpert(8))
@@ -107,7 +114,7 @@ class FixedHierarchy(nn.Module):
     torch.Size([5, 8])
     """
 
-    def __init__(self, model: HierarchicalCELMoE, routing: Routing | None = None) -> None:
+    def __init__(self, model: HierarchicalCELMoE, routing: LevelRouting | None = None) -> None:
         super().__init__()
         if not isinstance(model, HierarchicalCELMoE):
             fix = "Pass the model itself."
@@ -132,16 +139,24 @@ class FixedHierarchy(nn.Module):
         return super().train(False)
 
     def forward(
-        self, hidden: Tensor, *, context: Any = None, mask: Tensor | None = None, state: Any = None
+        self,
+        hidden: Tensor,
+        *,
+        context: ExpertContext = None,
+        mask: Tensor | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """Return the fused output, `[rows, ..., hidden_size]`; arguments as the model's."""
         rows = checked_rows(hidden, self.config)
         if self.rows is not None and rows != self.rows:
             fix = "Fix the routes of a batch of that size, or name one expert a level."
             fail("FixedHierarchy", "hidden", f"{self.rows} rows, as the routing has", describe(hidden), fix)
-        take_context(context, lambda leaf: check_leading("context", leaf, rows))
+        check_context(context, rows)
+        check_state(state)
         if mask is not None:
             check_leading("mask", mask, rows)
+        if isinstance(self.fusion, PositionAwareFusion):
+            self.fusion.check_length(hidden)
         hiddens: list[Tensor] = []
         for index in range(len(self.plans)):
             hidden = self._run_level(index, hidden, context, mask, state)
@@ -159,14 +174,14 @@ class FixedHierarchy(nn.Module):
             return iter(leaf.index_select(0, self.get_buffer(f"take_{index}")).split(plan.sizes))
 
         hiddens = sort_and_split(hidden)
-        contexts = take_context(context, sort_and_split)
+        contexts = split_context(context, sort_and_split)
         masks = None if mask is None else sort_and_split(mask)
         parts = []
-        for name, stop in zip(plan.experts, plan.stops, strict=True):
-            own = next(hiddens)
-            own_context = take_context(contexts, next, open_shared=True)
+        for name, scale in zip(plan.experts, plan.scales, strict=True):
+            own = scale_gradient(next(hiddens), scale)
+            own_context = next_context(contexts)
             own_mask = None if masks is None else next(masks)
-            batch = ExpertBatch(own.detach() if stop else own, own_context, own_mask, state)
+            batch = ExpertBatch(own, own_context, own_mask, state_of(state, level, name))
             parts.append(run_expert(level, modules[name], batch, self.config.width_of(level)).hidden)
         if not plan.sizes:
             return parts[0]

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from .dispatch import grouped_linear
 from .hull import VectorHull
 
+ExpertAux = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class ExpertBatch:
@@ -23,9 +25,9 @@ class ExpertBatch:
 
     Args:
         hidden: `[rows, hidden_size]` or `[rows, length, hidden_size]`.
-        context: the rows' part of the context, or what was marked `Shared`.
+        context: the rows' part of the context; whole what was marked `Shared` or is no array.
         mask: the rows' part of the mask.
-        state: what the caller passed as `state`, whole.
+        state: what the caller passed as `state`, and beside it "level" and "expert", the names of both.
         key: the rows' own keys, int64 `[rows]`, for `sample_dropout`; None outside training. A row's key does not
             depend on other samples or routes.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import check_scalar, describe, fail
-from .config import CELMoEConfig, HierarchyLevelConfig
+from .contexts import ExpertContext, check_context, check_leading, check_state, next_context, split_context
 from .dispatch import Plan, make_plan, permuted, touched, transformed
 from .dropout import sample_keys
 from .experts import ExpertBatch, ExpertResult
-from .routing import Routing, Shared, concrete, encode_routes
-
-EPSILON = 1e-5  # of the fusion's LayerNorm
+from .gradient_scale import scale_gradient, scale_gradient_of_rows
+from .hierarchy_config import CELMoEConfig, HierarchyLevelConfig
+from .level_fusion import PositionAwareFusion, fusion_of
+from .route_lists import LevelRouting
+from .routing import concrete, encode_routes
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class LevelOutput:
         hidden: `[rows, ..., width]`.
         routes: index of each sample's expert, int64 `[rows]`.
         losses: `level.expert.loss` -> mean over the rows of the expert; experts without rows have none.
-        aux: expert -> its aux, for its rows in their order.
+        aux: expert -> its aux, for its rows in their order; of the experts that have rows.
+        expert_names: of the level; a route is an index into them.
     """
 
     name: str
@@ -36,6 +40,12 @@ class LevelOutput:
     routes: Tensor
     losses: dict[str, Tensor]
     aux: dict[str, Any]
+    expert_names: tuple[str, ...] = ()
+
+    @property
+    def route_names(self) -> list[str]:
+        """The name of each sample's expert; the routes are copied to the host."""
+        return [self.expert_names[route] for route in self.routes.tolist()]
 
 
 @dataclass(frozen=True)
@@ -43,56 +53,23 @@ class CELMoEOutput:
     """What the hierarchy gives.
 
     Args:
-        levels: one `LevelOutput` for each enabled level, in order.
+        levels: name -> `LevelOutput` of each enabled level, in order.
         fused_hidden: `[rows, ..., hidden_size]`.
         losses: the losses of all levels by name, unweighted.
         aux: level -> its aux.
-        weights: (name, `loss_weight`) of every loss.
+        weights: (name, `loss_weight`) of every loss; one that is left out has the weight 1.
     """
 
-    levels: tuple[LevelOutput, ...]
+    levels: Mapping[str, LevelOutput]
     fused_hidden: Tensor
     losses: dict[str, Tensor]
     aux: dict[str, Any]
-    weights: tuple[tuple[str, float], ...]
+    weights: tuple[tuple[str, float], ...] = ()
 
     @property
     def loss_weights(self) -> dict[str, float]:
         """The `loss_weight` of every loss by name."""
         return dict(self.weights)
-
-
-class LearnedFusion(nn.Module):
-    """`dropout(LayerNorm(mean over levels of W_l h_l))`, with W_l a Linear without bias.
-
-    Args:
-        hidden_size: width of the fused output.
-        widths: width of each level's output.
-        dropout: share of the units that training drops.
-        dtype: floating dtype of the parameters.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        widths: Sequence[int],
-        dropout: float = 0.0,
-        *,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        gates = [nn.Linear(width, hidden_size, bias=False, dtype=dtype) for width in widths]
-        for gate, width in zip(gates, widths, strict=True):
-            nn.init.normal_(gate.weight, std=width**-0.5)
-        self.gates = nn.ModuleList(gates)
-        self.norm = nn.LayerNorm(hidden_size, eps=EPSILON, dtype=dtype)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, hiddens: Sequence[Tensor]) -> Tensor:
-        """Return the fusion of the levels' outputs, `[rows, ..., hidden_size]`."""
-        mixed = [gate(hidden) for gate, hidden in zip(self.gates, hiddens, strict=True)]
-        mean = sum(mixed[1:], start=mixed[0]) / len(mixed)
-        return self.dropout(self.norm(mean))
 
 
 class HierarchicalCELMoE(nn.Module):
@@ -121,29 +98,32 @@ class HierarchicalCELMoE(nn.Module):
         self.level_modules = nn.ModuleDict()
         for level in config.enabled_levels:
             experts = nn.ModuleDict()
-            for expert in level.experts:
+            for expert in level.expert_configs:
                 module = expert_factory(level.name, expert.name, dict(expert.metadata))
                 if not isinstance(module, nn.Module):
                     name, fix = f"{level.name}.{expert.name}", "Return an ExpertModule from the factory."
                     fail("HierarchicalCELMoE", name, "an nn.Module", type(module).__name__, fix, TypeError)
                 _add(experts, expert.name, module)
             _add(self.level_modules, level.name, experts)
-        if fusion_module is None and config.use_learned_fusion:
-            widths = [config.width_of(level) for level in config.enabled_levels]
-            fusion_module = LearnedFusion(config.hidden_size, widths, config.fusion_dropout)
+        fusion_module = fusion_of(config) if fusion_module is None else fusion_module
         if fusion_module is not None and not isinstance(fusion_module, nn.Module):
             name, fix = "fusion_module", "Pass a module that takes the list of the levels' outputs."
             fail("HierarchicalCELMoE", name, "an nn.Module", type(fusion_module).__name__, fix, TypeError)
         self.fusion = fusion_module
 
+    @property
+    def levels(self) -> tuple[HierarchyLevelConfig, ...]:
+        """The configs of the levels that run, in order."""
+        return self.config.enabled_levels
+
     def forward(
         self,
         hidden: Tensor,
-        routing: Routing | None = None,
-        *,
-        context: Any = None,
+        routing: LevelRouting | None = None,
+        context: ExpertContext = None,
         mask: Tensor | None = None,
-        state: Any = None,
+        *,
+        state: Mapping[str, Any] | None = None,
     ) -> CELMoEOutput:
         """Run the levels and fuse their outputs.
 
@@ -152,32 +132,34 @@ class HierarchicalCELMoE(nn.Module):
             routing: level -> names or integers, one for each row (see `encode_routes`). Under `torch.compile` an
                 integer out of range gives that row NaN, in this level, those after it and the fused output, and
                 no gradient.
-            context: tensor or nested dicts and lists of tensors with a leading axis of rows; anything else must be
-                marked: `Shared(value)`.
+            context: a tensor, or nested mappings and lists. Tensors have a leading axis of rows, of which an expert
+                gets its own, or are marked: `Shared(value)`. What is no array is handed on as it is.
             mask: `[rows, ...]`.
-            state: handed to every expert as it is.
+            state: name -> what every expert gets as it is, beside "level" and "expert", its own names.
         """
         rows = checked_rows(hidden, self.config)
         routes = encode_routes(self.config, routing, rows)
-        take_context(context, lambda leaf: check_leading("context", leaf, rows))
+        check_context(context, rows)
+        check_state(state)
         if mask is not None:
             check_leading("mask", mask, rows)
-        outputs: list[LevelOutput] = []
+        if isinstance(self.fusion, PositionAwareFusion):
+            self.fusion.check_length(hidden)
+        levels: OrderedDict[str, LevelOutput] = OrderedDict()
         hiddens: list[Tensor] = []
         kept = None  # the rows whose routes were all in range; None while that is known of all
         for index, level in enumerate(self.config.enabled_levels):
             given = {"context": context, "mask": mask, "state": state}
             cut = index > 0 or self.config.stop_gradient_from_input
             kept = _kept(kept, routes[level.name], len(level.experts))
-            hidden, output = self._run_level(level, hidden, routes[level.name], kept, given, cut)
+            hidden, levels[level.name] = self._run_level(level, hidden, routes[level.name], kept, given, cut)
             hiddens.append(hidden)
-            outputs.append(output)
-        losses = {name: value for output in outputs for name, value in output.losses.items()}
-        factors = {f"{lv.name}.{ex.name}": ex.loss_weight for lv in self.config.levels for ex in lv.experts}
+        losses = {name: value for output in levels.values() for name, value in output.losses.items()}
+        factors = {f"{lv.name}.{ex.name}": ex.loss_weight for lv in self.levels for ex in lv.expert_configs}
         weights = tuple((name, factors[name[: name.index(".", name.index(".") + 1)]]) for name in losses)
-        aux = {output.name: output.aux for output in outputs}
+        aux = {name: output.aux for name, output in levels.items()}
         fused = hiddens[-1] if self.fusion is None else self.fusion(hiddens)
-        return CELMoEOutput(tuple(outputs), _lost_as_nan(fused, kept), losses, aux, weights)
+        return CELMoEOutput(levels, _lost_as_nan(fused, kept), losses, aux, weights)
 
     def _run_level(
         self, level: HierarchyLevelConfig, hidden: Any, routes: Any, kept: Any, given: Any, cut: bool
@@ -188,20 +170,20 @@ class HierarchicalCELMoE(nn.Module):
         modules: Any = self.level_modules[level.name]
         experts = list(modules.values())  # children() would leave out one that stands twice
         plan = make_plan(routes, len(experts))
-        stops = [cut and expert.stop_gradient_from_parent for expert in level.experts]
+        scales = [expert.scale_to_parent if cut else 1.0 for expert in level.expert_configs]
         losses: dict[str, Tensor] = {}
         aux: dict[str, Any] = {}
         if _can_be_grouped(experts):
-            sorted_hidden = _grouped(
-                experts, permuted(_cut_rows(hidden, routes, stops), plan.take, plan.back), plan
-            )
+            scaled = scale_gradient_of_rows(hidden, routes, scales)
+            sorted_hidden = _grouped(experts, permuted(scaled, plan.take, plan.back), plan)
         else:
             keys = sample_keys(len(hidden), hidden.device) if self.training else None
             given = given | {"keys": keys, "width": self.config.width_of(level)}
-            sorted_hidden, losses, aux = _one_by_one(level, experts, hidden, given, plan, stops)
+            sorted_hidden, losses, aux = _one_by_one(level, experts, hidden, given, plan, scales)
         _check_shape(level, hidden, self.config.width_of(level), sorted_hidden)
         total = permuted(sorted_hidden, plan.back, plan.take)
-        return total, LevelOutput(level.name, _lost_as_nan(total, kept), given_routes, losses, aux)
+        shown = _lost_as_nan(total, kept)
+        return total, LevelOutput(level.name, shown, given_routes, losses, aux, level.expert_names)
 
 
 def _add(modules: nn.ModuleDict, name: str, module: nn.Module) -> None:
@@ -256,7 +238,7 @@ def _one_by_one(
     hidden: Tensor,
     given: Any,
     plan: Plan,
-    stops: list[bool],
+    scales: list[float],
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
     """Call every expert that has rows on a view of the sorted rows."""
     sizes = plan.counts.tolist()
@@ -266,26 +248,26 @@ def _one_by_one(
         return iter(permuted(leaf, plan.take, plan.back).split(sizes))
 
     hiddens = sort_and_split(hidden)
-    context = take_context(given["context"], sort_and_split)
+    context = split_context(given["context"], sort_and_split)
     mask, keys = (None if given[name] is None else sort_and_split(given[name]) for name in ("mask", "keys"))
     parts, unused = [], []
     losses: dict[str, Tensor] = {}
     aux: dict[str, Any] = {}
-    for config, expert, stop in zip(level.experts, experts, stops, strict=True):
-        own, own_context = next(hiddens), take_context(context, next, open_shared=True)
+    for name, expert, scale in zip(level.expert_names, experts, scales, strict=True):
+        own, own_context = next(hiddens), next_context(context)
         own_mask, own_keys = (None if leaves is None else next(leaves) for leaves in (mask, keys))
         if len(own) == 0:
             unused.extend(expert.parameters())
             continue
-        own = own.detach() if stop else own
-        batch = ExpertBatch(own, own_context, own_mask, given["state"], own_keys)
+        state = state_of(given["state"], level, name)
+        batch = ExpertBatch(scale_gradient(own, scale), own_context, own_mask, state, own_keys)
         result = run_expert(level, expert, batch, given["width"])
         parts.append(result.hidden)
-        aux[config.name] = result.aux
+        aux[name] = result.aux
         for loss, value in result.losses.items():
             value = torch.as_tensor(value)
             check_scalar("ExpertModule", f"losses[{loss!r}]", value)
-            losses[f"{level.name}.{config.name}.{loss}"] = value
+            losses[f"{level.name}.{name}.{loss}"] = value
     if sizes[-1] or not parts:
         like = parts[0] if parts else hidden.new_empty((0, *hidden.shape[1:-1], given["width"]))
         parts.append(like.new_zeros((sizes[-1], *like.shape[1:])))
@@ -304,27 +286,9 @@ def run_expert(
     return result
 
 
-def _cut_rows(hidden: Tensor, routes: Tensor, stops: list[bool]) -> Tensor:
-    """Return `hidden` without gradient in the rows whose expert does not pass it on."""
-    if not any(stops):
-        return hidden
-    if all(stops):
-        return hidden.detach()
-    stop = torch.tensor(stops, device=hidden.device)[routes.clamp(0, len(stops) - 1)]
-    return torch.where(stop.reshape(-1, *[1] * (hidden.ndim - 1)), hidden.detach(), hidden)
-
-
-def take_context(context: Any, take: Callable[[Any], Any], open_shared: bool = False) -> Any:
-    """Return the context with `take` done to every leaf that each sample has its own of."""
-    if context is None:
-        return None
-    if isinstance(context, Shared):
-        return context.value if open_shared else context
-    if isinstance(context, Mapping):
-        return {name: take_context(value, take, open_shared) for name, value in context.items()}
-    if isinstance(context, (list, tuple)):
-        return [take_context(value, take, open_shared) for value in context]
-    return take(context)
+def state_of(state: Mapping[str, Any] | None, level: HierarchyLevelConfig, expert: str) -> dict[str, Any]:
+    """Return what an expert gets as `state`: what the caller gave, and where it stands."""
+    return {**(state or {}), "level": level.name, "expert": expert}
 
 
 def checked_rows(hidden: Any, config: CELMoEConfig) -> int:
@@ -336,20 +300,6 @@ def checked_rows(hidden: Any, config: CELMoEConfig) -> int:
     if hidden.ndim not in (2, 3) or hidden.shape[-1] != config.hidden_size:
         fail("HierarchicalCELMoE", "hidden", rule, describe(hidden), "Project or reshape it.")
     return hidden.shape[0]
-
-
-def check_leading(argument: str, value: Any, rows: int) -> None:
-    """Check that `value` is a tensor with a leading axis of `rows`."""
-    if not hasattr(value, "shape") or len(value.shape) == 0 or value.shape[0] != rows:
-        fix = (
-            "Give it one entry for each sample, or mark it: Shared(value)."
-            if argument == "context"
-            else "Give it one."
-        )
-        fail("HierarchicalCELMoE", argument, f"a leading axis of {rows} samples", describe(value), fix)
-    if not isinstance(value, Tensor):
-        fix = "Convert it to an array of this framework first."
-        fail("HierarchicalCELMoE", argument, "tensors", type(value).__name__, fix, TypeError)
 
 
 def _check_shape(level: HierarchyLevelConfig, hidden: Tensor, width: int, new: Tensor) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +13,14 @@ from torch import Tensor
 
 from ._checks import check_scalar, fail
 from .hierarchy import CELMoEOutput
+from .loss_forms import FORMS, LossForm, loss_form
+
+LossMap = Mapping[str, Tensor]
+LossResult = Tensor | LossMap
+LossCallable = Callable[..., LossResult]  # (output, targets, context) or (output)
+LevelLossCallable = Callable[..., LossResult]  # (level_output, output, targets, context) or (level_output)
+# (parent_output, child_output, output, targets, context) or (parent_output, child_output)
+BridgeLossCallable = Callable[..., LossResult]
 
 
 @dataclass(frozen=True)
@@ -22,20 +31,37 @@ class LossTerm:
         name: `level.expert.loss`, `global.n`, `<level>.n` or `<parent>-><child>.n`.
         value: unweighted, a scalar.
         weight: its factor in the total.
-        scope: "expert", "global", "level" or "bridge".
+        scope: "global", the name of the level, "<parent>-><child>", or "expert".
     """
 
     name: str
     value: Tensor
-    weight: float
-    scope: str
+    weight: float = 1.0
+    scope: str = "global"
 
 
-@dataclass(frozen=True)
+@dataclass(init=False)
 class LossBundle:
-    """All terms of a loss."""
+    """All terms of a loss.
 
-    terms: tuple[LossTerm, ...]
+    Args:
+        terms: `LossTerm` entries, in order; the list is copied. None for none.
+    """
+
+    terms: list[LossTerm]
+
+    def __init__(self, terms: Iterable[LossTerm] | None = None) -> None:
+        self.terms = [] if terms is None else list(terms)
+
+    def add(self, name: str, value: Any, weight: float = 1.0, scope: str = "global") -> None:
+        """Add a term.
+
+        Raises:
+            ValueError: its value is no scalar, or its weight no finite number.
+        """
+        value = torch.as_tensor(value)
+        check_scalar("LossBundle", name, value)
+        self.terms.append(LossTerm(name, value, _checked_weight("LossBundle", weight), scope))
 
     @property
     def total(self) -> Tensor:
@@ -65,59 +91,81 @@ class _Entry(NamedTuple):
     scope: str
     path: tuple[str, ...]
     name: str
-    function: Callable[..., Any]
+    function: LossCallable | LevelLossCallable | BridgeLossCallable
+    form: LossForm
     weight: float
 
 
 class CELMoELossAPI:
     """Named losses, added once and computed for every output.
 
+    A loss gives a scalar or a dict of scalars, called `<scope>.<name>` and `<scope>.<name>.<item>`.
+
     >>> api = CELMoELossAPI()
-    >>> api.add_global("l2", lambda output: (output.fused_hidden ** 2).mean(), weight=0.5)
+    >>> api.add_global("mse", lambda output, targets, context: ((output.fused_hidden - targets) ** 2).mean())
+    >>> api.add_level("family", "size", lambda level: (level.hidden ** 2).mean(), weight=0.1)
     """
 
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
 
-    def add_global(self, name: str, function: Callable[[CELMoEOutput], Any], weight: float = 1.0) -> None:
-        """Add `function(output)`, a scalar or a dict of scalars, called `global.<name>`."""
-        self._entries.append(_Entry("global", (), name, function, float(weight)))
-
-    def add_level(self, level: str, name: str, function: Callable[..., Any], weight: float = 1.0) -> None:
-        """Add `function(level_output)`, called `<level>.<name>`."""
-        self._entries.append(_Entry("level", (level,), name, function, float(weight)))
-
-    def add_bridge(
-        self, parent: str, child: str, name: str, function: Callable[..., Any], weight: float = 1.0
-    ) -> None:
-        """Add `function(parent_output, child_output)`, called `<parent>-><child>.<name>`."""
-        self._entries.append(_Entry("bridge", (parent, child), name, function, float(weight)))
-
-    def compute(self, output: CELMoEOutput) -> LossBundle:
-        """Return all terms for an output: the experts' own losses first, then those added, in order.
+    def add_global(self, name: str, function: LossCallable, weight: float = 1.0) -> None:
+        """Add `function(output, targets, context)` or `function(output)`, called `global.<name>`.
 
         Raises:
-            ValueError: a loss names a level that the output does not have, or is no scalar.
+            TypeError: the function fits neither form (see `loss_form`).
+            ValueError: the weight is no finite number.
         """
+        self._add("global", (), name, function, weight)
+
+    def add_level(self, level: str, name: str, function: LevelLossCallable, weight: float = 1.0) -> None:
+        """Add `function(level_output, output, targets, context)` or `function(level_output)`, called `<level>.<name>`.
+
+        Raises: as `add_global`.
+        """
+        self._add("level", (level,), name, function, weight)
+
+    def add_bridge(
+        self, parent: str, child: str, name: str, function: BridgeLossCallable, weight: float = 1.0
+    ) -> None:
+        """Add a loss between two levels, called `<parent>-><child>.<name>`.
+
+        It is `function(parent_output, child_output, output, targets, context)` or
+        `function(parent_output, child_output)`.
+
+        Raises: as `add_global`.
+        """
+        self._add("bridge", (parent, child), name, function, weight)
+
+    def _add(self, scope: str, path: tuple[str, ...], name: str, function: Any, weight: float) -> None:
+        weight = _checked_weight(f"CELMoELossAPI.add_{scope}", weight)
+        self._entries.append(_Entry(scope, path, name, function, loss_form(scope, function), weight))
+
+    def compute(self, output: CELMoEOutput, targets: Any = None, context: Any = None) -> LossBundle:
+        """Return all terms for an output: the experts' own losses first, then those added, in order.
+
+        Args:
+            output: of a hierarchy.
+            targets, context: handed to the losses that take them, as they are.
+
+        Raises:
+            ValueError: a loss names a level that the output does not have, is no scalar, or uses targets or a context
+                that are None.
+        """
+        factors = output.loss_weights
         terms = [
-            LossTerm(name, value, output.loss_weights[name], "expert")
-            for name, value in output.losses.items()
+            LossTerm(name, value, factors.get(name, 1.0), "expert") for name, value in output.losses.items()
         ]
-        levels = {level.name: level for level in output.levels}
         for entry in self._entries:
-            unknown = [name for name in entry.path if name not in levels]
+            unknown = [name for name in entry.path if name not in output.levels]
             if unknown:
-                fix = "Correct the name, or enable the level."
-                fail(
-                    "CELMoELossAPI",
-                    f"add_{entry.scope}",
-                    f"levels among {list(levels)}",
-                    repr(unknown[0]),
-                    fix,
-                )
-            args = [levels[name] for name in entry.path] if entry.path else [output]
-            value = entry.function(*args)
-            full = f"{'->'.join(entry.path) or 'global'}.{entry.name}"
+                rule, fix = f"levels among {list(output.levels)}", "Correct the name, or enable the level."
+                fail("CELMoELossAPI", f"add_{entry.scope}", rule, repr(unknown[0]), fix)
+            scope = "->".join(entry.path) or "global"
+            values = [*(output.levels[name] for name in entry.path), output, targets, context]
+            given = dict(zip(FORMS[entry.scope][0], values, strict=True))
+            full = f"{scope}.{entry.name}"
+            value = entry.form.call(entry.function, given, full)
             parts = (
                 {f"{full}.{key}": v for key, v in value.items()}
                 if isinstance(value, Mapping)
@@ -126,5 +174,12 @@ class CELMoELossAPI:
             for name, part in parts.items():
                 value = torch.as_tensor(part)
                 check_scalar("CELMoELossAPI", name, value)
-                terms.append(LossTerm(name, value, entry.weight, entry.scope))
-        return LossBundle(tuple(terms))
+                terms.append(LossTerm(name, value, entry.weight, scope))
+        return LossBundle(terms)
+
+
+def _checked_weight(owner: str, weight: Any) -> float:
+    """Return the factor of a term as a float."""
+    if isinstance(weight, bool) or not hasattr(weight, "__float__") or not math.isfinite(weight):
+        fail(owner, "weight", "a finite number", repr(weight), "Pass weight=1.0.")
+    return float(weight)

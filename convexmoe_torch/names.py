@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import fail, same_keys
-from .config import CELMoEConfig, HullConfig
+from .config import HullConfig
 from .experts import HullExpert, LinearExpert, MLPExpert
-from .hierarchy import HierarchicalCELMoE, LearnedFusion
+from .hierarchy import HierarchicalCELMoE
+from .hierarchy_config import CELMoEConfig
 from .hull import VectorHull
-from .recipes import USER
+from .level_fusion import LearnedFusion, PositionAwareFusion
+from .recipes import FUSIONS, USER
 
 RULES: set[type] = {
     nn.Linear,
@@ -32,6 +34,7 @@ RULES: set[type] = {
     MLPExpert,
     HullExpert,
     LearnedFusion,
+    PositionAwareFusion,
 }
 
 
@@ -104,7 +107,8 @@ def recipes_of(model: HierarchicalCELMoE) -> dict[str, Any]:
         for name, expert in members.items()  # type: ignore[operator]
     }
     fusion = None if model.fusion is None else type(model.fusion).__name__
-    return {"experts": experts, "fusion": fusion if fusion in (None, "LearnedFusion") else USER}
+    ours = (None, FUSIONS[model.config.fusion_type])
+    return {"experts": experts, "fusion": fusion if fusion in ours else USER}
 
 
 def _recipe(expert: Any) -> dict[str, Any]:

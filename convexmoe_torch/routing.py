@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from ._checks import describe, fail, whole_number
-from .config import CELMoEConfig, HierarchyLevelConfig
+from .hierarchy_config import CELMoEConfig, HierarchyLevelConfig
+from .route_lists import LevelRouting
 
 Routes = dict[str, torch.Tensor]
-Routing = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Shared:
     value: Any
 
 
-def encode_routes(config: CELMoEConfig, routing: Routing | None, rows: int) -> dict[str, Any]:
+def encode_routes(config: CELMoEConfig, routing: LevelRouting | None, rows: int) -> dict[str, Any]:
     """Return one integer route a sample for every enabled level.
 
     A level that the routing does not name goes to its only expert or its `fallback_expert`; so does a sample
@@ -42,7 +42,7 @@ def encode_routes(config: CELMoEConfig, routing: Routing | None, rows: int) -> d
         ValueError: an unknown level or expert (the known ones are listed), a list of another length, an integer
             out of range, a sample without a route where the level has no fallback.
 
-    >>> from .config import ExpertConfig
+    >>> from .hierarchy_config import ExpertConfig
     >>> level = HierarchyLevelConfig("family", [ExpertConfig("slavic"), ExpertConfig("romance")])
     >>> encode_routes(CELMoEConfig(8, [level]), {"family": ["romance", "slavic"]}, 2)["family"].tolist()
     [1, 0]

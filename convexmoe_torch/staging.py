@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from ._checks import fail
-from .config import CELMoEConfig
 from .hierarchy import HierarchicalCELMoE
+from .hierarchy_config import CELMoEConfig
 
 
 def freeze(model: HierarchicalCELMoE, *names: str) -> None:

@@ -163,7 +163,7 @@ class JaxEngine:
             rest = {name: value for name, value in inputs.items() if name not in floats}
             (total, output), (by_state, by_floats) = call(state, floats, jax.tree.map(jnp.array, rest))
             values = {"fused": output.fused_hidden, "total": total} | output.losses
-            values |= {level.name: level.hidden for level in output.levels}
+            values |= {level.name: level.hidden for level in output.levels.values()}
             gradients = dict(by_floats)
             self.groups = dict(model.groups)
             for path, members, leaf in self.parameters({"level_modules": {}} | nnx.to_pure_dict(by_state)):
@@ -241,7 +241,7 @@ class TorchEngine:
         total = losses_of(convexmoe_torch, cotangents).compute(output).total
         total.backward()
         values = {"fused": output.fused_hidden, "total": total} | output.losses
-        values |= {level.name: level.hidden for level in output.levels}
+        values |= {level.name: level.hidden for level in output.levels.values()}
         used = any("tanh" in level.kinds for level in case.levels if level.enabled)
         for name, leaf in [*floats.items(), *model.named_parameters()]:
             missing = (

@@ -22,6 +22,7 @@ class Level:
         kinds: one an expert, keys of SHAPES.
         width: of the output; None means the hierarchy's.
         stops: indices of the experts with stop_gradient_from_parent.
+        scales: (index, gradient_scale) of the experts that have one.
         loss_weight: of all its experts.
         fallback: index of the fallback expert.
         enabled: as in the config.
@@ -31,6 +32,7 @@ class Level:
     kinds: tuple[str, ...]
     width: int | None = None
     stops: tuple[int, ...] = ()
+    scales: tuple[tuple[int, float], ...] = ()
     loss_weight: float = 1.0
     fallback: int | None = None
     enabled: bool = True
@@ -84,6 +86,13 @@ CASES = {
     "stops_in_a_level": Case(
         (Level("a", ("linear",) * 2, stops=(0,)), Level("b", ("linear",) * 3, stops=(0, 2)))
     ),
+    "scales_in_a_level": Case(
+        (
+            Level("a", ("linear",) * 2, scales=((0, 0.5),)),
+            Level("b", ("tanh",) * 3, stops=(2,), scales=((0, 0.3), (2, 0.7))),
+            Level("c", ("mlp7",) * 2, scales=((0, 0.25), (1, 0.25))),
+        )
+    ),
     "stops_at_the_input": Case(
         (Level("a", ("linear",) * 3, stops=(0, 2)), Level("b", ("linear",) * 2, stops=(0, 1))), cut_input=True
     ),
@@ -119,6 +128,7 @@ def config_of(package: Any, case: Case) -> Any:
                 f"e{n}",
                 loss_weight=level.loss_weight,
                 stop_gradient_from_parent=n in level.stops,
+                gradient_scale=dict(level.scales).get(n, 1.0),
                 metadata={"kind": kind, "in_dim": i, "out_dim": o},
             )
             for n, kind in enumerate(level.kinds)
@@ -198,8 +208,9 @@ def naive(case: Case, weights: dict[str, np.ndarray], inputs: dict[str, Any]) ->
         routes = inputs["routes"][level.name]
         for row, route in enumerate(routes.tolist()):
             x = samples[row]
-            if route in level.stops and (index > 0 or case.cut_input):
-                x = x.detach()
+            if index > 0 or case.cut_input:
+                share = 0.0 if route in level.stops else dict(level.scales).get(route, 1.0)
+                x = share * x + (1 - share) * x.detach()
             prefix = f"level_modules.{level.name}.e{route}."
             w = {name.removeprefix(prefix): value for name, value in p.items() if name.startswith(prefix)}
             samples[row], found = naive_expert(level.kinds[route], w, x, given, row)

@@ -122,18 +122,21 @@ def by_input(engine, function, x):
 
 def test_the_gradient_by_the_input_is_that_of_the_model(engine):
     """With its stops: of the first level's experts where the config says so, of the second's always."""
-    levels = (Level("a", ("linear",) * 2, stops=(1,)), Level("b", ("linear",) * 3, stops=(0, 2)))
+    levels = (
+        Level("a", ("linear",) * 2, stops=(1,)),
+        Level("b", ("linear",) * 3, stops=(0, 2), scales=((1, 0.3),)),
+    )
     routing = {"a": ["e0", "e1"] * 3, "b": ["e1", "e1", "e2", "e0", "e1", "e1"]}
     with engine.precision("float64"):
         model, x = built(engine, Case(levels, cut_input=True), "float64"), rows_of(CASE, ROWS, "float64")
         good = by_input(engine, lambda x: model(x, routing).fused_hidden, x)
         assert relative_error(by_input(engine, fixed(engine, model, routing), x), good) < 1e-12
-        free = tuple(Level(level.name, level.kinds) for level in levels)
+        free = tuple(Level(level.name, level.kinds, scales=level.scales) for level in levels)
         found = by_input(engine, fixed(engine, built(engine, Case(free), "float64"), routing), x)
         for row, names in enumerate(zip(*routing.values(), strict=True)):
             assert (relative_error(found[row], good[row]) > 1e-2) == (names != ("e0", "e1"))  # control
         kept = fixed(engine, built(engine, Case(levels), "float64"), routing)
-        assert [plan.stops for plan in kept.plans] == [(False, False), (True, False, True)]
+        assert [plan.scales for plan in kept.plans] == [(1.0, 1.0), (0.0, 0.3, 0.0)]
 
 
 def names_of(hierarchy):

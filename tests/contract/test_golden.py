@@ -74,7 +74,7 @@ def run(framework, path, change=None):
 def largest_difference(data, output, bundle, gradients):
     """Over outputs, losses and gradients; a wrong set of names is infinitely far."""
     pairs = [(output.fused_hidden, data["fused"]), (bundle.total, data["loss_total"])]
-    pairs += [(level.hidden, data[f"level/{level.name}"]) for level in output.levels]
+    pairs += [(level.hidden, data[f"level/{level.name}"]) for level in output.levels.values()]
     pairs += [(gradients[name], data[f"grad/{name}"]) for name in gradients]
     recorded, ours = json.loads(str(data["loss_terms"])), bundle.as_dict()
     pairs += [(ours[name], value) for name, value in recorded.items()]

@@ -35,16 +35,16 @@ def test_names_integers_and_missing_levels(engine, x):
     held = np.array(integers)
     output = model(engine.array(x), {"a": held})
     held[:] = 1  # what was given may be used again
-    assert numpy(output.levels[0].routes).tolist() == integers.tolist()
+    assert numpy(output.levels["a"].routes).tolist() == integers.tolist()
     for routing in (None, {}, {"b": ["e0"] * 6}):
-        assert numpy(model(engine.array(x), routing).levels[0].routes).tolist() == [2] * 6
+        assert numpy(model(engine.array(x), routing).levels["a"].routes).tolist() == [2] * 6
 
 
 def test_without_fusion_the_last_level_is_the_output(engine, x):
     output = built(engine)(engine.array(x))
-    assert [level.name for level in output.levels] == ["a", "b"]
-    assert output.fused_hidden is output.levels[-1].hidden or np.array_equal(
-        numpy(output.fused_hidden), numpy(output.levels[-1].hidden)
+    assert [level.name for level in output.levels.values()] == list(output.levels) == ["a", "b"]
+    assert output.fused_hidden is output.levels["b"].hidden or np.array_equal(
+        numpy(output.fused_hidden), numpy(output.levels["b"].hidden)
     )
 
 
@@ -72,14 +72,14 @@ def test_a_fusion_of_the_users_own(engine, x):
     else:
         model = engine.package.HierarchicalCELMoE(config, factory, TorchLargest())
     output = model(engine.array(x))
-    wanted = 3 * np.maximum(*(numpy(level.hidden) for level in output.levels))
+    wanted = 3 * np.maximum(*(numpy(level.hidden) for level in output.levels.values()))
     assert relative_error(numpy(output.fused_hidden), wanted) < 1e-6
 
 
 def test_no_rows_are_no_fault(engine, x):
     case = Case((Level("a", ("linear", "mlp7"), width=7), Level("b", ("mlp7",) * 2)))
     output = built(engine, case)(engine.array(x[:0]), {"a": [], "b": []})
-    assert tuple(output.fused_hidden.shape) == (0, 5) and tuple(output.levels[0].hidden.shape) == (0, 7)
+    assert tuple(output.fused_hidden.shape) == (0, 5) and tuple(output.levels["a"].hidden.shape) == (0, 7)
 
 
 HIDDEN = "[rows, hidden_size=5] or [rows, length, hidden_size=5]"
@@ -102,9 +102,16 @@ CALLS = [
     ),
     (
         (6, 5),
-        {"context": {"text": "en"}},
+        {"state": 3.5},
+        TypeError,
+        f"{OWNER}.state: expected a mapping; got 3.5. Pass {{name: value}}.",
+    ),
+    (
+        (6, 5),
+        {"state": {"scale": 2.0, "level": 1}},
         ValueError,
-        f"{OWNER}.context: expected a leading axis of 6 samples; got 'en'. {FIX}",
+        f"{OWNER}.state: expected names other than ['level', 'expert']; got ['level']. "
+        "Rename it: the hierarchy gives these.",
     ),
     (
         (6, 5),

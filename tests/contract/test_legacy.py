@@ -166,7 +166,7 @@ def test_celmoe_computes_what_was_recorded(engine, path, other):
             model = from_celmoe(state, config, lambda *_: TorchExpert(meta["hidden"]))
         x, mask, context = (engine.array(data[name]) for name in ("x", "mask", "context"))
         output = model(x, meta["routing"], context=context, mask=mask)
-    for level in output.levels:
+    for level in output.levels.values():
         hidden = level.hidden.detach() if engine.name == "torch" else level.hidden
         assert np.abs(np.asarray(hidden) - data[f"level/{level.name}"]).max() < BOUND
 

@@ -52,9 +52,9 @@ def test_names_scopes_weights_and_the_total(engine, output):
         ("b.e1.act", 3.0, "expert"),
         ("b.e1.size", 3.0, "expert"),
         ("global.l2", 0.5, "global"),
-        ("b.size.x", 2.0, "level"),
-        ("b.size.y", 2.0, "level"),
-        ("a->b.gap", 1.0, "bridge"),
+        ("b.size.x", 2.0, "b"),
+        ("b.size.y", 2.0, "b"),
+        ("a->b.gap", 1.0, "a->b"),
         ("global.l2", 0.0, "global"),
     ]
     total = sum(t.weight * number(t.value) for t in bundle.terms)
@@ -63,7 +63,7 @@ def test_names_scopes_weights_and_the_total(engine, output):
     size = next(
         t.value for t in bundle.terms if t.name == "b.e1.size"
     )  # a mean over rows of the sums over units
-    assert abs(number(size) - number(abs(output.levels[1].hidden).sum()) / 5) < 1e-4
+    assert abs(number(size) - number(abs(output.levels["b"].hidden).sum()) / 5) < 1e-4
 
 
 def test_names_of_one_kind_stay_apart(engine, output):

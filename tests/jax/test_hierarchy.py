@@ -69,7 +69,7 @@ def test_calls_outside_jit_compile_once_too():
     x, routings = jnp.asarray(X), ten_routings()
 
     def run(routes):
-        return [level.hidden for level in model(x, routes).levels]
+        return [level.hidden for level in model(x, routes).levels.values()]
 
     assert compilations(lambda: run(routings[0])) > 0
     assert compilations(lambda: [run(routes) for routes in routings]) == 0
@@ -85,7 +85,7 @@ def test_a_route_out_of_range_is_nan_without_gradient(level, bad):
     (_, output), (by_state, by_x) = gradient(X, wrong)
     lost = np.arange(len(X)) == row
     assert np.array_equal(np.isnan(output.fused_hidden).all(1), lost)
-    for one, wanted in zip(output.levels, right[0][1].levels, strict=True):
+    for one, wanted in zip(output.levels.values(), right[0][1].levels.values(), strict=True):
         expected = lost & (level == "a" or one.name == "b")
         assert np.array_equal(np.isnan(one.hidden).any(1), expected)
         assert relative_error(one.hidden[~lost], wanted.hidden[~lost]) < 1e-5
@@ -119,7 +119,7 @@ def test_outputs_and_bundles_are_pytrees_and_pass_jit():
 
     output, bundle = run(state, X, inputs["routes"], context["shift"])
     assert isinstance(output, convexmoe_jax.CELMoEOutput) and isinstance(bundle, convexmoe_jax.LossBundle)
-    assert [level.name for level in output.levels] == ["a", "b"]
+    assert [level.name for level in output.levels.values()] == ["a", "b"]
     again = losses(output)  # what came out of jit serves as well
     assert [(t.name, t.weight, t.scope) for t in again.terms] == [
         (t.name, t.weight, t.scope) for t in bundle.terms
@@ -129,7 +129,7 @@ def test_outputs_and_bundles_are_pytrees_and_pass_jit():
     assert relative_error(doubled.total, 2 * bundle.total) < 1e-6
     assert output.aux["a"]["e1"]["largest"].shape == (len(X),) and output.aux["a"]["e0"] == {}
     own = np.asarray(inputs["routes"]["b"]) == 1
-    top = np.asarray(output.levels[1].hidden).max(1)
+    top = np.asarray(output.levels["b"].hidden).max(1)
     assert np.array_equal(np.asarray(output.aux["b"]["e1"]["largest"])[own], top[own])
 
 
@@ -241,7 +241,9 @@ def test_dropout_in_an_expert_is_a_samples_own(make_key):
         config_of(convexmoe_jax, case), lambda *_, rngs: Dropping(), rngs=nnx.Rngs(0)
     )
     x, (one, two, *_) = jnp.ones((13, 5)), ten_routings(case)
-    run = jax.jit(lambda x, routes, key: [level.hidden for level in model(x, routes, key=key).levels])
+    run = jax.jit(
+        lambda x, routes, key: [level.hidden for level in model(x, routes, key=key).levels.values()]
+    )
     first, again = run(x, one, make_key(1)), run(x, two, make_key(1))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], run(x, one, make_key(2))[0])

@@ -77,7 +77,7 @@ def lost_rows(model, compiled, x, routes):
         compiled, x, wrong, lambda output: output.fused_hidden.nan_to_num().square().sum()
     )
     keep = torch.arange(len(x)) != 4
-    for hidden in (output.fused_hidden, *(level.hidden for level in output.levels)):
+    for hidden in (output.fused_hidden, *(level.hidden for level in output.levels.values())):
         assert torch.equal(hidden.isnan().any(1), ~keep)
     without = {name: value[keep] for name, value in routes.items()}
     other, wanted = gradients(model, x[keep].detach().requires_grad_(), without)
@@ -139,7 +139,7 @@ def test_autocast_lets_experts_change_dtype(kinds):
     exact, wanted = gradients(model, x, routes)
     with torch.autocast("cpu", torch.bfloat16):
         output = model(x, routes)
-    assert output.levels[1].hidden.dtype == torch.bfloat16
+    assert output.levels["b"].hidden.dtype == torch.bfloat16
     model.zero_grad()
     x.grad = None
     output.fused_hidden.float().square().sum().backward()
@@ -259,23 +259,23 @@ def test_what_hangs_on_an_expert_is_honoured():
     expert = model.level_modules["b"]["e1"]
     own = routes["b"] == 1
     assert own.any() and not own.all()
-    plain = model(x, routes).levels[1].hidden
+    plain = model(x, routes).levels["b"].hidden
 
     def check(changed):
         assert torch.all(changed[own] == 0) and torch.equal(changed[~own], plain[~own])
 
     hook = expert.register_forward_hook(lambda m, i, result: convexmoe_torch.ExpertResult(0 * result.hidden))
-    check(model(x, routes).levels[1].hidden)
+    check(model(x, routes).levels["b"].hidden)
     assert not hierarchy._can_be_grouped(list(model.level_modules["b"].values()))
     hook.remove()
     expert.forward = lambda batch: convexmoe_torch.ExpertResult(0 * batch.hidden)
-    check(model(x, routes).levels[1].hidden)
+    check(model(x, routes).levels["b"].hidden)
     del expert.forward
     prune.l1_unstructured(expert, "weight", 0.5)  # works by a hook before the call
     with torch.no_grad():
         expert.weight_orig.zero_()
         expert.bias.zero_()
-    check(model(x, routes).levels[1].hidden)
+    check(model(x, routes).levels["b"].hidden)
 
 
 def test_one_module_for_two_experts():

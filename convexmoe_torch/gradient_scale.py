@@ -1,0 +1,52 @@
+"""The gradient from an expert to the level before it: whole, scaled, or none. Values are never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Scaled(torch.autograd.Function):
+    """The identity on `x`, whose gradient is `factor` times the one that it gets."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, factor: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return tangents[0] * ctx.saved_tensors[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] * ctx.saved_tensors[0], None
+
+
+def scale_gradient(x: Tensor, scale: float) -> Tensor:
+    """Return `x`, of whose gradient the share `scale` in [0, 1] is passed on; nothing at 0, not even a NaN."""
+    if scale == 1.0:
+        return x
+    return x.detach() if scale == 0.0 else _Scaled.apply(x, x.new_tensor(scale))
+
+
+def scale_gradient_of_rows(x: Tensor, routes: Tensor, scales: Sequence[float]) -> Tensor:
+    """Return `x`, `[rows, ...]`, of whose rows' gradients the shares `scales[route]` are passed on.
+
+    A route outside [0, len(scales)) is that of a row whose gradient is 0 anyway.
+    """
+    if len(set(scales)) == 1:
+        return scale_gradient(x, scales[0])
+    factor = x.new_tensor(scales)[routes.clamp(0, len(scales) - 1)].reshape(-1, *[1] * (x.ndim - 1))
+    if 0.0 in scales:
+        x = torch.where(factor == 0, x.detach(), x)
+    return x if set(scales) <= {0.0, 1.0} else _Scaled.apply(x, factor)
