@@ -203,6 +203,14 @@ class HullConfig:
         return cls(**values)
 
 
+def refuse_inversion(invert: Any) -> None:
+    """Refuse an option that newer releases of torch-mice have: a hull without it would be another model in silence."""
+    if invert is not None:
+        fix = "Leave it out, and see docs/pages/migrating.md; for a concave function take minus a hull."
+        got = f"{invert!r}, an option of torch-mice 0.5, whose hull is another model"
+        fail("VectorHull", "invert", "no such option", got, fix, TypeError)
+
+
 def check_fields(cls: type, values: Any, optional: frozenset[str] = frozenset()) -> None:
     """Check that `values` is an object with the fields of the dataclass `cls`, all but the optional ones."""
     known = [field.name for field in fields(cls)]

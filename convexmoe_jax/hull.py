@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from ._checks import dtype_name, fail, last_axis, same_dtype, same_keys
-from .config import HullConfig, Normalization
+from .config import HullConfig, Normalization, refuse_inversion
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .init import initial_parameters, parameter_shapes
 from .petals import Tree, effective, petal_values
@@ -231,6 +231,7 @@ class VectorHull(nnx.Module):
     Args:
         in_dim, petals, out_dim, hidden_dim, depth, trunk, group_size, temperature, activation, gate,
             strong_convexity, normalization: the fields of `HullConfig`.
+        invert: an option of torch-mice 0.5, whose hull is another model: refused.
         dtype: floating dtype of the parameters; None means float32.
         rngs: the source of the initial values.
 
@@ -257,9 +258,11 @@ class VectorHull(nnx.Module):
         gate: bool = False,
         strong_convexity: float = 0.0,
         normalization: Normalization | None = None,
+        invert: None = None,
         dtype: Any = None,
         rngs: nnx.Rngs,
     ) -> None:
+        refuse_inversion(invert)
         self.config = HullConfig(
             in_dim=in_dim,
             petals=petals,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import dtype_name, fail, last_axis, same_dtype, same_keys
-from .config import HullConfig, Normalization
+from .config import HullConfig, Normalization, refuse_inversion
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .init import initial_parameters, parameter_shapes
 from .petals import Tree, effective, petal_values
@@ -302,6 +302,7 @@ class VectorHull(HullModule):
     Args:
         in_dim, petals, out_dim, hidden_dim, depth, trunk, group_size, temperature, activation, gate,
             strong_convexity, normalization: the fields of `HullConfig`.
+        invert: an option of torch-mice 0.5, whose hull is another model: refused.
         dtype: floating dtype of the parameters; None means PyTorch's default.
 
     Raises:
@@ -327,8 +328,10 @@ class VectorHull(HullModule):
         gate: bool = False,
         strong_convexity: float = 0.0,
         normalization: Normalization | None = None,
+        invert: None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        refuse_inversion(invert)
         config = HullConfig(
             in_dim=in_dim,
             petals=petals,

@@ -44,7 +44,10 @@ def from_torch_mice(source: Source, petals: int | None = None, *, framework: str
     package = get(framework).package
     params, faults = _renamed(arrays, P)
     if faults:
-        fix = "Pass the state dict of a VectorHull of torch-mice 0.2.0."
+        fix = (
+            "Pass the state dict of a VectorHull of torch-mice 0.2.0; that of newer releases, with invert= and "
+            "projections, is another model."
+        )
         raise InputError(
             f"from_torch_mice.source: expected the tensors of its hull; got {'; '.join(faults)}. {fix}"
         )

@@ -1,4 +1,4 @@
-"""Hulls from one framework to the other. Weights are copied: neither side can see the other's changes.
+"""Models from one framework to the other. Weights are copied: neither side can see the other's changes.
 
 Both packages name a parameter alike and store it alike, (in, [petal,] out): the table of names is the identity, and
 no transpose exists to get wrong. `from_params` checks every name and shape.
@@ -21,13 +21,16 @@ import convexmoe_torch.names
 
 
 def to_torch(model: Any, *, expert_factory: Any = None, fusion_module: Any = None) -> Any:
-    """Return the PyTorch twin of a JAX hull or hierarchy, on the CPU: same config, same dtype, a copy of the weights.
+    """Return the PyTorch twin of a JAX model, on the CPU: same config, same dtype, a copy of the weights.
 
     Args:
-        model: a `convexmoe_jax.VectorHull` or `HierarchicalCELMoE`.
+        model: a `VectorHull`, `FoldedHull`, `NonConvexHull` or `HierarchicalCELMoE` of `convexmoe_jax`.
         expert_factory: of a hierarchy with experts of your own: builds their PyTorch twins. Their attributes must
             have the same names; layers are translated by `convexmoe_jax.names.RULES`.
         fusion_module: of a hierarchy with a fusion of your own: its PyTorch twin.
+
+    Raises:
+        TypeError: another model.
 
     >>> from flax import nnx
     >>> to_torch(convexmoe_jax.VectorHull(3, petals=4, rngs=nnx.Rngs(0))).config.petals
@@ -40,21 +43,20 @@ def to_torch(model: Any, *, expert_factory: Any = None, fusion_module: Any = Non
         arrays = convexmoe_jax.names.neutral_arrays(model)
         convexmoe_torch.names.fill(twin, {name: tensor_of(array) for name, array in arrays.items()})
         return twin
-    if not isinstance(model, convexmoe_jax.VectorHull):
-        raise TypeError(f"to_torch.model: expected a convexmoe_jax.VectorHull; got {type(model)}. Pass one.")
-    hull_config = convexmoe_torch.HullConfig.from_json(model.config.to_json())
+    _check_hull("to_torch", model, convexmoe_jax)
     weights = {name: tensor_of(array) for name, array in convexmoe_jax.hull.flatten(model.params).items()}
-    return convexmoe_torch.VectorHull.from_params(hull_config, convexmoe_torch.hull.nest(weights))
+    return _hull_twin(model, convexmoe_torch, convexmoe_torch.hull.nest(weights))
 
 
 def to_jax(model: Any, *, expert_factory: Any = None, fusion_module: Any = None) -> Any:
-    """Return the JAX twin of a PyTorch hull or hierarchy: same config, same dtype, a copy of the weights.
+    """Return the JAX twin of a PyTorch model: same config, same dtype, a copy of the weights.
 
     Args:
-        model: a `convexmoe_torch.VectorHull` or `HierarchicalCELMoE`.
+        model: a `VectorHull`, `FoldedHull`, `NonConvexHull` or `HierarchicalCELMoE` of `convexmoe_torch`.
         expert_factory, fusion_module: as for `to_torch`, of JAX modules.
 
     Raises:
+        TypeError: another model.
         ValueError: the weights are float64 and JAX has float64 switched off.
 
     >>> to_jax(convexmoe_torch.VectorHull(3, petals=4)).config.petals
@@ -67,11 +69,30 @@ def to_jax(model: Any, *, expert_factory: Any = None, fusion_module: Any = None)
         tensors = convexmoe_torch.names.neutral_arrays(model)
         convexmoe_jax.names.fill(twin, {name: array_of(tensor) for name, tensor in tensors.items()})
         return twin
-    if not isinstance(model, convexmoe_torch.VectorHull):
-        raise TypeError(f"to_jax.model: expected a convexmoe_torch.VectorHull; got {type(model)}. Pass one.")
-    hull_config = convexmoe_jax.HullConfig.from_json(model.config.to_json())
+    _check_hull("to_jax", model, convexmoe_torch)
     weights = {name: array_of(tensor) for name, tensor in model.named_parameters()}
-    return convexmoe_jax.VectorHull.from_params(hull_config, convexmoe_jax.hull.nest(weights))
+    return _hull_twin(model, convexmoe_jax, convexmoe_jax.hull.nest(weights))
+
+
+def _check_hull(owner: str, model: Any, package: Any) -> None:
+    """Check that a model is a hull of a package."""
+    if isinstance(model, (package.VectorHull, package.FoldedHull, package.NonConvexHull)):
+        return
+    kinds = "VectorHull, FoldedHull, NonConvexHull or HierarchicalCELMoE"
+    got, fix = f"{type(model).__module__}.{type(model).__qualname__}", "Pass one of these."
+    if isinstance(model, package.FixedHierarchy):
+        fix = "Pass the hierarchy that it was made of, and fix the routes of its twin."
+    raise TypeError(f"{owner}.model: expected a {kinds} of {package.__name__}; got {got}. {fix}")
+
+
+def _hull_twin(model: Any, package: Any, params: dict[str, Any]) -> Any:
+    """Return the hull of a package of the same kind, with these parameters."""
+    if not hasattr(model, "config"):
+        return package.NonConvexHull(params)
+    config = package.HullConfig.from_json(model.config.to_json())
+    if isinstance(model, (convexmoe_jax.FoldedHull, convexmoe_torch.FoldedHull)):
+        return package.FoldedHull(params, config)
+    return package.VectorHull.from_params(config, params)
 
 
 def tensor_of(array: jax.Array | np.ndarray) -> torch.Tensor:
