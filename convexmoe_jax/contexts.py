@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +74,10 @@ def split_context(context: Any, rows: int) -> tuple[list[jax.Array], list[jax.Ar
     marks: list[Any] = []
     for leaf in leaves:
         inside = leaf.value if isinstance(leaf, Shared) else leaf
-        if isinstance(leaf, Shared) and (is_array(inside) or is_number(inside)):
+        if isinstance(leaf, Shared) and (is_number(inside) or (is_array(inside) and not is_text(inside))):
             shared.append(jnp.asarray(inside))
             marks.append(SHARED)
-        elif is_array(inside):
+        elif is_array(leaf):
             check_leading("context", leaf, rows)
             own.append(jnp.asarray(leaf))
             marks.append(OWN)
@@ -99,6 +99,7 @@ def split_state(state: Any) -> tuple[list[jax.Array], Structure]:
     if taken:
         rule = f"names other than {list(RESERVED)}"
         fail("HierarchicalCELMoE", "state", rule, repr(taken), "Rename it: the hierarchy gives these.")
+    _map_leaves(state, check_state_leaf)
     _, shared, structure = split_context(Shared(dict(state or {})), 0)
     return shared, structure
 
@@ -109,26 +110,50 @@ def _is_shared(value: Any) -> bool:
 
 def _open(context: Any) -> Any:
     """Return the context with mappings as dicts, and what is marked as whole marked leaf by leaf."""
-    if isinstance(context, Shared):
-        return jax.tree.map(Shared, _as_dicts(context.value))
+
+    def open_leaf(leaf: Any) -> Any:
+        if not isinstance(leaf, Shared):
+            return leaf
+        return jax.tree.map(Shared, _map_leaves(leaf.value, check_unmarked))
+
+    return _map_leaves(context, open_leaf)
+
+
+def _map_leaves(context: Any, function: Callable[[Any], Any]) -> Any:
+    """Return the context with `function` done to all that is no mapping, list or tuple."""
     if isinstance(context, Mapping):
-        return {name: _open(value) for name, value in context.items()}
-    if isinstance(context, list):
-        return [_open(value) for value in context]
-    if isinstance(context, tuple):
-        parts = [_open(value) for value in context]
+        return {name: _map_leaves(value, function) for name, value in context.items()}
+    if isinstance(context, (list, tuple)):
+        parts = [_map_leaves(value, function) for value in context]
+        if isinstance(context, list):
+            return parts
         return type(context)(*parts) if hasattr(context, "_fields") else tuple(parts)
-    return context
+    return function(context)
 
 
-def _as_dicts(value: Any) -> Any:
-    """Return a value with its mappings as dicts, the kind that JAX looks into."""
-    return {name: _as_dicts(item) for name, item in value.items()} if isinstance(value, Mapping) else value
+def check_unmarked(leaf: Any) -> Any:
+    """Return what stands inside a marked value, which must not be marked again."""
+    if isinstance(leaf, Shared):
+        rule, fix = "one mark a value", "Mark the outer one alone."
+        fail("HierarchicalCELMoE", "context", rule, "Shared inside of Shared", fix)
+    return leaf
+
+
+def check_state_leaf(leaf: Any) -> None:
+    """Check that what stands in the state is not marked: every expert gets it whole."""
+    if isinstance(leaf, Shared):
+        fix = "Pass the value itself."
+        fail("HierarchicalCELMoE", "state", "values without a mark", "Shared", fix)
 
 
 def is_array(value: Any) -> bool:
     """Return whether a value has axes that may be those of samples; a number of numpy has none."""
     return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic)
+
+
+def is_text(value: Any) -> bool:
+    """Return whether a value is an array of numpy that holds text, dates or objects, which JAX cannot trace."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "OSUMm"
 
 
 def is_number(value: Any) -> bool:
@@ -145,3 +170,6 @@ def check_leading(argument: str, value: Any, rows: int) -> None:
             else "Give it one."
         )
         fail("HierarchicalCELMoE", argument, f"a leading axis of {rows} samples", describe(value), fix)
+    if is_text(value):
+        fix = "Encode it as numbers."
+        fail("HierarchicalCELMoE", argument, "arrays of numbers", describe(value), fix, TypeError)

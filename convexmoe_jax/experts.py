@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .contexts import Whole, is_array, is_number
+from .contexts import Whole, is_array, is_number, is_text
 from .hull import VectorHull
 
 ExpertAux = Mapping[str, Any]
@@ -58,7 +58,7 @@ class ExpertBatch:
 def _is_fixed(leaf: Any) -> bool:
     """Return whether a leaf is text or another object, which JAX cannot trace."""
     # a plain object stands for a leaf where JAX asks for the structure alone
-    return not (is_array(leaf) or is_number(leaf) or leaf is None or type(leaf) is object)
+    return is_text(leaf) or not (is_array(leaf) or is_number(leaf) or leaf is None or type(leaf) is object)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["hidden", "losses", "aux"], meta_fields=[])

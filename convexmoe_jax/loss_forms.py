@@ -91,20 +91,28 @@ def _open_slots(scope: str, function: Any, full: tuple[str, ...]) -> tuple[str, 
     """Return the arguments of the documented form that a partial has not set already."""
     if not isinstance(function, functools.partial):
         return full
-    own = _parameters(scope, functools.partial(function.func, *function.args))[: len(full)]
+    given = _parameters(scope, functools.partial(function.func, *function.args))
+    own = [parameter for parameter in given if parameter.kind in POSITIONAL][: len(full)]
     preset = {place for place, parameter in enumerate(own) if parameter.name in function.keywords}
     return tuple(name for place, name in enumerate(full) if place not in preset)
 
 
 def _parameters(scope: str, function: Any) -> list[inspect.Parameter]:
-    """Return the parameters of a callable; a module of PyTorch is called by its `forward`."""
+    """Return the parameters of a callable."""
     if not callable(function):
         _refuse(scope, function)
-    is_module = not inspect.isroutine(function) and callable(getattr(function, "forward", None))
     try:
-        return list(inspect.signature(function.forward if is_module else function).parameters.values())
+        return list(inspect.signature(_called(function)).parameters.values())
     except ValueError:
         _refuse(scope, function)
+
+
+def _called(function: Any) -> Any:
+    """Return what has the signature of a callable: of a module of PyTorch, also in a partial, its `forward`."""
+    if isinstance(function, functools.partial):
+        return functools.partial(_called(function.func), *function.args, **function.keywords)
+    is_module = not inspect.isroutine(function) and callable(getattr(function, "forward", None))
+    return function.forward if is_module and not isinstance(function, type) else function
 
 
 def _refuse(scope: str, function: Any) -> NoReturn:
@@ -112,7 +120,7 @@ def _refuse(scope: str, function: Any) -> NoReturn:
     forms = [f"f({', '.join(names)})" for names in (full, full[:short])]
     name = getattr(function, "__name__", type(function).__name__)
     try:
-        got = f"{name}{inspect.signature(function)}" if callable(function) else repr(function)
+        got = f"{name}{inspect.signature(_called(function))}" if callable(function) else repr(function)
     except ValueError:
         got = f"{name}, whose signature cannot be read"
     fix = "Give it the parameters of one form; others need a default."

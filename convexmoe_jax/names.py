@@ -159,9 +159,17 @@ def recipes_of(model: HierarchicalCELMoE) -> dict[str, Any]:
     experts = {
         name: _recipe(expert) for name, expert in ((name, expert) for name, _, _, expert in experts_of(model))
     }
-    fusion = None if model.fusion is None else type(model.fusion).__name__
-    ours = (None, FUSIONS[model.config.fusion_type])
-    return {"experts": experts, "fusion": fusion if fusion in ours else USER}
+    return {"experts": experts, "fusion": _fusion_kind(model)}
+
+
+def _fusion_kind(model: HierarchicalCELMoE) -> str | None:
+    """Return the kind of the model's fusion: ours where the config says how to build it, else a user's own."""
+    kind = None if model.fusion is None else type(model.fusion).__name__
+    if isinstance(model.fusion, PositionAwareFusion):
+        known = model.fusion.max_positions == model.config.fusion_max_positions
+    else:
+        known = True
+    return kind if known and kind in (None, FUSIONS[model.config.fusion_type]) else USER
 
 
 def _recipe(expert: Any) -> dict[str, Any]:
@@ -188,7 +196,8 @@ def built(
         fail("load", "expert_factory", f"a factory for the experts {own}", "None", fix)
     if recipes["fusion"] == USER and fusion_module is None:
         fix = "Pass the fusion_module that the model was built with."
-        fail("load", "fusion_module", "the module of a fusion that is not LearnedFusion", "None", fix)
+        ours = FUSIONS[config.fusion_type]
+        fail("load", "fusion_module", f"the module of a fusion that is not {ours}", "None", fix)
 
     def ready(level: str, expert: str, metadata: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         recipe = recipes["experts"][f"{level}.{expert}"]

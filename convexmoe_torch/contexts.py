@@ -56,8 +56,23 @@ def is_array(value: Any) -> bool:
 
 
 def check_context(context: Any, rows: int) -> None:
-    """Check that every array of the context that is not marked has a leading axis of samples."""
-    _map_leaves(context, lambda leaf: check_leading("context", leaf, rows) if is_array(leaf) else None)
+    """Check that every array of the context that is not marked has a leading axis of samples, and no mark a mark."""
+
+    def check(leaf: Any) -> None:
+        if isinstance(leaf, Shared):
+            _map_leaves(leaf.value, check_unmarked)
+        elif is_array(leaf):
+            check_leading("context", leaf, rows)
+
+    _map_leaves(context, check)
+
+
+def check_unmarked(leaf: Any) -> Any:
+    """Return what stands inside a marked value, which must not be marked again."""
+    if isinstance(leaf, Shared):
+        rule, fix = "one mark a value", "Mark the outer one alone."
+        fail("HierarchicalCELMoE", "context", rule, "Shared inside of Shared", fix)
+    return leaf
 
 
 def check_leading(argument: str, value: Any, rows: int) -> None:
@@ -85,3 +100,11 @@ def check_state(state: Any) -> None:
     if taken:
         rule = f"names other than {list(RESERVED)}"
         fail("HierarchicalCELMoE", "state", rule, repr(taken), "Rename it: the hierarchy gives these.")
+    _map_leaves(state, check_state_leaf)
+
+
+def check_state_leaf(leaf: Any) -> None:
+    """Check that what stands in the state is not marked: every expert gets it whole."""
+    if isinstance(leaf, Shared):
+        fix = "Pass the value itself."
+        fail("HierarchicalCELMoE", "state", "values without a mark", "Shared", fix)

@@ -24,19 +24,28 @@ class _Scaled(torch.autograd.Function):
         ctx.save_for_forward(inputs[1])
 
     @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] * ctx.saved_tensors[0], None
+
+
+class _ScaledBothWays(_Scaled):
+    """The same with forward mode, which `torch.compile` does not take."""
+
+    @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         return tangents[0] * ctx.saved_tensors[0]
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0] * ctx.saved_tensors[0], None
+
+def _scaled(x: Tensor, factor: Tensor) -> Tensor:
+    function = _Scaled if torch.compiler.is_compiling() else _ScaledBothWays
+    return function.apply(x, factor)
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
     """Return `x`, of whose gradient the share `scale` in [0, 1] is passed on; nothing at 0, not even a NaN."""
     if scale == 1.0:
         return x
-    return x.detach() if scale == 0.0 else _Scaled.apply(x, x.new_tensor(scale))
+    return x.detach() if scale == 0.0 else _scaled(x, x.new_full((), scale))
 
 
 def scale_gradient_of_rows(x: Tensor, routes: Tensor, scales: Sequence[float]) -> Tensor:
@@ -49,4 +58,4 @@ def scale_gradient_of_rows(x: Tensor, routes: Tensor, scales: Sequence[float]) -
     factor = x.new_tensor(scales)[routes.clamp(0, len(scales) - 1)].reshape(-1, *[1] * (x.ndim - 1))
     if 0.0 in scales:
         x = torch.where(factor == 0, x.detach(), x)
-    return x if set(scales) <= {0.0, 1.0} else _Scaled.apply(x, factor)
+    return x if set(scales) <= {0.0, 1.0} else _scaled(x, factor)

@@ -109,33 +109,32 @@ class CELMoELossAPI:
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
 
-    def add_global(self, name: str, function: LossCallable, weight: float = 1.0) -> None:
-        """Add `function(output, targets, context)` or `function(output)`, called `global.<name>`.
+    def add_global(self, name: str, f: LossCallable, weight: float = 1.0) -> None:
+        """Add `f(output, targets, context)` or `f(output)`, called `global.<name>`.
 
         Raises:
             TypeError: the function fits neither form (see `loss_form`).
             ValueError: the weight is no finite number.
         """
-        self._add("global", (), name, function, weight)
+        self._add("global", (), name, f, weight)
 
-    def add_level(self, level: str, name: str, function: LevelLossCallable, weight: float = 1.0) -> None:
-        """Add `function(level_output, output, targets, context)` or `function(level_output)`, called `<level>.<name>`.
+    def add_level(self, level: str, name: str, f: LevelLossCallable, weight: float = 1.0) -> None:
+        """Add `f(level_output, output, targets, context)` or `f(level_output)`, called `<level>.<name>`.
 
         Raises: as `add_global`.
         """
-        self._add("level", (level,), name, function, weight)
+        self._add("level", (level,), name, f, weight)
 
     def add_bridge(
-        self, parent: str, child: str, name: str, function: BridgeLossCallable, weight: float = 1.0
+        self, parent: str, child: str, name: str, f: BridgeLossCallable, weight: float = 1.0
     ) -> None:
         """Add a loss between two levels, called `<parent>-><child>.<name>`.
 
-        It is `function(parent_output, child_output, output, targets, context)` or
-        `function(parent_output, child_output)`.
+        It is `f(parent_output, child_output, output, targets, context)` or `f(parent_output, child_output)`.
 
         Raises: as `add_global`.
         """
-        self._add("bridge", (parent, child), name, function, weight)
+        self._add("bridge", (parent, child), name, f, weight)
 
     def _add(self, scope: str, path: tuple[str, ...], name: str, function: Any, weight: float) -> None:
         weight = _checked_weight(f"CELMoELossAPI.add_{scope}", weight)
