@@ -1,0 +1,107 @@
+"""Files that the first version wrote (tests/data/version_0_1) load, and what they hold goes on to the same numbers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from commands import invoke
+from flax import nnx
+from tolerances import relative_error
+
+import convexmoe_jax
+import convexmoe_torch
+
+FOLDER = Path(__file__).parent / "data" / "version_0_1"
+EXPECTED = json.loads((FOLDER / "expected.json").read_text())
+STEPS, RATE = 5, 1e-3
+
+
+def value(model, x, routes):
+    """The output of a hull, or the fused one of a hierarchy."""
+    return model(x) if routes is None else model(x, routes).fused_hidden
+
+
+def go_on_in_torch(path, x, routes):
+    """The output, and the losses of some steps with the optimizer of the file."""
+    model = convexmoe_torch.load(path).eval()
+    optimizer = convexmoe_torch.load_optimizer(path, torch.optim.Adam(model.parameters(), RATE), model)
+    x = torch.tensor(x, dtype=torch.float64)
+    before, losses = value(model, x, routes).detach().numpy(), []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = value(model, x, routes).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return before, losses
+
+
+def go_on_in_jax(path, x, routes):
+    """The same in JAX."""
+    model, optimizer, x = convexmoe_jax.load(path), convexmoe_jax.adam(RATE), jnp.asarray(x, jnp.float64)
+    graph, params = nnx.split(model, nnx.Param)
+    state = convexmoe_jax.load_optimizer(path, optimizer.init(params), model)
+
+    @jax.jit
+    def step(params, state):
+        def loss(params):
+            y = value(nnx.merge(graph, params), x, routes)
+            return jnp.mean(y**2), y
+
+        (now, y), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, now, y
+
+    outputs, losses = [], []
+    for _ in range(STEPS):
+        params, state, now, y = step(params, state)
+        outputs.append(np.asarray(y))
+        losses.append(float(now))
+    return outputs[0], losses
+
+
+@pytest.mark.parametrize("go_on", [go_on_in_jax, go_on_in_torch])
+@pytest.mark.parametrize("kind", ["hull", "hierarchy"])
+def test_a_model_and_its_optimizer_go_on(kind, go_on, x64):
+    wanted = EXPECTED[kind]
+    y, losses = go_on(FOLDER / f"{kind}.safetensors", wanted["x"], wanted.get("routes"))
+    assert relative_error(y, np.array(wanted["y"])) < 1e-12
+    assert relative_error(np.array(losses), np.array(wanted["losses"])) < 1e-12
+
+
+def test_control_an_optimizer_that_begins_anew_takes_other_steps(monkeypatch):
+    monkeypatch.setattr(convexmoe_torch, "load_optimizer", lambda path, optimizer, model: optimizer)
+    wanted = EXPECTED["hull"]
+    y, losses = go_on_in_torch(FOLDER / "hull.safetensors", wanted["x"], None)
+    assert relative_error(y, np.array(wanted["y"])) < 1e-12
+    assert relative_error(np.array(losses), np.array(wanted["losses"])) > 1e-9
+
+
+def test_the_notes_are_there():
+    for package in (convexmoe_jax, convexmoe_torch):
+        assert package.read_notes(FOLDER / "hull.safetensors") == {"columns": ["a", "b", "c"]}
+
+
+@pytest.mark.parametrize("package", [convexmoe_jax, convexmoe_torch], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("kind", ["hull", "hierarchy"])
+def test_a_model_is_written_as_it_was(kind, package, x64, tmp_path):
+    path, new = FOLDER / f"{kind}.safetensors", tmp_path / "new.safetensors"
+    state = package.read_optimizer(path)
+    package.save(package.load(path), new, notes=package.read_notes(path), optimizer=state)
+    assert new.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_a_paused_run_goes_on(framework, tmp_path):
+    shutil.copytree(FOLDER / "paused", tmp_path / "run")
+    result = invoke("fit", "--resume", tmp_path / "run", "--framework", framework)
+    assert result.exit_code == 0 and "Going on from step 30 of 60" in result.stdout, result.output
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert found["best_step"] == EXPECTED["paused"]["best_step"]
+    assert abs(found["test_rmse"]["hull"] / EXPECTED["paused"]["test_rmse"] - 1) < 1e-4
