@@ -21,7 +21,10 @@ OWN, SHARED = "own", "shared"
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """What is no array, as a constant of the program: told apart by type and value, else by identity."""
+    """What is no array, as a constant of the program: told apart by type and value, else by identity.
+
+    A pytree without leaves.
+    """
 
     value: Any
 
@@ -41,6 +44,9 @@ class Whole:
             return bool(self.value == other.value)
         except (TypeError, ValueError):
             return False
+
+
+jax.tree_util.register_pytree_node(Whole, lambda whole: ((), whole), lambda whole, _: whole)
 
 
 @dataclass(frozen=True)

@@ -41,18 +41,26 @@ class ExpertBatch:
     key: Any = None
 
     def tree_flatten(self) -> Any:
-        leaves, tree = jax.tree.flatten((self.context, self.state))
-        fixed = tuple(Whole(leaf) if _is_fixed(leaf) else None for leaf in leaves)
-        traced = [leaf for leaf, mark in zip(leaves, fixed, strict=True) if mark is None]
-        return (self.hidden, traced, self.mask, self.key), (tree, fixed)
+        return (self.hidden, _with_marks(self.context), self.mask, _with_marks(self.state), self.key), None
 
     @classmethod
-    def tree_unflatten(cls, structure: Any, children: Any) -> ExpertBatch:
-        (tree, fixed), (hidden, traced, mask, key) = structure, children
-        rest = iter(traced)
-        leaves = [next(rest) if mark is None else mark.value for mark in fixed]
-        context, state = jax.tree.unflatten(tree, leaves)
-        return cls(hidden, context, mask, state, key)
+    def tree_unflatten(cls, _: None, children: Any) -> ExpertBatch:
+        hidden, context, mask, state, key = children
+        return cls(hidden, _without_marks(context), mask, _without_marks(state), key)
+
+
+def _with_marks(tree: Any) -> Any:
+    """Return a tree with what JAX cannot trace as `Whole`, which has no leaves."""
+    return jax.tree.map(lambda leaf: Whole(leaf) if _is_fixed(leaf) else leaf, tree)
+
+
+def _without_marks(tree: Any) -> Any:
+    """Return the tree that `_with_marks` was given."""
+
+    def is_whole(value: Any) -> bool:
+        return isinstance(value, Whole)
+
+    return jax.tree.map(lambda leaf: leaf.value if is_whole(leaf) else leaf, tree, is_leaf=is_whole)
 
 
 def _is_fixed(leaf: Any) -> bool:

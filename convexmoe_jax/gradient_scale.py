@@ -18,8 +18,8 @@ def _scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
 
 @_scaled.defjvp
 def _(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-    x, factor = primals
-    return x, tangents[0] * factor
+    # not the bare x: an outer derivative would pass it whole
+    return _scaled(*primals), tangents[0] * primals[1]
 
 
 def scale_gradient(x: jax.Array, scale: float) -> jax.Array:

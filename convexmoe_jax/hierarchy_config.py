@@ -293,7 +293,10 @@ def _check_distinct(owner: str, argument: str, names: list[str]) -> None:
 def level_widths(owner: str, hidden_size: int, num_levels: Any) -> tuple[int, ...]:
     """Return the width of each level's output: `num_levels` of them equal to `hidden_size`, or as it lists them."""
     if isinstance(num_levels, Iterable) and not isinstance(num_levels, str):
-        return tuple(whole_number(owner, "num_levels", width, 1) for width in num_levels)
+        widths = tuple(whole_number(owner, "num_levels", width, 1) for width in num_levels)
+        if not widths:
+            fail(owner, "num_levels", "one level at least", "none", "Pass the width of each level.")
+        return widths
     return (hidden_size,) * whole_number(owner, "num_levels", num_levels, 1)
 
 

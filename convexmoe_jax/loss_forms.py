@@ -111,8 +111,11 @@ def _called(function: Any) -> Any:
     """Return what has the signature of a callable: of a module of PyTorch, also in a partial, its `forward`."""
     if isinstance(function, functools.partial):
         return functools.partial(_called(function.func), *function.args, **function.keywords)
-    is_module = not inspect.isroutine(function) and callable(getattr(function, "forward", None))
-    return function.forward if is_module and not isinstance(function, type) else function
+    forward = None if isinstance(function, type) else getattr(function, "forward", None)
+    if not callable(forward):
+        return function
+    own = inspect.signature(function).parameters.values()
+    return forward if any(p.kind is p.VAR_POSITIONAL for p in own) else function
 
 
 def _refuse(scope: str, function: Any) -> NoReturn:

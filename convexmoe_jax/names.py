@@ -164,12 +164,11 @@ def recipes_of(model: HierarchicalCELMoE) -> dict[str, Any]:
 
 def _fusion_kind(model: HierarchicalCELMoE) -> str | None:
     """Return the kind of the model's fusion: ours where the config says how to build it, else a user's own."""
-    kind = None if model.fusion is None else type(model.fusion).__name__
-    if isinstance(model.fusion, PositionAwareFusion):
-        known = model.fusion.max_positions == model.config.fusion_max_positions
-    else:
-        known = True
-    return kind if known and kind in (None, FUSIONS[model.config.fusion_type]) else USER
+    fusion, config = model.fusion, model.config
+    if isinstance(fusion, PositionAwareFusion) and fusion.max_positions != config.fusion_max_positions:
+        return USER
+    kind = None if fusion is None else type(fusion).__name__
+    return kind if kind in (None, FUSIONS[config.fusion_type]) else USER
 
 
 def _recipe(expert: Any) -> dict[str, Any]:

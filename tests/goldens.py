@@ -27,18 +27,33 @@ def config_of(package, meta):
     levels = []
     for name, names in meta["levels"]:
         stop = name in meta["stop"]
-        experts = [package.ExpertConfig(expert, stop_gradient_from_parent=stop) for expert in names]
+        experts = {n: package.ExpertConfig(name=n, stop_gradient_from_parent=stop) for n in names}
         levels.append(package.HierarchyLevelConfig(name, experts, fallback_expert=names[0]))
     return package.CELMoEConfig(meta["hidden"], levels, fusion_dropout=0.0)
 
 
 def losses_of(package, meta):
+    """The losses of the recordings in the documented forms; LOSS_INPUTS holds what they take of targets and context."""
     api = package.CELMoELossAPI()
     first, last = meta["levels"][0][0], meta["levels"][-1][0]
-    api.add_global("l2", lambda output: (output.fused_hidden**2).mean(), weight=0.5)
-    api.add_level(last, "norm", lambda o: {"a": abs(o.hidden).mean(), "b": (o.hidden**2).mean()}, weight=2.0)
-    api.add_bridge(first, last, "gap", lambda p, c: ((p.hidden - c.hidden) ** 2).mean(), weight=0.1)
+
+    def l2(output, targets, context):
+        return ((output.fused_hidden - targets["fused"]) ** 2).mean() * context["scale"]
+
+    def norm(level, output, targets, context):
+        own = output.levels[level.name].hidden - targets["level"]
+        return {"a": abs(own).mean() * context["scale"], "b": (level.hidden**2).mean()}
+
+    def gap(parent, child, output, targets, context):
+        return ((parent.hidden - child.hidden - targets["gap"]) ** 2).mean() * context["scale"]
+
+    api.add_global("l2", l2, weight=0.5)
+    api.add_level(last, "norm", norm, weight=2.0)
+    api.add_bridge(first, last, "gap", gap, weight=0.1)
     return api
+
+
+LOSS_INPUTS = {"targets": {"fused": 0.0, "level": 0.0, "gap": 0.0}, "context": {"scale": 1.0}}
 
 
 class TorchExpert(convexmoe_torch.ExpertModule):

@@ -1,6 +1,7 @@
 """Both packages reproduce what celmoe-vp 1.1.1 computed: outputs, every loss, every gradient, to 1e-10 in float64."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,47 +9,48 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from goldens import BOUND, CELMOE, JaxExpert, TorchExpert, archive, config_of, losses_of
+from goldens import BOUND, CELMOE, LOSS_INPUTS, JaxExpert, TorchExpert, archive, config_of, losses_of
 
 import convexmoe_jax
 import convexmoe_torch
 from interop import from_celmoe
 
 
-def run_torch(data, meta):
+def run_torch(data, meta, inputs):
     config = config_of(convexmoe_torch, meta)
     model = convexmoe_torch.HierarchicalCELMoE(config, lambda *_: TorchExpert(meta["hidden"])).double()
     state = {name[6:]: torch.tensor(data[name]) for name in data if name.startswith("state/")}
     model.load_state_dict(state)  # the documented names
     x = torch.tensor(data["x"], requires_grad=True)
-    output = model(x, meta["routing"], context=torch.tensor(data["context"]), mask=torch.tensor(data["mask"]))
-    bundle = losses_of(convexmoe_torch, meta).compute(output)
+    output = model(x, meta["routing"], torch.tensor(data["context"]), torch.tensor(data["mask"]))
+    bundle = losses_of(convexmoe_torch, meta).compute(output, **inputs)
     bundle.total.backward()
     gradients = {"x": x.grad, **{name: parameter.grad for name, parameter in model.named_parameters()}}
     return output, bundle, {name: value.numpy() for name, value in gradients.items()}
 
 
-def run_jax(data, meta):
+@partial(jax.jit, static_argnames=("graph", "text"))
+def jax_losses(graph, text, state, x, context, mask, inputs):
+    """Gradients, output and losses; one compilation for all weights, targets and contexts of a recording."""
+    meta = json.loads(text)
+
+    def total(state, x):
+        output = nnx.merge(graph, state)(x, meta["routing"], context, mask)
+        bundle = losses_of(convexmoe_jax, meta).compute(output, **inputs)
+        return bundle.total, (output, bundle)
+
+    return jax.grad(total, argnums=(0, 1), has_aux=True)(state, x)
+
+
+def run_jax(data, meta, inputs):
     state = {name[6:]: data[name] for name in data if name.startswith("state/")}
     size = meta["hidden"]
     model = from_celmoe(
         state, config_of(convexmoe_jax, meta), lambda *_, rngs: JaxExpert(size, rngs), framework="jax"
     )
     graph, state = nnx.split(model)
-    api = losses_of(convexmoe_jax, meta)
-
-    @jax.jit
-    def losses(state, x):
-        given = {"context": jnp.asarray(data["context"]), "mask": jnp.asarray(data["mask"])}
-
-        def total(state, x):
-            output = nnx.merge(graph, state)(x, meta["routing"], **given)
-            bundle = api.compute(output)
-            return bundle.total, (output, bundle)
-
-        return jax.grad(total, argnums=(0, 1), has_aux=True)(state, x)
-
-    (by_state, by_x), (output, bundle) = losses(state, jnp.asarray(data["x"]))
+    given = [jnp.asarray(data[name]) for name in ("x", "context", "mask")]
+    (by_state, by_x), (output, bundle) = jax_losses(graph, json.dumps(meta), state, *given, inputs)
     by_state = nnx.to_pure_dict(by_state)
     gradients = {"x": by_x}
     for level, experts in meta["levels"]:
@@ -63,12 +65,12 @@ def run_jax(data, meta):
     return output, bundle, {name: np.asarray(value) for name, value in gradients.items()}
 
 
-def run(framework, path, change=None):
+def run(framework, path, change=None, inputs=LOSS_INPUTS):
     data, _ = archive(path)
     meta = json.loads(str(data["meta"]))
     if change:
         change(data)
-    return data, *{"jax": run_jax, "torch": run_torch}[framework](data, meta)
+    return data, *{"jax": run_jax, "torch": run_torch}[framework](data, meta, inputs)
 
 
 def largest_difference(data, output, bundle, gradients):
@@ -98,6 +100,13 @@ def test_another_weight_would_be_seen(framework, x64):
         data["state/fusion.gates.0.weight"] = data["state/fusion.gates.0.weight"] * (1 + 1e-6)
 
     assert largest_difference(*run(framework, CELMOE[0], change)) > BOUND
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+@pytest.mark.parametrize("name", ["fused", "level", "gap", "scale"])
+def test_another_target_or_context_would_be_seen(framework, name, x64):
+    inputs = {key: {n: v + 1e-6 * (n == name) for n, v in part.items()} for key, part in LOSS_INPUTS.items()}
+    assert largest_difference(*run(framework, CELMOE[0], inputs=inputs)) > BOUND
 
 
 def test_there_are_recordings():
