@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install test demo example-languages example-dispatch example-control example-transport lint types benchmarks docs clean
+.PHONY: help install test demo example-languages example-hierarchy example-dispatch example-control example-transport lint types benchmarks docs clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -26,6 +26,9 @@ demo: $(INSTALLED)  ## Train on real data in JAX, load it in PyTorch, draw a pic
 
 example-languages: $(INSTALLED)  ## Compare the hierarchy with shared and flat experts on words of 25 languages
 	$(BIN)/python examples/languages.py --out languages-run
+
+example-hierarchy: $(INSTALLED)  ## Train attention experts of three levels in both frameworks, with the same steps
+	$(BIN)/python examples/language_hierarchy.py
 
 example-dispatch: $(INSTALLED)  ## Share a day's demand among five plants with learned cost curves, by a solver
 	$(BIN)/python examples/dispatch_generators.py --out dispatch-run

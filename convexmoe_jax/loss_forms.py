@@ -82,6 +82,9 @@ def loss_form(scope: str, function: Callable[..., Any]) -> LossForm:
         _refuse(scope, function)
     all_none = len(places) == len(full) and all(p.default is None for p in places[short:])
     count = len(slots) if takes_all or fits_full or all_none else short
+    # `f(output, context, targets)` would get one for the other
+    if any(p.name in NAMED[1:] and p.name != slot for p, slot in zip(places, slots[:count], strict=False)):
+        _refuse(scope, function)
     rest = [p for p in places[count:] if p.kind is p.POSITIONAL_OR_KEYWORD] + by_name
     names = tuple(p.name for p in rest if p.name in NAMED and p.name not in slots[:count])
     return LossForm(slots[:count], names)

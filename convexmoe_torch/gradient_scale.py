@@ -45,7 +45,13 @@ def scale_gradient(x: Tensor, scale: float) -> Tensor:
     """Return `x`, of whose gradient the share `scale` in [0, 1] is passed on; nothing at 0, not even a NaN."""
     if scale == 1.0:
         return x
-    return x.detach() if scale == 0.0 else _scaled(x, x.new_full((), scale))
+    if scale == 0.0:
+        return x.detach()
+    if (
+        torch.compiler.is_exporting()
+    ):  # a program of PyTorch's own operators alone; x - x is 0 where x is finite
+        return x.detach() + scale * (x - x.detach())
+    return _scaled(x, x.new_full((), scale))
 
 
 def scale_gradient_of_rows(x: Tensor, routes: Tensor, scales: Sequence[float]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from backends import BACKENDS
 from deployments import CASE, HULLS, ROUTINGS, ROWS, SIZES, in_full, rows_of
 from engines import ENGINES
-from hierarchies import random_weights, uniform
+from hierarchies import Case, Level, random_weights, uniform
 from tolerances import VALUES, relative_error
 
 import convexmoe_torch
@@ -200,3 +200,27 @@ def test_it_stays_in_evaluation_and_is_not_trained():
     assert not fixed.train().training and not any(module.training for module in fixed.modules())
     assert not any(parameter.requires_grad for parameter in fixed.parameters())
     assert not any(name.startswith(("take", "back")) for name in fixed.state_dict())
+
+
+@pytest.mark.parametrize(
+    "names", [["e0"] * 7, ["e0", "e1", "e2", "e1", "e0", "e2", "e2"]], ids=["one", "all"]
+)
+def test_a_scaled_gradient_is_exported_as_it_is(names):
+    case = Case(
+        (Level("a", ("linear",)), Level("b", ("linear",) * 3, stops=(2,), scales=((0, 0.3), (1, 0.7))))
+    )
+    model = ENGINE.build(case, random_weights(case))
+    fixed = convexmoe_torch.FixedHierarchy(model, {"b": names})
+    x = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(fixed, (x,)).module()
+
+    def by_input(call):
+        at = x.clone().requires_grad_()
+        y = call(at)
+        return y, torch.autograd.grad(y.square().sum(), at)[0]
+
+    (y, gradient), (wanted, by_x) = by_input(program), by_input(fixed)
+    assert torch.equal(y, wanted) and torch.allclose(gradient, by_x, rtol=1e-13, atol=0)
+    whole = ENGINE.build(Case((case.levels[0], Level("b", ("linear",) * 3))), random_weights(case))
+    _, other = by_input(convexmoe_torch.FixedHierarchy(whole, {"b": names}))
+    assert not torch.allclose(other, by_x, rtol=1e-3, atol=0)  # control
