@@ -20,6 +20,7 @@ from .experts import ExpertBatch, ExpertResult
 from .gradient_scale import scale_gradient_of_rows
 from .hierarchy_config import CELMoEConfig, HierarchyLevelConfig
 from .level_fusion import LearnedFusion, PositionAwareFusion, fusion_of
+from .results import check_fused, check_result
 from .route_lists import LevelRouting
 from .routing import concrete, encode_routes
 
@@ -123,6 +124,7 @@ class ExpertFunction:
         if not isinstance(result, ExpertResult):
             got, fix = type(result).__name__, "Wrap the hidden."
             fail("ExpertModule", "__call__", "an ExpertResult", got, fix, TypeError)
+        check_result(result, isinstance(result.hidden, (jax.Array, np.ndarray)))
         for name, value in result.losses.items():
             check_scalar("ExpertModule", f"losses[{name!r}]", jnp.asarray(value))
         return result.hidden, dict(result.losses), result.aux
@@ -220,7 +222,9 @@ class HierarchicalCELMoE(nnx.Module):
         factors = {f"{lv.name}.{ex.name}": ex.loss_weight for lv in self.levels for ex in lv.expert_configs}
         weights = tuple((name, factors[name[: name.index(".", name.index(".") + 1)]]) for name in losses)
         aux = {name: output.aux for name, output in levels.items()}
-        fused = _lost_as_nan(self._fused(hiddens, key), kept)
+        fused = self._fused(hiddens, key)
+        check_fused(fused, isinstance(fused, (jax.Array, np.ndarray)), rows)
+        fused = _lost_as_nan(fused, kept)
         return CELMoEOutput(levels, fused, losses, aux, weights)
 
     def _fused(self, hiddens: list[jax.Array], key: jax.Array | None) -> jax.Array:
@@ -267,7 +271,8 @@ class HierarchicalCELMoE(nnx.Module):
                     # A sum in half precision may overflow where its mean does not.
                     wide = jnp.promote_types(value.dtype, jnp.float32)
                     mean = jnp.sum(jnp.where(own, value, 0), dtype=wide) / count
-                    losses[f"{level.name}.{name}.{loss}"] = mean.astype(value.dtype)
+                    floating = jnp.issubdtype(value.dtype, jnp.inexact)
+                    losses[f"{level.name}.{name}.{loss}"] = mean.astype(value.dtype) if floating else mean
         shown = _lost_as_nan(total, kept)
         return total, LevelOutput(level.name, shown, given_routes, losses, aux, level.expert_names)
 
@@ -284,14 +289,29 @@ def _stacked_experts(
             fix = "Return an ExpertModule from the factory."
             fail("HierarchicalCELMoE", name, "an nnx.Module", type(module).__name__, fix, TypeError)
         graph, state = nnx.split(module)
-        if any(
-            isinstance(v, nnx.RngState)
-            for v in jax.tree.leaves(state, is_leaf=lambda v: isinstance(v, nnx.Variable))
-        ):
+        variables = jax.tree.leaves(state, is_leaf=lambda v: isinstance(v, nnx.Variable))
+        if any(isinstance(variable, nnx.RngState) for variable in variables):
             fix = "Draw from batch.key instead, and build nnx.Dropout without rngs."
             fail("HierarchicalCELMoE", name, "an expert without random state", type(module).__name__, fix)
+        if any(isinstance(variable, nnx.BatchStat) for variable in variables):
+            fix = "It sees one sample: normalize each by itself."
+            fail(
+                "HierarchicalCELMoE",
+                name,
+                "an expert without statistics of a batch",
+                type(module).__name__,
+                fix,
+            )
         leaves, structure = jax.tree.flatten(state)
         shape = (graph, structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
+        try:
+            hash(shape)
+        except TypeError as error:
+            rule, fix = (
+                "attributes that can be hashed",
+                "Keep the numbers or names that it needs, not a dict or list.",
+            )
+            fail("HierarchicalCELMoE", name, rule, f"{type(module).__name__} ({error})", fix, TypeError)
         found.setdefault(shape, []).append((index, state))
     groups = tuple(ExpertGroup(key[0], tuple(i for i, _ in members)) for key, members in found.items())
     stacks = {}
@@ -302,8 +322,8 @@ def _stacked_experts(
 
 
 def _plain(state: Any) -> Any:
-    """Return a state of NNX as nested plain dicts of Variables."""
-    if isinstance(state, nnx.Variable):
+    """Return a state of NNX as nested plain dicts of Variables, and of arrays that an expert keeps as they are."""
+    if isinstance(state, (nnx.Variable, jax.Array)):
         return state
     return {key: _plain(value) for key, value in state.items()}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._checks import check_scalar, fail
+from ._checks import check_scalar, describe, fail, finite_number
 from .hierarchy import CELMoEOutput
 from .loss_forms import FORMS, LossForm, loss_form
 
@@ -62,8 +61,7 @@ class LossBundle:
         Raises:
             ValueError: its value is no scalar, or its weight no finite number.
         """
-        value = jnp.asarray(value)
-        check_scalar("LossBundle", name, value)
+        value = _scalar("LossBundle", name, value)
         self.terms.append(LossTerm(name, value, _checked_weight("LossBundle", weight), scope))
 
     @property
@@ -71,21 +69,31 @@ class LossBundle:
         """The sum of `weight * value` over all terms, a scalar."""
         total = jnp.zeros(())
         for term in self.terms:
-            total = total + term.weight * term.value
+            value = jnp.asarray(
+                term.value
+            )  # a product in half precision may overflow where the total does not
+            total = total + term.weight * value.astype(jnp.promote_types(value.dtype, jnp.float32))
         return total
 
     def as_dict(self) -> dict[str, float]:
         """Return name -> unweighted value, `name.weighted` -> weighted value, and "total", in one transfer.
 
         Terms of one name stay apart: the second is called `name#2`.
+
+        Raises:
+            ValueError: a term is no scalar, as after `vmap`.
         """
+        for term in self.terms:
+            _scalar("LossBundle", term.name, term.value)
         values = jax.device_get(
             jnp.stack([self.total, *[jnp.asarray(term.value) for term in self.terms]])
         ).tolist()
-        result, seen = {"total": values[0]}, Counter[str]()
+        result = {"total": values[0]}
         for term, value in zip(self.terms, values[1:], strict=True):
-            seen[term.name] += 1
-            name = term.name if seen[term.name] == 1 else f"{term.name}#{seen[term.name]}"
+            name, count = term.name, 1
+            while name in result or f"{name}.weighted" in result:
+                count += 1
+                name = f"{term.name}#{count}"
             result |= {name: value, f"{name}.weighted": term.weight * value}
         return result
 
@@ -174,14 +182,20 @@ class CELMoELossAPI:
                 else {full: value}
             )
             for name, part in parts.items():
-                value = jnp.asarray(part)
-                check_scalar("CELMoELossAPI", name, value)
-                terms.append(LossTerm(name, value, entry.weight, scope))
+                terms.append(LossTerm(name, _scalar("CELMoELossAPI", name, part), entry.weight, scope))
         return LossBundle(terms)
 
 
 def _checked_weight(owner: str, weight: Any) -> float:
     """Return the factor of a term as a float."""
-    if isinstance(weight, bool) or not hasattr(weight, "__float__") or not math.isfinite(weight):
-        fail(owner, "weight", "a finite number", repr(weight), "Pass weight=1.0.")
-    return float(weight)
+    return finite_number(owner, "weight", weight, -math.inf, "Pass weight=1.0, or multiply inside the loss.")
+
+
+def _scalar(owner: str, name: str, value: Any) -> jax.Array:
+    """Return what a loss gave as an array without axes."""
+    if value is None or isinstance(value, (str, Mapping)):
+        fix = "Return the value of the loss."
+        fail(owner, name, "a scalar, or a dict of scalars", describe(value), fix, TypeError)
+    array = jnp.asarray(value)
+    check_scalar(owner, name, array)
+    return array

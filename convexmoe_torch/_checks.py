@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -53,6 +55,20 @@ def one_of(owner: str, argument: str, value: Any, known: tuple[Any, ...]) -> Any
             f"Pass {argument}={known[0]!r}, for example.",
         )
     return value
+
+
+def finite_number(owner: str, argument: str, value: Any, least: float, fix: str) -> float:
+    """Return `value`, a finite number of Python or numpy of at least `least`, as a float.
+
+    An array is refused: as a float it would be cut off from its gradient in silence.
+    """
+    rule = "a finite number" if least == -math.inf else f"a finite number >= {least:g}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        fail(owner, argument, rule, describe(value), fix)
+    number = float(value)
+    if not (math.isfinite(number) and number >= least):
+        fail(owner, argument, rule, repr(value), fix)
+    return number
 
 
 def share(owner: str, argument: str, value: Any) -> float:

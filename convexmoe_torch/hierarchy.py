@@ -18,6 +18,7 @@ from .experts import ExpertBatch, ExpertResult
 from .gradient_scale import scale_gradient, scale_gradient_of_rows
 from .hierarchy_config import CELMoEConfig, HierarchyLevelConfig
 from .level_fusion import PositionAwareFusion, fusion_of
+from .results import check_fused, check_result
 from .route_lists import LevelRouting
 from .routing import concrete, encode_routes
 
@@ -159,6 +160,7 @@ class HierarchicalCELMoE(nn.Module):
         weights = tuple((name, factors[name[: name.index(".", name.index(".") + 1)]]) for name in losses)
         aux = {name: output.aux for name, output in levels.items()}
         fused = hiddens[-1] if self.fusion is None else self.fusion(hiddens)
+        check_fused(fused, isinstance(fused, Tensor), rows)
         return CELMoEOutput(levels, _lost_as_nan(fused, kept), losses, aux, weights)
 
     def _run_level(
@@ -282,6 +284,7 @@ def run_expert(
     if not isinstance(result, ExpertResult):
         fix = "Wrap the hidden."
         fail("ExpertModule", "forward", "an ExpertResult", type(result).__name__, fix, TypeError)
+    check_result(result, isinstance(result.hidden, Tensor))
     _check_shape(level, batch.hidden, width, result.hidden)
     return result
 

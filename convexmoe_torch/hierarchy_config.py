@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
-from ._checks import fail, one_of, share, whole_number
+from ._checks import fail, finite_number, one_of, share, whole_number
 from .config import check_fields
 
 LEARNED, POSITION_AWARE = "learned", "position_aware"  # kinds of fusion
@@ -29,7 +28,7 @@ class ExpertTable(dict[str, Any]):
     """
 
     def __missing__(self, key: Any) -> Any:
-        if hasattr(key, "__index__") and not isinstance(key, bool) and 0 <= key < len(self):
+        if hasattr(key, "__index__") and not isinstance(key, bool) and -len(self) <= key < len(self):
             return tuple(self.values())[key]
         raise KeyError(f"expected one of the experts {list(self)}; got {key!r}")
 
@@ -78,16 +77,15 @@ class ExpertConfig:
 
     def __post_init__(self) -> None:
         _check_name("ExpertConfig", self.name)
-        weight, scale = self.loss_weight, self.gradient_scale
-        if isinstance(weight, bool) or not hasattr(weight, "__float__") or not 0 <= weight < math.inf:
-            fail("ExpertConfig", "loss_weight", "a finite number >= 0", repr(weight), "Pass loss_weight=1.0.")
+        scale = self.gradient_scale
+        weight = finite_number("ExpertConfig", "loss_weight", self.loss_weight, 0, "Pass loss_weight=1.0.")
         one_of("ExpertConfig", "stop_gradient_from_parent", self.stop_gradient_from_parent, (False, True))
         if not isinstance(self.metadata, Mapping):
             fail("ExpertConfig", "metadata", "a mapping", repr(self.metadata), "Pass a dict.", TypeError)
         if isinstance(scale, bool) or not hasattr(scale, "__float__") or not 0 <= scale <= 1:
             fix = "Pass gradient_scale=1.0 for the whole gradient."
             fail("ExpertConfig", "gradient_scale", "a number in [0, 1]", repr(scale), fix)
-        object.__setattr__(self, "loss_weight", float(weight))
+        object.__setattr__(self, "loss_weight", weight)
         object.__setattr__(self, "metadata", dict(self.metadata))
         object.__setattr__(self, "gradient_scale", float(scale))
 

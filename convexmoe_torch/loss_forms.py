@@ -54,9 +54,8 @@ def loss_form(scope: str, function: Callable[..., Any]) -> LossForm:
     """Return how a loss function of a scope ("global", "level", "bridge") is to be called.
 
     It takes all arguments of the documented form, or the first only (`f(output)`, `f(level)`, `f(parent, child)`).
-    A parameter with a default keeps it, unless it is called `output`, `targets` or `context`, or all that the
-    documented form has beside the short one default to None. `*args` take the documented form. What a partial has set
-    is left alone.
+    Of a function that takes the first only, a parameter with a default keeps it unless it is called `output`, `targets`
+    or `context`. `*args` take the documented form. What a partial has set is left alone.
 
     Raises:
         TypeError: it cannot be called, its signature cannot be read, or it fits neither form.
@@ -80,10 +79,10 @@ def loss_form(scope: str, function: Callable[..., Any]) -> LossForm:
     foreign = any(p.default is p.empty and p.name not in NAMED for p in by_name)
     if foreign or not (takes_all or fits_full or fits_short):
         _refuse(scope, function)
-    all_none = len(places) == len(full) and all(p.default is None for p in places[short:])
-    count = len(slots) if takes_all or fits_full or all_none else short
-    # `f(output, context, targets)` would get one for the other
-    if any(p.name in NAMED[1:] and p.name != slot for p, slot in zip(places, slots[:count], strict=False)):
+    count = len(slots) if takes_all or fits_full else short
+    # by position `f(output, context, targets)` would get one for the other; a level may be called `output`
+    named = set(full) - ({"output"} if count == short else set())
+    if any(p.name in named and p.name != slot for p, slot in zip(places, slots[:count], strict=False)):
         _refuse(scope, function)
     rest = [p for p in places[count:] if p.kind is p.POSITIONAL_OR_KEYWORD] + by_name
     names = tuple(p.name for p in rest if p.name in NAMED and p.name not in slots[:count])

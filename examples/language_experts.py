@@ -102,7 +102,9 @@ class TorchExpert(convexmoe_torch.ExpertModule):
             layer(x).reshape(rows, length, self.heads, -1) for layer in (self.query, self.key, self.value)
         )
         scores = torch.einsum("rqhd,rkhd->rhqk", query, key) / query.shape[-1] ** 0.5
-        visible = torch.ones(length, length, dtype=torch.bool).tril() & mask[:, None, None]
+        visible = (
+            torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() & mask[:, None, None]
+        )
         weights = torch.softmax(torch.where(visible, scores, -torch.inf), dim=-1)
         return self.out(torch.einsum("rhqk,rkhd->rqhd", weights, value).reshape(rows, length, -1)), weights
 

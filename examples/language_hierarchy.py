@@ -300,12 +300,13 @@ def largest_difference(first: Tables, second: Tables) -> float:
     return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)) for a, b in pairs)
 
 
-def show(before: dict[str, float], after: dict[str, float], least: float) -> None:
-    """Print the losses of the next character by level, and the least that there can be."""
+def show(before: dict[str, float], after: dict[str, float], uniform: float, least: float) -> None:
+    """Print the losses of the next character by level, beside that of equal chances and the least that there can be."""
     rows = {f"{level} level": f"{level}.next" for level in LEVEL_WEIGHTS} | {"fused output": "global.next"}
     print(f"    {'nats a character':18}{'before':>8}{'after':>8}")
     for label, name in rows.items():
         print(f"    {label:18}{before[name]:8.3f}{after[name]:8.3f}")
+    print(f"    {'equal chances':18}{'':8}{uniform:8.3f}")
     print(f"    {'the chains':18}{'':8}{least:8.3f}\n")
 
 
@@ -329,7 +330,7 @@ def main() -> None:
         after, weights[name] = training.terms(unseen), training.weights()
         seconds = time.perf_counter() - started
         print(f"{name}: {args.steps} steps, {seconds:.0f} s; lines that it was not trained on\n")
-        show(before, after, least)
+        show(before, after, float(np.log(sizes.characters - 1)), least)
     if args.framework == "both":
         print("Largest differences between the frameworks, relative:")
         print(f"    loss of any step  {largest_difference(losses['jax'], losses['torch']):.1e}")

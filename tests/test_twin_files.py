@@ -30,6 +30,7 @@ TWINS = (
     "loss_forms.py",
     "planes.py",
     "recipes.py",
+    "results.py",
     "route_lists.py",
     "schedule.py",
     "sets.py",

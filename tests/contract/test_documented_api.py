@@ -216,7 +216,8 @@ def test_bundles_and_terms_by_hand(engine):
     )
     with pytest.raises(ValueError) as error:
         bundle.add("a", 1.0, weight=float("nan"))
-    assert str(error.value) == "LossBundle.weight: expected a finite number; got nan. Pass weight=1.0."
+    fix = "Pass weight=1.0, or multiply inside the loss."
+    assert str(error.value) == f"LossBundle.weight: expected a finite number; got nan. {fix}"
 
 
 def test_an_output_by_hand(engine):

@@ -207,3 +207,78 @@ def test_hulls_are_experts(engine, x):
 def test_one_expert_is_one_level(engine, x):
     case = uniform("linear", 1)
     assert engine.fused(built(engine, case), x, {}, None).shape == (6, 5)
+
+
+def hierarchy_of(engine, call, fusion=None):
+    """A hierarchy of one expert, which gives `call(package, batch)`."""
+    package = engine.package
+    if engine.name == "jax":
+
+        class Expert(package.ExpertModule):
+            def __call__(self, batch):
+                return call(package, batch)
+
+    else:
+
+        class Expert(package.ExpertModule):
+            def forward(self, batch):
+                return call(package, batch)
+
+    config = package.CELMoEConfig(5, [package.HierarchyLevelConfig("a", {"e0": package.ExpertConfig("e0")})])
+    options = {"rngs": nnx.Rngs(0)} if engine.name == "jax" else {}
+    return package.HierarchicalCELMoE(config, lambda *_, **__: Expert(), fusion, **options)
+
+
+HIDDEN_RULE = "ExpertResult.hidden: expected an array of this framework"
+LOSSES_RULE = "ExpertResult.losses: expected a mapping of names to scalars"
+FAULTY_RESULTS = {
+    "no hidden": (lambda p, b: p.ExpertResult(None), f"{HIDDEN_RULE}; got NoneType."),
+    "no losses": (lambda p, b: p.ExpertResult(b.hidden, None), f"{LOSSES_RULE}; got None."),
+    "a list": (lambda p, b: p.ExpertResult(b.hidden, [1.0]), f"{LOSSES_RULE}; got [1.0]."),
+    "a loss of None": (
+        lambda p, b: p.ExpertResult(b.hidden, {"l": None}),
+        "ExpertResult.losses['l']: expected a scalar; got None.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY_RESULTS)
+def test_what_an_expert_gives_is_checked(engine, x, name):
+    call, message = FAULTY_RESULTS[name]
+    with pytest.raises(TypeError) as error:
+        hierarchy_of(engine, call)(engine.array(x))
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("shape", [None, (), (3, 5)], ids=["nothing", "a number", "other rows"])
+def test_what_a_fusion_gives_is_checked(engine, x, shape):
+    value = None if shape is None else engine.array(np.zeros(shape, np.float32))
+    if engine.name == "jax":
+
+        class Fusion(nnx.Module):
+            def __call__(self, hiddens):
+                return value
+
+    else:
+
+        class Fusion(torch.nn.Module):
+            def forward(self, hiddens):
+                return value
+
+    model = hierarchy_of(engine, lambda package, batch: package.ExpertResult(batch.hidden), Fusion())
+    with pytest.raises(
+        TypeError, match=r"HierarchicalCELMoE\.fusion_module: expected a fused array of 6 rows; got"
+    ):
+        model(engine.array(x))
+
+
+def test_the_mean_of_losses_that_are_counts_is_no_count(engine, x):
+    """In JAX each sample has its own; in PyTorch the expert gives the mean itself."""
+
+    def call(package, batch):
+        found = (batch.hidden > 0).sum() if engine.name == "jax" else (batch.hidden > 0).sum(1).float().mean()
+        return package.ExpertResult(batch.hidden, {"positive": found})
+
+    losses = hierarchy_of(engine, call)(engine.array(x)).losses
+    wanted = (x > 0).sum(1).mean()
+    assert wanted % 1 != 0 and abs(float(losses["a.e0.positive"]) - wanted) < 1e-6

@@ -108,7 +108,7 @@ FORMS = {
     ("global", "context=None"): (lambda output, context=None: (output, context), "OC"),
     ("global", "w, context=None"): (lambda output, w=w, context=None: (output, w, context), "OwC"),
     ("global", "both None"): (lambda output, targets=None, context=None: (output, targets, context), "OTC"),
-    ("global", "both None, other names"): (lambda o, t=None, c=None: (o, t, c), "OTC"),
+    ("global", "both None, other names"): (lambda o, t=None, c=None: (o, str(t), str(c)), "ONoneNone"),
     ("global", "full, c=None"): (lambda o, t, c=None: (o, t, c), "OTC"),
     ("global", "full, context={}"): (lambda o, t, context={}: (o, t, context), "OTC"),
     ("global", "keyword targets"): (lambda o, *, targets: (o, targets), "OT"),
@@ -166,7 +166,7 @@ FORMS = {
     ("level", "four, late binding"): (lambda a, b, c, d, w=w: (a, b, c, d, w), "LOTCw"),
     ("level", "output=None"): (lambda level, output=None: (level, output), "LO"),
     ("level", "targets=None"): (lambda level, targets=None: (level, targets), "LT"),
-    ("level", "all None"): (lambda level, a=None, b=None, c=None: (level, a, b, c), "LOTC"),
+    ("level", "all None"): (lambda level, a=None, b=None, targets=None: (level, str(a), targets), "LNoneT"),
     ("level", "context=None"): (lambda a, b, c, context=None: (a, b, c, context), "LOTC"),
     ("level", "keywords"): (lambda level, *, context, output: (level, output, context), "LOC"),
     ("level", "*args"): (lambda level, *rest: (level, *rest), "LOTC"),
@@ -184,7 +184,7 @@ FORMS = {
     ("bridge", "five, late binding"): (lambda p, c, o, t, x, w=w: (p, c, o, t, x, w), "PHOTCw"),
     ("bridge", "targets=None"): (lambda p, c, targets=None: (p, c, targets), "PHT"),
     ("bridge", "three None"): (lambda p, c, o, t=None, x=None: (p, c, o, t, x), "PHOTC"),
-    ("bridge", "all None"): (lambda p, c, o=None, t=None, x=None: (p, c, o, t, x), "PHOTC"),
+    ("bridge", "margins"): (lambda p, c, low=None, high=None, x=None: (p, c, str(low)), "PHNone"),
     ("bridge", "keyword context"): (lambda p, c, *, context: (p, c, context), "PHC"),
     ("bridge", "*args"): (lambda *args: args, "PHOTC"),
     ("bridge", "partial"): (functools.partial(lambda w, p, c: (w, p, c), w), "wPH"),
@@ -234,6 +234,12 @@ REFUSED = [
     ("global", lambda a, b, c, d: 0, "<lambda>(a, b, c, d)"),
     ("global", lambda output, context, targets: 0, "<lambda>(output, context, targets)"),
     ("global", lambda context: 0, "<lambda>(context)"),
+    (
+        "level",
+        lambda output, level_output, targets, context: 0,
+        "<lambda>(output, level_output, targets, context)",
+    ),
+    ("bridge", lambda child_output, parent_output: 0, "<lambda>(child_output, parent_output)"),
     ("global", lambda o, t, c=1: 0, "<lambda>(o, t, c=1)"),
     ("global", lambda o, *, w: 0, "<lambda>(o, *, w)"),
     ("global", lambda *, output: 0, "<lambda>(*, output)"),
@@ -272,8 +278,10 @@ def test_what_fits_no_form_is_refused_where_it_is_added(engine, scope, function,
 def test_a_weight_that_is_no_finite_number_is_refused(engine, weight):
     with pytest.raises(ValueError) as error:
         engine.package.CELMoELossAPI().add_global("n", lambda output: 0, weight=weight)
-    assert str(error.value) == (
-        f"CELMoELossAPI.add_global.weight: expected a finite number; got {weight!r}. Pass weight=1.0."
+    fix = "Pass weight=1.0, or multiply inside the loss."
+    assert (
+        str(error.value)
+        == f"CELMoELossAPI.add_global.weight: expected a finite number; got {weight!r}. {fix}"
     )
 
 

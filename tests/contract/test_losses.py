@@ -1,9 +1,12 @@
 """The loss API: names, weights, scopes, dict results, duplicates, the total; in both packages."""
 
+import jax
 import numpy as np
 import pytest
 import torch
 from hierarchies import Case, Level, random_inputs, random_weights
+
+import convexmoe_jax
 
 
 def output_of(engine):
@@ -109,3 +112,75 @@ def test_a_loss_that_is_no_scalar_is_refused(engine, output):
     assert str(error.value) == (
         "CELMoELossAPI.b.size.x: expected a scalar; got float32[5, 5]. Reduce it, by its mean for example."
     )
+
+
+def test_a_weight_that_is_an_array_is_refused(engine):
+    """As a float it would be cut off from its gradient in silence."""
+    weight = engine.array(np.asarray(2.0, np.float32))
+    api = engine.package.CELMoELossAPI()
+    calls = {
+        "CELMoELossAPI.add_global": lambda: api.add_global("n", lambda output: 0.0, weight=weight),
+        "LossBundle": lambda: engine.package.LossBundle().add("n", 1.0, weight=weight),
+        "ExpertConfig.loss": lambda: engine.package.ExpertConfig("a", loss_weight=weight),
+    }
+    for owner, call in calls.items():
+        with pytest.raises(ValueError) as error:
+            call()
+        assert str(error.value).startswith(owner) and "; got float32[]. Pass" in str(error.value)
+    assert (
+        engine.package.ExpertConfig("a", loss_weight=np.float32(0.5)).loss_weight == 0.5
+    )  # a number of numpy is one
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [(None, "None"), ("x", "'x'"), ({"a": {"b": 1.0}}, "{'b': 1.0}")],
+    ids=["none", "text", "nested"],
+)
+def test_what_is_no_loss_is_named(engine, output, value, got):
+    api = engine.package.CELMoELossAPI()
+    api.add_level("b", "mine", lambda level: value)
+    with pytest.raises(TypeError) as error:
+        api.compute(output)
+    name = "b.mine.a" if isinstance(value, dict) else "b.mine"
+    fix = "Return the value of the loss."
+    assert (
+        str(error.value) == f"CELMoELossAPI.{name}: expected a scalar, or a dict of scalars; got {got}. {fix}"
+    )
+
+
+def test_no_term_hides_another_in_the_dict(engine):
+    bundle = engine.package.LossBundle()
+    for name, value in [
+        ("x", 1.0),
+        ("x.weighted", 9.0),
+        ("x#2", 7.0),
+        ("x", 2.0),
+        ("x", 3.0),
+        ("total", 5.0),
+    ]:
+        bundle.add(name, value)
+    found = bundle.as_dict()
+    assert found["total"] == 27.0 and found["total#2"] == 5.0 and found["x"] == found["x.weighted"] == 1.0
+    assert len(found) == 1 + 2 * len(bundle.terms)
+    values = [found[name] for name in found if not name.endswith(".weighted") and name != "total"]
+    assert sorted(values) == [1.0, 2.0, 3.0, 5.0, 7.0, 9.0]
+
+
+def test_the_total_of_half_precision_does_not_overflow(engine):
+    term = engine.package.LossTerm("a", engine.array(np.asarray(40_000.0, np.float16)), 2.0)
+    assert float(engine.package.LossBundle([term]).total) == 80_000.0
+    with np.errstate(over="ignore"):
+        assert np.isinf(np.float16(2) * np.float16(40_000))  # control: in half precision it would
+
+
+def test_a_bundle_of_vmap_has_no_dict():
+    package = convexmoe_jax
+    many = jax.vmap(lambda v: package.LossBundle([package.LossTerm("a", v)]))(jax.numpy.arange(3.0))
+    with pytest.raises(ValueError, match=r"LossBundle\.a: expected a scalar; got float32\[3\]\."):
+        many.as_dict()
+
+
+def test_terms_may_be_numbers(engine):
+    bundle = engine.package.LossBundle([engine.package.LossTerm("a", 3, 2.0)])
+    assert float(bundle.total) == 6.0 and bundle.as_dict()["a.weighted"] == 6.0

@@ -109,7 +109,7 @@ def test_the_length_of_routes(engine):
     validate("l", [], 0)
 
 
-@pytest.mark.parametrize("routes", ["abc", None, 3, iter("abc")], ids=repr)
+@pytest.mark.parametrize("routes", ["abc", None, 3, iter("abc")], ids=["text", "none", "number", "iterator"])
 def test_routes_without_a_length_are_refused(engine, routes):
     with pytest.raises(TypeError) as error:
         engine.package.validate_routing_length("l", routes, 3)

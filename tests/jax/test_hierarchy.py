@@ -278,3 +278,40 @@ def test_context_with_shared_parts_may_be_an_argument_of_jit():
     parts = [convexmoe_jax.Shared(jnp.full(2, value)) for value in (1.0, 2.0)]
     one, two = (run(x, {"shift": jnp.zeros(len(x)), "of_all": [part]}) for part in parts)
     assert relative_error(one, two) > 1e-3 and run._cache_size() == 1
+
+
+def of_one_expert(expert):
+    """A hierarchy of one expert of a user's own."""
+    level = convexmoe_jax.HierarchyLevelConfig("a", {"e0": convexmoe_jax.ExpertConfig("e0")})
+    config = convexmoe_jax.CELMoEConfig(5, [level], use_learned_fusion=False)
+    return convexmoe_jax.HierarchicalCELMoE(config, lambda *_, rngs: expert, rngs=nnx.Rngs(0))
+
+
+def test_an_expert_with_statistics_of_a_batch_is_refused():
+    class Normed(convexmoe_jax.ExpertModule):
+        def __init__(self):
+            self.norm = nnx.BatchNorm(5, rngs=nnx.Rngs(0))
+
+        def __call__(self, batch):
+            return convexmoe_jax.ExpertResult(self.norm(batch.hidden))
+
+    with pytest.raises(
+        ValueError, match=r"a\.e0: expected an expert without statistics of a batch; got Normed"
+    ):
+        of_one_expert(Normed())
+
+
+def test_an_expert_that_keeps_a_dict_is_refused_and_an_array_is_kept():
+    class Keeping(convexmoe_jax.ExpertModule):
+        def __init__(self, table):
+            self.table = table
+
+        def __call__(self, batch):
+            return convexmoe_jax.ExpertResult(batch.hidden + self.table)
+
+    with pytest.raises(
+        TypeError, match=r"HierarchicalCELMoE\.a\.e0: expected attributes that can be hashed; got Keeping"
+    ):
+        of_one_expert(Keeping({"inner": 8}))
+    output = of_one_expert(Keeping(jnp.arange(5.0)))(jnp.ones((3, 5)))
+    assert np.array_equal(output.fused_hidden, np.ones((3, 5)) + np.arange(5.0))
