@@ -18,7 +18,8 @@ from flax import nnx
 from ._checks import dtype_name, fail, last_axis, same_dtype, same_keys
 from .config import HullConfig, Normalization, refuse_inversion
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
-from .init import initial_parameters, parameter_shapes
+from .init import initial_parameters
+from .parameters import parameter_shapes
 from .petals import Tree, effective, petal_values
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")

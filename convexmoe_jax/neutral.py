@@ -22,7 +22,7 @@ from safetensors.numpy import save as to_safetensors
 
 from ._checks import dtype_name, fail, same_keys
 from .config import HullConfig
-from .init import parameter_shapes
+from .parameters import parameter_shapes
 from .moments import MOMENTS
 from .recipes import described
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ._checks import dtype_name, fail, same_keys
 from .config import HullConfig
-from .init import parameter_shapes
+from .parameters import parameter_shapes
 from .moments import MOMENTS
 from .recipes import described
 

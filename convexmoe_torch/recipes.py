@@ -8,7 +8,7 @@ from typing import Any
 from ._checks import fail
 from .config import HullConfig
 from .hierarchy_config import CELMoEConfig
-from .init import parameter_shapes
+from .parameters import parameter_shapes
 
 USER = "user"  # the kind of an expert or a fusion that is not one of ours
 FUSIONS = {
