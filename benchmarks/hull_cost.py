@@ -136,7 +136,7 @@ def jax_fusions(P: int) -> tuple[Calls, Calls]:
     """Return forward and forward-and-backward calls of log-sum-exp and of max-of-means."""
     import jax
 
-    from convexmoe_jax.fusion import group_values, maximum, smooth_maximum
+    from convexmoe_jax.hull.fusion import group_values, maximum, smooth_maximum
 
     f_NPO = jax.random.normal(jax.random.key(0), (FUSION_ROWS, P, FUSION_DIM))
     shifts, y_NO = jax.numpy.zeros(P), f_NPO[:, 0]
@@ -154,7 +154,7 @@ def torch_fusions(P: int) -> tuple[Calls, Calls]:
     """Return forward and forward-and-backward calls of log-sum-exp and of max-of-means."""
     import torch
 
-    from convexmoe_torch.fusion import group_values, maximum, smooth_maximum
+    from convexmoe_torch.hull.fusion import group_values, maximum, smooth_maximum
 
     f_NPO = torch.randn(FUSION_ROWS, P, FUSION_DIM, requires_grad=True)
     shifts, y_NO = torch.zeros(P, requires_grad=True), torch.randn(FUSION_ROWS, FUSION_DIM)

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from convexmoe.training.schedule import ADAM_DECAYS, EVALUATIONS, learning_rates
 from convexmoe_jax import HullConfig, hull
-from convexmoe_jax.fusion import learned_temperature
-from convexmoe_jax.schedule import ADAM_DECAYS, EVALUATIONS, learning_rates
-from convexmoe_jax.training import clipped, mean_squared_error, started_tree
+from convexmoe_jax.hull.fusion import learned_temperature
+from convexmoe_jax.training.engine import clipped, mean_squared_error, started_tree
 
 Params = dict[str, Any]
 BEYOND, LEAST_LOSS = 3, 1e-30

@@ -33,8 +33,8 @@ from networks import (
 from quality_tasks import SCALAR, Task, quadratic_50, small, suite_task
 from regressors import fit_convex
 
+from convexmoe.training.starts.planes import fit_planes
 from convexmoe_jax import HullConfig, VectorHull, fit
-from convexmoe_jax.planes import fit_planes
 
 RATES = (0.002, 0.008, 0.03, 0.12, 0.5)
 SEEDS, MORE_SEEDS, HELD_OUT = 5, 15, 0.2

@@ -26,7 +26,7 @@ from quality_runs import run, write
 from timing import table
 
 from convexmoe_jax import HullConfig
-from convexmoe_jax.training import started_tree
+from convexmoe_jax.training.engine import started_tree
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from ott.neural.networks.icnn import ICNN

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convexmoe_jax.planes import Planes
+from convexmoe.training.starts.planes import Planes
 
 
 def fit_convex(x: np.ndarray, y: np.ndarray, penalty: float) -> Planes:

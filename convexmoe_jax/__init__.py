@@ -5,48 +5,54 @@ from importlib.util import find_spec as _find_spec
 if any(_find_spec(_name) is None for _name in ("jax", "flax", "optax")):
     raise ImportError('convexmoe_jax needs JAX: pip install "convexmoe[jax]"')
 
-from . import hull
-from .checkpoint import load, load_optimizer, read_notes, read_optimizer, save
-from .config import HullConfig, Normalization
-from .conjugation import Conjugate, conjugate, inverse_gradient
-from .contexts import ExpertContext
-from .convexity import Certificate, Violation, certify, find_violation
-from .deployment import FixedHierarchy
-from .dropout import sample_dropout
-from .experts import (
-    ExpertAux,
-    ExpertBatch,
-    ExpertModule,
-    ExpertResult,
-    HullExpert,
-    LinearExpert,
-    MLPExpert,
+from convexmoe.hierarchy.config import CELMoEConfig, ExpertConfig, ExpertMetadata, HierarchyLevelConfig
+from convexmoe.hierarchy.route_lists import (
+    LevelRouting,
+    merge_routing,
+    routing_constant,
+    validate_routing_length,
 )
-from .hierarchy import CELMoEOutput, HierarchicalCELMoE, LevelOutput
-from .hierarchy_config import CELMoEConfig, ExpertConfig, ExpertMetadata, HierarchyLevelConfig
-from .hull import FoldedHull, VectorHull, Winners
-from .legacy import NonConvexHull
-from .level_fusion import LearnedFusion, PositionAwareFusion
-from .losses import (
+from convexmoe.hull.config import HullConfig, Normalization
+from convexmoe.minimization.sets import Ball, Box, Polytope, Simplex
+from convexmoe.training.schedule import History
+
+from . import hull
+from .convexity import Certificate, Violation, certify, find_violation
+from .files import OptimizerState, load, load_optimizer, read_notes, read_optimizer, save
+from .hierarchy import (
     BridgeLossCallable,
     CELMoELossAPI,
+    CELMoEOutput,
+    ExpertAux,
+    ExpertBatch,
+    ExpertContext,
+    ExpertModule,
+    ExpertResult,
+    FixedHierarchy,
+    HierarchicalCELMoE,
+    HullExpert,
+    LearnedFusion,
     LevelLossCallable,
+    LevelOutput,
+    LinearExpert,
     LossBundle,
     LossCallable,
     LossMap,
     LossResult,
     LossTerm,
+    MLPExpert,
+    PositionAwareFusion,
+    Shared,
+    constant_routes,
+    encode_routes,
+    freeze,
+    merged_routes,
+    routing_summary,
+    sample_dropout,
 )
-from .minimization import Minimum, minimize
-from .moments import OptimizerState
-from .optimizers import adam, adamw
-from .route_lists import LevelRouting, merge_routing, routing_constant, validate_routing_length
-from .routing import Shared, constant_routes, encode_routes, merged_routes, routing_summary
-from .schedule import History
-from .sets import Ball, Box, Polytope, Simplex
-from .staging import freeze
-from .tangents import MaxAffine, max_affine
-from .training import FitResult, FitState, fit, train
+from .hull import FoldedHull, NonConvexHull, VectorHull, Winners
+from .minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
+from .training import FitResult, FitState, adam, adamw, fit, train
 
 __all__ = [
     "Ball",

@@ -67,7 +67,7 @@ def certify(model: Path, framework: Framework, strength: str | None = None) -> C
         "framework": framework.name,
     }
     text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    framework.package.neutral.write_whole(target, text.encode())
+    framework.package.files.format.write_whole(target, text.encode())
     return Certified(certificate, target, digest)
 
 

@@ -15,15 +15,7 @@ from typer.core import TyperGroup
 
 from . import conversion, frameworks, inspection, job, unfinished
 from .saved import read_model
-from .tables import (
-    EMBEDDED_TARGET,
-    InputError,
-    Table,
-    embedded_table,
-    read_table,
-    require_columns,
-    shorten,
-)
+from .tables import EMBEDDED_TARGET, InputError, Table, embedded_table, read_table, require_columns, shorten
 from .writing import new_directory, written_beside, written_together
 
 __all__ = ["app"]

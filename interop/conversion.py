@@ -59,7 +59,7 @@ def convert(source: Path, target: Path, to: str | None = None) -> Conversion:
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"convexmoe convert: expected two places; got {source} twice. Name another target.")
     package = frameworks.choose("jax" if source.is_dir() else None).package
-    form, header, arrays = _read(source, package.neutral)
+    form, header, arrays = _read(source, package.files.format)
     if to is None:
         to = "neutral" if form != "neutral" else "torch" if target.suffix else "orbax"
     if not target.parent.is_dir():
@@ -106,7 +106,7 @@ def _read_torch(source: Path, neutral: Any) -> tuple[dict[str, Any], Arrays] | N
 
 
 def _write_torch(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
-    neutral = frameworks.choose(None).package.neutral
+    neutral = frameworks.choose(None).package.files.format
     own = {
         name.removeprefix(neutral.PREFIX): _native(value, neutral)
         for name, value in arrays.items()
@@ -120,7 +120,7 @@ def _write_torch(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
 
 
 def _write_neutral(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
-    neutral = frameworks.choose(None).package.neutral
+    neutral = frameworks.choose(None).package.files.format
     neutral.write_sealed(target, header, {name: _native(value, neutral) for name, value in arrays.items()})
 
 

@@ -143,7 +143,7 @@ class _Jax:
         import jax
         import jax.numpy as jnp
 
-        from convexmoe_jax.training import train
+        from convexmoe_jax.training.engine import train
 
         def forward(params: dict[str, Any], rows: Any) -> Any:
             h = jax.nn.relu(rows @ params["weight_0"] + params["bias_0"])
@@ -214,7 +214,7 @@ class _Torch:
     def train_mlp(self, weights: dict[str, Rows], x: Rows, y: Rows, **options: Any) -> Callable[[Rows], Rows]:
         import torch
 
-        from convexmoe_torch.training import train
+        from convexmoe_torch.training.engine import train
 
         layers = []
         for k in range(3):

@@ -82,7 +82,7 @@ def from_celmoe(
     arrays = _read("from_celmoe", source)
     package = get(framework).package
     own_config = package.CELMoEConfig.from_json(config.to_json())
-    names = import_module(f"{package.__name__}.names")
+    names = import_module(f"{package.__name__}.files.layers")
     recipes = {"experts": {}, "fusion": "LearnedFusion"}
     model = names.built(own_config, recipes, expert_factory, fusion_module)
     names.fill(model, {name: _given(array, framework) for name, array in arrays.items()})

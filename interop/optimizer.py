@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from convexmoe_jax import moments as in_jax
-from convexmoe_torch import moments as in_torch
+from convexmoe_jax.files import optimizer as in_jax
+from convexmoe_torch.files import optimizer as in_torch
 
 from .weights import array_of, tensor_of
 

@@ -14,8 +14,8 @@ import torch
 from flax import nnx
 
 import convexmoe_jax
-from convexmoe_jax.moments import neutral_of
-from convexmoe_torch.moments import parameters_of
+from convexmoe_jax.files.optimizer import neutral_of
+from convexmoe_torch.files.optimizer import parameters_of
 
 from .weights import array_of, tensor_of
 

@@ -81,7 +81,7 @@ def read_hull(path: Path, framework: Framework) -> tuple[Any, dict[str, Any]]:
         raise InputError(f"{path}: expected a model; got a directory. Name the model.safetensors in it.")
     try:
         model = framework.package.load(path)
-        notes = framework.package.checkpoint.read_notes(path)
+        notes = framework.package.files.models.read_notes(path)
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if "jax_enable_x64" in reason:

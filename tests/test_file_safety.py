@@ -146,7 +146,7 @@ def resealed(data, change):
     entry = json.loads(header["__metadata__"]["convexmoe"])
     change(entry)
     arrays = safetensors.numpy.load(data)
-    entry["sha256"] = convexmoe_jax.neutral.digest(entry, arrays)
+    entry["sha256"] = convexmoe_jax.files.format.digest(entry, arrays)
     header["__metadata__"]["convexmoe"] = json.dumps(entry, sort_keys=True)
     return joined(header, rest)
 
@@ -170,7 +170,7 @@ LIES = {
 @pytest.mark.parametrize("name", LIES)
 def test_a_lie_about_a_hierarchy_is_found_before_anything_is_built(backend, name, tmp_path, monkeypatch):
     good = trained_files(backend, tmp_path)[2]
-    monkeypatch.setattr(backend.package.checkpoint, "built", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(backend.package.files.models, "built", lambda *_: pytest.fail("it was built"))
     (tmp_path / "lie").write_bytes(resealed(good, LIES[name]))
     for read in (backend.package.load, backend.package.read_optimizer):
         with pytest.raises((ValueError, TypeError)) as caught:
@@ -186,7 +186,7 @@ def test_control_a_hierarchy_resealed_without_a_lie_loads(backend, tmp_path):
 KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
-from {package}.neutral import write_whole
+from {package}.files.format import write_whole
 path = Path(sys.argv[1])
 contents = [bytes([n]) * 3_000_000 for n in (1, 2)]
 write_whole(path, contents[0])

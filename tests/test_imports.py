@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "optax", "convexmoe_jax", "convexmoe_torch", "interop"}
 FOREIGN = {
     "convexmoe_jax": {"torch", "convexmoe_torch", "interop"},
     "convexmoe_torch": {"jax", "jaxlib", "flax", "optax", "convexmoe_jax", "interop"},
@@ -37,6 +38,20 @@ def loaded(program: str, watched: set[str]) -> set[str]:
     result = run(f"{program}\nimport sys\nprint('loaded:', *(set({sorted(watched)!r}) & set(sys.modules)))")
     assert result.returncode == 0, result.stderr
     return set(result.stdout.rpartition("loaded:")[2].split())
+
+
+def test_the_core_imports_no_framework():
+    assert loaded("import convexmoe", FRAMEWORKS) == set()
+
+
+def test_control_a_framework_under_the_core_is_seen():
+    assert {"torch"} <= loaded("import convexmoe, torch", FRAMEWORKS)
+
+
+def test_the_core_works_where_no_framework_can_be_imported():
+    program = "import convexmoe\nprint(convexmoe.HullConfig(3, petals=4).to_json())"
+    result = run(program, FRAMEWORKS)
+    assert result.returncode == 0 and '"petals": 4' in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("package", FOREIGN)

@@ -64,7 +64,7 @@ def test_a_wrong_output_is_refused(output):
 
 
 def test_a_hull_that_is_not_convex_is_refused(backend):
-    shapes = backend.package.legacy.parameter_shapes(5, 7, 3, 1)
+    shapes = backend.package.hull.legacy.parameter_shapes(5, 7, 3, 1)
     flat = {name: backend.array(np.ones(shape, np.float32)) for name, shape in shapes.items()}
     legacy = backend.package.NonConvexHull(backend.package.hull.nest(flat))
     with pytest.raises(TypeError, match=r"to_cvxpy.model: .*got NonConvexHull. Its gates are not convex"):
@@ -118,9 +118,9 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
 )
 def test_a_config_out_of_range_is_refused_even_when_sealed(change, tmp_path):
     model, path = hull(), tmp_path / "hull.safetensors"
-    header, arrays = convexmoe_torch.checkpoint.content_of(model)
+    header, arrays = convexmoe_torch.files.models.content_of(model)
     header |= {"schema": 1, "notes": {}, "config": header["config"] | change}
-    convexmoe_torch.neutral.write_sealed(path, header, arrays)
+    convexmoe_torch.files.format.write_sealed(path, header, arrays)
     with pytest.raises(ValueError, match="expected the config of a hull"):
         read_hull(path)
 

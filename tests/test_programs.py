@@ -116,7 +116,9 @@ def test_a_file_with_an_optimizer_is_read(tmp_path):
 def test_shapes_are_those_of_the_packages(backend, case):
     shapes = {
         name.replace("raw_weight", "positive_weight"): shape
-        for name, shape in backend.package.init.parameter_shapes(backend.config(HULLS[case])).items()
+        for name, shape in backend.package.hull.initialization.parameter_shapes(
+            backend.config(HULLS[case])
+        ).items()
     }
     assert effective_shapes(HULLS[case]) == shapes
 

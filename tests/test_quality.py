@@ -13,7 +13,7 @@ import regressors
 from quality_scores import CHOSEN, FITTED, HULL, PLANES, Job, Score, Standard
 
 from convexmoe_jax import HullConfig, find_violation
-from convexmoe_jax.training import HullFunction, train
+from convexmoe_jax.training.engine import HullFunction, train
 
 QUADRATIC = quality_tasks.quadratic_50()
 

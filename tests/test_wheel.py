@@ -13,7 +13,15 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "convexmoe_jax", "convexmoe_torch", "interop")
+SOURCES = (
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "convexmoe",
+    "convexmoe_jax",
+    "convexmoe_torch",
+    "interop",
+)
 TINY = """
 import numpy as np
 import convexmoe_{name} as cm
@@ -77,7 +85,7 @@ def test_alone(wheel, tmp_path):
     data = "from importlib.resources import files\n"
     data += "print(*(entry.name for entry in (files('interop') / 'data').iterdir()))"
     assert ".csv" in base.python(data).stdout
-    for package in ("convexmoe_jax", "convexmoe_torch", "interop"):
+    for package in ("convexmoe", "convexmoe_jax", "convexmoe_torch", "interop"):
         typed = (
             f"from importlib.util import find_spec\nprint(*find_spec('{package}').submodule_search_locations)"
         )

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import calculus, scalars
-from .curvature import Value, fixed, known
-from .graph import Graph, Operation, match
-from .order_rules import stacked
-from .proof import Found
-from .tracing import trace
+from convexmoe.convexity import calculus, scalars
+from convexmoe.convexity.facts import Value, fixed, known
+from convexmoe.convexity.graph import Graph, Operation, match
+from convexmoe.convexity.walk import Found
+
+from .order import stacked
+from .trace import trace
 
 DEPTH = 14  # operations between the end of an atom and the reduction that tells its shapes
 

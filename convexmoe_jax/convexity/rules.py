@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import calculus, scalars
-from .contraction import Axes, contract
-from .control_rules import CONTROL_RULES
-from .curvature import (
+from convexmoe.convexity import calculus, scalars
+from convexmoe.convexity.contraction import Axes, contract
+from convexmoe.convexity.facts import (
     CONSTANT,
     FALLING,
     NONZERO,
@@ -27,10 +26,12 @@ from .curvature import (
     settle,
     uniform,
 )
-from .graph import Operation
-from .moving_rules import MOVING_RULES, indices
-from .order_rules import ORDER_RULES
-from .proof import Rule, Walk
+from convexmoe.convexity.graph import Operation
+from convexmoe.convexity.walk import Rule, Walk
+
+from .control import CONTROL_RULES
+from .moves import MOVING_RULES, indices
+from .order import ORDER_RULES
 
 Inputs = list[Value]
 

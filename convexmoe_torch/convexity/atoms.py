@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import calculus, scalars
-from .curvature import Value, known
-from .graph import Graph, Operation, match
-from .lowering import Kind
-from .order_rules import stacked
-from .proof import Found
-from .tracing import trace_reference
+from convexmoe.convexity import calculus, scalars
+from convexmoe.convexity.facts import Value, known
+from convexmoe.convexity.graph import Graph, Operation, match
+from convexmoe.convexity.walk import Found
+
+from .lowering.elementwise import Kind
+from .order import stacked
+from .trace import trace_reference
 
 DEPTH = 14  # operations between the end of an atom and the reduction that tells its shapes
 

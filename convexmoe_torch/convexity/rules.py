@@ -9,10 +9,9 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from . import calculus, scalars
-from .contraction import contract
-from .control_rules import CONTROL_RULES
-from .curvature import (
+from convexmoe.convexity import calculus, scalars
+from convexmoe.convexity.contraction import contract
+from convexmoe.convexity.facts import (
     CONSTANT,
     FALLING,
     NONZERO,
@@ -27,10 +26,12 @@ from .curvature import (
     nothing,
     settle,
 )
-from .graph import Operation
-from .moving_rules import MOVING_RULES
-from .order_rules import ORDER_RULES, two_log_sum_exp
-from .proof import Rule, Walk
+from convexmoe.convexity.graph import Operation
+from convexmoe.convexity.walk import Rule, Walk
+
+from .control import CONTROL_RULES
+from .moves import MOVING_RULES
+from .order import ORDER_RULES, two_log_sum_exp
 
 Inputs = list[Value]
 

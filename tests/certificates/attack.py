@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from random_programs import parameters, run
 
+from convexmoe.convexity import facts as facts
+from convexmoe.convexity.facts import Value, fixed, variable
+from convexmoe.convexity.graph import Graph
+from convexmoe.convexity.refinements import Refinements
+from convexmoe.convexity.segments import between, drawn
+from convexmoe.convexity.walk import Walk
 from convexmoe_jax.convexity import atoms
-from convexmoe_jax.convexity import curvature as facts
-from convexmoe_jax.convexity.curvature import Value, fixed, variable
-from convexmoe_jax.convexity.graph import Graph
-from convexmoe_jax.convexity.order_rules import sorts
-from convexmoe_jax.convexity.proof import Walk
-from convexmoe_jax.convexity.refinements import Refinements
+from convexmoe_jax.convexity.order import sorts
 from convexmoe_jax.convexity.rules import RULES
-from convexmoe_jax.convexity.segments import between, drawn
-from convexmoe_jax.convexity.tracing import trace
+from convexmoe_jax.convexity.trace import trace
 
 SEGMENTS = 96
 LARGEST = 1e5  # a segment on which a register is larger is passed over: rounding could pass for curvature

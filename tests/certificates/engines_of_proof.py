@@ -10,7 +10,7 @@ from convexity_table import Monotone, Row
 from torch_engine import Torch
 
 import convexmoe_jax
-from convexmoe_jax.petals import huber_relu
+from convexmoe_jax.hull.petals import huber_relu
 
 OWN = {
     "relu": jax.nn.relu,

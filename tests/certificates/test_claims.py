@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from convexmoe.convexity.certificate import EXACT
+from convexmoe.convexity.walk import Walk
 from convexmoe_jax import Certificate, certify
-from convexmoe_jax.convexity import control_rules
-from convexmoe_jax.convexity.proof import Walk
-from convexmoe_jax.convexity.verdict import EXACT
+from convexmoe_jax.convexity import control as control_rules
 
 X = jnp.asarray([0.5, -1.0, 2.0])
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convexmoe.convexity.calculus import LAWS
+from convexmoe.convexity.scalars import SCALARS
 from convexmoe_jax.convexity import rules as jax_rules
-from convexmoe_jax.convexity.calculus import LAWS
-from convexmoe_jax.convexity.scalars import SCALARS
 from convexmoe_torch.convexity import rules as torch_rules
-from convexmoe_torch.convexity.operators import ALIASES, LOWERINGS
+from convexmoe_torch.convexity.lowering.table import ALIASES, LOWERINGS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "pages" / "convexity.md").read_text()
@@ -26,7 +26,7 @@ REGIONS = {
 NAMED = re.compile(r"`(\w+)`")
 # Line of the page -> the file of the repository in which it stands.
 QUOTED = {
-    '"cosh": Scalar(EVERYWHERE, None, ABOVE, BELOW, None, (1.0, np.inf)),': "convexmoe_jax/convexity/scalars.py",
+    '"cosh": Scalar(EVERYWHERE, None, ABOVE, BELOW, None, (1.0, np.inf)),': "convexmoe/convexity/scalars.py",
     'Row("hyperbolic cosine", P, CONVEX, lambda xp, x: xp.cosh(x) + xp.cosh(xp.abs(x))),': (
         "tests/certificates/convexity_table.py"
     ),
@@ -106,4 +106,4 @@ def test_the_printed_proofs_are_what_the_program_prints():
 @pytest.mark.parametrize("line", QUOTED)
 def test_the_worked_example_is_quoted_from_the_code(line):
     assert line in PAGE and line in (ROOT / QUOTED[line]).read_text()
-    assert '"cosh"' in (ROOT / "convexmoe_torch/convexity/lowering.py").read_text()
+    assert '"cosh"' in (ROOT / "convexmoe_torch/convexity/lowering/elementwise.py").read_text()

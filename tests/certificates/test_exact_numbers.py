@@ -9,9 +9,10 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from convexmoe_jax.convexity import contraction, curvature, intervals, scalars
-from convexmoe_jax.convexity.contraction import Axes, contract
-from convexmoe_jax.convexity.curvature import (
+from convexmoe.convexity import contraction, intervals, scalars
+from convexmoe.convexity import facts as curvature
+from convexmoe.convexity.contraction import Axes, contract
+from convexmoe.convexity.facts import (
     AFFINE,
     CONCAVE,
     CONVEX,
@@ -24,7 +25,7 @@ from convexmoe_jax.convexity.curvature import (
     ROOT_CONVEX,
     settle,
 )
-from convexmoe_jax.convexity.semidefinite import is_semidefinite
+from convexmoe.convexity.semidefinite import is_semidefinite
 
 NUMBERS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),

@@ -10,8 +10,8 @@ import pytest
 from attack import claims, contradictions, show
 from random_programs import OPS, parameters, programs, random_program, run
 
-from convexmoe_jax.convexity.curvature import CONVEX
-from convexmoe_jax.convexity.violation import search
+from convexmoe.convexity.facts import CONVEX
+from convexmoe_jax.convexity.search import search
 
 # `make test` runs 5,000 programs, `make fuzz` 100,000
 SHARDS, PROGRAMS = 20, int(os.environ.get("CONVEXMOE_PROGRAMS", 250))

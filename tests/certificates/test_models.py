@@ -23,8 +23,8 @@ from convexmoe_jax import (
     NonConvexHull,
     VectorHull,
     certify,
-    legacy,
 )
+from convexmoe_jax.hull import legacy
 
 BACKEND = Jax()
 
@@ -101,21 +101,21 @@ def negative(positive_weight):
 
 
 FAULTS = {
-    "sigmoid gate": (convexmoe_jax.petals, "act", sigmoid_gate(convexmoe_jax.petals.act)),
+    "sigmoid gate": (convexmoe_jax.hull.petals, "act", sigmoid_gate(convexmoe_jax.hull.petals.act)),
     "negative weights": (
-        convexmoe_jax.petals,
+        convexmoe_jax.hull.petals,
         "positive_weight",
-        negative(convexmoe_jax.petals.positive_weight),
+        negative(convexmoe_jax.hull.petals.positive_weight),
     ),
-    "raw weights": (convexmoe_jax.petals, "positive_weight", lambda raw, fan_in: raw),
+    "raw weights": (convexmoe_jax.hull.petals, "positive_weight", lambda raw, fan_in: raw),
     "min for max": (convexmoe_jax.hull, "maximum", lambda g: g.min(axis=-2)),
     "softmax": (convexmoe_jax.hull, "maximum", lambda g: (jax.nn.softmax(g, axis=-2) * g).sum(axis=-2)),
     "negative temperature": (convexmoe_jax.hull, "learned_temperature", lambda raw: -jnp.exp(raw)),
     "temperature of any sign": (convexmoe_jax.hull, "learned_temperature", lambda raw: raw),
-    "another mean": (convexmoe_jax.fusion, "log_mean_exp", lambda u, T: jnp.mean(u, axis=-2)),
-    "a concave activation": (convexmoe_jax.petals, "huber_relu", lambda u: jnp.minimum(u, 0.5)),
+    "another mean": (convexmoe_jax.hull.fusion, "log_mean_exp", lambda u, T: jnp.mean(u, axis=-2)),
+    "a concave activation": (convexmoe_jax.hull.petals, "huber_relu", lambda u: jnp.minimum(u, 0.5)),
     "a step in the activation": (
-        convexmoe_jax.petals,
+        convexmoe_jax.hull.petals,
         "huber_relu",
         lambda u: jnp.where(u < 0.5, jnp.maximum(jnp.minimum(u, 1.0) + 1.0, 0.0) ** 2 * 0.25, u),
     ),
@@ -144,7 +144,7 @@ def test_a_fault_that_the_given_weights_hide_is_numeric_only(monkeypatch):
     fields = cases.HULLS["default"]
     weights = {name: np.abs(value) for name, value in cases.random_weights(fields).items()}
     hull = BACKEND.model(fields, weights, "float32")
-    monkeypatch.setattr(convexmoe_jax.petals, "positive_weight", lambda raw, fan_in: raw)
+    monkeypatch.setattr(convexmoe_jax.hull.petals, "positive_weight", lambda raw, fan_in: raw)
     found = certify(hull, rows_of(hull, 1))
     assert (found.verdict, found.strength) == ("proved", "numeric")
     assert certify(hull, rows_of(hull, 1), strength="structural").verdict == "unknown"

@@ -9,8 +9,10 @@ from convexity_table import MONOTONE, TABLE, Monotone
 from engines_of_proof import Jax
 from random_programs import random_program
 
-from convexmoe_jax.convexity import atoms, calculus, contraction, curvature, graph, refinements, scalars
-from convexmoe_jax.convexity.curvature import (
+from convexmoe.convexity import calculus, contraction, graph, refinements, scalars
+from convexmoe.convexity import facts as curvature
+from convexmoe.convexity.certificate import monotonicity
+from convexmoe.convexity.facts import (
     AFFINE,
     CONCAVE,
     CONSTANT,
@@ -24,13 +26,13 @@ from convexmoe_jax.convexity.curvature import (
     settle,
     variable,
 )
-from convexmoe_jax.convexity.order_rules import sorts
-from convexmoe_jax.convexity.proof import Rule, Walk, words
-from convexmoe_jax.convexity.refinements import Refinements
+from convexmoe.convexity.refinements import Refinements
+from convexmoe.convexity.scalars import ABOVE, BELOW, EVERYWHERE, SCALARS
+from convexmoe.convexity.walk import Rule, Walk, words
+from convexmoe_jax.convexity import atoms
+from convexmoe_jax.convexity.order import sorts
 from convexmoe_jax.convexity.rules import RULES
-from convexmoe_jax.convexity.scalars import ABOVE, BELOW, EVERYWHERE, SCALARS
-from convexmoe_jax.convexity.tracing import trace
-from convexmoe_jax.convexity.verdict import monotonicity
+from convexmoe_jax.convexity.trace import trace
 
 PROGRAMS = 600
 

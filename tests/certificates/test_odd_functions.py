@@ -109,7 +109,7 @@ def counted_truths(x):
 def test_a_product_of_truth_values_is_a_truth_value(monkeypatch):
     assert certify(counted_truths, X).verdict == "refuted"
     # Control: bounds that are left as they are prove what is false.
-    monkeypatch.setattr("convexmoe_jax.convexity.proof.in_range", lambda value, dtype: value)
+    monkeypatch.setattr("convexmoe.convexity.walk.in_range", lambda value, dtype: value)
     assert verdict(counted_truths) == "proved"
 
 
@@ -126,7 +126,7 @@ def test_a_primitive_is_not_known_by_its_name(name, monkeypatch):
     found = certify(foreign(name).bind, X, segments=0)
     assert found.verdict == "unknown" and "not JAX's own" in found.reason
     # Control: by its name it would be another function.
-    monkeypatch.setattr("convexmoe_jax.convexity.tracing.name_of", lambda primitive: primitive.name)
+    monkeypatch.setattr("convexmoe_jax.convexity.trace.name_of", lambda primitive: primitive.name)
     assert verdict(foreign(name).bind) == "proved"
 
 
@@ -152,8 +152,8 @@ def test_an_unknown_primitive_proves_nothing():
 
 
 def test_a_rule_that_fails_proves_nothing(monkeypatch):
+    from convexmoe.convexity.walk import Rule
     from convexmoe_jax.convexity import atoms
-    from convexmoe_jax.convexity.proof import Rule
     from convexmoe_jax.convexity.rules import RULES
 
     def failing(*given):
@@ -198,7 +198,7 @@ def test_rounding_inside_refutes_nothing(monkeypatch):
     found = certify(half(lambda u: -u * u), X)
     assert found.verdict == "refuted" and found.violation.dtype == "bfloat16"
     # Control: held to float64, the convex function is refuted.
-    monkeypatch.setattr("convexmoe_jax.convexity.certificate.coarsest", lambda walk, dtype: "")
+    monkeypatch.setattr("convexmoe_jax.convexity.certify.coarsest", lambda walk, dtype: "")
     assert certify(huber, X).verdict == "refuted"
 
 

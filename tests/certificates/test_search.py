@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from convexmoe.convexity import segments
+from convexmoe.convexity.segments import BATCH, between, drawn
 from convexmoe_jax import VectorHull, certify, find_violation
-from convexmoe_jax.convexity import segments, violation
-from convexmoe_jax.convexity.segments import BATCH, between, drawn
+from convexmoe_jax.convexity import search as violation
 
 SIZE = 24
 AXIS = np.ones(SIZE, np.float32) / np.sqrt(np.float32(SIZE))

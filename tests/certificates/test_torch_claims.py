@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from convexmoe.convexity.certificate import EXACT
+from convexmoe.convexity.walk import Rule
 from convexmoe_torch import certify
-from convexmoe_torch.convexity.proof import Rule
 from convexmoe_torch.convexity.rules import RULES
-from convexmoe_torch.convexity.verdict import EXACT
 
 X = torch.tensor([0.5, -1.0, 2.0])
 
@@ -177,7 +177,7 @@ def test_a_sum_of_truth_values_is_a_truth_value(monkeypatch):
 
     assert certify(counted, X).verdict == "refuted"
     # Control: bounds that are left as they are prove what is false.
-    monkeypatch.setattr("convexmoe_torch.convexity.proof.in_range", lambda value, dtype: value)
+    monkeypatch.setattr("convexmoe.convexity.walk.in_range", lambda value, dtype: value)
     assert verdict(counted) == "proved"
 
 
@@ -203,7 +203,7 @@ def test_rounding_inside_refutes_nothing(monkeypatch):
     found = certify(half(lambda u: -u * u), X)
     assert found.verdict == "refuted" and found.violation.dtype == "bfloat16"
     # Control: held to float64, the convex function is refuted.
-    monkeypatch.setattr("convexmoe_torch.convexity.certificate.coarsest", lambda walk, dtype: "")
+    monkeypatch.setattr("convexmoe_torch.convexity.certify.coarsest", lambda walk, dtype: "")
     assert certify(huber, X).verdict == "refuted"
 
 

@@ -22,8 +22,8 @@ from convexmoe_torch import (
     NonConvexHull,
     VectorHull,
     certify,
-    legacy,
 )
+from convexmoe_torch.hull import legacy
 
 BACKEND = Torch()
 
@@ -121,20 +121,20 @@ def step_in_the_activation(u):
 
 
 FAULTS = {
-    "sigmoid gate": (convexmoe_torch.petals, "act", sigmoid_gate(convexmoe_torch.petals.act)),
+    "sigmoid gate": (convexmoe_torch.hull.petals, "act", sigmoid_gate(convexmoe_torch.hull.petals.act)),
     "negative weights": (
-        convexmoe_torch.petals,
+        convexmoe_torch.hull.petals,
         "positive_weight",
-        negative(convexmoe_torch.petals.positive_weight),
+        negative(convexmoe_torch.hull.petals.positive_weight),
     ),
-    "raw weights": (convexmoe_torch.petals, "positive_weight", lambda raw, fan_in: raw),
+    "raw weights": (convexmoe_torch.hull.petals, "positive_weight", lambda raw, fan_in: raw),
     "min for max": (convexmoe_torch.hull, "maximum", lambda g: torch.amin(g, dim=-2)),
     "softmax": (convexmoe_torch.hull, "maximum", lambda g: (torch.softmax(g, -2) * g).sum(-2)),
     "negative temperature": (convexmoe_torch.hull, "learned_temperature", lambda raw: -torch.exp(raw)),
     "temperature of any sign": (convexmoe_torch.hull, "learned_temperature", lambda raw: raw),
-    "another mean": (convexmoe_torch.fusion, "log_mean_exp", lambda u, T: torch.mean(u, dim=-2)),
-    "a concave activation": (convexmoe_torch.petals, "huber_relu", lambda u: torch.clamp(u, max=0.5)),
-    "a step in the activation": (convexmoe_torch.petals, "huber_relu", step_in_the_activation),
+    "another mean": (convexmoe_torch.hull.fusion, "log_mean_exp", lambda u, T: torch.mean(u, dim=-2)),
+    "a concave activation": (convexmoe_torch.hull.petals, "huber_relu", lambda u: torch.clamp(u, max=0.5)),
+    "a step in the activation": (convexmoe_torch.hull.petals, "huber_relu", step_in_the_activation),
 }
 
 
@@ -160,7 +160,7 @@ def test_a_fault_that_the_given_weights_hide_is_numeric_only(monkeypatch):
     fields = cases.HULLS["default"]
     weights = {name: np.abs(value) for name, value in cases.random_weights(fields).items()}
     hull = BACKEND.model(fields, weights, "float32")
-    monkeypatch.setattr(convexmoe_torch.petals, "positive_weight", lambda raw, fan_in: raw)
+    monkeypatch.setattr(convexmoe_torch.hull.petals, "positive_weight", lambda raw, fan_in: raw)
     found = certify(hull, rows_of("default", 1))
     assert (found.verdict, found.strength) == ("proved", "numeric")
     assert certify(hull, rows_of("default", 1), strength="structural").verdict == "unknown"

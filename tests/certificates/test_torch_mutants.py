@@ -12,8 +12,9 @@ from torch_engine import Torch
 from torch_programs import contradictions, random_program, traced, traced_function, walked
 from torch_table import TORCH_TABLE
 
-from convexmoe_torch.convexity import atoms, calculus, rules
-from convexmoe_torch.convexity.curvature import (
+from convexmoe.convexity import calculus
+from convexmoe.convexity.certificate import monotonicity
+from convexmoe.convexity.facts import (
     CONCAVE,
     CONSTANT,
     CONVEX,
@@ -25,13 +26,13 @@ from convexmoe_torch.convexity.curvature import (
     variable,
     words,
 )
-from convexmoe_torch.convexity.lowering_moves import Places
-from convexmoe_torch.convexity.operators import LOWERINGS
-from convexmoe_torch.convexity.order_rules import sorts
-from convexmoe_torch.convexity.proof import Walk
-from convexmoe_torch.convexity.refinements import Refinements
+from convexmoe.convexity.refinements import Refinements
+from convexmoe.convexity.walk import Walk
+from convexmoe_torch.convexity import atoms, rules
+from convexmoe_torch.convexity.lowering.moves import Places
+from convexmoe_torch.convexity.lowering.table import LOWERINGS
+from convexmoe_torch.convexity.order import sorts
 from convexmoe_torch.convexity.rules import RULES
-from convexmoe_torch.convexity.verdict import monotonicity
 
 PROGRAMS = 600
 ENGINE = Torch()

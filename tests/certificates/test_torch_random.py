@@ -8,9 +8,9 @@ import torch
 from attack import show
 from torch_programs import NAMES, TORCH, contradictions, random_program, run, traced, walked
 
+from convexmoe.convexity.certificate import word_arrays
+from convexmoe.convexity.facts import CONVEX
 from convexmoe_torch import certify
-from convexmoe_torch.convexity.curvature import CONVEX
-from convexmoe_torch.convexity.verdict import word_arrays
 
 # `make test` runs 5,000 programs, `make fuzz` 100,000
 SHARDS, PROGRAMS = 20, int(os.environ.get("CONVEXMOE_PROGRAMS", 250))

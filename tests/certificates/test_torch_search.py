@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from convexmoe.convexity import segments
+from convexmoe.convexity.segments import BATCH, between, drawn
 from convexmoe_torch import VectorHull, certify, find_violation
-from convexmoe_torch.convexity import segments, violation
-from convexmoe_torch.convexity.segments import BATCH, between, drawn
+from convexmoe_torch.convexity import search as violation
 
 SIZE = 24
 AXIS = np.ones(SIZE, np.float32) / np.sqrt(np.float32(SIZE))

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import convexmoe_torch
-from convexmoe_torch.petals import huber_relu
+from convexmoe_torch.hull.petals import huber_relu
 
 
 def array(values: Any) -> torch.Tensor:

@@ -14,15 +14,15 @@ from random_programs import OPS as SHARED
 from random_programs import Instruction, constants, matrix
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from convexmoe.convexity.facts import Value, fixed, variable
+from convexmoe.convexity.graph import Graph
+from convexmoe.convexity.refinements import Refinements
+from convexmoe.convexity.walk import Walk
 from convexmoe_torch.convexity import atoms
-from convexmoe_torch.convexity.curvature import Value, fixed, variable
-from convexmoe_torch.convexity.graph import Graph
-from convexmoe_torch.convexity.lowering import Declined, Ref
-from convexmoe_torch.convexity.order_rules import sorts
-from convexmoe_torch.convexity.proof import Walk
-from convexmoe_torch.convexity.refinements import Refinements
+from convexmoe_torch.convexity.lowering.elementwise import Declined, Ref
+from convexmoe_torch.convexity.order import sorts
 from convexmoe_torch.convexity.rules import RULES
-from convexmoe_torch.convexity.tracing import array_of, kind_of, written
+from convexmoe_torch.convexity.trace import array_of, kind_of, written
 
 
 def spread(reduce):

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import reference
 
+import convexmoe.training.starts.affine
+
 ROWS = 211
 
 
@@ -20,7 +22,7 @@ def calibrated_of(backend, fields, seed=0):
     y = 0.7 * (f - square) + square + x @ rng.normal(size=(fields["in_dim"], fields["out_dim"])) - 3.0
     y = y + 0.1 * rng.normal(size=y.shape)
     config = backend.package.HullConfig(**fields)
-    return backend.package.calibration.calibrated(weights, config, f, x, y), weights, x, y
+    return convexmoe.training.starts.affine.calibrated(weights, config, f, x, y), weights, x, y
 
 
 def correction_of(weights, found, fields, x):
@@ -65,7 +67,7 @@ def test_shifts_that_several_outputs_share_keep_the_factor_at_one(backend):
     x = np.random.default_rng(0).standard_normal((ROWS, 5))
     f = reference.hull(weights, x, fields)
     config = backend.package.HullConfig(**fields)
-    found = backend.package.calibration.calibrated(weights, config, f, x, 0.5 * f)
+    found = convexmoe.training.starts.affine.calibrated(weights, config, f, x, 0.5 * f)
     assert np.array_equal(found["readout.raw_weight"], weights["readout.raw_weight"])
 
 
@@ -73,7 +75,7 @@ def test_values_that_are_not_finite_leave_the_weights(backend):
     fields = cases.fields()
     weights = cases.random_weights(fields)
     config, x = backend.package.HullConfig(**fields), np.ones((3, 5))
-    found = backend.package.calibration.calibrated(
+    found = convexmoe.training.starts.affine.calibrated(
         weights, config, np.full((3, 2), np.inf), x, np.ones((3, 2))
     )
     assert all(np.array_equal(found[name], weights[name]) for name in weights)
@@ -85,7 +87,7 @@ def test_few_rows_in_many_dimensions_give_no_steep_planes(backend):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((17, 61)), rng.standard_normal((17, 1))
     config, f = backend.package.HullConfig(**fields), reference.hull(weights, x, fields)
-    found = backend.package.calibration.calibrated(weights, config, f, x, y)
+    found = convexmoe.training.starts.affine.calibrated(weights, config, f, x, y)
     far = rng.standard_normal((1009, 61))
     assert reference.hull(found, far, fields).std() < 1.5
 

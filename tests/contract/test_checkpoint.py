@@ -113,7 +113,7 @@ def fail_to_flush(*_):
 def test_a_failed_write_leaves_the_previous_file_whole(backend, function, tmp_path, monkeypatch):
     saved(backend, "default", tmp_path / "hull")
     before = (tmp_path / "hull").read_bytes()
-    monkeypatch.setattr(backend.package.neutral.os, function, fail_to_flush)
+    monkeypatch.setattr(backend.package.files.format.os, function, fail_to_flush)
     with pytest.raises(OSError, match="No space left"):
         saved(backend, "everything", tmp_path / "hull")
     assert [path.name for path in tmp_path.iterdir()] == ["hull"]
@@ -127,7 +127,7 @@ def test_control_a_write_in_place_destroys_the_previous_file(backend, tmp_path, 
 
     saved(backend, "default", tmp_path / "hull")
     before = (tmp_path / "hull").read_bytes()
-    monkeypatch.setattr(backend.package.neutral, "write_whole", in_place)
+    monkeypatch.setattr(backend.package.files.format, "write_whole", in_place)
     with pytest.raises(OSError, match="No space left"):
         saved(backend, "everything", tmp_path / "hull")
     assert (tmp_path / "hull").read_bytes() != before

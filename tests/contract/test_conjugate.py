@@ -61,7 +61,7 @@ def test_it_inverts_the_gradient(backend, name):
 @pytest.mark.usefixtures("x64")
 def test_control_a_step_too_few_is_caught(backend, replace):
     """With the path cut short the gap stays open: it is not merely said to be closed."""
-    replace(backend.package.interior, "LIMIT", 1)
+    replace(backend.package.minimization.central_path, "LIMIT", 1)
     jax.clear_caches()
     found = backend.package.conjugate(made(backend, "relu"), backend.array(slopes(6)))
     jax.clear_caches()

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tolerances
 
+import convexmoe.training.schedule
+
 FIELDS = cases.fields(in_dim=3, petals=5, out_dim=2, hidden_dim=13, temperature="learned")
 STEPS = 120
 
@@ -186,7 +188,7 @@ def test_a_start_that_no_step_betters_is_given_back(backend):
 
 
 def test_rows_are_held_out_by_the_share_and_the_seed(backend):
-    schedule = backend.package.schedule
+    schedule = convexmoe.training.schedule
     rows, held = schedule.held_out_rows(97, 0.3, 5)
     assert len(held) == 29 and sorted([*rows, *held]) == list(range(97))
     assert not np.array_equal(held, schedule.held_out_rows(97, 0.3, 6)[1])

@@ -61,7 +61,7 @@ def through_files(state, source, target, dtype, folder):
         model, best = (target.package.load(folder / name) for name in ("now", "best"))
         optimizer = target.package.read_optimizer(folder / "now")
     history = target.package.History(*state.history)
-    return target.package.training.FitState(model, optimizer, history, best, state.best_step)
+    return target.package.training.engine.FitState(model, optimizer, history, best, state.best_step)
 
 
 def gap(first, second):

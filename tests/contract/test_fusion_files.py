@@ -24,7 +24,7 @@ from fusions import (
 from safetensors import safe_open
 from tolerances import VALUES, relative_error
 
-from convexmoe_torch import hierarchy_config
+from convexmoe.hierarchy import config as hierarchy_config
 from interop import to_jax, to_torch
 
 

@@ -10,7 +10,7 @@ from engines import ENGINES
 from hierarchies import Case, Level, random_inputs, random_weights
 from tolerances import relative_error
 
-from convexmoe_torch import gradient_scale as torch_scale
+from convexmoe_torch.hierarchy import gradient_scale as torch_scale
 
 ROWS, SCALE = 7, 0.3
 ROUNDING = 2e-15  # of a few products in float64, relative to the largest entry
@@ -80,7 +80,7 @@ def test_values_and_own_gradients_stay_to_the_bit(engine, kind):
 
 
 def test_control_a_scale_that_is_not_applied_is_seen(engine, monkeypatch):
-    hierarchy = engine.package.hierarchy
+    hierarchy = engine.package.hierarchy.module
     monkeypatch.setattr(hierarchy, "scale_gradient_of_rows", lambda x, routes, scales: x)
     kind = "linear" if engine.name == "torch" else "tanh"
     engine.forget()
@@ -234,7 +234,7 @@ SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-310, 1.7e308, 0.1])
 
 def test_no_value_is_changed(engine):
     """A sum of shares would change a minus zero, an infinity or the last bit."""
-    scale = engine.package.gradient_scale
+    scale = engine.package.hierarchy.gradient_scale
     with engine.precision("float64"):
         x = engine.array(SPECIAL)
         assert scale.scale_gradient(x, 1.0) is x

@@ -45,7 +45,7 @@ def test_gradients_are_the_differences_of_the_reference(backend, hull, seed):
 
 
 def test_control_a_gradient_that_misses_one_path_is_seen(backend, replace):
-    petals = backend.package.petals
+    petals = backend.package.hull.petals
     whole = petals.add_mix
 
     def half(start, z, weight, trunk):
@@ -84,7 +84,7 @@ def test_a_tie_shares_the_gradient_evenly(backend, hull):
 
 @pytest.mark.parametrize("hull", ["private", "plain_max"])
 def test_control_a_maximum_that_favours_the_first_is_seen(backend, hull, replace):
-    replace(backend.package.hull, "maximum", backend.first_of_ties)
+    replace(backend.package.hull.module, "maximum", backend.first_of_ties)
     fields = cases.HULLS[hull]
     got = tied(backend, fields)
     assert got[0] == cases.ROWS * fields["out_dim"] and not got[1:].any()

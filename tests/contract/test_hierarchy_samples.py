@@ -56,7 +56,7 @@ def test_a_nan_touches_its_own_row_and_experts_only(engine, every):
 
 
 def test_control_blocks_without_a_mask_would_poison_other_experts(monkeypatch):
-    from convexmoe_jax import dispatch
+    from convexmoe_jax.hierarchy import dispatch
 
     def block(rows, at, size, valid):
         return dispatch.jax.tree.map(lambda leaf: dispatch.lax.dynamic_slice_in_dim(leaf, at, size), rows)

@@ -9,6 +9,8 @@ import torch
 from documented import ROWS, example, numpy
 from flax import nnx
 
+import convexmoe.hierarchy.loss_forms
+
 GIVEN = {
     "output": "O",
     "targets": "T",
@@ -193,7 +195,7 @@ FORMS = {
 
 def arguments(engine, scope, function):
     """What a loss of a scope gets, by the letters of GIVEN."""
-    form = engine.package.loss_forms.loss_form(scope, function)
+    form = convexmoe.hierarchy.loss_forms.loss_form(scope, function)
     return "".join(form.call(function, GIVEN, "loss"))
 
 
@@ -205,12 +207,12 @@ def test_a_loss_gets_what_its_signature_asks_for(engine, scope, name):
 
 def test_a_function_that_jax_compiled_is_called_by_its_own_signature(engine):
     for function, places in ((jax.jit(lambda o: o), 1), (jax.jit(lambda o, t, c: o), 3)):
-        assert len(engine.package.loss_forms.loss_form("global", function).places) == places
+        assert len(convexmoe.hierarchy.loss_forms.loss_form("global", function).places) == places
 
 
 def test_control_another_form_is_seen(engine):
     function, wanted = FORMS["level", "documented"]
-    form = engine.package.loss_forms.loss_form("level", function)
+    form = convexmoe.hierarchy.loss_forms.loss_form("level", function)
     for broken in (
         form._replace(places=form.places[::-1]),
         form._replace(places=form.places[:1], names=("targets", "context")),

@@ -164,25 +164,25 @@ def test_control_a_wrong_bound_is_caught(backend, replace, fault):
     fields, [(weights, many, optima)] = problems("hard", "Box", 3, hulls=1, count=4)
     package = backend.package
     if fault == "cut":  # weights need not sum to one: a dropped cut
-        kept = package.minorants.ScalarHull.minorant
+        kept = package.minimization.scalar_hull.ScalarHull.minorant
 
         def minorant(hull, z, tangent):
             return kept(hull, z, tangent._replace(weights=tangent.weights * 0.97))
 
-        replace(package.minorants.ScalarHull, "minorant", minorant)
+        replace(package.minimization.scalar_hull.ScalarHull, "minorant", minorant)
     elif fault == "gain":
-        kept_gain = package.minorants.gain
-        replace(package.minorants, "gain", lambda slope, name: kept_gain(slope, name) + 0.01)
+        kept_gain = package.minimization.scalar_hull.gain
+        replace(package.minimization.scalar_hull, "gain", lambda slope, name: kept_gain(slope, name) + 0.01)
     else:  # the least value over a smaller set
-        least = package.regions.Region.least
+        least = package.minimization.regions.Region.least
 
         def smaller(region, slope, v, by):
             here = (slope * (region.place(v) - region.center)).sum(-1)
             return 0.9 * (least(region, slope, v, by) + here) - here
 
-        replace(package.regions.Region, "least", smaller)
+        replace(package.minimization.regions.Region, "least", smaller)
     jax.clear_caches()
-    found = package.minimization.minimized(backend.model(fields, weights), sets(backend, "Box", many))
+    found = package.minimization.minimum.minimized(backend.model(fields, weights), sets(backend, "Box", many))
     found = {name: backend.numpy(value) for name, value in found._asdict().items()}
     jax.clear_caches()
     assert contradictions(found, optima) > 0

@@ -88,7 +88,7 @@ def faults(found, many, optima):
 
 
 def solved(backend, model, many, **options):
-    found = backend.package.minimization.minimized(model, batch(backend, many), **options)
+    found = backend.package.minimization.minimum.minimized(model, batch(backend, many), **options)
     return {name: backend.numpy(value) for name, value in found._asdict().items()}
 
 
@@ -115,20 +115,20 @@ def test_control_a_looser_polytope_is_caught(backend, replace, fault):
     optima = [programs.optimum(weights, fields, "Polytope", given) for given in many]
     package = backend.package
     if fault == "loose":
-        kept = package.regions._scaled
+        kept = package.minimization.regions._scaled
 
         def looser(A, b):
             A, b = kept(A, b)
             return A, b + 1e-6
 
-        replace(package.regions, "_scaled", looser)
+        replace(package.minimization.regions, "_scaled", looser)
     else:
-        kept_least = package.regions.Frame.least
+        kept_least = package.minimization.regions.Frame.least
 
         def least(frame, slope, w, by):
             return kept_least(frame, slope, w, by) + 1e-3
 
-        replace(package.regions.Frame, "least", least)
+        replace(package.minimization.regions.Frame, "least", least)
     jax.clear_caches()
     found = solved(backend, model, many)
     jax.clear_caches()
@@ -188,7 +188,7 @@ def test_a_far_minimum_of_a_strongly_convex_hull(backend, at):
 
 
 def test_control_a_cut_that_stays_misses_a_far_minimum(backend, replace):
-    replace(backend.package.minimization, "FARTHEST", 1e3)
+    replace(backend.package.minimization.minimum, "FARTHEST", 1e3)
     jax.clear_caches()
     with pytest.raises(ValueError, match="one without a minimum"):
         test_a_far_minimum_of_a_strongly_convex_hull(backend, 3e4)
@@ -240,7 +240,7 @@ NO_SETS = {
 @pytest.mark.parametrize("kind", NO_SETS)
 def test_numbers_that_make_no_set_are_empty_where_nothing_can_be_raised(backend, kind):
     model = falling(backend, 1.0)
-    found = backend.package.minimization.minimized(model, unchecked(backend, kind, **NO_SETS[kind]))
+    found = backend.package.minimization.minimum.minimized(model, unchecked(backend, kind, **NO_SETS[kind]))
     assert backend.numpy(found.status).tolist() == [0, 2, 2, 2]
     for part in (found.x[1:], found.value[1:]):
         assert np.isnan(backend.numpy(part)).all()

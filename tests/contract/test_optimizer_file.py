@@ -159,20 +159,20 @@ SPOILT = {
 @pytest.mark.parametrize("name", SPOILT)
 def test_a_header_with_a_bad_optimizer_is_refused(backend, name, tmp_path):
     model = in_jax("hull")
-    header, arrays = convexmoe_jax.checkpoint.content_of(model)
+    header, arrays = convexmoe_jax.files.models.content_of(model)
     header |= {"schema": 1, "notes": {}, "optimizer": SPOILT[name]}
-    convexmoe_jax.neutral.write_sealed(tmp_path / "file", header, arrays)
+    convexmoe_jax.files.format.write_sealed(tmp_path / "file", header, arrays)
     with pytest.raises(ValueError, match=r"expected an optimizer with its rule, one of .* and its step"):
         backend.package.load(tmp_path / "file")
 
 
 def test_a_missing_moment_is_named_before_a_tensor_is_read(backend, tmp_path, monkeypatch):
     model = in_jax("hull")
-    header, arrays = convexmoe_jax.checkpoint.content_of(model)
+    header, arrays = convexmoe_jax.files.models.content_of(model)
     header |= {"schema": 1, "notes": {}, "optimizer": {"rule": "sgd", "step": 3}}
     arrays |= {f"opt/trace/{name.removeprefix('params/')}": value for name, value in arrays.items()}
     del arrays["opt/trace/shifts"]
-    convexmoe_jax.neutral.write_sealed(tmp_path / "file", header, arrays)
+    convexmoe_jax.files.format.write_sealed(tmp_path / "file", header, arrays)
     seen = watch(backend, monkeypatch)
     with pytest.raises(ValueError, match="got missing opt/trace/shifts"):
         backend.package.load(tmp_path / "file")
@@ -201,7 +201,7 @@ def watch(backend, monkeypatch):
         with safe_open(name, framework=framework) as file:
             yield File(file)
 
-    monkeypatch.setattr(backend.package.neutral, "safe_open", opened)
+    monkeypatch.setattr(backend.package.files.format, "safe_open", opened)
     return counts
 
 
@@ -216,9 +216,9 @@ def test_tensors_are_read_one_by_one(backend, tmp_path, monkeypatch):
 def test_control_a_reader_that_keeps_its_tensors_is_seen(backend, tmp_path, monkeypatch):
     model = in_jax("hull")
     convexmoe_jax.save(model, tmp_path / "file", optimizer=stepped(RULES["adam"][0](), model, 2, 0))
-    counts, kept, bytes_of = watch(backend, monkeypatch), [], backend.package.neutral.bytes_of
+    counts, kept, bytes_of = watch(backend, monkeypatch), [], backend.package.files.format.bytes_of
     monkeypatch.setattr(
-        backend.package.neutral, "bytes_of", lambda value: kept.append(value) or bytes_of(value)
+        backend.package.files.format, "bytes_of", lambda value: kept.append(value) or bytes_of(value)
     )
     backend.package.read_notes(tmp_path / "file")
     assert max(counts) == len(counts) - 1
@@ -285,7 +285,7 @@ def test_a_flax_optimizer_goes_through_the_file(kind, tmp_path):
 def test_a_state_with_more_to_remember_is_refused_by_name(make, name):
     model = in_jax("hull")
     with pytest.raises(TypeError, match=f"beside it steps alone; got {name}"):
-        convexmoe_jax.moments.optimizer_state(make().init(params_of(model)), model)
+        convexmoe_jax.files.optimizer.optimizer_state(make().init(params_of(model)), model)
 
 
 def test_counts_that_differ_are_refused():
@@ -293,7 +293,7 @@ def test_counts_that_differ_are_refused():
     state = convexmoe_jax.adam(lambda n: 1e-3).init(params_of(model))
     state = (state[0]._replace(count=jnp.asarray(3)), state[1]._replace(count=jnp.asarray(8)))
     with pytest.raises(ValueError, match=r"expected one number of steps; got the counts \[3, 8\]"):
-        convexmoe_jax.moments.optimizer_state(state, model)
+        convexmoe_jax.files.optimizer.optimizer_state(state, model)
 
 
 def halves(backend, model, moments=("mu", "nu"), **changes):
@@ -336,7 +336,7 @@ def test_a_bad_state_leaves_the_file_as_it_was(backend, name, tmp_path):
         backend.package.save(model, path, optimizer=state)
     assert path.read_bytes() == before
     with pytest.raises((TypeError, ValueError)):
-        backend.package.moments.restored(fresh(backend, model), model, state)
+        backend.package.files.optimizer.restored(fresh(backend, model), model, state)
 
 
 def test_an_optimizer_of_a_copy_is_refused(tmp_path):

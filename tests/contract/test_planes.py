@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 import reference
 
+import convexmoe.training.starts.affine
+import convexmoe.training.starts.planes
+
 ROWS, DIM = 401, 3
 
 
@@ -32,7 +35,7 @@ def miss(y, expected):
 
 def test_planes_are_found_again(backend):
     x, y = rows_of(5)
-    fit_planes = backend.package.planes.fit_planes
+    fit_planes = convexmoe.training.starts.planes.fit_planes
     assert miss(fit_planes(x, y[:, 0], 5)(x), y[:, 0]) < 1e-7
     assert miss(fit_planes(x, y[:, 0], 2)(x), y[:, 0]) > 1e-2  # control: two planes are too few
     assert miss(fit_planes(x, -y[:, 0], 16)(x), -y[:, 0]) > 0.1  # control: a concave function has none
@@ -42,7 +45,7 @@ def test_planes_are_found_again(backend):
 
 
 def test_as_many_planes_are_chosen_as_the_rows_bear_out(backend):
-    choose = backend.package.planes.chosen_planes
+    choose = convexmoe.training.starts.planes.chosen_planes
     x, y = rows_of(4)
     assert len(choose(x, y[:, 0], 64).offsets) == 4
     _, noisy = rows_of(4, noise=0.3)
@@ -158,5 +161,5 @@ def test_many_rows_are_drawn_from(backend):
     fields = cases.fields(in_dim=2, petals=8, out_dim=1, hidden_dim=2)
     history = backend.package.fit(backend.fresh(fields, 0), x, y, start="planes", steps=1).history
     assert history.validation_loss[0] < 1e-3
-    chosen = backend.package.calibration.spread_rows(x, y)
+    chosen = convexmoe.training.starts.affine.spread_rows(x, y)
     assert len(chosen[0]) == len(chosen[1]) == 10_000 and len(np.unique(chosen[0][:, 0])) == 20

@@ -5,6 +5,10 @@ import numpy as np
 import pytest
 import reference
 
+import convexmoe.training.starts.additive
+import convexmoe.training.starts.choose
+import convexmoe.training.starts.planes
+
 DIM = 3
 
 
@@ -34,7 +38,7 @@ def miss(y, expected):
 
 @pytest.mark.parametrize("activation", ["softplus", "relu", "huber_relu"])
 def test_the_sum_is_found(backend, activation):
-    sums = backend.package.sums
+    sums = convexmoe.training.starts.additive
     x, y = rows_of()
     found = sums.fit_sum(x, y, 40, activation)
     x_new, y_new = rows_of(seed=1)
@@ -49,7 +53,7 @@ def test_the_sum_is_found(backend, activation):
 
 
 def test_as_many_units_are_taken_as_the_rows_bear_out(backend):
-    fit_sum = backend.package.sums.fit_sum
+    fit_sum = convexmoe.training.starts.additive.fit_sum
     counts = [len(fit_sum(*rows_of(noise=noise), 40, "softplus").inputs) for noise in (0.0, 0.1, 1.0)]
     assert counts[0] > counts[1] > counts[2] >= 1
     x, y = rows_of(noise=100.0)
@@ -60,7 +64,7 @@ def test_as_many_units_are_taken_as_the_rows_bear_out(backend):
 
 
 def test_the_least_squares_end_where_no_move_lowers_them(backend):
-    sums = backend.package.sums
+    sums = convexmoe.training.starts.additive
     x, y = rows_of(noise=0.2)
     found = sums.fit_sum(x, y, 2, "softplus")
     least = np.mean((y - found(x)) ** 2)
@@ -125,12 +129,12 @@ def test_a_model_with_units_of_its_own_starts_at_a_sum_too(backend, scale, offse
     fields = cases.fields(in_dim=DIM, **OURS)
     x, y = rows_of()
     x, y = scale * x + offset, 1e-2 * y + 7.0
-    sums = backend.package.sums.chosen_sum(backend.config(fields), x, y)
+    sums = convexmoe.training.starts.additive.chosen_sum(backend.config(fields), x, y)
     assert miss(sums(x), y) < 1e-3
 
 
 def test_a_sum_is_told_from_other_functions(backend):
-    starts = backend.package.starts
+    starts = convexmoe.training.starts.choose
     fields = cases.fields(in_dim=DIM, petals=5, out_dim=2, hidden_dim=23, temperature="learned")
     for noise in (0.0, 0.3):
         for function, wanted in ((one_by_one, "sums"), (turned, "affine")):
@@ -148,7 +152,7 @@ def test_a_sum_is_told_from_other_functions(backend):
 
 
 def test_interaction_is_the_share_that_products_explain(backend):
-    interaction = backend.package.starts.interaction
+    interaction = convexmoe.training.starts.choose.interaction
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5000, 7))
     noise = rng.normal(size=(5000, 1))
@@ -193,12 +197,12 @@ def test_a_column_that_is_constant_but_for_the_rows_held_out_does_no_harm(backen
     assert max(history.train_loss[0], history.validation_loss[0]) < 5
     rounded = np.full((5, 1), 0.1)
     rounded[2] = np.nextafter(0.1, 1.0)
-    assert backend.package.planes.in_units(rounded)[2] == 1
+    assert convexmoe.training.starts.planes.in_units(rounded)[2] == 1
 
 
 def test_few_rows_are_not_fitted_by_terms_that_cancel(backend):
     """Knots at the outermost rows let far too steep a plane fit all of them but one."""
-    sums = backend.package.sums
+    sums = convexmoe.training.starts.additive
     worst = {}
     for beyond, rows_a_unit in ((sums.ROWS_BEYOND, sums.ROWS_A_UNIT), (0, 1)):
         misses = []
@@ -221,7 +225,7 @@ def test_many_rows_are_drawn_from(backend):
     x = x[np.argsort(x[:, 0])]
     y = np.abs(x).sum(axis=1, keepdims=True)
     config = backend.config(cases.fields(in_dim=2, petals=3, out_dim=1, hidden_dim=16))
-    sums = backend.package.sums
+    sums = convexmoe.training.starts.additive
     assert len(x) > sums.ROWS
     assert miss(sums.chosen_sum(config, x, y)(x), y) < 1e-3
     first = sums.fit_sum(x[: sums.ROWS], y[: sums.ROWS], 16, "softplus")
@@ -230,10 +234,10 @@ def test_many_rows_are_drawn_from(backend):
 
 def test_a_sum_must_be_worth_its_numbers(backend):
     """What is left is hardly less: Akaike's criterion keeps the affine start."""
-    starts = backend.package.starts
+    starts = convexmoe.training.starts.choose
     x, noise = np.random.default_rng(0).normal(size=(2, 400, 3))
     left = noise[:, :1]
-    sums = backend.package.sums.Sum(
+    sums = convexmoe.training.starts.additive.Sum(
         np.zeros(5, int), *[np.zeros(5)] * 2, np.zeros((5, 1)), np.zeros((4, 1)), "relu"
     )
     assert not starts.is_sum(x, left, 1.01 * left, sums)

@@ -43,7 +43,7 @@ def test_it_is_below_and_touches(backend, name):
 
 
 def test_control_a_wrong_slope_is_caught(backend, replace):
-    hull = backend.package.minorants.ScalarHull
+    hull = backend.package.minimization.scalar_hull.ScalarHull
     kept = hull.minorant
     replace(hull, "minorant", lambda *arguments: (kept(*arguments)[0], 1.2 * kept(*arguments)[1]))
     jax.clear_caches()

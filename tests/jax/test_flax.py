@@ -9,7 +9,8 @@ import pytest
 from backends import BACKENDS
 from flax import linen, nnx
 
-from convexmoe_jax import FoldedHull, HullConfig, VectorHull, hull
+from convexmoe_jax import FoldedHull, HullConfig, VectorHull
+from convexmoe_jax.hull import module as hull
 
 BACKEND = BACKENDS[0]
 FIELDS = cases.fields(gate=True, temperature="learned", depth=2)

@@ -11,7 +11,7 @@ from hierarchies import CASES, Case, Level, config_of, random_inputs, random_wei
 from tolerances import relative_error
 
 import convexmoe_jax
-from convexmoe_jax import dispatch
+from convexmoe_jax.hierarchy import dispatch
 
 ENGINE = ENGINES[0]
 CASE = Case((Level("a", ("linear",) * 3), Level("b", ("mlp7",) * 2)))

@@ -8,7 +8,7 @@ import pytest
 from backends import BACKENDS
 from tolerances import VALUES, relative_error
 
-from convexmoe_jax import hull
+from convexmoe_jax.hull import module as hull
 
 HULLS = {
     "hard": cases.fields(gate=True, trunk="private", activation="huber_relu"),

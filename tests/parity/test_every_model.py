@@ -98,7 +98,7 @@ def test_another_model_is_refused_by_name():
         package = type(model).__module__.partition(".")[0]
         assert str(error.value) == (
             f"{move.__name__}.model: expected a VectorHull, FoldedHull, NonConvexHull or HierarchicalCELMoE of "
-            f"{package}; got {package}.deployment.FixedHierarchy. "
+            f"{package}; got {package}.hierarchy.fixed.FixedHierarchy. "
             "Pass the hierarchy that it was made of, and fix the routes of its twin."
         )
     for move in fixed:

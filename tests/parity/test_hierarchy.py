@@ -160,15 +160,17 @@ def test_an_unknown_layer_is_named():
     with pytest.raises(
         TypeError, match=r"got Unknown\.scale\. Add one: convexmoe_jax\.names\.RULES\[Unknown\]"
     ):
-        convexmoe_jax.names.neutral_arrays(model)
+        convexmoe_jax.files.layers.neutral_arrays(model)
     twin = convexmoe_torch.HierarchicalCELMoE(config_of(convexmoe_torch), lambda *_: UnknownTorch())
     with pytest.raises(TypeError, match=r"got UnknownTorch\.scale\. Add one: convexmoe_torch\.names\.RULES"):
-        convexmoe_torch.names.neutral_arrays(twin)
+        convexmoe_torch.files.layers.neutral_arrays(twin)
 
 
 def test_an_own_rule_is_followed(monkeypatch):
-    monkeypatch.setitem(convexmoe_jax.names.RULES, Unknown, {"scale": ("scale", convexmoe_jax.names.same)})
+    monkeypatch.setitem(
+        convexmoe_jax.files.layers.RULES, Unknown, {"scale": ("scale", convexmoe_jax.files.layers.same)}
+    )
     model = convexmoe_jax.HierarchicalCELMoE(
         config_of(convexmoe_jax), lambda *_, rngs: Unknown(), rngs=nnx.Rngs(0)
     )
-    assert "level_modules.family.b.scale" in convexmoe_jax.names.neutral_arrays(model)
+    assert "level_modules.family.b.scale" in convexmoe_jax.files.layers.neutral_arrays(model)

@@ -51,25 +51,25 @@ def test_a_slip_in_the_weights_is_caught(mutate, dtype, seed):
 
 
 def softplus_threshold(monkeypatch):
-    monkeypatch.setattr(convexmoe_torch.petals, "softplus", torch.nn.functional.softplus)
+    monkeypatch.setattr(convexmoe_torch.hull.petals, "softplus", torch.nn.functional.softplus)
 
 
 def wrong_positivity(monkeypatch):
     monkeypatch.setattr(
-        convexmoe_torch.petals, "positive_weight", lambda raw, fan_in: raw.exp() / fan_in**0.5
+        convexmoe_torch.hull.petals, "positive_weight", lambda raw, fan_in: raw.exp() / fan_in**0.5
     )
 
 
 def unscaled_positivity(monkeypatch):
-    softplus = convexmoe_torch.positive.softplus
-    monkeypatch.setattr(convexmoe_torch.petals, "positive_weight", lambda raw, fan_in: softplus(raw))
+    softplus = convexmoe_torch.hull.positive.softplus
+    monkeypatch.setattr(convexmoe_torch.hull.petals, "positive_weight", lambda raw, fan_in: softplus(raw))
 
 
 def wrong_neighbour(monkeypatch):
     def group_values(f, shifts, group_size):
         return torch.add(shifts[:, None], f + torch.roll(f, 1, dims=-2), alpha=0.5)
 
-    monkeypatch.setattr(convexmoe_torch.hull, "group_values", group_values)
+    monkeypatch.setattr(convexmoe_torch.hull.module, "group_values", group_values)
 
 
 CODE = [softplus_threshold, wrong_positivity, unscaled_positivity, wrong_neighbour]
@@ -90,14 +90,14 @@ def test_one_winner_of_a_tie_is_caught(seed, monkeypatch, x64):
     hull, x = tied_hull(seed)
     twin = to_jax(hull)
     assert check_parity(twin, hull, x).ok
-    monkeypatch.setattr(convexmoe_torch.hull, "maximum", lambda g: torch.max(g, dim=-2).values)
+    monkeypatch.setattr(convexmoe_torch.hull.module, "maximum", lambda g: torch.max(g, dim=-2).values)
     assert not check_parity(twin, hull, x).ok
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_misplaced_epsilon_of_adam_is_caught(seed, monkeypatch, x64):
-    broken = optax.scale_by_adam(*convexmoe_jax.training.ADAM_DECAYS, eps=0.0, eps_root=1e-8)
-    monkeypatch.setattr(convexmoe_jax.training, "ADAM", broken)
+    broken = optax.scale_by_adam(*convexmoe_jax.training.engine.ADAM_DECAYS, eps=0.0, eps_root=1e-8)
+    monkeypatch.setattr(convexmoe_jax.training.engine, "ADAM", broken)
     ours, theirs = trajectories(torch_hull(seed, **CONFIGS["default"]), seed)
     assert relative_error(ours, theirs) > 1e-12
 
@@ -106,10 +106,12 @@ def test_a_misplaced_epsilon_of_adam_is_caught(seed, monkeypatch, x64):
 def test_the_bias_correction_of_optax_is_caught(seed, monkeypatch):
     """The reason for an own `adam`: in float32, over 200 steps, optax drifts from PyTorch more than ours does."""
     decays = 0.9, 0.999  # the usual ones, where 1 - decay**count is the least exact
-    monkeypatch.setattr(convexmoe_torch.training, "ADAM_DECAYS", decays)
-    monkeypatch.setattr(convexmoe_jax.training, "ADAM", convexmoe_jax.optimizers.scale_by_adam(*decays))
+    monkeypatch.setattr(convexmoe_torch.training.engine, "ADAM_DECAYS", decays)
+    monkeypatch.setattr(
+        convexmoe_jax.training.engine, "ADAM", convexmoe_jax.training.optimizers.scale_by_adam(*decays)
+    )
     ours, theirs = trajectories(torch_hull(seed, "float32"), seed)
-    monkeypatch.setattr(convexmoe_jax.training, "ADAM", optax.scale_by_adam(*decays))
+    monkeypatch.setattr(convexmoe_jax.training.engine, "ADAM", optax.scale_by_adam(*decays))
     stock, theirs_again = trajectories(torch_hull(seed, "float32"), seed)
     assert relative_error(theirs, theirs_again) == 0
     assert relative_error(ours, theirs) < relative_error(stock, theirs)

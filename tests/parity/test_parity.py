@@ -85,15 +85,15 @@ def test_copies_share_no_memory():
 def test_a_hierarchy_copied_shares_no_memory():
     model = saved_models.hierarchy()
     there = to_jax(model)
-    before = convexmoe_jax.names.neutral_arrays(there)
+    before = convexmoe_jax.files.layers.neutral_arrays(there)
     with torch.no_grad():
         [parameter.add_(1.0) for parameter in model.parameters()]
-    after = convexmoe_jax.names.neutral_arrays(there)
+    after = convexmoe_jax.files.layers.neutral_arrays(there)
     assert all(np.array_equal(value, after[name]) for name, value in before.items())
     back = to_torch(there)
     with torch.no_grad():
         [parameter.fill_(7.0) for parameter in back.parameters()]
-    after = convexmoe_jax.names.neutral_arrays(there)
+    after = convexmoe_jax.files.layers.neutral_arrays(there)
     assert all(np.array_equal(value, after[name]) for name, value in before.items())
 
 

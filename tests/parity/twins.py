@@ -58,13 +58,15 @@ def trajectories(hull, seed, steps=200):
     dtype = twin.params["shifts"].dtype
 
     def run(params, batches):
-        model = convexmoe_jax.training.HullFunction(twin.config)
-        carry = (params, convexmoe_jax.training.ADAM.init(params))
-        return jax.lax.scan(lambda c, b: convexmoe_jax.training.train_step(model, c, b), carry, batches)[1]
+        model = convexmoe_jax.training.engine.HullFunction(twin.config)
+        carry = (params, convexmoe_jax.training.engine.ADAM.init(params))
+        return jax.lax.scan(
+            lambda c, b: convexmoe_jax.training.engine.train_step(model, c, b), carry, batches
+        )[1]
 
     ours = np.asarray(jax.jit(run)(twin.params, tuple(jnp.asarray(part, dtype) for part in (x, y, rates))))
-    optimizer = convexmoe_torch.training.adam(hull)
+    optimizer = convexmoe_torch.training.engine.adam(hull)
     like = next(hull.parameters())
     batches = zip(torch.as_tensor(x).to(like), torch.as_tensor(y).to(like), rates.tolist(), strict=True)
-    theirs = [convexmoe_torch.training.train_step(hull, optimizer, batch) for batch in batches]
+    theirs = [convexmoe_torch.training.engine.train_step(hull, optimizer, batch) for batch in batches]
     return ours, torch.stack(theirs).numpy()

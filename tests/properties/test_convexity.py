@@ -108,24 +108,24 @@ def test_the_configs_cover_every_option():
 def sigmoid_gate(package, act, sigmoid):
     """The gate of published packages, 1 - exp(-softplus(u)): the first call of `act` is the gate's."""
     calls = count()
-    return package.petals, "act", lambda u, name: sigmoid(u) if next(calls) % 2 == 0 else act(u, name)
+    return package.hull.petals, "act", lambda u, name: sigmoid(u) if next(calls) % 2 == 0 else act(u, name)
 
 
 def negative_entry(package, xp):
-    original = package.petals.positive_weight
+    original = package.hull.petals.positive_weight
 
     def broken(raw, fan_in):
         weight = original(raw, fan_in)
         flat = weight.reshape(-1)
         return xp.where(xp.arange(len(flat)) == flat.argmax(), -flat, flat).reshape(weight.shape)
 
-    return package.petals, "positive_weight", broken
+    return package.hull.petals, "positive_weight", broken
 
 
 CONTROLS = {
     "sigmoid gate": {
-        "jax": lambda: sigmoid_gate(convexmoe_jax, convexmoe_jax.petals.act, jax.nn.sigmoid),
-        "torch": lambda: sigmoid_gate(convexmoe_torch, convexmoe_torch.petals.act, torch.sigmoid),
+        "jax": lambda: sigmoid_gate(convexmoe_jax, convexmoe_jax.hull.petals.act, jax.nn.sigmoid),
+        "torch": lambda: sigmoid_gate(convexmoe_torch, convexmoe_torch.hull.petals.act, torch.sigmoid),
     },
     "one negative entry in V": {
         "jax": lambda: negative_entry(convexmoe_jax, jnp),

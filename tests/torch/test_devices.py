@@ -23,15 +23,15 @@ HULLS = ["default", "everything", "units_smooth", "relu", "one_petal"]
 DEVICES = {"cpu", "cuda", "mps", "xpu", "xla", "privateuseone", "set_device", "current_device", "synchronize"}
 # Where the name of a device may stand, and why.
 EXCUSED = {
-    "neutral.py": {"cpu"},  # files are written from the memory of the host
-    "names.py": {"cpu"},  # as neutral.py
-    "moments.py": {"cpu"},  # as neutral.py; and torch.optim keeps its counts there
-    "violation.py": {"cpu"},  # the search is numpy's, in float64, which not every device has
-    "tracing.py": {"cpu"},  # a proof looks at known numbers in numpy
-    "training.py": {
+    "files/format.py": {"cpu"},  # files are written from the memory of the host
+    "files/layers.py": {"cpu"},  # as format.py
+    "files/optimizer.py": {"cpu"},  # as format.py; and torch.optim keeps its counts there
+    "convexity/search.py": {"cpu"},  # the search is numpy's, in float64, which not every device has
+    "convexity/trace.py": {"cpu"},  # a proof looks at known numbers in numpy
+    "training/engine.py": {
         "cpu"
     },  # the start of a fit is numpy's least squares, in float64, which not every device has
-    "routing.py": {"cpu"},  # names of experts are looked up on the host, before the model runs
+    "hierarchy/routes.py": {"cpu"},  # names of experts are looked up on the host, before the model runs
 }
 
 
@@ -46,8 +46,10 @@ def devices_named(source):
 
 
 def test_the_sources_name_no_device():
-    for path in sorted(Path(cm.__file__).parent.rglob("*.py")):
-        assert devices_named(path.read_text()) <= EXCUSED.get(path.name, set()), path.name
+    folder = Path(cm.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder).as_posix()
+        assert devices_named(path.read_text()) <= EXCUSED.get(name, set()), name
 
 
 @pytest.mark.parametrize("line", ["x.cuda()", "x.to('cuda:0')", 'torch.zeros(3, device="cpu")', "x.cpu()"])

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import prune
 
 import convexmoe_torch
-from convexmoe_torch import hierarchy
+from convexmoe_torch.hierarchy import module as hierarchy
 
 ENGINE = ENGINES[1]
 TWO = {

@@ -11,7 +11,7 @@ from safetensors.torch import save as raw_save
 from tolerances import VALUES, relative_error
 
 import convexmoe_torch as cm
-from convexmoe_torch import checkpoint
+from convexmoe_torch.files import models as checkpoint
 
 BACKEND = BACKENDS[1]
 OTHER_UNITS = {name: tuple(2.0 * value + 1.0 for value in numbers) for name, numbers in cases.UNITS.items()}

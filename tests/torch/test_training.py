@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from convexmoe_torch import training
+from convexmoe_torch.training import engine as training
 
 
 class Tied(nn.Module):

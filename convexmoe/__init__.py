@@ -1,0 +1,23 @@
+"""What `convexmoe_jax` and `convexmoe_torch` have in common: plans, checks, descriptions. No framework is imported."""
+
+from .convexity import Certificate, Output, Violation
+from .hierarchy import CELMoEConfig, ExpertConfig, HierarchyLevelConfig
+from .hull import HullConfig, Normalization
+from .minimization import Ball, Box, Polytope, Simplex
+from .training import History
+
+__all__ = [
+    "Ball",
+    "Box",
+    "CELMoEConfig",
+    "Certificate",
+    "ExpertConfig",
+    "HierarchyLevelConfig",
+    "History",
+    "HullConfig",
+    "Normalization",
+    "Output",
+    "Polytope",
+    "Simplex",
+    "Violation",
+]

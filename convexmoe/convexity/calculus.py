@@ -1,0 +1,315 @@
+"""How facts and bounds go through sums, products, maxima and linear maps. No framework is imported here.
+
+Every rule is a sentence of mathematics; `LAWS` says it in words, for the proof that a certificate prints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import intervals, scalars
+from .facts import (
+    AFFINE,
+    CONCAVE,
+    CONSTANT,
+    CONVEX,
+    EVERY,
+    FALLING,
+    LOG_CONCAVE,
+    LOG_CONVEX,
+    NONZERO,
+    QUADRATIC,
+    REAL,
+    RISING,
+    ROOT_CONVEX,
+    Array,
+    Value,
+    either,
+    facts_where,
+    known,
+    merge,
+    mixture,
+    settle,
+    turned,
+)
+
+LAWS = {
+    "input": "the chosen input is affine in itself",
+    "constant": "what does not depend on the input is constant",
+    "moved": "elements are moved, not changed",
+    "same": "the value itself",
+    "sum": "a sum is convex where its terms are",
+    "negative": "the negative of a concave value is convex",
+    "product": "a constant factor keeps curvature or turns it by its sign, and the square of an affine value is convex",
+    "quotient": "a quotient by a constant that is not 0 is a product",
+    "maximum": "a maximum is convex where its arguments are",
+    "minimum": "a minimum is concave where its arguments are",
+    "scalar": "a convex function of an affine value is convex, a rising one of a convex value, a falling one of a "
+    "concave value",
+    "power": "an even power of an affine value is convex, and so are powers of values of known sign",
+    "root": "the root of a sum of squares of affine values, or of non-negative convex ones, is a norm",
+    "logarithm": "a logarithm rises and is concave; that of exponentials of convex values, or of sums and products of "
+    "such, is convex",
+    "linear": "a linear map is a sum whose terms have constant factors",
+    "choice": "a choice that does not depend on the input is convex where all its cases are",
+    "comparison": "a comparison has bounds, but no curvature",
+    "log_sum_exp": "log-sum-exp is convex and rises in each argument",
+    "log_softmax": "x - log-sum-exp(x) is concave where x is affine",
+    "softplus": "log(1 + exp(u)) is convex and rises; from its threshold on the program gives u, the same number of "
+    "its dtype",
+    "smooth_maximum": "T log mean exp(g / T) is convex and rises in each g, for a constant T > 0",
+    "quadratic": "a polynomial of degree 2 is convex where its Hessian is positive semidefinite",
+    "ordered": "a sum of sorted convex values is convex where its weights rise with the order and are >= 0, "
+    "or the values are affine",
+    "order": "the largest of convex values is convex; the others are not",
+    "loop": "what holds of the values before a loop, and is kept by every step, holds after it",
+    "none": "no rule",
+}
+
+
+ROUNDED_LOG = 1e-5
+
+
+def negate(value: Value) -> Value:
+    """Return -v."""
+    return settle(-value.upper, -value.lower, turned(value.facts))
+
+
+def add(a: Value, b: Value) -> Value:
+    """Return a + b."""
+    facts = a.facts & b.facts & ~np.uint16(NONZERO | LOG_CONCAVE)
+    nonzero = ((a.nonnegative & b.nonnegative) | (a.nonpositive & b.nonpositive)) & (
+        a.has(NONZERO) | b.has(NONZERO)
+    )
+    facts = facts | facts_where((NONZERO, nonzero))
+    total = settle(intervals.add_down(a.lower, b.lower), intervals.add_up(a.upper, b.upper), facts)
+    zero_a, zero_b = (value.zero for value in (a, b))
+    if not (zero_a.any() or zero_b.any()):
+        return total
+    a, b = a.broadcast(total.shape), b.broadcast(total.shape)
+    return merge(zero_b & a.has(REAL), a, merge(zero_a & b.has(REAL), b, total))
+
+
+def multiply(a: Value, b: Value) -> Value:
+    """Return a * b, for two values that may both depend on the input."""
+    a, b = (value.broadcast(np.broadcast_shapes(a.shape, b.shape)) for value in (a, b))
+    lower, upper = intervals.multiply(a.lower, a.upper, b.lower, b.upper)
+    facts = a.facts & b.facts & np.uint16(REAL | NONZERO | LOG_CONVEX | LOG_CONCAVE)
+    facts = facts | _scaled(a, b) | _scaled(b, a)
+
+    def grows(one: Value, other: Value, up: int, down: int) -> Array:
+        """Where the change that `other` makes to the product has one sign."""
+        return (one.nonnegative & other.has(up)) | (one.nonpositive & other.has(down)) | other.has(CONSTANT)
+
+    rising = grows(a, b, RISING, FALLING) & grows(b, a, RISING, FALLING)
+    falling = grows(a, b, FALLING, RISING) & grows(b, a, FALLING, RISING)
+    facts = facts | facts_where((RISING, rising), (FALLING, falling), (QUADRATIC, a.affine & b.affine))
+    return settle(lower, upper, facts)
+
+
+def _scaled(factor: Value, value: Value) -> Array:
+    """Return the facts of curvature of a product with a constant factor, none where it is not constant."""
+    shaped = np.uint16(CONVEX | CONCAVE | LOG_CONVEX | ROOT_CONVEX | QUADRATIC)
+    straight = np.where(value.affine, np.uint16(AFFINE), np.uint16(0)) | value.facts & np.uint16(QUADRATIC)
+    facts = np.where(factor.nonnegative, value.facts & shaped, straight)
+    facts = facts | np.where(factor.nonpositive, turned(value.facts) & shaped, np.uint16(0))
+    return np.where(factor.constant & value.has(REAL), facts, np.uint16(0)).astype(np.uint16)
+
+
+def divide(a: Value, b: Value) -> Value:
+    """Return a / b."""
+    return multiply(a, scalars.power(b, -1.0))
+
+
+def maximum(a: Value, b: Value) -> Value:
+    """Return max(a, b); an argument that is nowhere above the other counts for nothing, and so does -inf."""
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    a, b = a.broadcast(shape), b.broadcast(shape)
+    facts = a.facts & b.facts & np.uint16(REAL | CONVEX | RISING | FALLING | LOG_CONVEX | ROOT_CONVEX)
+    facts = facts | facts_where((NONZERO, a.positive | b.positive | (a.negative & b.negative)))
+    both = settle(np.maximum(a.lower, b.lower), np.maximum(a.upper, b.upper), facts)
+    only_a = ((b.upper <= a.lower) & a.has(REAL) & b.has(REAL)) | (
+        np.isneginf(b.upper) & (b.lower == b.upper)
+    )
+    only_b = ((a.upper <= b.lower) & a.has(REAL) & b.has(REAL)) | (
+        np.isneginf(a.upper) & (a.lower == a.upper)
+    )
+    if not (only_a.any() or only_b.any()):
+        return both
+    return merge(only_a, a, merge(only_b, b, both))
+
+
+def minimum(a: Value, b: Value) -> Value:
+    """Return min(a, b)."""
+    return negate_all(maximum(negate_all(a), negate_all(b)))
+
+
+def negate_all(value: Value) -> Value:
+    """Return -v, infinite constants included."""
+    endless = np.isinf(value.lower) & (value.lower == value.upper)
+    found = negate(value)
+    if not endless.any():
+        return found
+    return Value(
+        np.where(endless, -value.upper, found.lower),
+        np.where(endless, -value.lower, found.upper),
+        found.facts,
+    )
+
+
+def choose(which: Value, cases: list[Value]) -> Value:
+    """Return cases[which], element by element."""
+    shape = np.broadcast_shapes(which.shape, *(case.shape for case in cases))
+    alike = all(case is cases[0] for case in cases)
+    which, cases = which.broadcast(shape), [case.broadcast(shape) for case in cases]
+    found = either(cases) if alike else merge(which.constant, either(cases), mixture(cases))
+    for index, case in enumerate(cases):
+        found = merge(which.known & (which.lower == index), case, found)
+    return found
+
+
+def sum_over(value: Value, axes: tuple[int, ...]) -> Value:
+    """Return the sum over axes."""
+    if not axes:
+        return value
+    facts = np.bitwise_and.reduce(value.facts, axis=axes) & ~np.uint16(NONZERO | LOG_CONCAVE)
+    one_sign = value.nonnegative.all(axis=axes) | value.nonpositive.all(axis=axes)
+    nonzero = one_sign & value.has(NONZERO).any(axis=axes)
+    return settle(*intervals.total(value.lower, value.upper, axes), facts | facts_where((NONZERO, nonzero)))
+
+
+def fold(
+    value: Value, axes: tuple[int, ...], combine: Callable[[Value, Value], Value], start: float
+) -> Value:
+    """Return the elements along axes combined two by two: a maximum or a minimum over axes."""
+    kept = [axis for axis in range(len(value.shape)) if axis not in axes]
+    shape = [value.shape[axis] for axis in kept]
+    flat = Value(
+        *(
+            np.transpose(part, [*axes, *kept]).reshape(-1, *shape)
+            for part in (value.lower, value.upper, value.facts)
+        )
+    )
+    if len(flat.facts) == 0:
+        return known(np.full(shape, start))
+    while len(flat.facts) > 1:
+        half = len(flat.facts) // 2
+        one, two, rest = (part(flat, half) for part in (_first, _second, _rest))
+        both = combine(one, two)
+        flat = Value(
+            *(
+                np.concatenate([getattr(both, n), getattr(rest, n)]) if len(rest.facts) else getattr(both, n)
+                for n in PARTS
+            )
+        )
+    return Value(flat.lower[0], flat.upper[0], flat.facts[0])
+
+
+PARTS = ("lower", "upper", "facts")
+
+
+def _first(value: Value, half: int) -> Value:
+    return Value(*(getattr(value, name)[:half] for name in PARTS))
+
+
+def _second(value: Value, half: int) -> Value:
+    return Value(*(getattr(value, name)[half : 2 * half] for name in PARTS))
+
+
+def _rest(value: Value, half: int) -> Value:
+    return Value(*(getattr(value, name)[2 * half :] for name in PARTS))
+
+
+def log_sum_exp(value: Value, axes: tuple[int, ...]) -> Value:
+    """Return log sum exp over axes; a constant -inf, such as a mask puts, adds nothing."""
+    absent = np.isneginf(value.upper) & (value.lower == value.upper)
+    facts = np.where(absent, np.uint16(EVERY), value.facts)
+    facts = np.bitwise_and.reduce(facts, axis=axes) & np.uint16(REAL | CONVEX | RISING | FALLING)
+    facts = np.where(absent.all(axis=axes), np.uint16(0), facts)
+    count = math.prod(value.shape[axis] for axis in axes)
+    high = intervals.add_up(value.upper.max(axis=axes), np.nextafter(np.log(count), np.inf))
+    return settle(value.lower.max(axis=axes), high, facts)
+
+
+def log_softmax(value: Value, axes: tuple[int, ...]) -> Value:
+    """Return v - log sum exp v, the sum over axes."""
+    total = log_sum_exp(value, axes)
+    kept = tuple(1 if axis in axes else size for axis, size in enumerate(value.shape))
+    found = add(value, negate(total.reshape(*kept)))
+    return settle(found.lower, np.minimum(found.upper, 0.0), found.facts)
+
+
+def smooth_maximum(value: Value, temperature: Value, axis: int) -> Value:
+    """Return T log mean exp(v / T) over an axis: between the least and the largest, for a constant T > 0.
+
+    A program has log P rounded to its dtype, and so may lie outside by `ROUNDED_LOG` T.
+    """
+    facts = np.bitwise_and.reduce(value.facts, axis=axis) & np.uint16(REAL | CONVEX | RISING | FALLING)
+    steady = temperature.constant & temperature.positive
+    facts = np.where(steady, facts, np.uint16(0)).astype(np.uint16)
+    slack = ROUNDED_LOG * temperature.upper
+    lower = intervals.add_down(value.lower.min(axis=axis), -slack)
+    return settle(lower, intervals.add_up(value.upper.max(axis=axis), slack), facts)
+
+
+Bilinear = Callable[[Array, Array], Array]
+
+
+def linear(constant: Value, value: Value, product: Bilinear) -> Value:
+    """Return a bilinear product, such as of matrices, with a factor that does not depend on the input.
+
+    Each element is a sum of products of one element of each factor. `product` computes it for float32 arrays; on
+    arrays of 0 and 1 it counts terms. Bounds are signs only.
+    """
+    zero = constant.zero
+    above, below = constant.nonnegative & ~zero, constant.nonpositive & ~zero
+    other = ~(zero | above | below)
+    masks = (above, below, other, zero)
+
+    def count(*properties: Array) -> Array:
+        """The number of terms in which the value has the property that goes with the sign of its factor."""
+        found: Any = 0.0
+        for mask, holds in zip(masks, properties, strict=True):
+            if mask.any() and holds.any():
+                found = found + product(mask.astype(np.float32), holds.astype(np.float32))
+        return np.broadcast_to(found, every.shape)
+
+    ones = np.ones(constant.shape, np.float32), np.ones(value.shape, np.float32)
+    every = product(*ones)
+    real, never = value.has(REAL), np.zeros(value.shape, bool)
+
+    def always(up: Array, down: Array, free: Array) -> Array:
+        return count(up & real, down & real, free & real, real) == every
+
+    convex, concave = value.has(CONVEX), value.has(CONCAVE)
+    rising, falling = value.has(RISING), value.has(FALLING)
+    above_zero = always(value.nonnegative, value.nonpositive, value.zero)
+    below_zero = always(value.nonpositive, value.nonnegative, value.zero)
+    strict = product(
+        (above & constant.has(NONZERO)).astype(np.float32), value.has(NONZERO).astype(np.float32)
+    )
+    strict = strict + product(
+        (below & constant.has(NONZERO)).astype(np.float32), value.has(NONZERO).astype(np.float32)
+    )
+    facts = facts_where(
+        (REAL, (product(constant.has(REAL).astype(np.float32), real.astype(np.float32)) == every)),
+        (CONVEX, always(convex, concave, convex & concave)),
+        (CONCAVE, always(concave, convex, convex & concave)),
+        (RISING, always(rising, falling, rising & falling)),
+        (FALLING, always(falling, rising, rising & falling)),
+        (LOG_CONVEX, always(value.has(LOG_CONVEX), never, value.zero)),
+        (ROOT_CONVEX, always(value.has(ROOT_CONVEX), never, value.zero)),
+        (QUADRATIC, always(*(value.has(QUADRATIC),) * 3)),
+        (NONZERO, (above_zero | below_zero) & (strict > 0)),
+    )
+    return settle(np.where(above_zero, 0.0, -np.inf), np.where(below_zero, 0.0, np.inf), facts)
+
+
+def multiply_elements(a: Value, b: Value, same: Array) -> Value:
+    """Return a * b where `same` marks the products of an element with itself, which are squares."""
+    product = multiply(a, b)
+    return merge(same, scalars.power(a, 2.0), product) if same.any() else product

@@ -1,0 +1,265 @@
+"""The record of a proof, of its failure, or of a counterexample: text and JSON. No framework is imported here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .facts import AFFINE, CONCAVE, CONSTANT, CONVEX, FALLING, REAL, RISING, Value
+from .graph import Graph
+from .segments import TOLERANCES, Violation
+from .walk import Step, Walk
+
+EXACT = "in exact arithmetic"
+STRENGTHS = ("structural", "numeric")
+SILENT = ("broadcast_in_dim", "reshape", "squeeze", "transpose", "convert_element_type", "expand_dims")
+LONGEST = 400  # lines of a printed proof
+SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What is proved of one output, element by element.
+
+    Args:
+        name: of the leaf in what the function returns, "" where it returns one array.
+        curvature: "constant", "affine", "convex", "concave" or "unknown", `[*shape]`.
+        monotonicity: "constant", "nondecreasing", "nonincreasing" or "unknown", in all coordinates of the chosen
+            input at once, `[*shape]`.
+        sign: "positive", "negative", "zero", "nonnegative", "nonpositive" or "unknown", `[*shape]`.
+        lower, upper: bounds for every value of the chosen input, `[*shape]`.
+        per_input: as `monotonicity`, in each coordinate of the chosen input, the others fixed,
+            `[*shape, coordinates]`; None where that was not asked for.
+    """
+
+    name: str
+    curvature: np.ndarray
+    monotonicity: np.ndarray
+    sign: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    per_input: np.ndarray | None = None
+
+    @property
+    def weakest(self) -> str:
+        """What all elements are: "constant", "affine", "convex", "concave", "unknown"."""
+        found = set(self.curvature.reshape(-1).tolist())
+        straight = {"constant", "affine"}
+        for kinds, word in (
+            ({"constant"}, "constant"),
+            (straight, "affine"),
+            (straight | {"convex"}, "convex"),
+        ):
+            if found <= kinds:
+                return word
+        return "concave" if found <= straight | {"concave"} else "unknown"
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """Whether a function is convex in its chosen input, and why. `print` it for the proof as a tree.
+
+    Args:
+        verdict: "proved", "refuted" or "unknown".
+        strength: "structural" (for every value of the parameters, so that no training can break it) or "numeric"
+            (for the given values); of a proof that was found, or tried last.
+        reason: the verdict in a sentence.
+        outputs: what is proved of each output.
+        failed: the first step that has no curvature, None where the verdict is "proved".
+        violation: the counterexample of a refutation, else None.
+        steps: all steps, in the order of computation; the last are the outputs.
+        results: the numbers of the steps that are the outputs.
+    """
+
+    verdict: str
+    strength: str
+    reason: str
+    outputs: tuple[Output, ...] = ()
+    failed: Step | None = None
+    violation: Violation | None = None
+    steps: tuple[Step, ...] = ()
+    results: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.verdict}: {self.reason}"
+        for output in self.outputs:
+            yield f"  output{output.name and ' ' + output.name} {_shape(output.curvature.shape)}: {_summary(output)}"
+        if self.failed is not None:
+            yield f"  stops at {_step(self.failed)}"
+        if self.violation is not None:
+            found = self.violation
+            place = f"{found.weight:.4g} left + {1 - found.weight:.4g} right"
+            chord = f"the chord from {found.value_left:.9g} to {found.value_right:.9g}"
+            at = f"output {found.output} is {found.value:.9g} at {place}"
+            yield f"  {at}, {found.gap:.3g} above {chord} ({found.dtype})"
+            yield f"    left  {_numbers(found.left)}"
+            yield f"    right {_numbers(found.right)}"
+        yield from self._tree()
+
+    def _tree(self) -> Iterator[str]:
+        """Yield the proof, from the outputs back to the input; what was shown above is not shown again."""
+        steps = {step.number: step for step in self.steps}
+        shown: set[int] = set()
+        open_steps = [(number, 0) for number in reversed(self.results)]
+        lines = 0
+        while open_steps:
+            number, depth = open_steps.pop()
+            while number in steps and steps[number].operation in SILENT and steps[number].inputs:
+                number = steps[number].inputs[0]
+            if number not in steps:
+                continue
+            step = steps[number]
+            if lines >= LONGEST:
+                yield f"  ... {len(steps)} steps in all: to_json() has them"
+                return
+            lines += 1
+            again = number in shown
+            yield f"  {'  ' * depth}{_step(step)}{' (as above)' if again else ''}"
+            if not again and step.curvature != "constant":
+                shown.add(number)
+                open_steps.extend((given, depth + 1) for given in reversed(step.inputs))
+
+    def to_json(self) -> str:
+        """Return everything as JSON, arrays as nested lists; bounds that do not exist are null."""
+        record = {
+            "schema": SCHEMA,
+            "verdict": self.verdict,
+            "property": "convex",
+            "arithmetic": EXACT,
+            "strength": self.strength,
+            "reason": self.reason,
+            "outputs": [
+                {key: _plain(value) for key, value in vars(output).items()} for output in self.outputs
+            ],
+            "failed": None if self.failed is None else asdict(self.failed),
+            "violation": None
+            if self.violation is None
+            else {key: _plain(value) for key, value in self.violation._asdict().items()},
+            "steps": [asdict(step) for step in self.steps],
+            "results": list(self.results),
+        }
+        return json.dumps(record, indent=1, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """Return a field as JSON can hold it."""
+    if isinstance(value, np.ndarray):
+        return [_plain(part) for part in value] if value.ndim else _plain(value[()])
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _numbers(array: np.ndarray) -> str:
+    return np.array2string(array, precision=6, threshold=12, max_line_width=100000)
+
+
+def _step(step: Step) -> str:
+    """Return a step in a line."""
+    sign = f", {step.sign}" if step.sign else ""
+    text = f"{step.curvature}{sign}: {step.operation} {_shape(step.shape)}"
+    if step.operation not in ("input", "parameter", "constant"):
+        text += f"; {step.law}" if step.curvature != "unknown" else f"; {step.note or step.law}"
+    return text + (f"  [{step.source}]" if step.source else "")
+
+
+def _summary(output: Output) -> str:
+    parts = []
+    for name in ("curvature", "monotonicity", "sign"):
+        words = sorted(set(getattr(output, name).reshape(-1).tolist()))
+        parts.append(words[0] if len(words) == 1 else f"{name} " + "/".join(words))
+    return ", ".join(part for part in parts if part != "unknown" or not parts) or "unknown"
+
+
+def word_arrays(value: Value) -> dict[str, np.ndarray]:
+    """Return curvature, monotonicity and sign of a value in words, and its bounds."""
+
+    def pick(*pairs: tuple[Any, str]) -> np.ndarray:
+        return np.select(
+            [np.asarray(holds) for holds, _ in pairs], [np.asarray(word) for _, word in pairs], "unknown"
+        )
+
+    above, below = value.nonnegative, value.nonpositive
+    real = value.has(REAL)
+    return {
+        "curvature": pick(
+            (value.constant, "constant"),
+            (value.has(AFFINE), "affine"),
+            (value.has(CONVEX), "convex"),
+            (value.has(CONCAVE), "concave"),
+        ),
+        "monotonicity": monotonicity(value),
+        "sign": pick(
+            (above & below & real, "zero"),
+            (value.positive, "positive"),
+            (value.negative, "negative"),
+            (above & real, "nonnegative"),
+            (below & real, "nonpositive"),
+        ),
+        "lower": np.array(value.lower),
+        "upper": np.array(value.upper),
+    }
+
+
+def monotonicity(value: Value) -> np.ndarray:
+    """Return the monotonicity of a value in words."""
+    conditions = [value.has(CONSTANT), value.has(RISING), value.has(FALLING)]
+    names = [np.asarray(word) for word in ("constant", "nondecreasing", "nonincreasing")]
+    return np.select([np.asarray(condition) for condition in conditions], names, "unknown")
+
+
+def no_claim(graph: Graph) -> str:
+    """Return why nothing can be said of the outputs of a program, "" where they are real numbers."""
+    for number in graph.outputs:
+        if graph.dtypes[number].startswith("complex"):
+            kind = f"{graph.dtypes[number]}{_shape(graph.shapes[number])}"
+            return f"the function returns {kind}: convexity is of real outputs"
+    return "" if graph.outputs else "the function returns no array"
+
+
+def coarsest(walk: Walk, dtype: str) -> str:
+    """Return the coarsest float dtype through which the input goes, where that is coarser than its own; "" for none.
+
+    What is computed there is rounded so, in a search in float64 too.
+    """
+    moving = {walk.graph.dtypes[number] for number, value in walk.values.items() if not value.constant.all()}
+    floats = {name for name in moving if name.startswith(("float", "bfloat"))}
+    worst = max(floats | {dtype}, key=lambda name: TOLERANCES.get(name, np.inf))
+    return "" if TOLERANCES.get(worst, np.inf) <= TOLERANCES.get(dtype, np.inf) else worst
+
+
+def first_failure(walk: Walk, wanted: int) -> Step | None:
+    """Return the step at which an output loses its curvature: it has none, and all it takes has; None for none.
+
+    Args:
+        walk: of the program.
+        wanted: the number of the output.
+    """
+    current, seen = wanted, set()
+    steps = walk.steps()
+    if walk.values[current].has(CONVEX).all() or current not in steps:
+        return None
+    if walk.values[current].curved.all():  # a curvature, but not the one that is asked for
+        return steps[current]
+    while current not in seen:
+        seen.add(current)
+        behind = [
+            given
+            for given in steps[current].inputs
+            if given in steps and not walk.values[given].curved.all() and given not in seen
+        ]
+        if not behind:
+            break
+        current = min(behind)  # the earliest: numbers rise in the order of computation
+    return steps[current]

@@ -1,0 +1,176 @@
+"""What the rules leave open and the whole of a program decides: quadratic forms, and weighted sums of sorted values.
+
+Both evaluate a part of the program at known points, in bounds that are rounded outward, so that the coefficients they
+read off are enclosed, not estimated. No framework is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .calculus import add, negate
+from .facts import (
+    AFFINE,
+    CONCAVE,
+    CONVEX,
+    QUADRATIC,
+    REAL,
+    Array,
+    Value,
+    facts_where,
+    known,
+    settle,
+    variable,
+)
+from .graph import Operation
+from .semidefinite import LARGEST_ORDER, is_semidefinite
+from .walk import Walk
+
+LARGEST_VALUE = 256  # elements of a value that is worth the effort
+LARGEST_SORT = 128  # elements of a sorted value
+
+# (operation) -> (axis, whether the order is falling) where an operation sorts its first input, None where it does not.
+Sorts = Callable[[Operation], "tuple[int, bool] | None"]
+
+
+class Refinements:
+    """The refinements of one walk.
+
+    Args:
+        chosen: the numbers of the chosen inputs of the graph.
+        sorts: tells the operations that sort.
+    """
+
+    def __init__(self, chosen: list[int], sorts: Sorts) -> None:
+        self.chosen, self.sorts = chosen, sorts
+
+    def __call__(self, walk: Walk, operation: Operation, number: int) -> tuple[str, Value] | None:
+        """Return what more is known of a value, and the law that gives it; None for nothing."""
+        value = walk.values[number]
+        if value.facts.size > LARGEST_VALUE:
+            return None
+        found = self._quadratic(walk, number, value)
+        if found is None and any(self.sorts(maker) is not None for maker in walk.graph.operations):
+            return self._ordered(walk, number, value)
+        return found
+
+    def _quadratic(self, walk: Walk, number: int, value: Value) -> tuple[str, Value] | None:
+        """Decide the elements that are polynomials of degree 2 by their Hessians."""
+        open_ones = np.asarray(value.has(QUADRATIC | REAL) & ~value.affine)
+        size = sum(int(np.prod(walk.graph.shapes[given])) for given in self.chosen)
+        if value.curved.all() or not open_ones.any() or size > LARGEST_ORDER or size == 0:
+            return None
+        units = np.eye(size)
+        at_zero = self._at(walk, number, np.zeros(size))
+        firsts = [self._at(walk, number, unit) for unit in units]
+        hessian = np.empty((2, size, size, *value.shape))
+        for i in range(size):
+            for j in range(i, size):
+                second = self._at(walk, number, units[i] + units[j])
+                bend = add(add(second, at_zero), negate(add(firsts[i], firsts[j])))
+                hessian[0, i, j] = hessian[0, j, i] = bend.lower
+                hessian[1, i, j] = hessian[1, j, i] = bend.upper
+        lower, upper = (np.moveaxis(part, (0, 1), (-2, -1)) for part in hessian)
+        convex, concave = (np.zeros(value.shape, bool) for _ in range(2))
+        for place in np.ndindex(*value.shape):
+            if open_ones[place]:
+                convex[place] = is_semidefinite(lower[place], upper[place])
+                concave[place] = is_semidefinite(-upper[place], -lower[place])
+        if not (convex.any() or concave.any()):
+            return None
+        return "quadratic", _with(value, (CONVEX, convex), (CONCAVE, concave))
+
+    def _at(self, walk: Walk, number: int, point: Array) -> Value:
+        """Return bounds of a value where the chosen inputs are a known point."""
+        given, start = {}, 0
+        for chosen in self.chosen:
+            shape = walk.graph.shapes[chosen]
+            stop = start + int(np.prod(shape))
+            given[chosen] = known(point[start:stop].reshape(shape))
+            start = stop
+        return again(walk, number, given)
+
+    def _ordered(self, walk: Walk, number: int, value: Value) -> tuple[str, Value] | None:
+        """Decide the elements that are weighted sums of sorted values by their weights."""
+        found = self._sorted_behind(walk, number)
+        if found is None:
+            return None
+        source, operation, axis, falling = found
+        ordered = walk.values[source]
+        axis %= max(len(ordered.shape), 1)
+        if ordered.facts.size > LARGEST_SORT or source == number:
+            return None
+        shape = ordered.shape
+        free = again(walk, number, {source: variable(shape)})
+        if not free.affine.any():
+            return None
+        start = again(walk, number, {source: known(np.zeros(shape))})
+        slopes = np.empty((2, *shape, *value.shape))
+        for place in np.ndindex(*shape):
+            unit = np.zeros(shape)
+            unit[place] = 1.0
+            slope = add(again(walk, number, {source: known(unit)}), negate(start))
+            slopes[(0, *place)], slopes[(1, *place)] = slope.lower, slope.upper
+        lower, upper = np.moveaxis(slopes, axis + 1, 1)
+        given = walk.values[operation.inputs[0]]
+        if falling:  # what is left out has weight 0
+            left_out = np.zeros((given.shape[axis] - len(lower), *lower.shape[1:]))
+            lower, upper = (np.concatenate([left_out, part[::-1]]) for part in (lower, upper))
+        every = tuple(range(len(shape)))
+        growing = (lower[1:] >= upper[:-1]).all(axis=every)
+        shrinking = (upper[1:] <= lower[:-1]).all(axis=every)
+        above, below = (lower >= 0).all(axis=every), (upper <= 0).all(axis=every)
+        straight, up, down = (given.has(fact).all() for fact in (AFFINE, CONVEX, CONCAVE))
+        convex = growing & (straight | (up & above) | (down & below))
+        concave = shrinking & (straight | (down & above) | (up & below))
+        convex, concave = (holds & free.affine & value.has(REAL) for holds in (convex, concave))
+        if not (convex.any() or concave.any()):
+            return None
+        return "ordered", _with(value, (CONVEX, convex), (CONCAVE, concave))
+
+    def _sorted_behind(self, walk: Walk, number: int) -> tuple[int, Operation, int, bool] | None:
+        """Return the one sorted value through which a value depends on the chosen input, if there is one."""
+        found: tuple[int, Operation, int, bool] | None = None
+        open_values, seen = [number], {number}
+        while open_values:
+            current = open_values.pop()
+            maker = walk.graph.makers.get(current)
+            if walk.values[current].constant.all() and current != number:
+                continue
+            if maker is None:
+                return None
+            order = self.sorts(maker)
+            if order is not None and maker.outputs[0] == current:
+                if found is not None and found[0] != current:
+                    return None
+                found = (current, maker, *order)
+                continue
+            for given in maker.inputs:
+                if given not in seen:
+                    seen.add(given)
+                    open_values.append(given)
+        return found
+
+
+def _with(value: Value, *facts: tuple[int, Array]) -> Value:
+    return settle(value.lower, value.upper, value.facts | facts_where(*facts))
+
+
+def again(walk: Walk, number: int, given: dict[int, Value]) -> Value:
+    """Return what is known of a value where some values are given anew, the others following from them."""
+    part = Walk(walk.graph, walk.rules, walk.atoms)
+    part.values = {key: value for key, value in walk.values.items() if _untouched(walk, key, given)}
+    part.values.update(given)
+    needed = walk.graph.before(number, frozenset(part.values))
+    for operation in walk.graph.operations:
+        wanted = any(output in needed and output not in part.values for output in operation.outputs)
+        if wanted:
+            part.step(operation)
+    return part.values[number]
+
+
+def _untouched(walk: Walk, number: int, given: dict[int, Value]) -> bool:
+    """Return whether a value cannot change with the chosen input."""
+    return number not in given and bool(walk.values[number].constant.all())

@@ -1,0 +1,251 @@
+"""Functions of one real number: where each is convex, concave, rising and falling. No framework is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from .facts import (
+    CONCAVE,
+    CONSTANT,
+    CONVEX,
+    FALLING,
+    LOG_CONCAVE,
+    LOG_CONVEX,
+    NONZERO,
+    QUADRATIC,
+    REAL,
+    RISING,
+    ROOT_CONVEX,
+    Array,
+    Value,
+    facts_where,
+    settle,
+    turned,
+)
+from .intervals import widened
+
+Region = tuple[float, float] | None
+
+EVERYWHERE: Region = (-np.inf, np.inf)
+ABOVE: Region = (0.0, np.inf)
+BELOW: Region = (-np.inf, 0.0)
+
+
+class Scalar(NamedTuple):
+    """A function of one real number.
+
+    Args:
+        convex, concave, rising, falling: an interval on which it is that, with its ends; None where there is none.
+        value: the function in numpy, for bounds of a monotone function; None where it has `range` alone.
+        range: bounds of all its values.
+        domain: where it is a real number; its lower end belongs to it only where `closed`.
+        nonzero: it has no zero.
+    """
+
+    convex: Region = None
+    concave: Region = None
+    rising: Region = None
+    falling: Region = None
+    value: Callable[[Array], Array] | None = None
+    range: tuple[float, float] = (-np.inf, np.inf)
+    domain: tuple[float, float] = (-np.inf, np.inf)
+    closed: bool = True
+    nonzero: bool = False
+
+
+SCALARS = {
+    "exp": Scalar(EVERYWHERE, None, EVERYWHERE, None, np.exp, (0.0, np.inf), nonzero=True),
+    "exp2": Scalar(EVERYWHERE, None, EVERYWHERE, None, np.exp2, (0.0, np.inf), nonzero=True),
+    "expm1": Scalar(EVERYWHERE, None, EVERYWHERE, None, np.expm1, (-1.0, np.inf)),
+    "log": Scalar(None, ABOVE, ABOVE, None, np.log, domain=(0.0, np.inf), closed=False),
+    "log1p": Scalar(
+        None, (-1.0, np.inf), (-1.0, np.inf), None, np.log1p, domain=(-1.0, np.inf), closed=False
+    ),
+    "sqrt": Scalar(None, ABOVE, ABOVE, None, np.sqrt, (0.0, np.inf), (0.0, np.inf)),
+    "cbrt": Scalar(BELOW, ABOVE, EVERYWHERE, None, np.cbrt),
+    "logistic": Scalar(
+        BELOW, ABOVE, EVERYWHERE, None, lambda u: 1.0 / (1.0 + np.exp(-u)), (0.0, 1.0), nonzero=True
+    ),
+    "tanh": Scalar(BELOW, ABOVE, EVERYWHERE, None, np.tanh, (-1.0, 1.0)),
+    "erf": Scalar(BELOW, ABOVE, EVERYWHERE, None, None, (-1.0, 1.0)),
+    "erfc": Scalar(ABOVE, BELOW, None, EVERYWHERE, None, (0.0, 2.0), nonzero=True),
+    "atan": Scalar(BELOW, ABOVE, EVERYWHERE, None, np.arctan, (-1.6, 1.6)),
+    "asinh": Scalar(BELOW, ABOVE, EVERYWHERE, None, np.arcsinh),
+    "sinh": Scalar(ABOVE, BELOW, EVERYWHERE, None, np.sinh),
+    "cosh": Scalar(EVERYWHERE, None, ABOVE, BELOW, None, (1.0, np.inf)),
+    "sin": Scalar(range=(-1.0, 1.0)),
+    "cos": Scalar(range=(-1.0, 1.0)),
+    "abs": Scalar(EVERYWHERE, None, ABOVE, BELOW, None, (0.0, np.inf)),
+    "lgamma": Scalar(ABOVE, None, domain=(0.0, np.inf), closed=False),
+    "digamma": Scalar(None, ABOVE, ABOVE, None, domain=(0.0, np.inf), closed=False),
+    "sign": Scalar(None, None, EVERYWHERE, None, np.sign, (-1.0, 1.0)),
+    "floor": Scalar(None, None, EVERYWHERE, None, np.floor),
+    "ceil": Scalar(None, None, EVERYWHERE, None, np.ceil),
+    "round": Scalar(None, None, EVERYWHERE),
+    # Of models: both are 0 far to the left, and the identity far to the right.
+    "huber_relu": Scalar(
+        EVERYWHERE,
+        None,
+        EVERYWHERE,
+        None,
+        lambda u: (np.clip(u, -1, 1) + 1) ** 2 / 4 + np.maximum(u - 1, 0),
+        (0.0, np.inf),
+    ),
+    "elu": Scalar(
+        EVERYWHERE, None, EVERYWHERE, None, lambda u: np.where(u > 0, u, np.expm1(u)), (-1.0, np.inf)
+    ),
+    "huber": Scalar(EVERYWHERE, None, ABOVE, BELOW, None, (0.0, np.inf)),
+}
+EXACT = {"sign", "floor", "ceil"}
+
+
+def inside(value: Value, region: Region) -> Array:
+    """Return where all of a value lies in a region."""
+    if region is None:
+        return np.zeros(value.shape, bool)
+    return (value.lower >= region[0]) & (value.upper <= region[1])
+
+
+def composed(value: Value, convex: Array, concave: Array, rising: Array, falling: Array) -> Array:
+    """Return the facts of f(v), without REAL, for an f that is so on the range of v.
+
+    f(v) is convex where f is convex and v affine, f moreover rising and v convex, or falling and v concave.
+    """
+    up = value.affine | (rising & value.has(CONVEX)) | (falling & value.has(CONCAVE))
+    down = value.affine | (rising & value.has(CONCAVE)) | (falling & value.has(CONVEX))
+    return facts_where(
+        (CONVEX, convex & up),
+        (CONCAVE, concave & down),
+        (RISING, (rising & value.has(RISING)) | (falling & value.has(FALLING))),
+        (FALLING, (rising & value.has(FALLING)) | (falling & value.has(RISING))),
+        (CONSTANT, value.constant),
+    )
+
+
+def apply(name: str, value: Value) -> Value:
+    """Return f(v) for the function of that name."""
+    scalar = SCALARS[name]
+    rising, falling = inside(value, scalar.rising), inside(value, scalar.falling)
+    facts = composed(value, inside(value, scalar.convex), inside(value, scalar.concave), rising, falling)
+    low, high = scalar.domain
+    real = value.has(REAL) & (value.lower >= low) & (value.upper <= high)
+    if not scalar.closed:
+        real &= (value.lower > low) | (value.positive if low == 0.0 else False)
+    facts |= facts_where((REAL, real), (NONZERO, real & np.asarray(scalar.nonzero)))
+    lower, upper = _bounds(name, scalar, value)
+    facts |= _further(name, value)
+    if name == "abs":  # of one sign: the value itself, or its negative, with all their facts
+        facts |= np.where(value.nonnegative, value.facts, 0) | np.where(
+            value.nonpositive, turned(value.facts), 0
+        )
+    return settle(lower, upper, facts)
+
+
+def _bounds(name: str, scalar: Scalar, value: Value) -> tuple[Array, Array]:
+    """Return bounds of f(v)."""
+    low, high = (np.broadcast_to(bound, value.shape) for bound in scalar.range)
+    if name == "abs":
+        least = np.maximum(0.0, np.maximum(value.lower, -value.upper))
+        return least, np.maximum(np.abs(value.lower), np.abs(value.upper))
+    if name == "erf":  # numpy has no erf: its sign is what is kept
+        return np.where(value.nonnegative, 0.0, low), np.where(value.nonpositive, 0.0, high)
+    if scalar.value is None:
+        return low, high
+    with np.errstate(all="ignore"):
+        bounds = scalar.value(value.lower), scalar.value(value.upper)
+    lower = np.where(np.isnan(bounds[0]), -np.inf, bounds[0])
+    upper = np.where(np.isnan(bounds[1]), np.inf, bounds[1])
+    if name not in EXACT:
+        exact_zero = (value.lower == 0, value.upper == 0) if name in ZERO_AT_ZERO else (False, False)
+        wide = widened(lower, upper)
+        lower, upper = np.where(exact_zero[0], 0.0, wide[0]), np.where(exact_zero[1], 0.0, wide[1])
+        if name in ZERO_AT_ZERO:  # they keep the sign
+            lower = np.where(value.nonnegative, np.maximum(lower, 0.0), lower)
+            upper = np.where(value.nonpositive, np.minimum(upper, 0.0), upper)
+    return np.maximum(lower, low), np.minimum(upper, high)
+
+
+ZERO_AT_ZERO = {"expm1", "log1p", "sqrt", "cbrt", "tanh", "atan", "asinh", "sinh", "elu"}
+KEEPS_NONZERO = {*ZERO_AT_ZERO, "erf", "abs", "sign"}
+
+
+def _further(name: str, value: Value) -> Array:
+    """Return the facts about zeros, logarithms and roots."""
+    none = np.zeros(value.shape, np.uint16)
+    if name in ("exp", "exp2"):
+        return facts_where((LOG_CONVEX, value.has(CONVEX)), (LOG_CONCAVE, value.has(CONCAVE)))
+    if name == "logistic":  # the logarithm of the logistic function is concave, and rises
+        return facts_where((LOG_CONCAVE, value.has(CONCAVE)))
+    nonzero = none
+    if name in KEEPS_NONZERO:
+        nonzero = facts_where((NONZERO, value.has(NONZERO)))
+    if name == "sqrt":
+        return nonzero | facts_where(
+            (CONVEX, value.has(ROOT_CONVEX)),
+            (ROOT_CONVEX | LOG_CONVEX, value.has(LOG_CONVEX)),
+            (LOG_CONCAVE, value.has(LOG_CONCAVE)),
+        )
+    if name == "log":
+        return nonzero | facts_where((CONVEX, value.has(LOG_CONVEX)), (CONCAVE, value.has(LOG_CONCAVE)))
+    if name == "log1p":  # 1 + v is log-convex where v is
+        return nonzero | facts_where((CONVEX, value.has(LOG_CONVEX)))
+    return nonzero
+
+
+def power(value: Value, exponent: float) -> Value:
+    """Return v^p for a known p."""
+    p = float(exponent)
+    if p == 0.0:
+        one = np.ones(value.shape)
+        return settle(one, one, facts_where((REAL, value.has(REAL))))
+    if p == 1.0:
+        return value
+    whole = p == int(p)
+    even = whole and int(p) % 2 == 0
+    above = value.positive if p < 0 else value.nonnegative
+    below = (value.negative if p < 0 else value.nonpositive) & whole
+    real = value.has(REAL) & (above | below | (value.has(NONZERO) & whole) | (whole and p > 0))
+    # To the left of 0 an even power mirrors its right side, an odd one turns it around the origin.
+    steep = p < 0 or p > 1
+    convex = (above & steep) | (below & even) | (even and p > 0)
+    concave = (above & (not steep)) | (below & (not even))
+    rising = (above & (p > 0)) | (below & even & (p < 0)) | (whole and not even and p > 0)
+    falling = (above & (p < 0)) | (below & even & (p > 0)) | (below & (not even) & (p < 0))
+    facts = composed(value, convex & real, concave & real, rising & real, falling & real)
+    log_convex, log_concave = value.has(LOG_CONVEX), value.has(LOG_CONCAVE)
+    if p < 0:
+        log_convex, log_concave = log_concave & value.positive, log_convex & value.positive
+    rooted = (value.has(ROOT_CONVEX) & (p >= 1)) | (value.root_is_convex & (above | even) & (p >= 2))
+    facts |= facts_where(
+        (REAL, real),
+        (NONZERO, value.has(NONZERO)),
+        (LOG_CONVEX, log_convex),
+        (LOG_CONCAVE, log_concave),
+        (ROOT_CONVEX, rooted),
+        (CONVEX, value.has(ROOT_CONVEX) & (p >= 0.5)),
+        (QUADRATIC, value.affine & (p == 2.0)),
+    )
+    return settle(*_power_bounds(value, p, even), facts)
+
+
+def _power_bounds(value: Value, p: float, even: bool) -> tuple[Array, Array]:
+    """Return bounds of v^p: an end that is 0, and the squares of small whole numbers, are exact."""
+    left = value.lower + 0.0  # a pole at a lower end 0 goes up, at an upper end 0 down
+    right = np.where((value.upper == 0) & (value.lower < 0), -0.0, value.upper)
+    base = np.stack([left, right])
+    with np.errstate(all="ignore"):
+        ends = np.power(base, p)
+        exact = (p == 2.0) & (np.abs(base) < 2.0**26) & (np.rint(base) == base)
+    exact |= (base == 0) & (p > 0)
+    low, high = widened(np.where(np.isnan(ends), -np.inf, ends), np.where(np.isnan(ends), np.inf, ends))
+    low, high = np.where(exact, ends, low), np.where(exact, ends, high)
+    crosses = (value.lower < 0) & (value.upper > 0)
+    lower = np.where(crosses & (even or p < 0), -np.inf, low.min(axis=0))
+    upper = np.where(crosses & (p < 0), np.inf, high.max(axis=0))
+    if even:
+        return np.maximum(lower, 0.0), upper
+    lower = np.where(value.nonnegative, np.maximum(lower, 0.0), lower)
+    return lower, np.where(value.nonpositive, np.minimum(upper, 0.0), upper)

@@ -1,0 +1,212 @@
+"""Segments on which a function may lie above its chord: how they are drawn, and judged.
+
+No framework is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import fail
+
+# What rounding alone can make of a convex function, relative to its largest value.
+TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
+BATCH = 8192
+BEST = 16  # segments of each batch that are kept
+# A segment is shaken by these shares of its length; how often, and which share of the copies must keep a gap. Numbers
+# near each other are rounded alike, so that shaking by less than a share of the reach of the search shows nothing.
+SHAKES, COPIES, KEPT = (0.05, 0.01, 0.002), 32, 0.9
+LEAST_SHAKE = {"float64": 1e-7, "float32": 1e-2}
+
+Values = Callable[[np.ndarray], np.ndarray]
+
+
+class Violation(NamedTuple):
+    """A segment on which one output of a function lies above its chord.
+
+    Args:
+        left, right: the end points, `[in_dim]`.
+        weight: the share of `left` in the point between them, `weight * left + (1 - weight) * right`.
+        output: the index of the output coordinate.
+        value_left, value_right, value: the function at the ends and between them.
+        gap: `value` minus the chord, `weight * value_left + (1 - weight) * value_right`: > 0.
+        dtype: in which the three values were computed last; not float64 where the function takes no other.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+    weight: float
+    output: int
+    value_left: float
+    value_right: float
+    value: float
+    gap: float
+    dtype: str = "float64"
+
+
+class Candidates(NamedTuple):
+    """The segments with the largest gaps, relative to the size of the function; not all of them are violations.
+
+    Args:
+        left, right: end points, `[candidates, in_dim]`.
+        weight: `[candidates, 1]`.
+        output: index of the output coordinate, `[candidates]`.
+        gap: relative to `size`, `[candidates]`.
+        size: the largest value of the batch, `[candidates]`.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+    weight: np.ndarray
+    output: np.ndarray
+    gap: np.ndarray
+    size: np.ndarray
+
+
+def drawn(
+    points: np.ndarray, segments: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield batches of end points (batch, in_dim) and weights (batch, 1): wide, narrow and along the axes in turn."""
+    rng = np.random.default_rng(seed)
+    middle, reach = box(points)
+    for start in range(0, segments, BATCH):
+        shape = (min(BATCH, segments - start), points.shape[1])
+        left, right = (middle + reach * rng.uniform(-1, 1, shape) for _ in range(2))
+        kind = (start + np.arange(shape[0]))[:, None] % 3
+        length = 10.0 ** rng.uniform(-3, 0, (shape[0], 1))
+        step = np.where(kind == 1, length * (right - left), right - left)
+        axis = np.arange(shape[1]) == rng.integers(shape[1], size=(shape[0], 1))
+        right = left + np.where((kind == 2) & ~axis, 0.0, step)
+        yield left, right, rng.uniform(0.02, 0.98, (shape[0], 1))
+
+
+def box(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the middle and the reach of the search: twice the bounding box of the points."""
+    middle = (points.max(axis=0) + points.min(axis=0)) / 2
+    return middle, np.maximum(points.max(axis=0) - points.min(axis=0), 1e-6)
+
+
+def between(left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the points between the ends."""
+    return weight * left + (1 - weight) * right
+
+
+def judged(
+    values: list[np.ndarray], left: np.ndarray, right: np.ndarray, weight: np.ndarray, strict: bool
+) -> Candidates:
+    """Return the best segments of a batch, from the values at their ends and between them.
+
+    Args:
+        values: at the left ends, at the right ends and between, each `[batch, outputs]`.
+        left, right, weight: the segments.
+        strict: a value that is not finite is an error; else its segment is passed over.
+    """
+    value_left, value_right, value = (np.asarray(part, np.float64).reshape(len(left), -1) for part in values)
+    finite = np.isfinite(value_left) & np.isfinite(value_right) & np.isfinite(value)
+    if strict and not finite.all():
+        part = next(part for part in (value_left, value_right, value) if not np.isfinite(part).all())
+        bad = int(np.argwhere(~np.isfinite(part))[0, 0])
+        got = f"{part[~np.isfinite(part)][0]} between {left[bad].tolist()} and {right[bad].tolist()}"
+        fail("find_violation", "function", "finite values", got, "Search where the function is finite.")
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = value - (weight * value_left + (1 - weight) * value_right)
+        largest = [
+            np.max(np.abs(part), where=finite, initial=1e-300) for part in (value_left, value_right, value)
+        ]
+    size = float(max(largest))
+    gap = np.where(finite & np.isfinite(gap), gap / size, -np.inf)
+    output = np.argmax(gap, axis=1) if gap.shape[1] else np.zeros(len(gap), np.int64)
+    best = gap[np.arange(len(gap)), output] if gap.shape[1] else np.full(len(gap), -np.inf)
+    order = np.argsort(-best, kind="stable")[:BEST]
+    order = order[np.isfinite(best[order])]
+    return Candidates(
+        left[order], right[order], weight[order], output[order], best[order], np.full(len(order), size)
+    )
+
+
+def gathered(parts: list[Candidates]) -> Candidates:
+    """Return the best of all batches, the largest gap first."""
+    whole = Candidates(*(np.concatenate(group) for group in zip(*parts, strict=True)))
+    order = np.argsort(-whole.gap, kind="stable")[:BEST]
+    return Candidates(*(part[order] for part in whole))
+
+
+def confirmed(
+    candidates: Candidates, values: Values, tolerance: float, reach: np.ndarray, dtype: str
+) -> Violation | None:
+    """Return the candidate with the largest gap that stands when its values are computed anew, or None.
+
+    A gap that rounding inside the function makes comes and goes from point to point, however large it is; one of the
+    function itself stays where the segment is shaken a little.
+
+    Args:
+        candidates: at most `BEST` of them.
+        values: the function in `dtype`, `[rows, in_dim]` -> `[rows, outputs]`.
+        tolerance: what counts as rounding of the values, relative to `candidates.size`.
+        reach: of the search, `[in_dim]`.
+        dtype: name of a dtype.
+
+    Raises:
+        ValueError: the function gives other values when it is called again.
+    """
+    if not len(candidates.gap):
+        return None
+    ends, gap = _gaps(candidates, values)
+    size = np.maximum(candidates.size, np.max(np.abs(ends), axis=0))
+    with np.errstate(invalid="ignore"):
+        stands = np.isfinite(gap) & (gap > tolerance * size)
+    if not stands.any():
+        return None
+    again, _ = _gaps(candidates, values)
+    if not np.all((np.abs(again - ends) <= tolerance * size)[:, stands]):
+        fix = "Take out what draws random numbers: call .eval() on a module with dropout."
+        fail("find_violation", "function", "the same values at the same points", "others", fix)
+    stands &= _steady(candidates, values, reach, dtype)
+    if not stands.any():
+        return None
+    best = int(np.argmax(np.where(stands, gap, -np.inf)))
+    return Violation(
+        left=candidates.left[best],
+        right=candidates.right[best],
+        weight=float(candidates.weight[best, 0]),
+        output=int(candidates.output[best]),
+        value_left=float(ends[0][best]),
+        value_right=float(ends[1][best]),
+        value=float(ends[2][best]),
+        gap=float(gap[best]),
+    )
+
+
+def _gaps(candidates: Candidates, values: Values) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values at the ends and between, (3, candidates), and the gaps."""
+    left, right, weight = candidates.left, candidates.right, candidates.weight
+    at = np.concatenate([left, right, between(left, right, weight)])
+    three = np.asarray(values(at), np.float64).reshape(3, len(left), -1)
+    ends = three[:, np.arange(len(left)), candidates.output]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return ends, ends[2] - (weight[:, 0] * ends[0] + (1 - weight[:, 0]) * ends[1])
+
+
+def _steady(candidates: Candidates, values: Values, reach: np.ndarray, dtype: str) -> np.ndarray:
+    """Return which candidates keep a gap > 0 in nearly all copies, shaken by one of `SHAKES` at least."""
+    rng = np.random.default_rng(0)
+    dim = candidates.left.shape[1]
+    length = np.max(np.abs(candidates.right - candidates.left) / reach, axis=1)
+    copies = Candidates(*(np.repeat(part, COPIES, axis=0) for part in candidates))
+    steady = np.zeros(len(length), bool)
+    for share in SHAKES:
+        shaken = share * length
+        moves = [
+            rng.uniform(-1, 1, (len(copies.gap), dim)) * np.repeat(shaken, COPIES)[:, None] for _ in range(2)
+        ]
+        ends = [
+            end + move * reach / np.sqrt(dim)
+            for end, move in zip((copies.left, copies.right), moves, strict=True)
+        ]
+        _, gap = _gaps(copies._replace(left=ends[0], right=ends[1]), values)
+        kept = np.mean((gap > 0).reshape(-1, COPIES), axis=1) >= KEPT
+        steady |= kept & (shaken >= LEAST_SHAKE.get(dtype, LEAST_SHAKE["float32"]))
+    return steady

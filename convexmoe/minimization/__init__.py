@@ -1,0 +1,10 @@
+"""Minimization: the sets."""
+
+from .sets import Ball, Box, Polytope, Simplex
+
+__all__ = [
+    "Ball",
+    "Box",
+    "Polytope",
+    "Simplex",
+]

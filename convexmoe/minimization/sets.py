@@ -1,0 +1,208 @@
+"""The sets that a hull is minimised over: plain, frozen, validated values. No framework is imported here.
+
+Every field may have leading axes, one set a problem. Values that are known are checked and kept as numpy in float64;
+values under `jax.jit` are kept as they come, and only their shapes are checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ..errors import describe, fail
+
+FEW = 1  # axes of one vector
+ENDLESS = 1e30  # a bound of this size counts as none, and other numbers are smaller
+
+
+def _known(owner: str, argument: str, value: Any) -> Any:
+    """Return numbers as a numpy array in float64, and traced ones as they are."""
+    if hasattr(value, "shape") and not isinstance(value, np.ndarray):
+        value = value.detach() if hasattr(value, "detach") else value
+        try:
+            return np.asarray(value, np.float64)
+        except TypeError:  # traced: its values are not known yet
+            return value
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        fix = "Pass numbers, one for each coordinate."
+        fail(owner, argument, "an array of numbers", type(value).__name__, fix, TypeError)
+
+
+def _kept(entry: Any, axes: dict[str, int]) -> None:
+    """Replace the fields of a frozen record by arrays, and check how many axes they have at least."""
+    owner = type(entry).__name__
+    for name, least in axes.items():
+        value = _known(owner, name, getattr(entry, name))
+        if len(value.shape) < least:
+            rule = (
+                "numbers, one for each coordinate"
+                if least == FEW
+                else "rows of numbers, one for each coordinate"
+            )
+            got = f"{value:g}" if isinstance(value, np.ndarray) and not value.shape else describe(value)
+            fix = "Pass [-3.0, -3.0], for example, in two dimensions."
+            fail(
+                owner,
+                name,
+                rule,
+                got,
+                fix if least == FEW else "Pass [[1.0, 1.0]], for example, for one row.",
+            )
+        object.__setattr__(entry, name, value)
+
+
+def _all(owner: str, argument: str, value: Any, rule: str, holds: Any, fix: str) -> None:
+    """Check known values by `holds(value)`, elementwise; the message shows the first that does not."""
+    if isinstance(value, np.ndarray):
+        good = np.broadcast_to(holds(value), value.shape)
+        if not good.all():
+            fail(owner, argument, rule, f"{value[~good].ravel()[0]:g}", fix)
+
+
+def _joined(entry: Any, first: str, second: str) -> None:
+    one, other = getattr(entry, first), getattr(entry, second)
+    try:
+        np.broadcast_shapes(one.shape, other.shape)
+    except ValueError:
+        fix = "Give both one number for each coordinate."
+        fail(type(entry).__name__, second, f"a shape that goes with {first}", describe(other), fix)
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """The points with `lower <= x <= upper`, coordinate by coordinate.
+
+    Args:
+        lower, upper: `[..., in_dim]`, lower <= upper; infinite, or 1e30 in size, where there is no bound.
+
+    Raises:
+        ValueError: a lower bound above its upper one, or not a number.
+
+    >>> Box([0.0, 1.0], [4.0, 1.0]).lower.shape
+    (2,)
+    """
+
+    lower: Any
+    upper: Any
+
+    def __post_init__(self) -> None:
+        _kept(self, {"lower": FEW, "upper": FEW})
+        _joined(self, "lower", "upper")
+        for name, sign in (("lower", 1), ("upper", -1)):
+            end, endless = ("below 1e30", "-inf") if name == "lower" else ("above -1e30", "inf")
+            rule = f"numbers {end}, or {endless} where there is no bound"
+            _all("Box", name, getattr(self, name), rule, lambda v, s=sign: s * v < ENDLESS, "Remove it.")
+        if isinstance(self.lower, np.ndarray) and isinstance(self.upper, np.ndarray):
+            lower, upper = np.broadcast_arrays(self.lower, self.upper)
+            if (lower > upper).any():
+                place = tuple(np.argwhere(lower > upper)[0])
+                got = f"{lower[place]:g} > {upper[place]:g} in coordinate {place[-1]}"
+                fail("Box", "lower", "lower <= upper", got, "Exchange the two.")
+
+
+@dataclass(frozen=True, eq=False)
+class Ball:
+    """The points with `||x - center|| <= radius`, in the units of the input.
+
+    Args:
+        center: `[..., in_dim]`, of size below 1e30.
+        radius: `[...]`, >= 0, below 1e30.
+
+    Raises:
+        ValueError: a value that is as large or not a number, or a negative radius.
+    """
+
+    center: Any
+    radius: Any
+
+    def __post_init__(self) -> None:
+        _kept(self, {"center": FEW, "radius": 0})
+        rule = "numbers of size below 1e30"
+        _all("Ball", "center", self.center, rule, lambda v: np.abs(v) < ENDLESS, "Remove it.")
+        rule = "numbers >= 0, below 1e30"
+        _all("Ball", "radius", self.radius, rule, lambda v: (v >= 0) & (v < ENDLESS), "Pass radius=1.0.")
+
+
+@dataclass(frozen=True, eq=False)
+class Simplex:
+    """The points with `x >= 0` and `sum x = total`.
+
+    Args:
+        total: `[...]`, >= 0, below 1e30.
+
+    Raises:
+        ValueError: a total that is negative, as large or not a number.
+    """
+
+    total: Any
+
+    def __post_init__(self) -> None:
+        _kept(self, {"total": 0})
+        rule = "numbers >= 0, below 1e30"
+        _all("Simplex", "total", self.total, rule, lambda v: (v >= 0) & (v < ENDLESS), "Pass total=1.0.")
+
+
+@dataclass(frozen=True, eq=False)
+class Polytope:
+    """The points with `A x <= b`.
+
+    Args:
+        A: `[..., rows, in_dim]`, finite.
+        b: `[..., rows]`, finite.
+
+    Raises:
+        ValueError: shapes that do not go together, or a value that is not finite.
+    """
+
+    A: Any
+    b: Any
+
+    def __post_init__(self) -> None:
+        _kept(self, {"A": 2, "b": FEW})
+        rows = self.A.shape[-2]
+        if self.b.shape[-1] != rows:
+            fail(
+                "Polytope",
+                "b",
+                f"last axis of {rows}, one number a row of A",
+                describe(self.b),
+                "Match the two.",
+            )
+        for name in ("A", "b"):
+            _all("Polytope", name, getattr(self, name), "finite numbers", np.isfinite, "Leave that row out.")
+
+
+Constraints = Box | Ball | Simplex | Polytope
+
+
+def checked_set(owner: str, constraints: Any, in_dim: int) -> tuple[int, ...]:
+    """Return the leading axes of a set after the check that it lies in `in_dim` dimensions."""
+    if not isinstance(constraints, Constraints):
+        rule = "a Box, Ball, Simplex or Polytope"
+        fail(owner, "constraints", rule, type(constraints).__name__, "Pass Box(lower, upper).", TypeError)
+    shapes = []
+    for field in fields(constraints):
+        value = getattr(constraints, field.name)
+        wide, axes = field.name in ("lower", "upper", "center", "A"), {"A": 2, "b": 1}.get(field.name, 0)
+        if wide and value.shape[-1] != in_dim:
+            kind = type(constraints).__name__
+            rule = f"a {kind} in in_dim={in_dim} dimensions"
+            fix = "Give one number for each input of the model."
+            fail(owner, "constraints", rule, f"{field.name} {describe(value)}", fix)
+        axes = 1 if wide and axes == 0 else axes
+        shapes.append(tuple(value.shape[: len(value.shape) - axes]))
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        got = ", ".join(str(list(shape)) for shape in shapes)
+        fail(
+            owner,
+            "constraints",
+            "leading axes that go together",
+            got,
+            "Give both the same number of problems.",
+        )

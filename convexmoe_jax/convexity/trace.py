@@ -1,0 +1,135 @@
+"""A function of JAX as a `Graph`: its jaxpr, with every call written out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+
+from convexmoe.convexity.graph import Graph
+
+# Primitives that call a program with their own inputs, and where that stands in their parameters. What custom_jvp and
+# custom_vjp add is of derivatives, and the value is that of the program.
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "composite": "jaxpr",
+}
+# The identity on values.
+IDENTITIES = {"stop_gradient", "copy", "sharding_constraint", "optimization_barrier", "pvary"}
+# Parameters that do not change the value.
+SILENT = {"sharding", "out_sharding", "weak_type", "accuracy"}
+
+
+def trace(function: Callable[..., Any], *examples: Any) -> Graph:
+    """Return the graph of a function of arrays, traced at the shapes and dtypes of the examples."""
+    return graph_of(jax.make_jaxpr(function)(*examples))
+
+
+def graph_of(closed: Any) -> Graph:
+    """Return the graph of a jaxpr and its constants."""
+    graph = Graph()
+    graph.inputs = [graph.value(*_kind(variable.aval)) for variable in closed.jaxpr.invars]
+    graph.outputs = _write(graph, closed.jaxpr, closed.consts, graph.inputs, "")
+    graph.seen.clear()
+    return graph
+
+
+def _kind(aval: Any) -> tuple[tuple[int, ...], str]:
+    """Return shape and dtype, as a graph keeps them."""
+    return tuple(getattr(aval, "shape", ())), str(getattr(aval, "dtype", "none"))
+
+
+def _write(graph: Graph, jaxpr: Any, consts: Any, inputs: list[int], caller: str) -> list[int]:
+    """Append the operations of a jaxpr to a graph; return the numbers of its outputs."""
+    numbers: dict[Any, int] = dict(zip(jaxpr.invars, inputs, strict=True))
+    for variable, const in zip(jaxpr.constvars, consts, strict=True):
+        numbers[variable] = graph.constant(_array(const))
+
+    def number(atom: Any) -> int:
+        return graph.constant(_literal(atom)) if isinstance(atom, core.Literal) else numbers[atom]
+
+    for equation in jaxpr.eqns:
+        arguments = [number(atom) for atom in equation.invars]
+        source = source_line(equation) or caller
+        name = name_of(equation.primitive)
+        body = equation.params.get(CALLS.get(name, ""))
+        inner = getattr(body, "jaxpr", body)
+        if _is_body(inner, equation):
+            outputs = _write(graph, inner, getattr(body, "consts", ()), arguments, source)
+        elif _is_identity(name, equation, graph, arguments):
+            outputs = arguments
+        else:
+            params = {key: value for key, value in equation.params.items() if key not in SILENT}
+            kinds = [_kind(variable.aval) for variable in equation.outvars]
+            pure = not equation.effects
+            outputs = list(graph.add(name, tuple(arguments), params, kinds, source, pure))
+        numbers.update(zip(equation.outvars, outputs, strict=True))
+    return [number(atom) for atom in jaxpr.outvars]
+
+
+@lru_cache(maxsize=1)
+def _of_jax() -> dict[str, Any]:
+    """Return the primitives of JAX itself by name."""
+    public = [vars(module).values() for module in (core.primitives, lax)]
+    found = {value.name: value for values in public for value in values if isinstance(value, core.Primitive)}
+    for called in (jax.checkpoint(jnp.sin), lax.composite(jnp.sin, name="convexmoe.sin")):  # not public
+        found |= {each.primitive.name: each.primitive for each in jax.make_jaxpr(called)(1.0).eqns}
+    return found
+
+
+def name_of(primitive: Any) -> str:
+    """Return the name under which a primitive has a rule: anyone may call another one by a name of JAX."""
+    own = _of_jax().get(primitive.name) is primitive
+    return primitive.name if own else f"{primitive.name} (not JAX's own)"
+
+
+def _is_body(inner: Any, equation: Any) -> bool:
+    """Return whether a program takes and gives what an equation does."""
+    sizes = [len(getattr(inner, name, ())) for name in ("invars", "outvars")]
+    return hasattr(inner, "eqns") and sizes == [len(equation.invars), len(equation.outvars)]
+
+
+def _is_identity(name: str, equation: Any, graph: Graph, arguments: list[int]) -> bool:
+    """Return whether an equation gives back what it takes."""
+    if name == "convert_element_type":
+        return graph.dtypes[arguments[0]] == str(equation.outvars[0].aval.dtype)
+    return name in IDENTITIES and len(arguments) == len(equation.outvars)
+
+
+def _array(const: Any) -> np.ndarray:
+    """Return a constant as an array; a key of random numbers as its bits."""
+    if hasattr(const, "dtype") and jax.dtypes.issubdtype(const.dtype, jax.dtypes.extended):
+        return np.asarray(jax.random.key_data(const))
+    return np.asarray(const)
+
+
+def _literal(atom: Any) -> np.ndarray:
+    return np.asarray(atom.val, getattr(atom.aval, "dtype", None))
+
+
+def source_line(equation: Any) -> str:
+    """Return file, line and function of the user's program for an equation, "" where JAX does not tell."""
+    try:
+        from jax._src import source_info_util  # there is no public way
+
+        frame = source_info_util.user_frame(equation.source_info.traceback)
+        if frame is None:
+            return ""
+        file = "/".join(frame.file_name.replace("\\", "/").split("/")[-2:])
+        return f"{file}:{frame.start_line} ({frame.function_name})"
+    except Exception as error:  # private, and free to change: a proof without line numbers is a proof
+        warnings.warn(f"no source lines from this JAX: {error}", stacklevel=2)
+        return ""

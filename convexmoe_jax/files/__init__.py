@@ -1,0 +1,13 @@
+"""The neutral file that both packages read and write."""
+
+from .models import load, load_optimizer, read_notes, read_optimizer, save
+from .optimizer import OptimizerState
+
+__all__ = [
+    "OptimizerState",
+    "load",
+    "load_optimizer",
+    "read_notes",
+    "read_optimizer",
+    "save",
+]

@@ -1,0 +1,43 @@
+"""The hull: `VectorHull`, and the pure functions `init` and `apply` over nested dicts of parameters."""
+
+from .legacy import NonConvexHull
+from .module import (
+    FoldedHull,
+    VectorHull,
+    Winners,
+    apply,
+    averaged,
+    checked_params,
+    evaluate,
+    flatten,
+    fold_parameters,
+    fused,
+    fused_petals,
+    half_square,
+    init,
+    nest,
+    normalized_rows,
+    rescaled,
+    winners,
+)
+
+__all__ = [
+    "FoldedHull",
+    "NonConvexHull",
+    "VectorHull",
+    "Winners",
+    "apply",
+    "averaged",
+    "checked_params",
+    "evaluate",
+    "flatten",
+    "fold_parameters",
+    "fused",
+    "fused_petals",
+    "half_square",
+    "init",
+    "nest",
+    "normalized_rows",
+    "rescaled",
+    "winners",
+]

@@ -1,0 +1,55 @@
+"""Initial values of a hull's parameters, drawn from their laws."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from convexmoe.errors import fail
+from convexmoe.hull.config import HullConfig
+from convexmoe.hull.parameters import Law, initial_law, parameter_shapes
+
+
+def draw(law: Law, shape: tuple[int, ...], key: jax.Array, dtype: Any) -> jax.Array:
+    """Draw one parameter from its law."""
+    if law.kind == "constant":
+        return jnp.full(shape, law.mean, dtype)
+    # half precision would cut the tails, where most of the second moment lies
+    wide = jnp.promote_types(dtype, jnp.float32)
+    if law.kind == "orthogonal":
+        return (law.deviation * orthogonal(shape, key, wide)).astype(dtype)
+    values = law.mean + law.deviation * jax.random.normal(key, shape, wide)
+    if law.kind == "raw_log_normal":
+        positive = jnp.exp(values)
+        values = positive + jnp.log(-jnp.expm1(-positive))  # the inverse of softplus
+    return values.astype(dtype)
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def orthogonal(shape: tuple[int, ...], key: jax.Array, dtype: Any) -> jax.Array:
+    """Return entries of variance 1 whose matrix (in, units) has orthogonal rows, or columns where it is narrow."""
+    D, units = shape[0], math.prod(shape[1:])
+    matrix = jax.nn.initializers.orthogonal(math.sqrt(max(D, units)))(key, (D, units), dtype)
+    return matrix.reshape(shape)
+
+
+def switched_on(dtype: Any) -> bool:
+    """Return whether JAX computes in this dtype, and does not round it to a narrower one."""
+    return jnp.dtype(dtype).itemsize < 8 or jnp.result_type(float) == jnp.float64
+
+
+def initial_parameters(config: HullConfig, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+    """Draw every parameter (dotted name -> array) from its `initial_law`."""
+    if not jnp.issubdtype(dtype, jnp.floating) or not switched_on(dtype):
+        fix = 'Pass float32, or call jax.config.update("jax_enable_x64", True) first.'
+        fail("VectorHull", "dtype", "a floating dtype that JAX has switched on", str(jnp.dtype(dtype)), fix)
+    shapes = parameter_shapes(config)
+    keys = jax.random.split(key, len(shapes))
+    return {
+        name: draw(initial_law(name, config), shape, keys[i], dtype)
+        for i, (name, shape) in enumerate(shapes.items())
+    }

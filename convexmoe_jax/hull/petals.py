@@ -1,0 +1,90 @@
+"""All petals in one batched map, (N, D) -> (N, P, O).
+
+Letters: N rows, D in, H hidden, P petals, O out.
+
+    z_1     = act(A_1 x + b_1)                              (+ act(G x + c) inside, with a gate)
+    z_{k+1} = act(V_k z_k + A_{k+1} x + b_{k+1})            k = 1 .. depth-1
+    f_p     = V_out,p z_depth + A_out,p x + b_out,p
+
+with act convex and non-decreasing and V >= 0 (Amos, Xu and Kolter, Input convex neural networks,
+arXiv 1609.07152, eq. 2). Differs from the source: no activation on f, which would bound it below.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from convexmoe.hull.activations import STANDARD
+from convexmoe.hull.config import HullConfig
+
+from .positive import positive_weight, softplus
+
+Tree = dict[str, Any]
+
+
+def huber_relu(u: jax.Array) -> jax.Array:
+    """Return 0 below -1, `(u + 1)^2 / 4` between -1 and 1, u above: a relu with a continuous derivative."""
+    bent = jnp.maximum(jnp.minimum(u, 1.0) + 1.0, 0.0)
+    return jnp.where(u < 1.0, bent * bent * 0.25, u)
+
+
+def act(u: jax.Array, activation: str) -> jax.Array:
+    """Return the activation of `u`, standardised for u ~ N(0, 1). Convex and non-decreasing."""
+    mean, deviation = STANDARD[activation]
+    functions = {"softplus": softplus, "relu": jax.nn.relu, "huber_relu": huber_relu}
+    return (functions[activation](u) - mean) * (1.0 / deviation)
+
+
+def add_linear(start: jax.Array, x_ND: jax.Array, weight: jax.Array) -> jax.Array:
+    """Return `start + x @ weight` over the first axis of `weight` as one matrix product, its other axes kept."""
+    product = x_ND @ weight.reshape(weight.shape[0], -1)
+    return start + product.reshape(x_ND.shape[0], *weight.shape[1:])
+
+
+def add_mix(start: jax.Array, z: jax.Array, weight: jax.Array, trunk: str) -> jax.Array:
+    """Return `start + V z` for hidden units that are shared, (N, H), or private, (N, P, H)."""
+    if trunk == "shared":
+        return add_linear(start, z, weight)
+    return start + jnp.einsum("nph,hpk->npk", z, weight)
+
+
+def effective(params: Tree, config: HullConfig) -> Tree:
+    """Return the tree with each `raw_weight` replaced by its `positive_weight`."""
+    tree: Tree = {"trunk": {}}
+    for k, layer in params["trunk"].items():
+        tree["trunk"][k] = _positive_layer(layer, config)
+    tree["readout"] = _positive_layer(params["readout"], config)
+    return {**params, **tree}
+
+
+def _positive_layer(layer: Tree, config: HullConfig) -> Tree:
+    kept = {name: layer[name] for name in ("weight", "bias")}
+    if "raw_weight" in layer:
+        kept["positive_weight"] = positive_weight(layer["raw_weight"], config.hidden_dim)
+    return kept
+
+
+def hidden_units(params: Tree, x_ND: jax.Array, config: HullConfig) -> jax.Array:
+    """Return the last hidden layer, (N, H) for a shared trunk and (N, P, H) for private ones."""
+    first = params["trunk"]["0"]
+    u = add_linear(first["bias"], x_ND, first["weight"])
+    if config.gate:
+        gate = act(add_linear(params["gate"]["bias"], x_ND, params["gate"]["weight"]), config.activation)
+        u = u + (gate if config.trunk == "shared" else gate[:, None, :])
+    z = act(u, config.activation)
+    for k in range(1, config.depth):
+        layer = params["trunk"][str(k)]
+        u = add_linear(layer["bias"], x_ND, layer["weight"])
+        z = act(add_mix(u, z, layer["positive_weight"], config.trunk), config.activation)
+    return z
+
+
+def petal_values(params: Tree, x_ND: jax.Array, config: HullConfig) -> jax.Array:
+    """Return f, the value of every petal, (N, P, O), from `effective` parameters."""
+    z = hidden_units(params, x_ND, config)
+    readout = params["readout"]
+    f_NPO = add_linear(readout["bias"], x_ND, readout["weight"])
+    return add_mix(f_NPO, z, readout["positive_weight"], config.trunk)

@@ -1,0 +1,1 @@
+"""The operations of ATen in terms of the few that have rules."""

@@ -1,0 +1,347 @@
+"""Operators of ATen in terms of the few operations that have rules.
+
+An operator that is neither here nor has a rule is written out by PyTorch's own decompositions; what remains after
+that has no rule and proves nothing. Numbers are taken in the dtype in which PyTorch computes with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from convexmoe.convexity.graph import Graph
+
+Kind = tuple[tuple[int, ...], str]
+
+
+class Declined(Exception):
+    """This form of an operator is not written here."""
+
+
+class Ref(int):
+    """The number of a value of the graph, among the arguments of an operator."""
+
+
+class Call:
+    """One call of an operator, and where its operations go.
+
+    Args:
+        graph: to which operations are added.
+        target: the operator.
+        arguments: by name of its schema, tensors as `Ref`.
+        kinds: shapes and dtypes of what it gives.
+        source: file, line and function.
+    """
+
+    def __init__(
+        self, graph: Graph, target: Any, arguments: dict[str, Any], kinds: list[Kind], source: str
+    ) -> None:
+        self.graph, self.target, self.arguments = graph, target, arguments
+        self.kinds, self.source = kinds, source
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an argument, or the default where this overload has none of the name."""
+        value = self.arguments.get(name)
+        return default if value is None else value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the first output."""
+        return self.kinds[0][0]
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the first output."""
+        return self.kinds[0][1]
+
+    def shape_of(self, value: int) -> tuple[int, ...]:
+        """The shape of a value."""
+        return self.graph.shapes[value]
+
+    def working_dtype(self) -> str:
+        """The dtype in which numbers among the arguments are taken: that of the tensors and the numbers together."""
+        dtype = torch.bool
+        for given in self.arguments.values():
+            if isinstance(given, Ref):
+                dtype = torch.promote_types(dtype, getattr(torch, self.graph.dtypes[given]))
+        for given in self.arguments.values():
+            if isinstance(given, (bool, int, float)) and not isinstance(given, Ref):
+                dtype = torch.result_type(torch.empty((1,), dtype=dtype, device="meta"), given)
+        return str(dtype).removeprefix("torch.")
+
+    def value(self, given: Any, dtype: str | None = None) -> int:
+        """Return the number of an argument, of a plain number too."""
+        if isinstance(given, Ref):
+            return int(given)
+        if not isinstance(given, (bool, int, float)):
+            raise Declined(f"an argument {given!r}")
+        dtype = dtype or self.working_dtype()
+        return self.graph.constant(
+            np.asarray(given, {"bfloat16": "float32", "float16": "float32"}.get(dtype, dtype))
+        )
+
+    def values(self, *names: str) -> list[int]:
+        """Return the numbers of arguments; a plain number has the dtype in which PyTorch computes."""
+        dtype = self.dtype if self.dtype.startswith(("float", "bfloat")) else self.working_dtype()
+        return [self.value(self[name], dtype) for name in names]
+
+    def op(
+        self,
+        name: str,
+        *inputs: int,
+        shape: tuple[int, ...] | None = None,
+        dtype: str | None = None,
+        **params: Any,
+    ) -> int:
+        """Add an operation; without a shape it works element by element."""
+        if shape is None:
+            shape = np.broadcast_shapes(*(self.shape_of(value) for value in inputs))
+        kind = (tuple(shape), dtype or self.dtype)
+        return self.graph.add(name, tuple(inputs), params, [kind], self.source)[0]
+
+    def number(self, number: float, dtype: str | None = None) -> int:
+        """Return a number as a value."""
+        return self.value(number, dtype or self.dtype)
+
+    def reshaped(self, value: int, shape: Sequence[int]) -> int:
+        """Return a value in another shape; a chain of these is one."""
+        shape = tuple(shape)
+        maker = self.graph.makers.get(value)
+        if maker is not None and maker.name == "reshape":
+            value = maker.inputs[0]
+        if self.shape_of(value) == shape:
+            return value
+        return self.op("reshape", value, shape=shape, dtype=self.graph.dtypes[value], new_shape=shape)
+
+    def cast(self, value: int, dtype: str) -> int:
+        """Return a value in another dtype."""
+        if self.graph.dtypes[value] == dtype:
+            return value
+        return self.op("to", value, dtype=dtype, new_dtype=dtype)
+
+
+Lowering = Callable[[Call], "list[int]"]
+
+
+def _arithmetic(name: str) -> Lowering:
+    """Two arguments, of which one may be a number; truth values are no numbers here."""
+
+    def lower(call: Call) -> list[int]:
+        a, b = call.values("self", "other")
+        if call.dtype == "bool":  # of truth values the sum is `or`, the product `and`
+            return [
+                call.op({"add": "logical_or", "mul": "logical_and"}[name], truth(call, a), truth(call, b))
+            ]
+        alpha = call.get("alpha", 1)
+        if alpha != 1:
+            b = call.op("mul", b, call.number(alpha))
+        return [call.op(name, a, b)]
+
+    return lower
+
+
+def _reversed_sub(call: Call) -> list[int]:
+    a, b = call.values("self", "other")
+    alpha = call.get("alpha", 1)
+    a = a if alpha == 1 else call.op("mul", a, call.number(alpha))
+    return [call.op("sub", b, a)]
+
+
+def _div(call: Call) -> list[int]:
+    quotient = call.op("div", *call.values("self", "other"))
+    mode = call.get("rounding_mode")
+    if mode is None:
+        return [quotient]
+    if mode == "floor":
+        return [call.op("floor", quotient)]
+    raise Declined("a quotient cut towards 0")
+
+
+def _two(name: str) -> Lowering:
+    return lambda call: [call.op(name, *call.values("self", "other"))]
+
+
+def _truth(name: str) -> Lowering:
+    """Of truth values, which a number is where it is not 0."""
+
+    def lower(call: Call) -> list[int]:
+        return [call.op(name, *(truth(call, call[key]) for key in call.arguments))]
+
+    return lower
+
+
+def truth(call: Call, value: int) -> int:
+    """Return where a value is not 0."""
+    dtype = call.graph.dtypes[value]
+    return int(value) if dtype == "bool" else call.op("ne", value, call.number(0, dtype), dtype="bool")
+
+
+def _one(name: str) -> Lowering:
+    """One tensor, and nothing else."""
+
+    def lower(call: Call) -> list[int]:
+        if len(call.arguments) > 1:
+            raise Declined("more arguments")
+        return [call.op(name, call["self"])]
+
+    return lower
+
+
+def _same(call: Call) -> list[int]:
+    return [int(call["self"])]
+
+
+def _cast(call: Call) -> list[int]:
+    return [call.cast(call["self"], call.dtype)]
+
+
+def _pow(call: Call) -> list[int]:
+    return [call.op("pow", *call.values("self", "exponent"))]
+
+
+def _square(call: Call) -> list[int]:
+    return [call.op("mul", call["self"], call["self"])]
+
+
+def _to_power(exponent: float) -> Lowering:
+    return lambda call: [call.op("pow", call["self"], call.number(exponent))]
+
+
+def _relu(call: Call) -> list[int]:
+    return [call.op("maximum", call["self"], call.number(0))]
+
+
+def _clamp(low: str, high: str) -> Lowering:
+    """The lower bound first: where they cross, the upper one counts."""
+
+    def lower(call: Call) -> list[int]:
+        value = int(call["self"])
+        for name, operation in ((low, "maximum"), (high, "minimum")):
+            if name and call.get(name) is not None:
+                value = call.op(operation, value, call.value(call[name], call.dtype))
+        return [value]
+
+    return lower
+
+
+def _where(call: Call) -> list[int]:
+    a, b = (call.value(call[name], call.dtype) for name in ("self", "other"))
+    return [call.op("where", call["condition"], a, b)]
+
+
+def _masked_fill(call: Call) -> list[int]:
+    return [call.op("where", call["mask"], call.value(call["value"], call.dtype), call["self"])]
+
+
+def _softplus(call: Call) -> list[int]:
+    return [call.op("softplus", call["self"], beta=float(call["beta"]), threshold=float(call["threshold"]))]
+
+
+def _elu(call: Call) -> list[int]:
+    alpha, scale, input_scale = (float(call.get(name, 1)) for name in ("alpha", "scale", "input_scale"))
+    return [call.op("elu", call["self"], alpha=alpha, scale=scale, input_scale=input_scale)]
+
+
+def _celu(call: Call) -> list[int]:
+    """alpha elu(u / alpha)."""
+    alpha, value = float(call.get("alpha", 1)), int(call["self"])
+    if not alpha > 0:
+        raise Declined("alpha <= 0")
+    value = value if alpha == 1 else call.op("div", value, call.number(alpha))
+    found = call.op("elu", value, alpha=1.0, scale=1.0, input_scale=1.0)
+    return [found if alpha == 1 else call.op("mul", found, call.number(alpha))]
+
+
+def _leaky_relu(call: Call) -> list[int]:
+    slope = call.get("negative_slope", 0.01)
+    value = int(call["self"])
+    scaled = call.op("mul", value, call.number(slope))
+    return [call.op("maximum" if slope <= 1 else "minimum", value, scaled)]
+
+
+def _log_sigmoid(call: Call) -> list[int]:
+    found = call.op("log", call.op("sigmoid", call["self"]))
+    # What the operator keeps for its derivative: nothing is known of it.
+    return [found, *(call.graph.add("buffer", (), {}, [kind], call.source)[0] for kind in call.kinds[1:])]
+
+
+UNARY = (
+    "exp",
+    "exp2",
+    "expm1",
+    "log",
+    "log1p",
+    "sqrt",
+    "tanh",
+    "erf",
+    "erfc",
+    "atan",
+    "asinh",
+    "sinh",
+    "cosh",
+    "sin",
+    "cos",
+    "abs",
+    "lgamma",
+    "digamma",
+    "sigmoid",
+    "floor",
+    "ceil",
+    "round",
+    "neg",
+    "log2",
+    "log10",
+    "bitwise_not",
+    "isfinite",
+)
+BINARY = (
+    "maximum",
+    "minimum",
+    "logaddexp",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "eq",
+    "ne",
+    "bitwise_and",
+    "bitwise_or",
+)
+SAME = ("contiguous", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "positive")
+
+ELEMENTWISE: dict[str, Lowering] = {
+    **{name: _one(name) for name in UNARY},
+    **{name: _two(name) for name in BINARY},
+    **dict.fromkeys(SAME, _same),
+    **dict.fromkeys(("to", "_to_copy", "type_as"), _cast),
+    **{name: _arithmetic(name) for name in ("add", "sub", "mul")},
+    **{name: _truth(name) for name in ("logical_and", "logical_or", "logical_not")},
+    "sign": _one("sign"),
+    "sgn": _one("sign"),
+    "rsub": _reversed_sub,
+    "div": _div,
+    "true_divide": _div,
+    "pow": _pow,
+    "square": _square,
+    "reciprocal": _to_power(-1.0),
+    "rsqrt": _to_power(-0.5),
+    "relu": _relu,
+    "clamp": _clamp("min", "max"),
+    "clamp_min": _clamp("min", ""),
+    "clamp_max": _clamp("", "max"),
+    "hardtanh": _clamp("min_val", "max_val"),
+    "where": _where,
+    "masked_fill": _masked_fill,
+    "log_sigmoid": _log_sigmoid,
+    "log_sigmoid_forward": _log_sigmoid,
+    "softplus": _softplus,
+    "elu": _elu,
+    "celu": _celu,
+    "leaky_relu": _leaky_relu,
+}

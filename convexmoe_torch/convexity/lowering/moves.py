@@ -1,0 +1,273 @@
+"""Operators of ATen that move elements, and those that make known numbers.
+
+Where an operator puts each element is found by running the operator itself on the numbers of the places. Place 0 is
+what it fills in; elements are counted from 1, through all tensors it takes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from .elementwise import Call, Declined, Lowering, Ref
+
+
+class Places:
+    """Where elements come from: a whole array as a static parameter that can be compared.
+
+    Args:
+        array: int64 `[*shape of the result]`.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = np.asarray(array, np.int64)
+        self.key = (self.array.shape, self.array.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Places) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def numbered(shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
+    """Return the places of tensors of these shapes, counted from 1 through all."""
+    starts = np.cumsum([1, *(math.prod(shape) for shape in shapes)]).tolist()
+    return [
+        torch.arange(start, start + math.prod(shape)).reshape(shape)
+        for start, shape in zip(starts, shapes, strict=False)
+    ]
+
+
+def replaced(arguments: Any, tensors: dict[int, torch.Tensor]) -> Any:
+    """Return arguments with a tensor for each `Ref`."""
+    if isinstance(arguments, Ref):
+        return tensors[arguments]
+    if isinstance(arguments, (list, tuple)):
+        return [replaced(part, tensors) for part in arguments]
+    return arguments
+
+
+def refs(arguments: Any) -> list[int]:
+    """Return the values among arguments, each once, in their order."""
+    if isinstance(arguments, Ref):
+        return [int(arguments)]
+    if isinstance(arguments, dict):
+        arguments = list(arguments.values())
+    if isinstance(arguments, (list, tuple)):
+        return list(dict.fromkeys(number for part in arguments for number in refs(part)))
+    return []
+
+
+def _fixed(call: Call) -> list[int]:
+    """Known places: one operation an output."""
+    given = refs(call.arguments)
+    if given != refs([call.get(name) for name in ("self", "src", "tensors")]):
+        raise Declined("places that are values of the program")
+    fill = call.get("value", 0) if call.target._opname == "constant_pad_nd" else 0
+    arguments = {name: 0 if name == "value" else value for name, value in call.arguments.items()}
+    tensors = dict(zip(given, numbered([call.shape_of(value) for value in given]), strict=True))
+    found = call.target(**{name: replaced(value, tensors) for name, value in arguments.items()})
+    results = list(found) if isinstance(found, (list, tuple)) else [found]
+    return [
+        call.graph.add(
+            call.target._opname,
+            tuple(given),
+            {"places": Places(result.numpy()), "fill": float(fill)},
+            [kind],
+            call.source,
+        )[0]
+        for result, kind in zip(results, call.kinds, strict=True)
+    ]
+
+
+def _reshape(call: Call) -> list[int]:
+    if "dtype" in call.arguments:
+        raise Declined("bits")
+    return [call.reshaped(call["self"], call.shape)]
+
+
+def _expand(call: Call) -> list[int]:
+    return _expanded(call, int(call["self"]))
+
+
+def _expanded(call: Call, value: int) -> list[int]:
+    if call.shape_of(value) == call.shape:
+        return [value]
+    return [call.op("expand", value, shape=call.shape, new_shape=call.shape)]
+
+
+def _copy(call: Call) -> list[int]:
+    return _expanded(call, call.cast(call["src"], call.dtype))
+
+
+def _permute(call: Call) -> list[int]:
+    """The order of the axes, seen on an array whose sizes are all different."""
+    value = int(call["self"])
+    probe = torch.empty([2 + axis for axis in range(len(call.shape))], device="meta")
+    arguments = {name: probe if name == "self" else given for name, given in call.arguments.items()}
+    dims = tuple(size - 2 for size in call.target(**arguments).shape)
+    return [
+        value if dims == tuple(range(len(dims))) else call.op("permute", value, shape=call.shape, dims=dims)
+    ]
+
+
+def _indexed(call: Call) -> list[int]:
+    """Places that are values of the program themselves: what moves comes first, then the places."""
+    arguments, dtype = dict(call.arguments), call.dtype
+    if arguments.get("accumulate") or arguments.get("reduce") is not None or arguments.get("sparse_grad"):
+        raise Declined("a sum over places")
+    if "value" in arguments:
+        arguments["value"] = Ref(call.value(arguments["value"], dtype))
+    moved = [
+        Ref(arguments[name])
+        for name in ("self", "src", "source", "values", "value", "weight")
+        if name in arguments
+    ]
+    at = [number for name in ("index", "indices") for number in refs(arguments.get(name))]
+    if len({call.graph.dtypes[number] for number in moved}) > 1:
+        raise Declined("mixed dtypes")
+    params = {
+        "target": call.target,
+        "moved": len(moved),
+        "template": tuple((name, _template(value, [*moved, *at])) for name, value in arguments.items()),
+    }
+    kinds = [(call.shape, dtype)]
+    return list(call.graph.add(call.target._opname, (*map(int, moved), *at), params, kinds, call.source))
+
+
+class Slot(int):
+    """The position of a tensor among the inputs of an operation."""
+
+
+def _template(value: Any, given: list[int]) -> Any:
+    """Return an argument with a `Slot` for each tensor."""
+    if isinstance(value, Ref):
+        return Slot(given.index(value))
+    return tuple(_template(part, given) for part in value) if isinstance(value, (list, tuple)) else value
+
+
+def filled(template: Any, tensors: list[torch.Tensor]) -> Any:
+    """Return an argument with the tensors in their slots."""
+    if isinstance(template, Slot):
+        return tensors[template]
+    return [filled(part, tensors) for part in template] if isinstance(template, tuple) else template
+
+
+def _made(call: Call) -> list[int]:
+    """Numbers that depend on no tensor but for its shape."""
+    shape, dtype = call.shape, getattr(torch, call.dtype)
+    name = call.target._opname.removesuffix("_like").removeprefix("new_")
+    if name in ("zeros", "ones", "full"):
+        number = {"zeros": 0, "ones": 1}.get(name, call.get("fill_value"))
+        found = torch.full(shape, call_number(number), dtype=dtype)
+    else:
+        arguments = call.arguments | {
+            key: None for key in ("layout", "device", "pin_memory") if key in call.arguments
+        }
+        if refs(arguments):
+            raise Declined("made of a tensor")
+        found = call.target(**arguments)
+    return [
+        call.graph.constant(
+            found.double().numpy() if dtype in (torch.bfloat16, torch.float16) else found.numpy()
+        )
+    ]
+
+
+def call_number(number: Any) -> Any:
+    """Return a plain number, nothing else."""
+    if isinstance(number, Ref) or not isinstance(number, (bool, int, float)):
+        raise Declined("made of a tensor")
+    return number
+
+
+FIXED = (
+    "flip",
+    "roll",
+    "slice",
+    "select",
+    "narrow",
+    "repeat",
+    "tile",
+    "diagonal",
+    "unfold",
+    "unbind",
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "tensor_split",
+    "select_scatter",
+    "slice_scatter",
+    "diagonal_scatter",
+    "cat",
+    "concat",
+    "concatenate",
+    "stack",
+    "hstack",
+    "vstack",
+    "column_stack",
+    "tril",
+    "triu",
+    "diag",
+    "diag_embed",
+    "constant_pad_nd",
+    "rot90",
+    "fliplr",
+    "flipud",
+    "unsafe_split",
+    "unsafe_chunk",
+)
+RESHAPES = (
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "unsqueeze",
+    "squeeze",
+    "flatten",
+    "unflatten",
+    "view_as",
+    "reshape_as",
+    "ravel",
+    "atleast_1d",
+)
+PERMUTES = ("permute", "transpose", "t", "numpy_T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims")
+INDEXED = (
+    "index_select",
+    "gather",
+    "index",
+    "take",
+    "scatter",
+    "index_put",
+    "index_copy",
+    "index_fill",
+    "embedding",
+)
+MADE = (
+    "arange",
+    "full",
+    "zeros",
+    "ones",
+    "eye",
+    "linspace",
+    "scalar_tensor",
+    "full_like",
+    "zeros_like",
+    "ones_like",
+    "new_full",
+    "new_zeros",
+    "new_ones",
+)
+
+MOVES: dict[str, Lowering] = {
+    **dict.fromkeys(FIXED, _fixed),
+    **dict.fromkeys(RESHAPES, _reshape),
+    **dict.fromkeys(PERMUTES, _permute),
+    **dict.fromkeys(INDEXED, _indexed),
+    **dict.fromkeys(MADE, _made),
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
+    "copy": _copy,
+}

@@ -1,0 +1,346 @@
+"""A function of PyTorch as a `Graph`: what `torch.export` traces of it, in the operations that have rules."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from io import StringIO
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+from convexmoe.convexity.graph import Graph
+
+from .lowering.elementwise import Call, Declined, Kind, Ref
+from .lowering.table import LOWERINGS
+
+# Without a value, or for the running program alone.
+WITHOUT_VALUE = ("promote_types", "_assert_tensor_metadata", "_assert_async", "_assert_scalar")
+OF_TORCH = str(Path(torch.__file__).parent)
+OWN = (__file__, str(Path(__file__).with_name("certificate.py")))
+
+
+class NotTraced(Exception):
+    """`torch.export` cannot trace a function; the text says why.
+
+    Args:
+        by_value: because the function looks at the value of a tensor.
+    """
+
+    def __init__(self, text: str, by_value: bool = False) -> None:
+        super().__init__(text)
+        self.by_value = by_value
+
+
+class Traced:
+    """A function as `torch.export` has it.
+
+    Args:
+        graph: the program; its inputs are the leaves of the parameters and the arguments.
+        outputs: what the function returns, with the numbers of values in place of tensors; None where it is None.
+    """
+
+    def __init__(self, graph: Graph, outputs: Any) -> None:
+        self.graph, self.outputs = graph, outputs
+
+
+class _Wrapped(nn.Module):
+    """A function of lists of tensors as a module, which is what `torch.export` takes."""
+
+    def __init__(self, call: Callable[..., Any], with_lines: bool) -> None:
+        super().__init__()
+        self.call, self.with_lines = call, with_lines
+
+    def forward(self, leaves: list[Tensor], arguments: list[Tensor]) -> Any:
+        with _Lines() if self.with_lines else nullcontext():
+            return self.call(leaves, arguments)
+
+
+class _Lines(TorchFunctionMode):
+    """Gives every step the line of the user's program that makes it: `torch.export` keeps those of `forward` only."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        traceback.set_stack_trace([source_line(sys._getframe(1))])
+        return func(*args, **(kwargs or {}))
+
+
+def source_line(innermost: FrameType) -> str:
+    """Return file, line and function of the user's program; of a module of PyTorch that is used as it is, its own."""
+    frame: FrameType | None = innermost
+    inside = ""
+    while frame is not None and frame.f_code.co_filename not in OWN:
+        code = frame.f_code
+        line = f"{'/'.join(code.co_filename.replace(chr(92), '/').split('/')[-2:])}:{frame.f_lineno} ({code.co_name})"
+        if not code.co_filename.startswith((OF_TORCH, "<eval", "<frozen")):
+            return line
+        if code.co_name == "forward" and not inside:
+            inside = line
+        frame = frame.f_back
+    return inside
+
+
+def trace(call: Callable[..., Any], leaves: list[Tensor], arguments: list[Tensor]) -> Traced:
+    """Return the program of `call(leaves, arguments)` at the shapes and dtypes of the tensors.
+
+    Raises:
+        NotTraced: the function decides in Python by the value of its input, or is beyond `torch.export` otherwise.
+    """
+    try:
+        return _traced(_Wrapped(call, with_lines=True), leaves, arguments)
+    except NotTraced as error:
+        if error.by_value:
+            raise
+        # Some operators, such as `torch.cond`, are not captured while another mode is on.
+        return _traced(_Wrapped(call, with_lines=False), leaves, arguments)
+
+
+def _traced(module: nn.Module, leaves: list[Tensor], arguments: list[Tensor]) -> Traced:
+    try:
+        with torch.no_grad(), _quiet(), traceback.preserve_node_meta():
+            program = torch.export.export(module, (leaves, arguments), strict=False)
+            try:
+                return _written(program, strict=True)
+            except Declined:
+                return _written(program.run_decompositions(_decompositions()), strict=False)
+    except NotTraced:
+        raise
+    except Exception as error:  # whatever it is, there is no program to look at
+        kind = type(error).__name__
+        said = (str(error).strip().splitlines() or [""])[0]
+        if "DataDependent" in kind or "data-dependent" in said:
+            text = f"the function decides in Python by the value of its input: {said}"
+            raise NotTraced(text, by_value=True) from error
+        raise NotTraced(f"torch.export cannot trace the function: {kind}: {said}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep PyTorch from telling about failures that become part of the verdict."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _written(program: Any, strict: bool) -> Traced:
+    """Return an exported program as a graph."""
+    signature, known = program.graph_signature, {**program.constants, **program.state_dict}
+    graph = Graph()
+    numbers: dict[str, int] = {}
+    names = (node.name for node in program.graph.nodes if node.op == "placeholder")
+    for spec, name in zip(signature.input_specs, names, strict=True):
+        if spec.kind.name != "USER_INPUT":
+            if spec.target not in known:
+                raise NotTraced("torch.export leaves a constant without a value in the program")
+            numbers[name] = graph.constant(array_of(known[spec.target]))
+    writer = Writer(graph, program.graph_module, numbers, strict)
+    graph.inputs = writer.free
+    results = writer.write()
+    # What the function changes in place comes first.
+    first = len(results) - sum(spec.kind.name == "USER_OUTPUT" for spec in signature.output_specs)
+    outputs = torch.utils._pytree.tree_unflatten(results[first:], program.call_spec.out_spec)
+    graph.outputs = [number for number in results[first:] if number is not None]
+    graph.seen.clear()
+    return Traced(graph, outputs)
+
+
+def trace_reference(function: Callable[..., Any], *kinds: Kind) -> Graph:
+    """Return the graph of a small function at shapes and dtypes, by the tracer that `torch.export` stands on."""
+    examples = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in kinds]
+    with torch.no_grad():
+        return graph_of(make_fx(function, pre_dispatch=True)(*examples))
+
+
+def graph_of(module: Any) -> Graph:
+    """Return the graph of a traced module without constants."""
+    graph = Graph()
+    writer = Writer(graph, module, {})
+    graph.inputs = writer.free
+    graph.outputs = [number for number in writer.write() if number is not None]
+    graph.seen.clear()
+    return graph
+
+
+def _decompositions() -> dict[Any, Any]:
+    """Return PyTorch's decompositions but for the operators that are lowered here."""
+    table = torch.export.default_decompositions()
+    kept = [op for op in table if getattr(op, "_opname", "") in LOWERINGS.keys() - {"matmul", "einsum"}]
+    for op in kept:
+        del table[op]
+    return table
+
+
+def kind_of(value: Any) -> Kind:
+    """Return shape and dtype of a tensor, as a graph keeps them."""
+    if not isinstance(value, Tensor):
+        return (), "none"
+    return tuple(int(size) for size in value.shape), str(value.dtype).removeprefix("torch.")
+
+
+def array_of(tensor: Tensor) -> np.ndarray:
+    """Return a known tensor as an array; half precision as float32, which holds it."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    return tensor.resolve_conj().numpy()
+
+
+def written(
+    graph: Graph, target: Any, args: list[Any], kwargs: dict[str, Any], kinds: list[Kind], source: str
+) -> list[int]:
+    """Add a call of an operator to a graph; return the numbers of what it gives.
+
+    Raises:
+        Declined: it has no lowering, and others if the lowering does not know this form of it.
+    """
+    lowering = LOWERINGS.get(getattr(target, "_opname", "")) if _is_pure(target) else None
+    if lowering is None:
+        raise Declined(f"{target}")
+    arguments = {argument.name: argument.default_value for argument in target._schema.arguments}
+    arguments |= dict(zip(arguments, args, strict=False)) | kwargs
+    found = lowering(Call(graph, target, arguments, kinds, source))
+    for number, (shape, dtype) in zip(found, kinds, strict=True):
+        known = graph.array(number) is not None  # a constant of half precision is kept wider
+        if graph.shapes[number] != shape or not (known or graph.dtypes[number] == dtype):
+            raise Declined("another shape")
+    return found
+
+
+def _is_pure(target: Any) -> bool:
+    """Return whether an operator is one of ATen that changes nothing in place."""
+    return getattr(target, "namespace", "") == "aten" and not target._schema.is_mutable
+
+
+def source_of(node: Any) -> str:
+    """Return the line that `_Lines` gave to a node, "" where PyTorch put its own there."""
+    found = node.meta.get("stack_trace") or ""
+    return "" if "\n" in found or '"' in found else found
+
+
+class Writer:
+    """Writes the nodes of a traced module as operations.
+
+    Args:
+        graph: to which they are added.
+        module: what was traced.
+        known: the placeholders that are constants, by name.
+        strict: an operator without a lowering is an error, and not an operation without a rule.
+    """
+
+    def __init__(self, graph: Graph, module: Any, known: dict[str, int], strict: bool = False) -> None:
+        self.graph, self.module, self.strict = graph, module, strict
+        self.numbers: dict[Any, Any] = {}
+        self.free: list[int] = []
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                number = known.get(node.name)
+                if number is None:
+                    number = graph.value(*kind_of(node.meta.get("val")))
+                    self.free.append(number)
+                self.numbers[node] = number
+
+    def write(self) -> list[int | None]:
+        """Add all operations; return the numbers of the outputs, None for an output that is None."""
+        for node in self.module.graph.nodes:
+            if node.op == "get_attr":
+                self._attribute(node)
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                given = node.args[0]
+                return [
+                    self._output(part) for part in (given if isinstance(given, (list, tuple)) else [given])
+                ]
+        return []
+
+    def _output(self, given: Any) -> int | None:
+        if given is None:
+            return None
+        if isinstance(given, (bool, int, float)):
+            return self.graph.constant(np.asarray(given, np.float64))
+        if not isinstance(given, torch.fx.Node):
+            raise NotTraced(f"the function returns {given!r}, which is no number")
+        return self.numbers[given]
+
+    def _attribute(self, node: Any) -> None:
+        value: Any = self.module
+        for name in node.target.split("."):
+            value = getattr(value, name)
+        self.numbers[node] = self.graph.constant(array_of(value)) if isinstance(value, Tensor) else value
+
+    def _call(self, node: Any) -> None:
+        if node.target is operator.getitem:
+            found = self.numbers[node.args[0]]
+            self.numbers[node] = found[node.args[1]] if isinstance(found, list) else found
+            return
+        name = str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", node.target))
+        if node.target is torch.ops.higher_order.cond:
+            self._branches(node)
+            return
+        if name in WITHOUT_VALUE:
+            return
+        value = node.meta.get("val")
+        several = isinstance(value, (list, tuple))
+        kinds = [kind_of(part) for part in (value if several else [value])]
+        found = self._lowered(node, name, kinds)
+        self.numbers[node] = found if several else found[0]
+
+    def _branches(self, node: Any) -> None:
+        """Add a choice between two programs."""
+        which, *branches, operands = node.args
+        graphs = tuple(graph_of(self.numbers[branch]) for branch in branches)
+        inputs = [self.numbers[given] for given in (which, *operands)]
+        kinds = [kind_of(value) for value in node.meta["val"]]
+        params = {"branches": graphs}
+        found = self.graph.add("cond", tuple(inputs), params, kinds, source_of(node), pure=False)
+        self.numbers[node] = list(found)
+
+    def _lowered(self, node: Any, name: str, kinds: list[Kind]) -> list[int]:
+        """Return the numbers of what an operator gives."""
+        source, target = source_of(node), node.target
+        try:
+            return written(
+                self.graph,
+                target,
+                [self._argument(given) for given in node.args],
+                {key: self._argument(given) for key, given in node.kwargs.items()},
+                kinds,
+                source,
+            )
+        except (Declined, TypeError, ValueError, KeyError, RuntimeError, IndexError) as error:
+            if self.strict:
+                raise Declined(name) from error
+        if getattr(getattr(target, "_schema", None), "is_mutable", False):
+            raise NotTraced(f"torch.export leaves {name}, which changes a tensor in place, in the program")
+        inputs = [self.numbers[given] for given in node.all_input_nodes]
+        params = {"target": str(target), "arguments": str((node.args, node.kwargs))}
+        inputs = [number for number in inputs if isinstance(number, int)]
+        # Under this name no rule knows it: other libraries have an `exp` too, and `div` has forms that are no quotient.
+        name = f"{getattr(target, 'namespace', 'python')}.{name}"
+        return list(self.graph.add(name, tuple(inputs), params, kinds, source, pure=False))
+
+    def _argument(self, given: Any) -> Any:
+        """Return an argument with `Ref` for the results of other nodes."""
+        if isinstance(given, torch.fx.Node):
+            number = self.numbers[given]
+            if not isinstance(number, int) or not isinstance(given.meta.get("val"), Tensor):
+                raise Declined("an argument that is no tensor")
+            return Ref(number)
+        if isinstance(given, (list, tuple)):
+            return [self._argument(part) for part in given]
+        return given

@@ -1,0 +1,186 @@
+"""The state of an optimizer by the names of the neutral file: the rule, the steps taken, a moment for each parameter.
+
+Rates, decays and schedules are not state: the program that goes on states its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from convexmoe.errors import describe, dtype_name, fail, one_of, same_keys, whole_number
+
+from ..hierarchy.module import HierarchicalCELMoE
+from .layers import parameters_of as parameters_of_hierarchy
+
+LARGEST_STEP = 2**31 - 1  # optax counts in int32
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+KINDS = Tensor
+MOMENTS = {"adam": ("mu", "nu"), "sgd": ("trace",)}
+# What PyTorch calls each moment
+KEYS = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "momentum_buffer"}
+RULES = {torch.optim.Adam: "adam", torch.optim.AdamW: "adam", torch.optim.SGD: "sgd"}
+# Options that change the rule, and the value at which they do not
+PLAIN = {"amsgrad": False, "maximize": False, "dampening": 0}
+
+
+class OptimizerState(NamedTuple):
+    """What an optimizer remembers.
+
+    Args:
+        rule: "adam" (Adam, AdamW) or "sgd" (with momentum).
+        step: steps taken, >= 0.
+        moments: moment -> neutral name -> tensor, each shaped as its parameter; the moments are `MOMENTS[rule]`.
+    """
+
+    rule: str
+    step: int
+    moments: dict[str, dict[str, Tensor]]
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module, *, step: int | None = None
+) -> OptimizerState:
+    """Return a copy of the state of an optimizer on the CPU, moments by name.
+
+    Args:
+        optimizer: Adam, AdamW, or SGD with momentum, of the model's parameters; a parameter that it has not stepped
+            yet has moments of zero.
+        model: the hull or hierarchy that it trains.
+        step: the steps taken, for an optimizer that does not count them (SGD).
+
+    Raises:
+        TypeError: another rule than these.
+        ValueError: the parameters have taken different numbers of steps, which optax, with one count for all, cannot
+            say; none of them is the model's; or `step` is not their count.
+    """
+    rule = _rule(optimizer)
+    parameters = parameters_of(model)
+    _check_owner(optimizer, parameters)
+    taken = {
+        name: int(own["step"])
+        for name, p in parameters.items()
+        if "step" in (own := optimizer.state.get(p, {}))
+    }
+    if len(set(taken.values())) > 1:
+        few, many = min(taken, key=taken.get), max(taken, key=taken.get)  # type: ignore[arg-type]
+        got = f"{taken[few]} for {few} and {taken[many]} for {many}"
+        fix = "Hand over before a part is frozen, or begin with a fresh state."
+        fail("OptimizerState", "optimizer", "one number of steps for all parameters", got, fix)
+    counts = set(taken.values())
+    if step is not None:
+        whole_number("OptimizerState", "step", step, 0, LARGEST_STEP)
+        counts.add(int(step))
+    if len(counts) > 1:
+        fix = "Leave step out: the optimizer counts its steps."
+        fail("OptimizerState", "step", "one number of steps", f"the counts {sorted(counts)}", fix)
+    moments: dict[str, dict[str, Tensor]] = {moment: {} for moment in MOMENTS[rule]}
+    for name, parameter in parameters.items():
+        own = optimizer.state.get(parameter, {})
+        for moment, arrays in moments.items():
+            value = own.get(KEYS[moment])
+            value = torch.zeros_like(parameter) if value is None else value
+            arrays[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return OptimizerState(rule, next(iter(counts), 0), moments)
+
+
+def restored(
+    optimizer: torch.optim.Optimizer, model: nn.Module, saved: OptimizerState
+) -> torch.optim.Optimizer:
+    """Put the moments and counts of `saved` into an optimizer, and return it; its rates and decays stay.
+
+    Args:
+        optimizer: the one that goes on; parameters that it does not have keep out of it.
+        model: the hull or hierarchy that it trains.
+        saved: what `optimizer_state` or `read_optimizer` gave.
+
+    Raises:
+        TypeError: the rules differ, or one is unknown.
+        ValueError: names or shapes differ; all differences are listed.
+    """
+    rule = _rule(optimizer)
+    if rule != saved.rule:
+        fix = "Make the optimizer that the state is of."
+        fail("OptimizerState", "rule", f"{rule!r}, as the optimizer has", repr(saved.rule), fix, TypeError)
+    parameters = parameters_of(model)
+    check_state(saved, parameters)
+    _check_owner(optimizer, parameters)
+    groups = _groups(optimizer)
+    for name, parameter in parameters.items():
+        if parameter not in groups:
+            continue
+        moments = {KEYS[m]: saved.moments[m][name].detach().clone().to(parameter) for m in MOMENTS[rule]}
+        if rule == "adam":
+            on_device = groups[parameter].get("capturable") or groups[parameter].get("fused")
+            device = parameter.device if on_device else "cpu"
+            moments["step"] = torch.tensor(float(saved.step), device=device)
+        optimizer.state[parameter] = moments
+    return optimizer
+
+
+def check_state(saved: OptimizerState, parameters: dict[str, Any]) -> None:
+    """Check that a state has its rule, its step, and a moment for each parameter; all differences are reported at once.
+
+    Args:
+        saved: the state.
+        parameters: neutral name -> array.
+    """
+    fix = "Pass what optimizer_state or read_optimizer gave."
+    one_of("OptimizerState", "rule", saved.rule, tuple(MOMENTS))
+    whole_number("OptimizerState", "step", saved.step, 0, LARGEST_STEP)
+    expected: dict[str, tuple] = {}
+    got: dict[str, tuple] = {}
+    for moment in MOMENTS[saved.rule]:
+        expected |= {f"{moment}/{name}": (tuple(p.shape), None) for name, p in parameters.items()}
+    for moment, arrays in saved.moments.items():
+        for name, value in arrays.items():
+            if not isinstance(value, KINDS) or dtype_name(value.dtype) not in DTYPES:
+                rule = f"arrays of one of {list(DTYPES)}"
+                fail(
+                    "OptimizerState",
+                    "moments",
+                    rule,
+                    f"{describe(value)} for {moment}/{name}",
+                    fix,
+                    TypeError,
+                )
+            got[f"{moment}/{name}"] = (tuple(value.shape), dtype_name(value.dtype))
+    same_keys("OptimizerState", expected, got)
+
+
+def _check_owner(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor]) -> None:
+    """Check that an optimizer has parameters of the model: those of a copy are others."""
+    if not _groups(optimizer).keys() & set(parameters.values()):
+        fix = "Pass the model that the optimizer was made for."
+        fail("OptimizerState", "optimizer", "an optimizer of the model's parameters", "one of others", fix)
+
+
+def _groups(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:
+    """Return parameter -> its group."""
+    return {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _rule(optimizer: torch.optim.Optimizer) -> str:
+    """Return the rule of an optimizer, and check that no option changes it."""
+    fix = "Use torch.optim.Adam, AdamW or SGD(momentum=...)."
+    name = type(optimizer).__name__
+    if type(optimizer) not in RULES:
+        fail("OptimizerState", "optimizer", "torch.optim.Adam, AdamW or SGD", name, fix, TypeError)
+    for group in optimizer.param_groups:
+        for option, value in PLAIN.items():
+            if group.get(option, value) != value:
+                got = f"{name} with {option}={group[option]}"
+                fail("OptimizerState", "optimizer", f"{option}={value}", got, fix, TypeError)
+        if group.get("momentum") == 0:
+            got = f"{name} with momentum=0"
+            fail("OptimizerState", "optimizer", "momentum > 0", got, fix, TypeError)
+    return RULES[type(optimizer)]
+
+
+def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return neutral name -> parameter of a model."""
+    if isinstance(model, HierarchicalCELMoE):
+        return parameters_of_hierarchy(model)
+    return dict(model.named_parameters())

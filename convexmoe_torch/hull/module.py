@@ -1,0 +1,387 @@
+"""VectorHull: P convex networks on one input, fused into one convex function of it.
+
+Letters: N rows, D in, P petals (and groups), O out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from convexmoe.errors import dtype_name, fail, last_axis, same_dtype, same_keys
+from convexmoe.hull.config import HullConfig, Normalization, refuse_inversion
+from convexmoe.hull.parameters import parameter_shapes
+
+from .fusion import group_values, learned_temperature, maximum, smooth_maximum
+from .initialization import initial_parameters
+from .petals import Tree, effective, petal_values
+
+Units = dict[str, Tensor]
+
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+class Winners(NamedTuple):
+    """Which group is the maximum where.
+
+    Args:
+        group: index of the winning group, int32 `[..., out_dim]`; the first of a tie.
+        margin: its lead over the second, `[..., out_dim]`, in units of the output; inf with one petal.
+    """
+
+    group: Tensor
+    margin: Tensor
+
+
+def nest(flat: dict[str, Any]) -> Tree:
+    """Return the nested dict of a dict with dotted names.
+
+    >>> nest({"trunk.0.bias": 1, "shifts": 2})
+    {'trunk': {'0': {'bias': 1}}, 'shifts': 2}
+    """
+    tree: Tree = {}
+    for name, value in flat.items():
+        *path, leaf = name.split(".")
+        branch = tree
+        for key in path:
+            branch = branch.setdefault(key, {})
+        branch[leaf] = value
+    return tree
+
+
+def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """Return the dict with dotted names of a nested dict; the inverse of `nest`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if hasattr(value, "items") else {prefix + key: value}
+    return flat
+
+
+def init(config: HullConfig, *, dtype: torch.dtype | None = None) -> Tree:
+    """Return freshly drawn parameters, a nested dict of tensors (see `init.initial_law`).
+
+    Values come from PyTorch's default generator and device; dtype None means PyTorch's default dtype.
+    """
+    return nest(initial_parameters(config, dtype))
+
+
+def apply(params: Tree, x: Tensor, config: HullConfig, units: Units | None = None) -> Tensor:
+    """Return the hull of `x`.
+
+    Guarantee: every coordinate of the output is a convex function of x, for all values of the parameters,
+    in exact arithmetic (tests/properties/test_convexity.py).
+
+    Args:
+        params: the parameters, as `init` gives them.
+        x: `[..., in_dim]`, of the dtype of the parameters.
+        config: the hull.
+        units: the config's normalization as tensors; None makes them anew.
+
+    Returns:
+        `[..., out_dim]`, of the dtype of the parameters.
+
+    Raises:
+        TypeError: x is no tensor, or has another dtype than the parameters.
+        ValueError: the last axis of x is not in_dim wide.
+
+    >>> config = HullConfig(3, petals=4, out_dim=2)
+    >>> apply(init(config), torch.ones(5, 3), config).shape
+    torch.Size([5, 2])
+    """
+    return evaluate(effective(params, config), x, config, units)
+
+
+def evaluate(params: Tree, x: Any, config: HullConfig, units: Units | None = None) -> Tensor:
+    """Return the hull of `x` from `effective` parameters."""
+    units = units_of(config, params["shifts"]) if units is None else units
+    x_ND = normalized_rows(params, x, config, units)
+    # a compiler fuses the mean over values, and may not know the number of rows
+    many = not torch.compiler.is_compiling() and x_ND.shape[0] > config.in_dim + config.hidden_dim
+    y_NO = fused(*(averaged(params, config) if many else (params, config)), x_ND)
+    return rescaled(y_NO, units).reshape(*x.shape[:-1], config.out_dim)
+
+
+def fused(params: Tree, config: HullConfig, x_ND: Tensor) -> Tensor:
+    """Return the fused petals and `mu / 2 ||x||^2`, (N, O), from effective parameters, in normalized units."""
+    y_NO = fused_petals(params, config, x_ND)
+    mu = config.strong_convexity
+    return y_NO if mu == 0.0 else y_NO + half_square(x_ND, mu)
+
+
+def fused_petals(params: Tree, config: HullConfig, x_ND: Tensor) -> Tensor:
+    """Return the fused petals, (N, O)."""
+    f_NPO = petal_values(params, x_ND, config)
+    if config.petals == 1:
+        return f_NPO[:, 0]
+    g_NPO = group_values(f_NPO, params["shifts"], config.group_size)
+    if config.temperature == 0.0:
+        return maximum(g_NPO)
+    if isinstance(config.temperature, str):  # LEARNED
+        return smooth_maximum(g_NPO, learned_temperature(params["raw_temperature"]))
+    return smooth_maximum(g_NPO, config.temperature)
+
+
+def half_square(x_ND: Tensor, factor: float) -> Tensor:
+    """Return `factor / 2 ||x||^2`, (N, 1); half precision is widened inside, where it would overflow."""
+    wide = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
+    return (0.5 * factor * torch.sum(wide * wide, dim=-1, keepdim=True)).to(x_ND.dtype)
+
+
+def winners(params: Tree, x: Any, config: HullConfig, units: Units | None = None) -> Winners:
+    """Return which group is the maximum at `x` and by how much (arguments as for `apply`)."""
+    units = units_of(config, params["shifts"]) if units is None else units
+    tree = effective(params, config)
+    x_ND = normalized_rows(tree, x, config, units)
+    f_NPO = petal_values(tree, x_ND, config)
+    g_NPO = f_NPO if config.petals == 1 else group_values(f_NPO, tree["shifts"], config.group_size)
+    group = torch.argmax(g_NPO, dim=-2)
+    won = torch.arange(config.petals, device=group.device)[:, None] == group[:, None, :]
+    margin = torch.amax(g_NPO, dim=-2) - torch.amax(g_NPO.masked_fill(won, -math.inf), dim=-2)
+    if units is not None:
+        margin = margin * units["output_scale"]
+    shape = (*x.shape[:-1], config.out_dim)
+    return Winners(group.to(torch.int32).reshape(shape), margin.reshape(shape))
+
+
+def averaged(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:
+    """Return effective parameters, and a config without means, that give the same function.
+
+    With a shared trunk the mean over neighbouring petals can be taken of their read-outs, D + H numbers an output, in
+    place of their values, one a row: cheaper for more rows than that. Other hulls are returned as they are.
+    """
+    if config.trunk == "private" or config.petals == 1 or config.group_size == 1:
+        return params, config
+    readout = {name: 0.5 * (w + torch.roll(w, -1, dims=-2)) for name, w in params["readout"].items()}
+    return {**params, "readout": readout}, replace(config, group_size=1)
+
+
+def fold_parameters(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:
+    """Return effective parameters and a config for inference that give the same function.
+
+    Non-negative weights are computed once; with a shared trunk the read-outs are `averaged` as well.
+    """
+    return averaged(effective(params, config), config)
+
+
+def units_of(config: HullConfig, like: Tensor) -> Units | None:
+    """Return the config's normalization as tensors of the dtype and device of `like`."""
+    if config.normalization is None:
+        return None
+    values = asdict(config.normalization).items()
+    return {name: torch.tensor(numbers, dtype=like.dtype, device=like.device) for name, numbers in values}
+
+
+def checked_params(config: HullConfig, params: Tree) -> dict[str, Tensor]:
+    """Return a copy of the parameters by dotted name after their checks: names, shapes, one floating dtype."""
+    flat = flatten(params)
+    for name, value in flat.items():
+        if not isinstance(value, Tensor):
+            fix = "Convert it to an array of this framework first."
+            fail("VectorHull", f"params[{name!r}]", "an array", type(value).__name__, fix, TypeError)
+    dtype = dtype_name(flat["shifts"].dtype) if "shifts" in flat else None
+    if dtype not in (*DTYPES, None):
+        fail("VectorHull", "params", f"one of {list(DTYPES)}", str(dtype), "Cast the parameters.", TypeError)
+    expected = {name: (shape, dtype) for name, shape in parameter_shapes(config).items()}
+    got = {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in flat.items()}
+    same_keys("VectorHull", expected, got)
+    return {name: flat[name].detach().clone() for name in expected}
+
+
+def normalized_rows(params: Tree, x: Any, config: HullConfig, units: Units | None) -> Tensor:
+    """Return `x` after its checks as rows (N, D) in normalized units."""
+    last_axis("VectorHull", "x", x, config.in_dim, (Tensor,))
+    device = x.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        same_dtype("VectorHull", "x", x, params["shifts"].dtype)
+    x_ND = x.reshape(-1, config.in_dim)
+    if units is None:
+        return x_ND
+    return (x_ND - units["input_mean"]) / units["input_scale"]
+
+
+def rescaled(y_NO: Tensor, units: Units | None) -> Tensor:
+    """Return `output_mean + output_scale * y`."""
+    if units is None:
+        return y_NO
+    return units["output_mean"] + units["output_scale"] * y_NO
+
+
+def module_of(tree: Tree, trainable: bool) -> nn.Module:
+    """Return the module that holds a nested dict of tensors under the same names."""
+    if all(isinstance(value, dict) for value in tree.values()):
+        return nn.ModuleDict({name: module_of(branch, trainable) for name, branch in tree.items()})
+    return nn.ParameterDict({name: nn.Parameter(value, trainable) for name, value in tree.items()})
+
+
+class HullModule(nn.Module):
+    """What `VectorHull` and `FoldedHull` share: a config, its parameters by name, its normalization.
+
+    The normalization stands in the config and, as buffers, in `state_dict`: loading a `state_dict` of a
+    hull in other units changes both, loading one into a hull without normalization is an error.
+    """
+
+    normalization: nn.Module | None
+
+    def __init__(self, config: HullConfig, params: Tree, trainable: bool) -> None:
+        super().__init__()
+        self.config = config
+        for name, value in params.items():
+            is_leaf = isinstance(value, Tensor)
+            setattr(self, name, nn.Parameter(value, trainable) if is_leaf else module_of(value, trainable))
+        self.normalization = None
+        units = units_of(config, params["shifts"])
+        if units is not None:
+            self.normalization = nn.Module()
+            for name, value in units.items():
+                self.normalization.register_buffer(name, value)
+            self.register_load_state_dict_post_hook(_read_normalization)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move or cast the module; the buffers are made anew of the config, not cast from cast ones."""
+        super()._apply(fn, recurse)
+        if self.normalization is not None:
+            for name, value in (units_of(self.config, self.get_parameter("shifts")) or {}).items():
+                setattr(self.normalization, name, value)
+        return self
+
+    @property
+    def tree(self) -> Tree:
+        """The parameters as a tree that is indexed by name: what `hull.apply` works on."""
+        names = dict.fromkeys(name.partition(".")[0] for name in parameter_shapes(self.config))
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def units(self) -> Units | None:
+        """The normalization as tensors, None without one."""
+        return None if self.normalization is None else dict(self.normalization.named_buffers())
+
+    def extra_repr(self) -> str:
+        return ", ".join(
+            f"{field.name}={getattr(self.config, field.name)!r}" for field in fields(self.config)
+        )
+
+
+def _read_normalization(module: Any, _: Any) -> None:
+    """Take the config's normalization from the buffers that `load_state_dict` has filled, where they differ."""
+    own = units_of(module.config, module.shifts) or {}
+    if any(not torch.equal(own[name], value) for name, value in module.units.items()):
+        units = {name: tuple(value.tolist()) for name, value in module.units.items()}
+        module.config = replace(module.config, normalization=Normalization(**units))
+
+
+class FoldedHull(HullModule):
+    """A hull for inference: the same function, its weights computed once and frozen.
+
+    Args:
+        params: effective parameters, a nested dict of tensors.
+        config: the hull they belong to.
+    """
+
+    def __init__(self, params: Tree, config: HullConfig) -> None:
+        own = {name: value.detach().clone() for name, value in flatten(params).items()}
+        super().__init__(config, nest(own), trainable=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the hull of `x`, `[..., in_dim]` -> `[..., out_dim]`."""
+        return evaluate(self.tree, x, self.config, self.units)
+
+
+class VectorHull(HullModule):
+    """P convex networks ("petals") on one input, fused by an overlapping max-of-means.
+
+    `y = max_i (f_i + f_{i+1 mod P}) / 2 + s_i`, coordinate by coordinate, with f_p the petals
+    (`petals.py`) and s the learned shifts (`fusion.py`). At P = 2 both groups have the same mean, so that
+    the maximum chooses between shifts only; at even P, adding `(-1)^p g(x)` to the petals changes nothing.
+
+    Guarantee: every coordinate of the output is a convex function of x, for all values of the parameters,
+    in exact arithmetic (tests/properties/test_convexity.py).
+
+    Args:
+        in_dim, petals, out_dim, hidden_dim, depth, trunk, group_size, temperature, activation, gate,
+            strong_convexity, normalization: the fields of `HullConfig`.
+        invert: an option of torch-mice 0.5, whose hull is another model: refused.
+        dtype: floating dtype of the parameters; None means PyTorch's default.
+
+    Raises:
+        TypeError, ValueError: a field is out of its range.
+
+    >>> model = VectorHull(in_dim=3, petals=4)
+    >>> model(torch.ones(5, 3)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        petals: int,
+        out_dim: int | None = None,
+        *,
+        hidden_dim: int | None = None,
+        depth: int = 1,
+        trunk: str = "shared",
+        group_size: int = 2,
+        temperature: float | str = 0.0,
+        activation: str = "softplus",
+        gate: bool = False,
+        strong_convexity: float = 0.0,
+        normalization: Normalization | None = None,
+        invert: None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        refuse_inversion(invert)
+        config = HullConfig(
+            in_dim=in_dim,
+            petals=petals,
+            out_dim=out_dim,  # type: ignore[arg-type]
+            hidden_dim=hidden_dim,  # type: ignore[arg-type]
+            depth=depth,
+            trunk=trunk,
+            group_size=group_size,
+            temperature=temperature,
+            activation=activation,
+            gate=gate,
+            strong_convexity=strong_convexity,
+            normalization=normalization,
+        )
+        super().__init__(config, init(config, dtype=dtype), trainable=True)
+
+    @classmethod
+    def from_config(cls, config: HullConfig, *, dtype: torch.dtype | None = None) -> VectorHull:
+        """Return a new hull with this config."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(config)}, dtype=dtype)
+
+    @classmethod
+    def from_params(cls, config: HullConfig, params: Tree) -> VectorHull:
+        """Return a hull that holds a copy of these parameters, a nested dict as `init` gives it.
+
+        Raises:
+            ValueError: names or shapes differ from those of the config; all differences are listed.
+        """
+        flat = checked_params(config, params)
+        with torch.device("meta"):
+            model = cls.from_config(config, dtype=flat["shifts"].dtype)
+        HullModule.__init__(model, config, nest(flat), trainable=True)
+        return model
+
+    @property
+    def params(self) -> Tree:
+        """The parameters as a nested dict of tensors: what `hull.apply` and `torch.func` work on."""
+        return nest(dict(self.named_parameters()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the hull of `x`, `[..., in_dim]` -> `[..., out_dim]`, of the dtype of the parameters."""
+        return apply(self.tree, x, self.config, self.units)
+
+    def winners(self, x: Tensor) -> Winners:
+        """Return which group is the maximum at `x`, and its margin, for every output coordinate."""
+        return winners(self.tree, x, self.config, self.units)
+
+    @torch.no_grad()
+    def fold(self) -> FoldedHull:
+        """Return the same function for inference, with its weights computed once."""
+        return FoldedHull(*fold_parameters(self.tree, self.config))

@@ -1,0 +1,27 @@
+"""Raw parameters (trained, stored, of any sign) and the non-negative weights made of them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from convexmoe.hull.activations import POSITIVE_SHARE
+
+
+def softplus(u: Tensor) -> Tensor:
+    """Return `log(1 + exp(u))` without overflow and with its exact second derivative everywhere.
+
+    The threshold of PyTorch's own default, 20, leaves an error of 2e-9 in float64; above 34 log(1 + exp(u))
+    and u are the same float64.
+    """
+    return torch.nn.functional.softplus(u, threshold=34.0)
+
+
+def positive_weight(raw: Tensor, fan_in: int) -> Tensor:
+    """Return `softplus(raw) * sqrt(POSITIVE_SHARE / fan_in)`, which is >= 0 for every raw value.
+
+    The factor keeps raw values of one size at every width, so that one learning rate serves all.
+    """
+    return softplus(raw) * math.sqrt(POSITIVE_SHARE / fan_in)
