@@ -79,7 +79,7 @@ def _check_hull(owner: str, model: Any, package: Any) -> None:
     if isinstance(model, (package.VectorHull, package.FoldedHull, package.NonConvexHull)):
         return
     kinds = "VectorHull, FoldedHull, NonConvexHull or HierarchicalCELMoE"
-    got, fix = f"{type(model).__module__}.{type(model).__qualname__}", "Pass one of these."
+    got, fix = f"{type(model).__module__.split('.')[0]}.{type(model).__qualname__}", "Pass one of these."
     if isinstance(model, package.FixedHierarchy):
         fix = "Pass the hierarchy that it was made of, and fix the routes of its twin."
     raise TypeError(f"{owner}.model: expected a {kinds} of {package.__name__}; got {got}. {fix}")

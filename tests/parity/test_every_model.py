@@ -98,7 +98,7 @@ def test_another_model_is_refused_by_name():
         package = type(model).__module__.partition(".")[0]
         assert str(error.value) == (
             f"{move.__name__}.model: expected a VectorHull, FoldedHull, NonConvexHull or HierarchicalCELMoE of "
-            f"{package}; got {package}.hierarchy.fixed.FixedHierarchy. "
+            f"{package}; got {package}.FixedHierarchy. "
             "Pass the hierarchy that it was made of, and fix the routes of its twin."
         )
     for move in fixed:
@@ -106,7 +106,7 @@ def test_another_model_is_refused_by_name():
             TypeError, match=rf"{move.__name__}\.model: .* got builtins\.int\. Pass one of these\."
         ):
             move(3)
-    with pytest.raises(TypeError, match=r"of convexmoe_jax; got convexmoe_torch\.hull\.VectorHull\."):
+    with pytest.raises(TypeError, match=r"of convexmoe_jax; got convexmoe_torch\.VectorHull\."):
         to_torch(convexmoe_torch.VectorHull(3, petals=4))
 
 
