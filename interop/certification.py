@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from convexmoe.files.atomic import write_whole
+
 from .frameworks import Framework
 from .inspection import inspect
 from .saved import UNREADABLE
@@ -67,7 +69,7 @@ def certify(model: Path, framework: Framework, strength: str | None = None) -> C
         "framework": framework.name,
     }
     text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    framework.package.files.format.write_whole(target, text.encode())
+    write_whole(target, text.encode())
     return Certified(certificate, target, digest)
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+
+from convexmoe.files.atomic import write_whole
 
 from . import frameworks
 from .tables import InputError
@@ -92,7 +94,7 @@ def _description(header: dict[str, Any]) -> dict[str, Any]:
 
 def _read_torch(source: Path, neutral: Any) -> tuple[dict[str, Any], Arrays] | None:
     """Return what stands in a state dict that `_write_torch` wrote, None where the file is none."""
-    with neutral.safe_open(str(source), framework=neutral.FRAMEWORK) as file:
+    with safe_open(str(source), framework=neutral.FRAMEWORK) as file:
         text = (file.metadata() or {}).get(ENTRY)
         if text is None:
             return None
@@ -116,7 +118,7 @@ def _write_torch(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
     described = {name: value for name, value in header.items() if name != "optimizer"}
     sealed = described | {"sha256": neutral.digest(described, own)}
     text = json.dumps(sealed, sort_keys=True, allow_nan=False)
-    neutral.write_whole(target, neutral.to_safetensors(own, {ENTRY: text}))
+    write_whole(target, neutral.to_safetensors(own, {ENTRY: text}))
 
 
 def _write_neutral(target: Path, header: dict[str, Any], arrays: Arrays) -> None:

@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from convexmoe.errors import dtype_name, fail
+from convexmoe.files.format import KINDS, OPTIMIZER, PREFIX, SCHEMA, plain_notes
+from convexmoe.files.optimizer import MOMENTS, OptimizerState
 from convexmoe.hierarchy.config import CELMoEConfig
 from convexmoe.hull.config import HullConfig
 
 from ..hierarchy.module import HierarchicalCELMoE
 from ..hull.initialization import switched_on
 from ..hull.module import VectorHull, flatten, nest
-from .format import KINDS, OPTIMIZER, PREFIX, SCHEMA, own_copy, read, write_sealed
+from .format import own_copy, read, write_sealed
 from .layers import built, fill, neutral_arrays, recipes_of
-from .optimizer import MOMENTS, OptimizerState, check_state, optimizer_state, restored
+from .optimizer import check_state, optimizer_state, restored
 
 Model = VectorHull | HierarchicalCELMoE
 
@@ -64,18 +66,6 @@ def save(
         for moment, values in state.moments.items():
             arrays |= {f"{OPTIMIZER}{moment}/{name}": own_copy(value) for name, value in values.items()}
     write_sealed(path, header, arrays)
-
-
-def plain_notes(notes: Any) -> dict[str, Any]:
-    """Return the notes as reading them will give them."""
-    rule, fix = "a dict that JSON can hold, without NaN", "Turn arrays into lists and numbers into float."
-    try:
-        plain = json.loads(json.dumps({} if notes is None else notes, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        fail("save", "notes", rule, f"{type(notes).__name__} ({error})", fix)
-    if not isinstance(plain, dict):
-        fail("save", "notes", rule, type(notes).__name__, fix, TypeError)
-    return plain
 
 
 def content_of(model: Model) -> tuple[dict[str, Any], dict[str, Any]]:

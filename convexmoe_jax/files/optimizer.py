@@ -5,7 +5,7 @@ Rates, decays and schedules are not state: the program that goes on states its o
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from convexmoe.errors import describe, dtype_name, fail, one_of, same_keys, whole_number
+from convexmoe.errors import fail, whole_number
+from convexmoe.files.optimizer import LARGEST_STEP, MOMENTS, OptimizerState
+from convexmoe.files.optimizer import check_state as check_moments
 
 from ..hull.module import VectorHull
 from .layers import fill, neutral_arrays
 
-LARGEST_STEP = 2**31 - 1  # optax counts in int32
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 KINDS = (np.ndarray, jax.Array)
-MOMENTS = {"adam": ("mu", "nu"), "sgd": ("trace",)}
 RULES = {optax.ScaleByAdamState: "adam", optax.TraceState: "sgd"}
 # States with nothing of their own but moments and steps, beside those whose one field is a count. Others are refused.
 KNOWN = (
@@ -30,20 +29,6 @@ KNOWN = (
     optax.schedules.InjectStatefulHyperparamsState,
     *RULES,
 )
-
-
-class OptimizerState(NamedTuple):
-    """What an optimizer remembers.
-
-    Args:
-        rule: "adam" (Adam, AdamW) or "sgd" (with momentum).
-        step: steps taken, >= 0.
-        moments: moment -> neutral name -> array, each shaped as its parameter; the moments are `MOMENTS[rule]`.
-    """
-
-    rule: str
-    step: int
-    moments: dict[str, dict[str, np.ndarray]]
 
 
 def optimizer_state(state: Any, model: Any, *, step: int | None = None) -> OptimizerState:
@@ -111,33 +96,8 @@ def restored(state: Any, model: Any, saved: OptimizerState) -> Any:
 
 
 def check_state(saved: OptimizerState, parameters: dict[str, Any]) -> None:
-    """Check that a state has its rule, its step, and a moment for each parameter; all differences are reported at once.
-
-    Args:
-        saved: the state.
-        parameters: neutral name -> array.
-    """
-    fix = "Pass what optimizer_state or read_optimizer gave."
-    one_of("OptimizerState", "rule", saved.rule, tuple(MOMENTS))
-    whole_number("OptimizerState", "step", saved.step, 0, LARGEST_STEP)
-    expected: dict[str, tuple] = {}
-    got: dict[str, tuple] = {}
-    for moment in MOMENTS[saved.rule]:
-        expected |= {f"{moment}/{name}": (tuple(p.shape), None) for name, p in parameters.items()}
-    for moment, arrays in saved.moments.items():
-        for name, value in arrays.items():
-            if not isinstance(value, KINDS) or dtype_name(value.dtype) not in DTYPES:
-                rule = f"arrays of one of {list(DTYPES)}"
-                fail(
-                    "OptimizerState",
-                    "moments",
-                    rule,
-                    f"{describe(value)} for {moment}/{name}",
-                    fix,
-                    TypeError,
-                )
-            got[f"{moment}/{name}"] = (tuple(value.shape), dtype_name(value.dtype))
-    same_keys("OptimizerState", expected, got)
+    """Check that a state has its rule, its step, and a moment for each parameter, neutral name -> array."""
+    check_moments(saved, parameters, KINDS)
 
 
 def _states(state: Any) -> list[Any]:

@@ -16,6 +16,7 @@ from flax import nnx
 from hierarchies import Case, Level, random_weights
 from safetensors import safe_open
 
+import convexmoe.files.format
 import convexmoe_jax
 import convexmoe_torch
 from interop import to_torch
@@ -201,7 +202,7 @@ def watch(backend, monkeypatch):
         with safe_open(name, framework=framework) as file:
             yield File(file)
 
-    monkeypatch.setattr(backend.package.files.format, "safe_open", opened)
+    monkeypatch.setattr(convexmoe.files.format, "safe_open", opened)
     return counts
 
 
