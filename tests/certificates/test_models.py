@@ -108,10 +108,14 @@ FAULTS = {
         negative(convexmoe_jax.hull.petals.positive_weight),
     ),
     "raw weights": (convexmoe_jax.hull.petals, "positive_weight", lambda raw, fan_in: raw),
-    "min for max": (convexmoe_jax.hull, "maximum", lambda g: g.min(axis=-2)),
-    "softmax": (convexmoe_jax.hull, "maximum", lambda g: (jax.nn.softmax(g, axis=-2) * g).sum(axis=-2)),
-    "negative temperature": (convexmoe_jax.hull, "learned_temperature", lambda raw: -jnp.exp(raw)),
-    "temperature of any sign": (convexmoe_jax.hull, "learned_temperature", lambda raw: raw),
+    "min for max": (convexmoe_jax.hull.module, "maximum", lambda g: g.min(axis=-2)),
+    "softmax": (
+        convexmoe_jax.hull.module,
+        "maximum",
+        lambda g: (jax.nn.softmax(g, axis=-2) * g).sum(axis=-2),
+    ),
+    "negative temperature": (convexmoe_jax.hull.module, "learned_temperature", lambda raw: -jnp.exp(raw)),
+    "temperature of any sign": (convexmoe_jax.hull.module, "learned_temperature", lambda raw: raw),
     "another mean": (convexmoe_jax.hull.fusion, "log_mean_exp", lambda u, T: jnp.mean(u, axis=-2)),
     "a concave activation": (convexmoe_jax.hull.petals, "huber_relu", lambda u: jnp.minimum(u, 0.5)),
     "a step in the activation": (
