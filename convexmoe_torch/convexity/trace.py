@@ -28,7 +28,7 @@ from .lowering.table import LOWERINGS
 # Without a value, or for the running program alone.
 WITHOUT_VALUE = ("promote_types", "_assert_tensor_metadata", "_assert_async", "_assert_scalar")
 OF_TORCH = str(Path(torch.__file__).parent)
-OWN = (__file__, str(Path(__file__).with_name("certificate.py")))
+OWN = (__file__, str(Path(__file__).with_name("certify.py")))
 
 
 class NotTraced(Exception):
