@@ -263,10 +263,10 @@ def fit(
         batch_size: rows a step, >= 1; all rows where there are fewer.
         learning_rate: peak of the schedule; None means `default_rate(rows to train on, in_dim)`.
         seed: of the batches, and of the rows to hold out.
-        start: "affine": the given hull f as `c f(x) + a' x + b` with the least squares (`starts/affine.py`); "sums": the
-            same plus a sum of convex functions of one input each (`starts/additive.py`); "planes": a maximum of planes
-            (`starts/planes.py`), for hulls of many petals on few units. None means "sums" where the rows speak for it,
-            else "affine" (`starts/choose.py`). "sums" and "planes" take units and petals of a hull that was trained already.
+        start: "affine": the given hull f as `c f(x) + a' x + b` with the least squares; "sums": the same plus a sum of
+            convex functions of one input each; "planes": a maximum of planes, for hulls of many petals on few units.
+            None means "sums" where the rows speak for it, else "affine". "sums" and "planes" take units and petals of a
+            hull that was trained already. See `convexmoe/training/starts`.
         progress: show a bar with the loss and the time left.
         resume: where an earlier call with the same data and options stood (of the other package: read from its files,
             docs/pages/files.md): training goes on from there, and the model of it takes the place of `model`.
