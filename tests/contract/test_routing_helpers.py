@@ -182,11 +182,11 @@ def test_a_table_is_copied_and_pickled(engine, copied):
 def test_experts_by_name_and_by_the_integer_of_a_route(engine):
     table = table_of(engine.package)
     assert [table[name].name for name in "abc"] == list("abc")
-    assert [table[place].name for place in (0, 1, np.int64(2))] == list("cab")
+    assert [table[place].name for place in (0, 1, np.int64(2), -1)] == list("cabb")
     assert (
         "a" in table and 0 not in table and table.get("d") is None and next(iter(table.values())).name == "c"
     )
-    for key in ("d", 3, -1, True, 1.0, None):
+    for key in ("d", 3, -4, True, 1.0, None):
         with pytest.raises(KeyError) as error:
             table[key]
         assert error.value.args == (f"expected one of the experts ['c', 'a', 'b']; got {key!r}",)
