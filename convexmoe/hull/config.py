@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..errors import fail, one_of, whole_number
+from .activations import ACTIVATIONS
 
-ACTIVATIONS, TRUNKS = ("softplus", "relu", "huber_relu"), ("shared", "private")
+TRUNKS = ("shared", "private")
 LEARNED, LEAST_TEMPERATURE, LARGEST_TEMPERATURE = "learned", 1e-3, 1e6
 LARGEST_DEPTH, LARGEST_STRONG_CONVEXITY = 1000, 1e6
 
@@ -100,7 +101,7 @@ class HullConfig:
         trunk: "shared" (one stack of hidden layers for all petals) or "private" (one each).
         group_size: petals averaged before the maximum: 2 (petal i with i+1) or 1 (none).
         temperature: 0.0 for the maximum, T in [1e-3, 1e6] for its smooth form, "learned" for one trained T an output.
-        activation: "softplus", "relu" or "huber_relu".
+        activation: a name in `convexmoe.hull.activations`: "softplus", "relu" or "huber_relu".
         gate: add a convex gate inside the first activation.
         strong_convexity: mu in [0, 1e6]: `mu / 2 ||x||^2` is added to every output, x and y in normalized units.
         normalization: the change of units around the hull, or None.
@@ -132,7 +133,7 @@ class HullConfig:
             "trunk": one_of(owner, "trunk", self.trunk, TRUNKS),
             "group_size": one_of(owner, "group_size", self.group_size, (2, 1)),
             "temperature": self._checked_temperature(),
-            "activation": one_of(owner, "activation", self.activation, ACTIVATIONS),
+            "activation": one_of(owner, "activation", self.activation, tuple(ACTIVATIONS)),
             "gate": one_of(owner, "gate", self.gate, (False, True)),
             "strong_convexity": self._checked_strong_convexity(),
         }

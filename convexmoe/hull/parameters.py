@@ -6,10 +6,14 @@ Letters: D in, H hidden, P petals, O out. Weights are laid out (in, [petal,] out
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from .activations import POSITIVE_SHARE
 from .config import LEARNED, LEAST_TEMPERATURE, HullConfig
+
+Tree = dict[str, Any]  # nested dicts of arrays; a torch module that is indexed by name serves as well
 
 TRUNK_SPREAD, READOUT_SPREAD = 0.5, 0.1  # of the logarithm of the weights that read hidden units
 # Of the variance of a layer, for the affine parts of the petals: near each other, unless they outnumber the units.
@@ -101,3 +105,76 @@ def initial_temperature(in_dim: int, alone: bool = False) -> float:
     """
     least = ALONE_TEMPERATURE if alone else LEAST_INITIAL_TEMPERATURE
     return max(least, in_dim / INPUTS_PER_TEMPERATURE)
+
+
+def nest(flat: dict[str, Any]) -> Tree:
+    """Return the nested dict of a dict with dotted names.
+
+    >>> nest({"trunk.0.bias": 1, "shifts": 2})
+    {'trunk': {'0': {'bias': 1}}, 'shifts': 2}
+    """
+    tree: Tree = {}
+    for name, value in flat.items():
+        *path, leaf = name.split(".")
+        branch = tree
+        for key in path:
+            branch = branch.setdefault(key, {})
+        branch[leaf] = value
+    return tree
+
+
+def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """Return the dict with dotted names of a nested dict; the inverse of `nest`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if hasattr(value, "items") else {prefix + key: value}
+    return flat
+
+
+def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
+    """Return the nested dict with `function` of each array."""
+    return nest({name: function(value) for name, value in flatten(tree).items()})
+
+
+def positive_scale(fan_in: int) -> float:
+    """Return c in `positive_weight = c softplus(raw_weight)`, `c = sqrt(POSITIVE_SHARE / fan_in)`.
+
+    It keeps raw values of one size at every width, so that one learning rate serves all.
+    """
+    return math.sqrt(POSITIVE_SHARE / fan_in)
+
+
+def effective(params: Tree, config: HullConfig, positive_weight: Callable[[Any, int], Any]) -> Tree:
+    """Return the tree with each `raw_weight` replaced by its `positive_weight`, `c softplus(raw_weight) >= 0`.
+
+    A tree that is effective already is returned as it is.
+
+    Args:
+        params: as `nest` gives them; config: theirs.
+        positive_weight: (raw weight, fan-in) -> the non-negative weight, in the library of the parameters.
+    """
+    if "positive_weight" in params["readout"]:
+        return params
+
+    def layer(raw: Tree) -> Tree:
+        weights = {"weight": raw["weight"], "bias": raw["bias"]}
+        if "raw_weight" in raw:
+            weights["positive_weight"] = positive_weight(raw["raw_weight"], config.hidden_dim)
+        return weights
+
+    trunk = {k: layer(raw) for k, raw in params["trunk"].items()}
+    return {**params, "trunk": trunk, "readout": layer(params["readout"])}
+
+
+def averaged(
+    weights: Tree, config: HullConfig, roll: Callable[[Any, int, int], Any]
+) -> tuple[Tree, HullConfig]:
+    """Return effective parameters, and a config without means, that give the same function.
+
+    With a shared trunk the mean over neighboring petals can be taken of their read-outs, D + H numbers an output, in
+    place of their values, one a row: cheaper for more rows than that. Other hulls are returned as they are.
+    """
+    if config.trunk == "private" or config.petals == 1 or config.group_size == 1:
+        return weights, config
+    readout = {name: 0.5 * (w + roll(w, -1, -2)) for name, w in weights["readout"].items()}
+    return {**weights, "readout": readout}, replace(config, group_size=1)

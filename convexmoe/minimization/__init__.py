@@ -1,10 +1,20 @@
-"""Minimization: the sets."""
+"""Minimization of hulls with a certified gap, tangents, conjugates, and the sets that one minimizes over."""
 
+from .conjugate import Conjugate, conjugate, inverse_gradient
+from .minimum import Minimum, minimize
 from .sets import Ball, Box, Polytope, Simplex
+from .tangents import MaxAffine, max_affine
 
 __all__ = [
     "Ball",
     "Box",
+    "Conjugate",
+    "MaxAffine",
+    "Minimum",
     "Polytope",
     "Simplex",
+    "conjugate",
+    "inverse_gradient",
+    "max_affine",
+    "minimize",
 ]

@@ -6,7 +6,7 @@ Letters: N rows, D in, P petals (and groups), O out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,12 +16,13 @@ import numpy as np
 from flax import nnx
 
 from convexmoe.errors import dtype_name, fail, last_axis, same_dtype, same_keys
+from convexmoe.hull import parameters
 from convexmoe.hull.config import HullConfig, Normalization, refuse_inversion
-from convexmoe.hull.parameters import parameter_shapes
+from convexmoe.hull.parameters import Tree, flatten, nest, parameter_shapes
 
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .initialization import initial_parameters
-from .petals import Tree, effective, petal_values
+from .petals import effective, petal_values
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -36,30 +37,6 @@ class Winners(NamedTuple):
 
     group: jax.Array
     margin: jax.Array
-
-
-def nest(flat: dict[str, Any]) -> Tree:
-    """Return the nested dict of a dict with dotted names.
-
-    >>> nest({"trunk.0.bias": 1, "shifts": 2})
-    {'trunk': {'0': {'bias': 1}}, 'shifts': 2}
-    """
-    tree: Tree = {}
-    for name, value in flat.items():
-        *path, leaf = name.split(".")
-        branch = tree
-        for key in path:
-            branch = branch.setdefault(key, {})
-        branch[leaf] = value
-    return tree
-
-
-def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
-    """Return the dict with dotted names of a nested dict; the inverse of `nest`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if hasattr(value, "items") else {prefix + key: value}
-    return flat
 
 
 def init(config: HullConfig, key: jax.Array, *, dtype: Any = jnp.float32) -> Tree:
@@ -143,15 +120,8 @@ def winners(params: Tree, x: Any, config: HullConfig) -> Winners:
 
 
 def averaged(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:
-    """Return effective parameters, and a config without means, that give the same function.
-
-    With a shared trunk the mean over neighbouring petals can be taken of their read-outs, D + H numbers an output, in
-    place of their values, one a row: cheaper for more rows than that. Other hulls are returned as they are.
-    """
-    if config.trunk == "private" or config.petals == 1 or config.group_size == 1:
-        return params, config
-    readout = {name: 0.5 * (w + jnp.roll(w, -1, axis=-2)) for name, w in params["readout"].items()}
-    return {**params, "readout": readout}, replace(config, group_size=1)
+    """Return effective parameters, and a config without means, that give the same function."""
+    return parameters.averaged(params, config, jnp.roll)
 
 
 def fold_parameters(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:

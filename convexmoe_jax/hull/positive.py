@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 
-from convexmoe.hull.activations import POSITIVE_SHARE
+from convexmoe.hull.parameters import positive_scale
 
 
 def softplus(u: jax.Array) -> jax.Array:
@@ -16,8 +14,5 @@ def softplus(u: jax.Array) -> jax.Array:
 
 
 def positive_weight(raw: jax.Array, fan_in: int) -> jax.Array:
-    """Return `softplus(raw) * sqrt(POSITIVE_SHARE / fan_in)`, which is >= 0 for every raw value.
-
-    The factor keeps raw values of one size at every width, so that one learning rate serves all.
-    """
-    return softplus(raw) * math.sqrt(POSITIVE_SHARE / fan_in)
+    """Return `softplus(raw) * sqrt(POSITIVE_SHARE / fan_in)`, which is >= 0 for every raw value."""
+    return softplus(raw) * positive_scale(fan_in)

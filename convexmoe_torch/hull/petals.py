@@ -13,17 +13,16 @@ arXiv 1609.07152, eq. 2). Differs from the source: no activation on f, which wou
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from convexmoe.hull.activations import STANDARD
+from convexmoe.hull import parameters
+from convexmoe.hull.activations import ACTIVATIONS
 from convexmoe.hull.config import HullConfig
+from convexmoe.hull.parameters import Tree
 
 from .positive import positive_weight, softplus
-
-Tree = dict[str, Any]  # nested: modules that are indexed by name serve as well
 
 
 def huber_relu(u: Tensor) -> Tensor:
@@ -32,11 +31,12 @@ def huber_relu(u: Tensor) -> Tensor:
     return torch.where(u < 1.0, bent * bent * 0.25, u)
 
 
+FUNCTIONS = {"softplus": softplus, "relu": torch.relu, "huber_relu": huber_relu}
+
+
 def act(u: Tensor, activation: str) -> Tensor:
-    """Return the activation of `u`, standardised for u ~ N(0, 1). Convex and non-decreasing."""
-    mean, deviation = STANDARD[activation]
-    functions = {"softplus": softplus, "relu": torch.relu, "huber_relu": huber_relu}
-    return (functions[activation](u) - mean) * (1.0 / deviation)
+    """Return the activation of `u`, standardized for u ~ N(0, 1). Convex and non-decreasing."""
+    return ACTIVATIONS[activation].standardize(FUNCTIONS[activation](u))
 
 
 def add_linear(start: Tensor, x_ND: Tensor, weight: Tensor) -> Tensor:
@@ -56,18 +56,7 @@ def add_mix(start: Tensor, z: Tensor, weight: Tensor, trunk: str) -> Tensor:
 
 def effective(params: Tree, config: HullConfig) -> Tree:
     """Return the tree with each `raw_weight` replaced by its `positive_weight`."""
-    tree: Tree = {"trunk": {}}
-    for k, layer in params["trunk"].items():
-        tree["trunk"][k] = _positive_layer(layer, config)
-    tree["readout"] = _positive_layer(params["readout"], config)
-    return {**params, **tree}
-
-
-def _positive_layer(layer: Tree, config: HullConfig) -> Tree:
-    kept = {name: layer[name] for name in ("weight", "bias")}
-    if "raw_weight" in layer:
-        kept["positive_weight"] = positive_weight(layer["raw_weight"], config.hidden_dim)
-    return kept
+    return parameters.effective(params, config, positive_weight)
 
 
 def hidden_units(params: Tree, x_ND: Tensor, config: HullConfig) -> Tensor:

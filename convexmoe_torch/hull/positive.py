@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from convexmoe.hull.activations import POSITIVE_SHARE
+from convexmoe.hull.parameters import positive_scale
 
 
 def softplus(u: Tensor) -> Tensor:
@@ -20,8 +18,5 @@ def softplus(u: Tensor) -> Tensor:
 
 
 def positive_weight(raw: Tensor, fan_in: int) -> Tensor:
-    """Return `softplus(raw) * sqrt(POSITIVE_SHARE / fan_in)`, which is >= 0 for every raw value.
-
-    The factor keeps raw values of one size at every width, so that one learning rate serves all.
-    """
-    return softplus(raw) * math.sqrt(POSITIVE_SHARE / fan_in)
+    """Return `softplus(raw) * sqrt(POSITIVE_SHARE / fan_in)`, which is >= 0 for every raw value."""
+    return softplus(raw) * positive_scale(fan_in)

@@ -1,4 +1,10 @@
-"""`minimize` against Clarabel on trained hulls, its certificate, its messages; one contract for both packages."""
+"""`minimize` against Clarabel on trained hulls, its certificate, its messages.
+
+The solver stands once, in the core. Here it runs in numpy, for hulls of JAX, and in PyTorch; what is compiled is held
+against numpy in tests/jax/test_compiled_minimization.py.
+"""
+
+import dataclasses
 
 import backends
 import cases
@@ -7,6 +13,11 @@ import numpy as np
 import programs
 import pytest
 import torch
+
+from convexmoe.hull import activations
+from convexmoe.minimization.minimum import minimize_unchecked
+from convexmoe.minimization.regions import Region
+from convexmoe.minimization.scalar_hull import ScalarHull
 
 RNG_SEED = 71
 CONFIGS = {
@@ -162,29 +173,27 @@ def compare(fields, weights, kind, many, optima):
 def test_control_a_wrong_bound_is_caught(backend, replace, fault):
     """Three mutants of the certificate: half of a group dropped, a gain added, the slope of a function not convex."""
     fields, [(weights, many, optima)] = problems("hard", "Box", 3, hulls=1, count=4)
-    package = backend.package
     if fault == "cut":  # weights need not sum to one: a dropped cut
-        kept = package.minimization.scalar_hull.ScalarHull.minorant
+        kept = ScalarHull.minorant
 
         def minorant(hull, z, tangent):
             return kept(hull, z, tangent._replace(weights=tangent.weights * 0.97))
 
-        replace(package.minimization.scalar_hull.ScalarHull, "minorant", minorant)
+        replace(ScalarHull, "minorant", minorant)
     elif fault == "gain":
-        kept_gain = package.minimization.scalar_hull.gain
-        replace(package.minimization.scalar_hull, "gain", lambda slope, name: kept_gain(slope, name) + 0.01)
+        row = activations.ACTIVATIONS["softplus"]
+        wrong = dataclasses.replace(row, gain=lambda slope: row.gain(slope) + 0.01)
+        replace(ScalarHull, "activation", property(lambda hull: wrong))
     else:  # the least value over a smaller set
-        least = package.minimization.regions.Region.least
+        least = Region.least
 
         def smaller(region, slope, v, by):
             here = (slope * (region.place(v) - region.center)).sum(-1)
             return 0.9 * (least(region, slope, v, by) + here) - here
 
-        replace(package.minimization.regions.Region, "least", smaller)
-    jax.clear_caches()
-    found = package.minimization.minimum.minimized(backend.model(fields, weights), sets(backend, "Box", many))
+        replace(Region, "least", smaller)
+    found = minimize_unchecked(backend.model(fields, weights), sets(backend, "Box", many))
     found = {name: backend.numpy(value) for name, value in found._asdict().items()}
-    jax.clear_caches()
     assert contradictions(found, optima) > 0
 
 

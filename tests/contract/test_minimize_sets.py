@@ -3,10 +3,12 @@
 import decimal
 
 import cases
-import jax
 import numpy as np
 import programs
 import pytest
+
+from convexmoe.minimization import minimum, regions
+from convexmoe.minimization.minimum import minimize_unchecked
 
 D, ROWS = 3, 14
 
@@ -88,7 +90,7 @@ def faults(found, many, optima):
 
 
 def solved(backend, model, many, **options):
-    found = backend.package.minimization.minimum.minimized(model, batch(backend, many), **options)
+    found = minimize_unchecked(model, batch(backend, many), **options)
     return {name: backend.numpy(value) for name, value in found._asdict().items()}
 
 
@@ -113,25 +115,22 @@ def test_control_a_looser_polytope_is_caught(backend, replace, fault):
     model, fields, weights = made(backend, strong_convexity=0.2)
     many = list(flats().values())[:6]
     optima = [programs.optimum(weights, fields, "Polytope", given) for given in many]
-    package = backend.package
     if fault == "loose":
-        kept = package.minimization.regions._scaled
+        kept = regions.scale_rows
 
         def looser(A, b):
             A, b = kept(A, b)
             return A, b + 1e-6
 
-        replace(package.minimization.regions, "_scaled", looser)
+        replace(regions, "scale_rows", looser)
     else:
-        kept_least = package.minimization.regions.Frame.least
+        kept_least = regions.Frame.least
 
         def least(frame, slope, w, by):
             return kept_least(frame, slope, w, by) + 1e-3
 
-        replace(package.minimization.regions.Frame, "least", least)
-    jax.clear_caches()
+        replace(regions.Frame, "least", least)
     found = solved(backend, model, many)
-    jax.clear_caches()
     assert faults(found, many, optima) != []
 
 
@@ -188,11 +187,9 @@ def test_a_far_minimum_of_a_strongly_convex_hull(backend, at):
 
 
 def test_control_a_cut_that_stays_misses_a_far_minimum(backend, replace):
-    replace(backend.package.minimization.minimum, "FARTHEST", 1e3)
-    jax.clear_caches()
+    replace(minimum, "FARTHEST", 1e3)
     with pytest.raises(ValueError, match="one without a minimum"):
         test_a_far_minimum_of_a_strongly_convex_hull(backend, 3e4)
-    jax.clear_caches()
 
 
 @pytest.mark.parametrize("temperature", [1e3, 1e6, 1e10])
@@ -240,7 +237,7 @@ NO_SETS = {
 @pytest.mark.parametrize("kind", NO_SETS)
 def test_numbers_that_make_no_set_are_empty_where_nothing_can_be_raised(backend, kind):
     model = falling(backend, 1.0)
-    found = backend.package.minimization.minimum.minimized(model, unchecked(backend, kind, **NO_SETS[kind]))
+    found = minimize_unchecked(model, unchecked(backend, kind, **NO_SETS[kind]))
     assert backend.numpy(found.status).tolist() == [0, 2, 2, 2]
     for part in (found.x[1:], found.value[1:]):
         assert np.isnan(backend.numpy(part)).all()

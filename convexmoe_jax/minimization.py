@@ -1,0 +1,135 @@
+"""Minimization with a certified gap, tangents and conjugates of hulls in JAX.
+
+The solver stands in `convexmoe.minimization`. Here stands how it computes with hulls of JAX: in numpy where all values
+are known, which needs no compilation; compiled where something is traced.
+
+>>> from flax import nnx
+>>> from convexmoe_jax import Box, VectorHull, conjugate, max_affine, minimize
+>>> hull = VectorHull(2, petals=3, out_dim=1, strong_convexity=0.5, rngs=nnx.Rngs(0))
+>>> minimum = minimize(hull, Box([-1.0, -1.0], [1.0, 1.0]))
+>>> bool(minimum.gap <= 1e-6 * (1 + abs(minimum.value)))
+True
+>>> conjugate(hull, jnp.zeros((4, 2))).x.shape, max_affine(hull, jnp.eye(2)).slopes.shape
+((4, 2), (2, 2))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from convexmoe.errors import fail
+from convexmoe.hull.config import HullConfig
+from convexmoe.hull.parameters import Tree, averaged, effective, map_tree, positive_scale
+from convexmoe.minimization import (
+    Conjugate,
+    MaxAffine,
+    Minimum,
+    conjugate,
+    inverse_gradient,
+    max_affine,
+    minimize,
+)
+from convexmoe.minimization.solver import Record, solver_of
+
+from . import arrays as _arrays  # noqa: F401  (it registers JAX)
+from .hull import FoldedHull, VectorHull
+from .hull.positive import positive_weight
+
+__all__ = [
+    "Conjugate",
+    "MaxAffine",
+    "Minimum",
+    "conjugate",
+    "inverse_gradient",
+    "max_affine",
+    "minimize",
+]
+
+
+class HullSolver:
+    """How JAX computes with its hulls; see `convexmoe.minimization.solver.Solver`."""
+
+    def parameters(self, model: Any) -> Tree:
+        return model.params
+
+    def known(self, value: Any) -> np.ndarray | None:
+        return None if isinstance(value, jax.core.Tracer) else np.asarray(value, np.float64)
+
+    def is_finite(self, value: Any) -> bool | None:
+        known = self.known(value)
+        return None if known is None else bool(np.isfinite(known).all())
+
+    def precision(self, value: Any) -> float | None:
+        return float(jnp.finfo(value.dtype).eps) if jnp.issubdtype(value.dtype, jnp.floating) else None
+
+    def solve(
+        self,
+        function: Callable[..., Record],
+        model: Any,
+        arrays: tuple[Any, ...],
+        static: dict[str, Any],
+        beside: Any = None,
+    ) -> Record:
+        given = (model.params, arrays)
+        with jax.enable_x64(True):
+            if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
+                names = tuple(static.items())
+                record = _trace(*given, function, model.config, names, differentiable=beside is not None)
+            else:
+                known = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), given)
+                record = _compute(*known, function, model.config, static)
+            if beside is None:
+                return record
+            floating = (jnp.issubdtype(part.dtype, jnp.floating) for part in record)
+            parts = zip(record, floating, strict=True)
+            return type(record)(*(part.astype(beside.dtype) if cast else part for part, cast in parts))
+
+
+def _compute(
+    params: Tree, arrays: tuple[Any, ...], function: Callable, config: HullConfig, static: dict[str, Any]
+) -> Any:
+    """Return what `function` computes in numpy, as arrays of JAX."""
+    with np.errstate(all="ignore"):
+        weights = effective(params, config, lambda raw, n: np.logaddexp(raw, 0.0) * positive_scale(n))
+        weights, config = averaged(weights, config, np.roll)
+        record = function(weights, *arrays, config=config, **static)
+    return type(record)(*(jax.device_put(part) for part in record))
+
+
+@partial(jax.jit, static_argnames=("function", "config", "static", "differentiable"))
+def _trace(
+    params: Tree,
+    arrays: tuple[Any, ...],
+    function: Callable,
+    config: HullConfig,
+    static: tuple[tuple[str, Any], ...],
+    differentiable: bool,
+) -> Any:
+    """Return what `function` computes, compiled."""
+    if not differentiable:
+        params, arrays = _constant((params, arrays))
+    params = map_tree(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+    weights, config = averaged(effective(params, config, positive_weight), config, jnp.roll)
+    return function(weights, *arrays, config=config, **dict(static))
+
+
+@jax.custom_jvp
+def _constant(values: Any) -> Any:
+    """Return them as they are; they have no derivative."""
+    return values
+
+
+@_constant.defjvp
+def _refuse_derivative(primals: Any, tangents: Any) -> NoReturn:
+    fix = "Put jax.lax.stop_gradient around them; `conjugate` has derivatives."
+    fail("minimize", "model", "weights and a set that no derivative is taken by", "a derivative by them", fix)
+
+
+solver_of.register(VectorHull, lambda model: HullSolver())
+solver_of.register(FoldedHull, lambda model: HullSolver())

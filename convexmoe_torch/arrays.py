@@ -1,0 +1,36 @@
+"""PyTorch as a library of arrays for the core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from convexmoe.arrays import Library, iterate, register, repeat
+
+
+def _factorize(system: Tensor) -> Callable[[Tensor], Tensor]:
+    root, fault = torch.linalg.cholesky_ex(system)
+    root = torch.where(fault[..., None, None] > 0, torch.nan, root)
+    return lambda columns: torch.cholesky_solve(columns, root)
+
+
+def _gradient(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor | None:
+    return torch.func.grad(lambda at: function(at).sum())(z) if torch.is_grad_enabled() else None
+
+
+register(
+    torch.zeros(0),
+    Library(
+        while_loop=iterate,
+        repeat=repeat,
+        factorize=_factorize,
+        sigmoid=torch.sigmoid,
+        xlogy=torch.xlogy,
+        logsumexp=lambda u: torch.logsumexp(u, dim=-1),
+        softmax=lambda u: torch.softmax(u, dim=-1),
+        stop_gradient=torch.Tensor.detach,
+        gradient=_gradient,
+    ),
+)

@@ -1,0 +1,94 @@
+"""Minimization with a certified gap, tangents and conjugates of hulls in PyTorch.
+
+The solver stands in `convexmoe.minimization`. Here stands how it computes with hulls of PyTorch: on their device.
+
+>>> from convexmoe_torch import Box, VectorHull, conjugate, max_affine, minimize
+>>> hull = VectorHull(2, petals=3, out_dim=1, strong_convexity=0.5)
+>>> minimum = minimize(hull, Box([-1.0, -1.0], [1.0, 1.0]))
+>>> bool(minimum.gap <= 1e-6 * (1 + abs(minimum.value)))
+True
+>>> conjugate(hull, torch.zeros(4, 2)).x.shape, max_affine(hull, torch.eye(2)).slopes.shape
+(torch.Size([4, 2]), torch.Size([2, 2]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convexmoe.hull.parameters import Tree, averaged, effective, map_tree
+from convexmoe.minimization import (
+    Conjugate,
+    MaxAffine,
+    Minimum,
+    conjugate,
+    inverse_gradient,
+    max_affine,
+    minimize,
+)
+from convexmoe.minimization.solver import Record, solver_of
+
+from . import arrays as _arrays  # noqa: F401  (it registers PyTorch)
+from .hull import HullModule
+from .hull.positive import positive_weight
+
+__all__ = [
+    "Conjugate",
+    "MaxAffine",
+    "Minimum",
+    "conjugate",
+    "inverse_gradient",
+    "max_affine",
+    "minimize",
+]
+
+
+class HullSolver:
+    """How PyTorch computes with its hulls; see `convexmoe.minimization.solver.Solver`."""
+
+    def parameters(self, model: Any) -> Tree:
+        return model.tree
+
+    def known(self, value: Any) -> np.ndarray:
+        if isinstance(value, Tensor):
+            return value.detach().to("cpu", torch.float64).numpy()
+        return np.asarray(value, np.float64)
+
+    def is_finite(self, value: Any) -> bool:
+        return bool(torch.isfinite(torch.as_tensor(value)).all())
+
+    def precision(self, value: Any) -> float | None:
+        dtype = torch.as_tensor(value).dtype
+        return torch.finfo(dtype).eps if dtype.is_floating_point else None
+
+    def solve(
+        self,
+        function: Callable[..., Record],
+        model: Any,
+        arrays: tuple[Any, ...],
+        static: dict[str, Any],
+        beside: Any = None,
+    ) -> Record:
+        with torch.set_grad_enabled(beside is not None and torch.is_grad_enabled()):
+            weights = map_tree(Tensor.double, model.tree)
+            weights, config = averaged(
+                effective(weights, model.config, positive_weight), model.config, torch.roll
+            )
+            given = [self._place(value, weights["shifts"]) for value in arrays]
+            record = function(weights, *given, config=config, **static)
+            if beside is None:
+                return record
+            dtype = torch.as_tensor(beside).dtype
+            return type(record)(*(part.to(dtype) if part.is_floating_point() else part for part in record))
+
+    def _place(self, value: Any, like: Tensor) -> Any:
+        """Return an array as a tensor in float64 on the device of the weights; anything else as it is."""
+        is_array = isinstance(value, (Tensor, np.ndarray))
+        return torch.as_tensor(value).to(like) if is_array else value
+
+
+solver_of.register(HullModule, lambda model: HullSolver())

@@ -1,0 +1,92 @@
+"""The solver compiled by JAX against the same solver in numpy, and how often it compiles."""
+
+import os
+import subprocess
+import sys
+
+import cases
+import jax
+import numpy as np
+import pytest
+from backends import BACKENDS
+from compilations import compilations
+
+import convexmoe_jax
+
+BACKEND, D = BACKENDS[0], 3
+HULLS = {
+    "softplus": {"temperature": "learned", "strong_convexity": 0.1},
+    "relu": {"activation": "relu", "depth": 2, "trunk": "private", "gate": True},
+    "huber": {"activation": "huber_relu", "temperature": 0.3, "petals": 5},
+}
+A = np.concatenate([np.random.default_rng(0).normal(size=(4, D)), np.ones((1, D)), -np.ones((1, D))])
+SETS = {
+    "Box": (np.full(D, -np.inf), np.full((2, D), 0.5)),
+    "Ball": (np.linspace(-1, 1, 2 * D).reshape(2, D), np.array([0.5, 2.0])),
+    "Simplex": (np.array([1.0, 3.0]),),
+    "Polytope": (A, np.array([[1.0, 1, 1, 1, 0.3, -0.3], [2.0, 2, 2, 2, 0.5, 0.5]])),
+}
+
+
+def model(name, seed=0):
+    fields = cases.fields(**{"in_dim": D, "out_dim": 1, "hidden_dim": 7} | HULLS[name])
+    return BACKEND.model(fields, cases.random_weights(fields, seed))
+
+
+def excess(one, two):
+    """By how much more than their gaps two records of minima differ."""
+    assert [part.dtype for part in one] == [part.dtype for part in two]
+    assert [part.shape for part in one] == [part.shape for part in two]
+    return float(np.max(np.abs(one.value - two.value) - np.asarray(one.gap + two.gap)))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "kind, name", [("Box", "softplus"), ("Ball", "huber"), ("Polytope", "relu"), ("Simplex", "relu")]
+)
+def test_compiled_and_not_the_minimum_is_the_same(kind, name):
+    hull, constraints = model(name).fold(), getattr(convexmoe_jax, kind)(*SETS[kind])
+    compiled = jax.jit(convexmoe_jax.minimize)(hull, constraints)
+    at_once = convexmoe_jax.minimize(hull, constraints)
+    assert excess(compiled, at_once) <= 0 and (compiled.status == at_once.status).all()
+    # control: another hull
+    assert excess(compiled, convexmoe_jax.minimize(model(name, seed=1).fold(), constraints)) > 0
+
+
+def test_new_weights_and_new_sets_compile_once():
+    hulls = [model("softplus").fold() for _ in range(2)]
+    compiled = jax.jit(lambda hull, low, high: convexmoe_jax.minimize(hull, convexmoe_jax.Box(low, high)).x)
+    low, high = np.full(D, -1.0, np.float32), np.full(D, 2.0, np.float32)
+    assert compilations(lambda: compiled(hulls[0], low, high)) >= 1
+    assert compilations(lambda: compiled(hulls[1], 2 * low, 3 * high)) == 0
+
+
+PROGRAM = """
+import sys
+import jax, numpy as np
+from flax import nnx
+from convexmoe_jax import Box, VectorHull, minimize
+
+hull = VectorHull(32, petals=8, out_dim=1, hidden_dim=32, rngs=nnx.Rngs(0))
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+)
+minimum = minimize(hull, Box(np.full(32, -1.0), np.full(32, 1.0)))
+if "control" in sys.argv:
+    jax.jit(lambda at: hull(at))(minimum.x.astype("float32"))
+print(len(compiled), int(minimum.status))
+"""
+
+
+def count(*arguments):
+    """How many programs JAX compiles in a new process for one `minimize` in 32 dimensions, and the status."""
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    return [int(part) for part in ran.stdout.split()]
+
+
+def test_a_first_call_compiles_nothing():
+    """It ends within a second because no program is compiled: that is what is counted, not the time."""
+    assert count() == [0, 0]
+    assert count("control")[0] > 0
