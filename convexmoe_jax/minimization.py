@@ -82,8 +82,8 @@ class HullSolver:
                 names = tuple(static.items())
                 record = _trace(*given, function, model.config, names, differentiable=beside is not None)
             else:
-                known = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), given)
-                record = _compute(*known, function, model.config, static)
+                params, arrays = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), given)
+                record = _compute(params, arrays, function, model.config, static)
             if beside is None:
                 return record
             floating = (jnp.issubdtype(part.dtype, jnp.floating) for part in record)

@@ -84,9 +84,9 @@ def test_fields_order_types_and_defaults_are_the_same(name):
 
 
 def test_there_is_one_config_for_both_packages():
-    for name in ("HullConfig", "Normalization", "CELMoEConfig", "Box", "Certificate", "History"):
+    for name in ("HullConfig", "Normalization", "CELMoEConfig", "Box", "Minimum", "Certificate", "History"):
         assert getattr(convexmoe_jax, name) is getattr(convexmoe_torch, name), name
-    for name in ("VectorHull", "Minimum"):  # control
+    for name in ("VectorHull", "fit"):  # control
         assert getattr(convexmoe_jax, name) is not getattr(convexmoe_torch, name), name
 
 

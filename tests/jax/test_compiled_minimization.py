@@ -19,12 +19,12 @@ HULLS = {
     "relu": {"activation": "relu", "depth": 2, "trunk": "private", "gate": True},
     "huber": {"activation": "huber_relu", "temperature": 0.3, "petals": 5},
 }
-A = np.concatenate([np.random.default_rng(0).normal(size=(4, D)), np.ones((1, D)), -np.ones((1, D))])
+A = np.concatenate([np.eye(D), -np.eye(D), np.ones((1, D))])
 SETS = {
     "Box": (np.full(D, -np.inf), np.full((2, D), 0.5)),
     "Ball": (np.linspace(-1, 1, 2 * D).reshape(2, D), np.array([0.5, 2.0])),
     "Simplex": (np.array([1.0, 3.0]),),
-    "Polytope": (A, np.array([[1.0, 1, 1, 1, 0.3, -0.3], [2.0, 2, 2, 2, 0.5, 0.5]])),
+    "Polytope": (A, np.array([[1.0] * 6 + [0.3], [2.0] * 6 + [0.5]])),
 }
 
 
