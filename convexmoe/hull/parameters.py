@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from ..errors import dtype_name, fail, same_keys
 from .activations import POSITIVE_SHARE
 from .config import LEARNED, LEAST_TEMPERATURE, HullConfig
 
 Tree = dict[str, Any]  # nested dicts of arrays; a torch module that is indexed by name serves as well
 
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 TRUNK_SPREAD, READOUT_SPREAD = 0.5, 0.1  # of the logarithm of the weights that read hidden units
 # Of the variance of a layer, for the affine parts of the petals: near each other, unless they outnumber the units.
 PETAL_SHARE, ALONE_SHARE = 0.09, 1.0
@@ -55,7 +57,7 @@ def initial_law(name: str, config: HullConfig) -> Law:
     """Return the distribution of the parameter called `name`.
 
     Non-negative weights have a mean, so He's rule explodes with depth. Here they are log-normal with
-    `E w = tau / N`, tau^2 = POSITIVE_SHARE and N the fan-in, on a standardised activation; the signed weights on the
+    `E w = tau / N`, tau^2 = POSITIVE_SHARE and N the fan-in, on a standardized activation; the signed weights on the
     input have the variance `(1 - tau^2) / D`, in the first layer 1 / D, with biases `N(0, 1 / 4)`, shared with the gate
     where there is one.
 
@@ -66,7 +68,7 @@ def initial_law(name: str, config: HullConfig) -> Law:
     (`benchmarks/quality.py`). Where petals outnumber the units that they share, it is the petals that bend, and their
     affine parts have the variance 1 / D and a learned temperature is 1 at least.
 
-    Source: Hoedt and Klambauer, Principled weight initialisation for input-convex neural networks
+    Source: Hoedt and Klambauer, Principled weight initialization for input-convex neural networks
     (arXiv 2312.12474), for log-normal weights. Differs from the source: the variance is split between the two
     paths, without which deep stacks die, and the spread is small, not such that `E w^2 = tau^2 / N`: then a few units
     are most of the next, and two to eight layers err by 2.1 at the start of that benchmark, where these err by 0.26.
@@ -178,3 +180,19 @@ def averaged(
         return weights, config
     readout = {name: 0.5 * (w + roll(w, -1, -2)) for name, w in weights["readout"].items()}
     return {**weights, "readout": readout}, replace(config, group_size=1)
+
+
+def check_parameters(config: HullConfig, params: Tree, kinds: tuple[Any, ...]) -> dict[str, Any]:
+    """Return parameters by dotted name after their checks: arrays of `kinds`, names, shapes, one floating dtype."""
+    flat = flatten(params)
+    for name, value in flat.items():
+        if not isinstance(value, kinds):
+            fix = "Convert it to an array of this framework first."
+            fail("VectorHull", f"params[{name!r}]", "an array", type(value).__name__, fix, TypeError)
+    dtype = dtype_name(flat["shifts"].dtype) if "shifts" in flat else None
+    if dtype not in (*DTYPES, None):
+        fail("VectorHull", "params", f"one of {list(DTYPES)}", str(dtype), "Cast the parameters.", TypeError)
+    expected = {name: (shape, dtype) for name, shape in parameter_shapes(config).items()}
+    got = {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in flat.items()}
+    same_keys("VectorHull", expected, got)
+    return {name: flat[name] for name in expected}

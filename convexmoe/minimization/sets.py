@@ -1,4 +1,4 @@
-"""The sets that a hull is minimised over: plain, frozen, validated values. No framework is imported here.
+"""The sets that a hull is minimized over: plain, frozen, validated values. No framework is imported here.
 
 Every field may have leading axes, one set a problem. Values that are known are checked and kept as numpy in float64;
 values under `jax.jit` are kept as they come, and only their shapes are checked.

@@ -29,7 +29,7 @@ def learned_temperature(raw: jax.Array) -> jax.Array:
 
 
 def group_values(f_NPO: jax.Array, shifts_P: jax.Array, group_size: int) -> jax.Array:
-    """Return g, the shifted means of neighbouring petals, (N, P, O)."""
+    """Return g, the shifted means of neighboring petals, (N, P, O)."""
     if group_size == 1:
         return shifts_P[:, None] + f_NPO
     return shifts_P[:, None] + 0.5 * (f_NPO + jnp.roll(f_NPO, -1, axis=-2))

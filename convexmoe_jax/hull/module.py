@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convexmoe.errors import dtype_name, fail, last_axis, same_dtype, same_keys
+from convexmoe.errors import dtype_name, fail, last_axis, same_dtype
 from convexmoe.hull import parameters
 from convexmoe.hull.config import HullConfig, Normalization, refuse_inversion
-from convexmoe.hull.parameters import Tree, flatten, nest, parameter_shapes
+from convexmoe.hull.parameters import Tree, parameter_shapes
+from convexmoe.hull.parameters import flatten as flatten
+from convexmoe.hull.parameters import nest as nest
 
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .initialization import initial_parameters
 from .petals import effective, petal_values
-
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class Winners(NamedTuple):
@@ -134,21 +134,13 @@ def fold_parameters(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]
 
 def checked_params(config: HullConfig, params: Tree) -> dict[str, jax.Array]:
     """Return a copy of the parameters by dotted name after their checks: names, shapes, one floating dtype."""
-    flat = flatten(params)
-    for name, value in flat.items():
-        if not isinstance(value, (jax.Array, np.ndarray)):
-            fix = "Convert it to an array of this framework first."
-            fail("VectorHull", f"params[{name!r}]", "an array", type(value).__name__, fix, TypeError)
-    dtype = dtype_name(flat["shifts"].dtype) if "shifts" in flat else None
-    if dtype not in (*DTYPES, None):
-        fail("VectorHull", "params", f"one of {list(DTYPES)}", str(dtype), "Cast the parameters.", TypeError)
-    expected = {name: (shape, dtype) for name, shape in parameter_shapes(config).items()}
-    got = {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in flat.items()}
-    same_keys("VectorHull", expected, got)
-    copies = {name: jnp.array(flat[name]) for name in expected}
-    if copies["shifts"].dtype != dtype:
+    flat = parameters.check_parameters(config, params, (jax.Array, np.ndarray))
+    copies = {name: jnp.array(value) for name, value in flat.items()}
+    if copies["shifts"].dtype != flat["shifts"].dtype:
         fix = 'Call jax.config.update("jax_enable_x64", True) first.'
-        fail("VectorHull", "params", "a dtype that JAX has switched on", str(dtype), fix)
+        fail(
+            "VectorHull", "params", "a dtype that JAX has switched on", dtype_name(flat["shifts"].dtype), fix
+        )
     return copies
 
 

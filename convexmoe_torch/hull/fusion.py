@@ -29,7 +29,7 @@ def learned_temperature(raw: Tensor) -> Tensor:
 
 
 def group_values(f_NPO: Tensor, shifts_P: Tensor, group_size: int) -> Tensor:
-    """Return g, the shifted means of neighbouring petals, (N, P, O)."""
+    """Return g, the shifted means of neighboring petals, (N, P, O)."""
     if group_size == 1:
         return shifts_P[:, None] + f_NPO
     return torch.add(shifts_P[:, None], f_NPO + torch.roll(f_NPO, -1, dims=-2), alpha=0.5)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from convexmoe.errors import dtype_name, fail, last_axis, same_dtype, same_keys
+from convexmoe.errors import last_axis, same_dtype
 from convexmoe.hull import parameters
 from convexmoe.hull.config import HullConfig, Normalization, refuse_inversion
 from convexmoe.hull.parameters import Tree, flatten, nest, parameter_shapes
@@ -22,9 +22,6 @@ from .initialization import initial_parameters
 from .petals import effective, petal_values
 
 Units = dict[str, Tensor]
-
-
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class Winners(NamedTuple):
@@ -148,18 +145,8 @@ def units_of(config: HullConfig, like: Tensor) -> Units | None:
 
 def checked_params(config: HullConfig, params: Tree) -> dict[str, Tensor]:
     """Return a copy of the parameters by dotted name after their checks: names, shapes, one floating dtype."""
-    flat = flatten(params)
-    for name, value in flat.items():
-        if not isinstance(value, Tensor):
-            fix = "Convert it to an array of this framework first."
-            fail("VectorHull", f"params[{name!r}]", "an array", type(value).__name__, fix, TypeError)
-    dtype = dtype_name(flat["shifts"].dtype) if "shifts" in flat else None
-    if dtype not in (*DTYPES, None):
-        fail("VectorHull", "params", f"one of {list(DTYPES)}", str(dtype), "Cast the parameters.", TypeError)
-    expected = {name: (shape, dtype) for name, shape in parameter_shapes(config).items()}
-    got = {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in flat.items()}
-    same_keys("VectorHull", expected, got)
-    return {name: flat[name].detach().clone() for name in expected}
+    flat = parameters.check_parameters(config, params, (Tensor,))
+    return {name: value.detach().clone() for name, value in flat.items()}
 
 
 def normalized_rows(params: Tree, x: Any, config: HullConfig, units: Units | None) -> Tensor:
