@@ -222,7 +222,7 @@ def test_torch_compiles_one_graph_with_a_scale(monkeypatch):
             found.append([output, *torch.autograd.grad((output**3).sum(), [x, *model.parameters()])])
         for one, other in zip(*found, strict=True):
             assert relative_error(other.detach(), one.detach()) < ROUNDING
-    monkeypatch.setattr(torch_scale, "_Scaled", torch_scale._ScaledBothWays)  # control
+    monkeypatch.setattr(torch_scale, "_Scale", torch_scale._ScaleBothWays)  # control
     torch.compiler.reset()
     with pytest.raises(Exception, match="jvp"):
         torch.compile(model, fullgraph=True, backend="aot_eager")(x, routes)

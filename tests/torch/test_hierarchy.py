@@ -186,8 +186,8 @@ def test_the_grouped_path_is_the_one_by_one_path(monkeypatch, kind, sequence):
     inputs = random_inputs(case, spread="zipf", sequence=sequence)
     inputs["routes"]["b"][:] = 0
     called = []
-    one_by_one = hierarchy._one_by_one
-    monkeypatch.setattr(hierarchy, "_one_by_one", lambda *given: called.append(1) or one_by_one(*given))
+    one_by_one = hierarchy._run_one_by_one
+    monkeypatch.setattr(hierarchy, "_run_one_by_one", lambda *given: called.append(1) or one_by_one(*given))
     grouped = ENGINE.run(case, model, inputs)
     assert not called
     monkeypatch.setattr(hierarchy, "_can_be_grouped", lambda experts: False)
