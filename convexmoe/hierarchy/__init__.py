@@ -27,9 +27,7 @@ from .losses import (
 from .records import CELMoEOutput, ExpertAux, ExpertBatch, ExpertResult, LevelOutput, collect_output
 from .routes import (
     LevelRouting,
-    common_levels,
-    constant_routing,
-    count_rows,
+    RouteFunctions,
     merge_routing,
     route_levels,
     routing_constant,
@@ -64,6 +62,7 @@ __all__ = [
     "LossMap",
     "LossResult",
     "LossTerm",
+    "RouteFunctions",
     "Shared",
     "build_fusion",
     "check_expert_shape",
@@ -77,9 +76,6 @@ __all__ = [
     "check_module",
     "check_result",
     "collect_output",
-    "common_levels",
-    "constant_routing",
-    "count_rows",
     "is_array",
     "level_widths",
     "map_leaves",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def validate_routing_length(level: str, routes: Sequence[Any], batch_size: int) 
 def route_levels(
     config: CELMoEConfig, routing: LevelRouting | None, rows: int, read: ReadValues
 ) -> dict[str, Any]:
-    """Return the routes of every enabled level as integers: `encode_routes` of either package, but for its arrays.
+    """Return the routes of every enabled level as integers: what `RouteFunctions.encode_routes` converts.
 
     Args:
         config: the hierarchy.
@@ -139,25 +140,66 @@ def _check_integers(level: HierarchyLevelConfig, argument: str, routes: Any, rea
     return routes
 
 
-def constant_routing(routing: Mapping[str, str], rows: int) -> dict[str, list[str]]:
-    """Return the routing of a batch whose samples all take the same path: level -> name of the expert."""
-    rows = whole_number("constant_routes", "rows", rows, 0)
-    return {level: [name] * rows for level, name in routing.items()}
+@dataclass(frozen=True)
+class RouteFunctions:
+    """The functions of encoded routes, which both packages have, for the arrays of one framework.
 
+    Args:
+        read: returns the values of an array, None while it is traced.
+        convert: returns integers of numpy, or an array that was given, as routes of the package.
+        join: returns routes put one after the other.
+    """
 
-def common_levels(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the levels that batches route, which must be the same in all."""
-    levels = [sorted(part) for part in parts]
-    if not parts or any(names != levels[0] for names in levels):
-        rule, fix = "encoded routes of the same levels", "Encode each part first."
-        fail("merged_routes", "parts", rule, repr(levels), fix)
-    return list(parts[0])
+    read: ReadValues
+    convert: Callable[[Any], Any]
+    join: Callable[[list[Any]], Any]
 
+    def encode_routes(self, config: CELMoEConfig, routing: LevelRouting | None, rows: int) -> dict[str, Any]:
+        """Return one integer route for each sample of every enabled level.
 
-def count_rows(config: CELMoEConfig, routes: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Return level -> expert -> number of rows, for routes as arrays of integers on the host."""
-    summary = {}
-    for level in config.enabled_levels:
-        counts = Counter(np.asarray(routes[level.name]).tolist())
-        summary[level.name] = {name: counts[index] for index, name in enumerate(level.expert_names)}
-    return summary
+        A level that the routing does not name goes to its only expert or its `fallback_expert`; so does a sample
+        whose route is None. Encode once and pass the result again: integers are taken as they are.
+
+        Args:
+            config: the hierarchy.
+            routing: level -> sequence of names (or None), or integer array `[rows]` of indices into the level's
+                experts.
+            rows: the number of samples.
+
+        Returns:
+            level -> array `[rows]`, in JAX of numpy and int32, in PyTorch an int64 tensor; arrays of integers of the
+            framework stay what they are.
+
+        Raises:
+            ValueError: an unknown level or expert (the known ones are listed), a list of another length, an integer
+                out of range, a sample without a route where the level has no fallback.
+
+        >>> from convexmoe.hierarchy import ExpertConfig
+        >>> level = HierarchyLevelConfig("family", [ExpertConfig("slavic"), ExpertConfig("romance")])
+        >>> encode_routes = RouteFunctions(np.asarray, np.asarray, np.concatenate).encode_routes
+        >>> encode_routes(CELMoEConfig(8, [level]), {"family": ["romance", "slavic"]}, 2)["family"].tolist()
+        [1, 0]
+        """
+        routes = route_levels(config, routing, rows, self.read)
+        return {level: self.convert(integers) for level, integers in routes.items()}
+
+    def constant_routes(self, config: CELMoEConfig, routing: Mapping[str, str], rows: int) -> dict[str, Any]:
+        """Return the routes of a batch whose samples all take the same path: level -> name of the expert."""
+        rows = whole_number("constant_routes", "rows", rows, 0)
+        return self.encode_routes(config, {level: [name] * rows for level, name in routing.items()}, rows)
+
+    def merged_routes(self, *parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the routes of batches put one after the other; all must route the same levels."""
+        levels = [sorted(part) for part in parts]
+        if not parts or any(names != levels[0] for names in levels):
+            rule, fix = "encoded routes of the same levels", "Encode each part first."
+            fail("merged_routes", "parts", rule, repr(levels), fix)
+        return {level: self.join([part[level] for part in parts]) for level in parts[0]}
+
+    def routing_summary(self, config: CELMoEConfig, routes: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+        """Return level -> expert -> number of rows, for encoded routes."""
+        summary = {}
+        for level in config.enabled_levels:
+            counts = Counter(np.asarray(self.read(routes[level.name])).tolist())
+            summary[level.name] = {name: counts[index] for index, name in enumerate(level.expert_names)}
+        return summary

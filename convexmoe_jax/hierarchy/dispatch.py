@@ -187,25 +187,24 @@ def _divide(tree: Tree) -> tuple[list[jax.Array], list[jax.Array], Partition]:
     return first, second, Partition(structure, floating)
 
 
+def _join_all(partitions: tuple[Partition, ...], trained: Any, fixed: Any) -> list[Tree]:
+    return [p.join(first, second) for p, first, second in zip(partitions, trained, fixed, strict=True)]
+
+
 def dynamic_blocks(
     function: Function, sizes: tuple[int, ...], params: Tree, shared: Tree, rows: Tree, starts: jax.Array
 ) -> Tree:
     """Return the outputs in sorted order, `[B + padding, ...]`, by the loop of `visit`; reverse mode, once."""
-    trained, fixed, partition = _divide((params, shared, rows))
-    return _run_blocks(function, sizes, partition, trained, [*fixed, starts])
+    trained, fixed, partitions = zip(*map(_divide, (params, shared, rows)), strict=True)
+    return _run_blocks(function, sizes, partitions, trained, fixed, starts)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _run_blocks(
-    function: Function,
-    sizes: tuple[int, ...],
-    partition: Partition,
-    trained: list[jax.Array],
-    fixed: list[jax.Array],
+    function: Function, sizes: Any, partitions: Any, trained: Tree, fixed: Tree, starts: jax.Array
 ) -> Tree:
-    """Return the outputs of all rows; the last of `fixed` is where each expert's rows start."""
-    params, shared, rows = partition.join(trained, fixed[:-1])
-    starts = fixed[-1]
+    """Return the outputs of all rows, from the leaves of parameters, of what is shared, and of rows."""
+    params, shared, rows = _join_all(partitions, trained, fixed)
     places = jax.tree.leaves(rows)[0].shape[0]
     run_rows = jax.vmap(function, (None, None, 0))
     first = jax.tree.map(lambda leaf: leaf[:1], rows)
@@ -219,28 +218,22 @@ def _run_blocks(
     return _zero_spill(visit(starts, sizes, params, block, y), starts)
 
 
-def _run_and_save(function: Any, sizes: Any, partition: Any, trained: Any, fixed: Any) -> Any:
-    return _run_blocks(function, sizes, partition, trained, fixed), (trained, fixed)
+def _run_and_save(function: Any, sizes: Any, partitions: Any, *leaves: Any) -> Any:
+    return _run_blocks(function, sizes, partitions, *leaves), leaves
 
 
-def _pull_back(function: Function, sizes: Any, partition: Partition, residuals: Any, y: Tree) -> Any:
+def _pull_back(function: Function, sizes: Any, partitions: Any, leaves: Any, y: Tree) -> Any:
     """Return the gradients by every leaf: each block is computed again, and sums are in float32 at least."""
-    trained, fixed = residuals
+    (params, shared, rows), (params_fixed, shared_fixed, rows_fixed), starts = leaves
     cotangents = [leaf for leaf in jax.tree.leaves(y) if leaf.dtype != jax.dtypes.float0]
-    params, shared, rows = partition.join(trained, fixed[:-1])
-    starts = fixed[-1]
-    params, params_fixed, params_parts = _divide(params)
-    shared, shared_fixed, shared_parts = _divide(shared)
-    rows, rows_fixed, rows_parts = _divide(rows)
 
     def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, carry: Tree) -> Tree:
         by_params, by_shared, by_rows = carry
         part, part_fixed = block_of((rows, rows_fixed), at, size, valid)
-        weights_fixed = expert_slice(params_fixed, expert)
+        fixed = (expert_slice(params_fixed, expert), shared_fixed, part_fixed)
 
-        def outputs(weights: Any, shared: Any, part: Any) -> Any:
-            args = (params_parts.join(weights, weights_fixed), shared_parts.join(shared, shared_fixed))
-            return _divide(jax.vmap(function, (None, None, 0))(*args, rows_parts.join(part, part_fixed)))[0]
+        def outputs(*trained: Any) -> Any:
+            return _divide(jax.vmap(function, (None, None, 0))(*_join_all(partitions, trained, fixed)))[0]
 
         keep = jnp.arange(size) < valid
         ct = [lax.dynamic_slice_in_dim(leaf, at, size) for leaf in cotangents]
@@ -255,10 +248,9 @@ def _pull_back(function: Function, sizes: Any, partition: Partition, residuals: 
         return by_params, by_shared, by_rows
 
     start = (_wide_zeros(params), _wide_zeros(shared), jax.tree.map(jnp.zeros_like, rows))
-    by_params, by_shared, by_rows = visit(starts, sizes, params, block, start)
-    sums = zip([*by_params, *by_shared], [*params, *shared], strict=True)
-    gradients = [*(total.astype(leaf.dtype) for total, leaf in sums), *_zero_spill(by_rows, starts)]
-    return gradients, [None] * len(fixed)
+    sums = visit(starts, sizes, params, block, start)
+    narrow = partial(jax.tree.map, lambda total, leaf: total.astype(leaf.dtype))
+    return (narrow(sums[0], params), narrow(sums[1], shared), _zero_spill(sums[2], starts)), None, None
 
 
 _run_blocks.defvjp(_run_and_save, _pull_back)

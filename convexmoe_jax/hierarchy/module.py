@@ -199,9 +199,8 @@ class HierarchicalCELMoE(nnx.Module):
 
 def _mean_over(rows: jax.Array, value: jax.Array) -> jax.Array:
     """Return the mean of a loss over the rows of an expert, 0 where it has none."""
-    wide = jnp.promote_types(
-        value.dtype, jnp.float32
-    )  # a sum in half precision may overflow where the mean does not
+    # a sum in half precision may overflow where the mean does not
+    wide = jnp.promote_types(value.dtype, jnp.float32)
     mean = jnp.sum(jnp.where(rows, value, 0), dtype=wide) / jnp.maximum(jnp.sum(rows), 1)
     return mean.astype(value.dtype) if jnp.issubdtype(value.dtype, jnp.inexact) else mean
 
@@ -222,11 +221,11 @@ def _stack_experts(
         try:
             hash(key)
         except TypeError as error:
-            rule, fix = (
-                "attributes that can be hashed",
+            got, fix = (
+                f"{type(module).__name__} ({error})",
                 "Keep the numbers or names that it needs, not a dict or list.",
             )
-            fail(core.OWNER, name, rule, f"{type(module).__name__} ({error})", fix, TypeError)
+            fail(core.OWNER, name, "attributes that can be hashed", got, fix, TypeError)
         by_structure.setdefault(key, []).append((index, state))
     groups = tuple(ExpertGroup(key[0], tuple(i for i, _ in ms)) for key, ms in by_structure.items())
     stacks = {}

@@ -1,63 +1,13 @@
-"""Routes as tensors of integers: what the core makes of names, for PyTorch."""
+"""The functions of routes, for tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from convexmoe import hierarchy as core
-
-Routes = dict[str, torch.Tensor]
-
-
-def encode_routes(config: core.CELMoEConfig, routing: core.LevelRouting | None, rows: int) -> dict[str, Any]:
-    """Return one integer route for each sample of every enabled level.
-
-    A level that the routing does not name goes to its only expert or its `fallback_expert`; so does a sample
-    whose route is None. Encode once and pass the result again: integers are taken as they are.
-
-    Args:
-        config: the hierarchy.
-        routing: level -> sequence of names (or None), or integer array `[rows]` of indices into the level's experts.
-        rows: the number of samples.
-
-    Returns:
-        level -> int64 tensor `[rows]`; tensors of integers stay what they are.
-
-    Raises:
-        ValueError: an unknown level or expert (the known ones are listed), a list of another length, an integer
-            out of range, a sample without a route where the level has no fallback.
-
-    >>> from convexmoe.hierarchy import CELMoEConfig, ExpertConfig, HierarchyLevelConfig
-    >>> level = HierarchyLevelConfig("family", [ExpertConfig("slavic"), ExpertConfig("romance")])
-    >>> encode_routes(CELMoEConfig(8, [level]), {"family": ["romance", "slavic"]}, 2)["family"].tolist()
-    [1, 0]
-    """
-    routes = core.route_levels(config, routing, rows, read_values)
-    return {
-        level: value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value, np.int64))
-        for level, value in routes.items()
-    }
-
-
-def constant_routes(config: core.CELMoEConfig, routing: Mapping[str, str], rows: int) -> dict[str, Any]:
-    """Return the routes of a batch whose samples all take the same path: level -> name of the expert."""
-    return encode_routes(config, core.constant_routing(routing, rows), rows)
-
-
-def merged_routes(*parts: Mapping[str, Any]) -> Routes:
-    """Return the routes of batches put one after the other; all must route the same levels."""
-    return {
-        level: torch.cat([torch.as_tensor(p[level]) for p in parts]) for level in core.common_levels(parts)
-    }
-
-
-def routing_summary(config: core.CELMoEConfig, routes: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Return level -> expert -> number of rows, for encoded routes."""
-    return core.count_rows(config, {level: read_values(value) for level, value in routes.items()})
+from convexmoe.hierarchy import RouteFunctions
 
 
 def read_values(routes: Any) -> np.ndarray | None:
@@ -70,3 +20,16 @@ def read_values(routes: Any) -> np.ndarray | None:
         return routes.cpu().numpy()
     except RuntimeError:  # inside a transform of torch.func
         return np.array(routes.tolist())
+
+
+def _as_tensor(routes: Any) -> torch.Tensor:
+    return routes if isinstance(routes, torch.Tensor) else torch.from_numpy(np.array(routes, np.int64))
+
+
+def _join(parts: list[Any]) -> torch.Tensor:
+    return torch.cat([torch.as_tensor(part) for part in parts])
+
+
+_functions = RouteFunctions(read_values, _as_tensor, _join)
+encode_routes, constant_routes = _functions.encode_routes, _functions.constant_routes
+merged_routes, routing_summary = _functions.merged_routes, _functions.routing_summary
