@@ -28,17 +28,17 @@ def check_model(owner: str, model: Any, kind: type) -> None:
         fail(owner, "model", f"a {OWNER}", type(model).__name__, "Pass the model itself.", TypeError)
 
 
-def check_hidden(hidden: Any, config: CELMoEConfig, kinds: tuple[type, ...]) -> int:
+def check_hidden(hidden: Any, config: CELMoEConfig, kinds: tuple[Any, ...]) -> int:
     """Return the number of samples of the input, an array of one of `kinds`, after its checks."""
     rule = f"[rows, hidden_size={config.hidden_size}] or [rows, length, hidden_size={config.hidden_size}]"
     if not isinstance(hidden, kinds):
         fail(OWNER, "hidden", rule, type(hidden).__name__, CONVERT, TypeError)
-    if hidden.ndim not in (2, 3) or hidden.shape[-1] != config.hidden_size:  # type: ignore[attr-defined]
+    if hidden.ndim not in (2, 3) or hidden.shape[-1] != config.hidden_size:
         fail(OWNER, "hidden", rule, describe(hidden), "Project or reshape it.")
-    return hidden.shape[0]  # type: ignore[attr-defined]
+    return hidden.shape[0]
 
 
-def check_result(result: Any, method: str, kinds: tuple[type, ...], as_array: Callable[[Any], Any]) -> None:
+def check_result(result: Any, method: str, kinds: tuple[Any, ...], as_array: Callable[[Any], Any]) -> None:
     """Check what an expert's `method` returned: an array of one of `kinds`, and scalar losses."""
     if not isinstance(result, ExpertResult):
         fail("ExpertModule", method, "an ExpertResult", type(result).__name__, "Wrap the hidden.", TypeError)
@@ -63,9 +63,9 @@ def check_expert_shape(level: HierarchyLevelConfig, given: Sequence[int], width:
         fail(OWNER, level.name, f"hidden of shape {list(expected)}", describe(new), fix)
 
 
-def check_fused(fused: Any, rows: int, kinds: tuple[type, ...]) -> None:
+def check_fused(fused: Any, rows: int, kinds: tuple[Any, ...]) -> None:
     """Check that a fusion returned an array with a leading axis of samples."""
-    shape: Any = fused.shape if isinstance(fused, kinds) else ()  # type: ignore[attr-defined]
+    shape: Any = fused.shape if isinstance(fused, kinds) else ()
     if len(shape) == 0 or shape[0] != rows:
         rule, fix = f"a fused array of {rows} rows", "Return the fused hidden."
         fail(OWNER, "fusion_module", rule, describe(fused), fix, TypeError)

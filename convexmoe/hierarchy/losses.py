@@ -39,6 +39,23 @@ class LossTerm:
     scope: str = "global"
 
 
+class LossArrays(NamedTuple):
+    """What the losses need of a framework.
+
+    Args:
+        zeros: returns an array of a shape.
+        as_array: returns a number or an array as an array.
+        add: returns `total + weight * value`, in float32 at least: a product in half precision may overflow where the
+            total does not.
+        fetch: returns scalars as numbers, in one transfer to the host.
+    """
+
+    zeros: Callable[..., Array]
+    as_array: Callable[..., Array]
+    add: Callable[[Any, float, Any], Array]
+    fetch: Callable[[list[Any]], list[float]]
+
+
 @dataclass(init=False)
 class LossBundle:
     """All terms of a loss. In JAX a pytree.
@@ -64,7 +81,10 @@ class LossBundle:
     @property
     def total(self) -> Array:
         """The sum of `weight * value` over all terms, a scalar."""
-        raise NotImplementedError
+        total = self._arrays.zeros(())
+        for term in self.terms:
+            total = self._arrays.add(total, term.weight, self._arrays.as_array(term.value))
+        return total
 
     def as_dict(self) -> dict[str, float]:
         """Return name -> unweighted value, `name.weighted` -> weighted value, and "total", in one transfer.
@@ -76,7 +96,9 @@ class LossBundle:
         """
         for term in self.terms:
             self.as_scalar("LossBundle", term.name, term.value)
-        total, *values = self._fetch()
+        total, *values = self._arrays.fetch(
+            [self.total, *(self._arrays.as_array(term.value) for term in self.terms)]
+        )
         result = {"total": total}
         for term, value in zip(self.terms, values, strict=True):
             name, count = term.name, 1
@@ -92,18 +114,11 @@ class LossBundle:
         if value is None or isinstance(value, (str, Mapping)):
             fix = "Return the value of the loss."
             fail(owner, name, "a scalar, or a dict of scalars", describe(value), fix, TypeError)
-        array = cls._as_array(value)
+        array = cls._arrays.as_array(value)
         check_scalar(owner, name, array)
         return array
 
-    @staticmethod
-    def _as_array(value: Any) -> Array:
-        """Return a number or an array as an array of the framework."""
-        raise NotImplementedError
-
-    def _fetch(self) -> list[float]:
-        """Return the total and the values of all terms as numbers, in one transfer."""
-        raise NotImplementedError
+    _arrays: ClassVar[LossArrays]
 
 
 class _Entry(NamedTuple):

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .config import CELMoEConfig
-
 Array = Any  # of the package that made it
 ExpertAux = Mapping[str, Any]
 
@@ -104,18 +102,3 @@ class CELMoEOutput:
     def loss_weights(self) -> dict[str, float]:
         """The `loss_weight` of every loss by name."""
         return dict(self.weights)
-
-
-def collect_output(config: CELMoEConfig, levels: Mapping[str, LevelOutput], fused: Array) -> CELMoEOutput:
-    """Return the output of a hierarchy from those of its levels and the fused one."""
-    losses = {name: value for output in levels.values() for name, value in output.losses.items()}
-    experts = {(level.name, e.name): e for level in config.enabled_levels for e in level.expert_configs}
-    weights = []
-    for name in losses:
-        level, expert, _ = name.split(
-            ".", 2
-        )  # names of levels and experts have no dots; a loss may have some
-        weights.append((name, experts[level, expert].loss_weight))
-    return CELMoEOutput(
-        levels, fused, losses, {name: output.aux for name, output in levels.items()}, tuple(weights)
-    )

@@ -1,8 +1,6 @@
-"""The sum of a hierarchy's losses, and their transfer to the host; the rest stands in the core."""
+"""Losses of a hierarchy, for arrays of JAX."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,25 +8,18 @@ import jax.numpy as jnp
 from convexmoe import hierarchy as core
 
 
+def _add(total: jax.Array, weight: float, value: jax.Array) -> jax.Array:
+    return total + weight * value.astype(jnp.promote_types(value.dtype, jnp.float32))
+
+
+def _fetch(values: list[jax.Array]) -> list[float]:
+    return jax.device_get(jnp.stack(values)).tolist()
+
+
 class LossBundle(core.LossBundle):
     __doc__ = core.LossBundle.__doc__
 
-    @property
-    def total(self) -> jax.Array:
-        """The sum of `weight * value` over all terms, a scalar."""
-        total = jnp.zeros(())
-        for term in self.terms:
-            value = jnp.asarray(term.value)
-            # a product in half precision may overflow where the total does not
-            total = total + term.weight * value.astype(jnp.promote_types(value.dtype, jnp.float32))
-        return total
-
-    @staticmethod
-    def _as_array(value: Any) -> jax.Array:
-        return jnp.asarray(value)
-
-    def _fetch(self) -> list[float]:
-        return jax.device_get(jnp.stack([self.total, *[jnp.asarray(t.value) for t in self.terms]])).tolist()
+    _arrays = core.LossArrays(jnp.zeros, jnp.asarray, _add, _fetch)
 
 
 jax.tree_util.register_dataclass(LossBundle, ["terms"], [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -69,7 +68,7 @@ class ExpertFunction:
         return result.hidden, dict(result.losses), result.aux
 
 
-class HierarchicalCELMoE(nnx.Module):
+class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
     """Levels of named experts, in order; every sample carries a route for each level.
 
     Guarantee: a sample's output depends on its own row and routes only, and one compilation serves all routes
@@ -86,6 +85,9 @@ class HierarchicalCELMoE(nnx.Module):
     Raises:
         TypeError, ValueError: an expert is no module, keeps random state, or gives another width than its level's.
     """
+
+    _kinds = ARRAYS
+    _read_values = staticmethod(read_values)
 
     def __init__(
         self,
@@ -109,11 +111,6 @@ class HierarchicalCELMoE(nnx.Module):
         if fusion_module is not None:
             core.check_module("fusion_module", fusion_module, nnx.Module, "nnx.Module")
         self.fusion = nnx.data(fusion_module)
-
-    @property
-    def levels(self) -> tuple[core.HierarchyLevelConfig, ...]:
-        """The configs of the levels that run, in order."""
-        return self.config.enabled_levels
 
     def __call__(
         self,
@@ -143,35 +140,24 @@ class HierarchicalCELMoE(nnx.Module):
         own, shared = split_inputs(rows, context, mask, state)
         if isinstance(self.fusion, PositionAwareFusion):
             self.fusion.check_length(hidden)
-        levels: OrderedDict[str, core.LevelOutput] = OrderedDict()
-        hiddens: list[jax.Array] = []
-        valid = None  # the rows whose routes were all in range; None while that is known of all
-        for index, level in enumerate(self.levels):
-            valid = _rows_in_range(valid, routes[level.name], len(level.experts))
-            shared["key"] = None if key is None else jax.random.fold_in(key, index)
-            given = own | {"hidden": hidden}
-            hidden, levels[level.name] = self._run_level(level, given, shared, routes[level.name], valid)
-            hiddens.append(hidden)
-        fused = self._fuse(hiddens, key)
-        core.check_fused(fused, rows, ARRAYS)
-        return core.collect_output(self.config, levels, _nan_unless(valid, fused))
+        return self._run_levels(hidden, routes, (own, shared, key))
 
-    def _fuse(self, hiddens: list[jax.Array], key: jax.Array | None) -> jax.Array:
+    def _fuse(self, hiddens: list[jax.Array], given: Any) -> jax.Array:
         if self.fusion is None:
             return hiddens[-1]
         if isinstance(self.fusion, (LearnedFusion, PositionAwareFusion)):
-            key = None if key is None else jax.random.fold_in(key, len(hiddens))
-            return self.fusion(hiddens, key)
+            return self.fusion(hiddens, _key_at(len(hiddens), given[2]))
         return self.fusion(hiddens)
 
     def _run_level(
-        self, level: core.HierarchyLevelConfig, rows: Any, shared: Any, routes: Any, valid: Any
+        self, index: int, hidden: Any, routes: Any, valid: Any, given: Any
     ) -> tuple[jax.Array, core.LevelOutput]:
-        """Return what the next level gets, with zeros in the rows that are not valid, and what the caller gets."""
+        level, (own, shared, key) = self.levels[index], given
+        shared = shared | {"key": _key_at(index, key)}
         all_routes = jnp.asarray(routes, jnp.int32)
         routes = all_routes if valid is None else jnp.where(valid, all_routes, -1)
-        hidden = scale_gradient_of_rows(rows["hidden"], routes, self.config.scales_to_parent(level))
-        rows = rows | {"hidden": hidden, "position": jnp.arange(len(routes), dtype=jnp.int32)}
+        hidden = scale_gradient_of_rows(hidden, routes, self.config.scales_to_parent(level))
+        rows = own | {"hidden": hidden, "position": jnp.arange(len(routes), dtype=jnp.int32)}
         total: Any = None
         losses: dict[str, jax.Array] = {}
         aux: dict[str, Any] = {}
@@ -191,10 +177,17 @@ class HierarchicalCELMoE(nnx.Module):
                 aux[name] = new_aux
                 for loss, value in new_losses.items():
                     losses[f"{level.name}.{name}.{loss}"] = _mean_over(routes == member, value)
-        output = core.LevelOutput(
-            level.name, _nan_unless(valid, total), all_routes, losses, aux, level.expert_names
-        )
-        return total, output
+        shown = self._nan_unless(valid, total)
+        return total, core.LevelOutput(level.name, shown, all_routes, losses, aux, level.expert_names)
+
+    @staticmethod
+    def _nan_unless(valid: jax.Array | None, hidden: jax.Array) -> jax.Array:
+        return hidden if valid is None else jnp.where(expand(valid, hidden), hidden, jnp.nan)
+
+
+def _key_at(index: int, key: jax.Array | None) -> jax.Array | None:
+    """Return the key of a level, or, at the number of levels, of the fusion."""
+    return None if key is None else jax.random.fold_in(key, index)
 
 
 def _mean_over(rows: jax.Array, value: jax.Array) -> jax.Array:
@@ -251,16 +244,3 @@ def _as_dicts(state: Any) -> Any:
     if isinstance(state, (nnx.Variable, jax.Array)):
         return state
     return {key: _as_dicts(value) for key, value in state.items()}
-
-
-def _rows_in_range(valid: jax.Array | None, routes: Any, num_experts: int) -> jax.Array | None:
-    """Return which of the `valid` rows have a route in range; None where that was checked eagerly."""
-    if read_values(routes) is not None:
-        return valid
-    in_range = (routes >= 0) & (routes < num_experts)
-    return in_range if valid is None else valid & in_range
-
-
-def _nan_unless(valid: jax.Array | None, hidden: jax.Array) -> jax.Array:
-    """Return `hidden` with NaN in the rows that are not valid."""
-    return hidden if valid is None else jnp.where(expand(valid, hidden), hidden, jnp.nan)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .dispatch import is_transforming
 
 
 class _Scale(torch.autograd.Function):
@@ -54,6 +57,13 @@ def scale_gradient(x: Tensor, scale: float) -> Tensor:
     return _scale(x, x.new_full((), scale))
 
 
+@functools.lru_cache(256)
+def _scale_table(scales: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the scales of a level on a device, copied there once."""
+    with torch.inference_mode(False):
+        return torch.tensor(scales, dtype=dtype, device=device)
+
+
 def scale_gradient_of_rows(x: Tensor, routes: Tensor, scales: Sequence[float]) -> Tensor:
     """Return `x`, `[rows, ...]`, of whose rows' gradients the shares `scales[route]` are passed on.
 
@@ -61,7 +71,10 @@ def scale_gradient_of_rows(x: Tensor, routes: Tensor, scales: Sequence[float]) -
     """
     if len(set(scales)) == 1:
         return scale_gradient(x, scales[0])
-    factor = x.new_tensor(scales)[routes.clamp(0, len(scales) - 1)].reshape(-1, *[1] * (x.ndim - 1))
+    # kept on the device for plain tensors alone: what is traced or transformed makes its own
+    keeps = type(x) is Tensor and not torch.compiler.is_compiling() and not is_transforming()
+    table = _scale_table(tuple(scales), x.dtype, x.device) if keeps else x.new_tensor(scales)
+    factor = table[routes.clamp(0, len(scales) - 1)].reshape(-1, *[1] * (x.ndim - 1))
     if 0.0 in scales:
         x = torch.where(factor == 0, x.detach(), x)
     return x if set(scales) <= {0.0, 1.0} else _scale(x, factor)

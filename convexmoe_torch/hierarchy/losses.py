@@ -1,8 +1,6 @@
-"""The sum of a hierarchy's losses, and their transfer to the host; the rest stands in the core."""
+"""Losses of a hierarchy, for tensors."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,28 +8,21 @@ from torch import Tensor
 from convexmoe import hierarchy as core
 
 
+def _add(total: Tensor, weight: float, value: Tensor) -> Tensor:
+    wide = value.to(torch.promote_types(value.dtype, torch.float32))
+    return total.to(value.device) + weight * wide
+
+
+@torch.no_grad()
+def _fetch(values: list[Tensor]) -> list[float]:
+    total = values[0]
+    return torch.stack([value.to(total.device, total.dtype) for value in values]).tolist()
+
+
 class LossBundle(core.LossBundle):
     __doc__ = core.LossBundle.__doc__
 
-    @property
-    def total(self) -> Tensor:
-        """The sum of `weight * value` over all terms, a scalar."""
-        total = torch.zeros(())
-        for term in self.terms:
-            value = torch.as_tensor(term.value)
-            # a product in half precision may overflow where the total does not
-            wide = value.to(torch.promote_types(value.dtype, torch.float32))
-            total = total.to(value.device) + term.weight * wide
-        return total
-
-    @staticmethod
-    def _as_array(value: Any) -> Tensor:
-        return torch.as_tensor(value)
-
-    @torch.no_grad()
-    def _fetch(self) -> list[float]:
-        total = self.total
-        return torch.stack([total, *(torch.as_tensor(t.value).to(total) for t in self.terms)]).tolist()
+    _arrays = core.LossArrays(torch.zeros, torch.as_tensor, _add, _fetch)
 
 
 class CELMoELossAPI(core.CELMoELossAPI):

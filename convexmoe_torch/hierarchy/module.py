@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from .selection import check_kind, split_batch
 ARRAYS = (Tensor,)
 
 
-class HierarchicalCELMoE(nn.Module):
+class HierarchicalCELMoE(core.Hierarchy, nn.Module):
     """Levels of named experts, in order; every sample carries a route for each level.
 
     Guarantee: a sample's output depends on its own row and routes only
@@ -36,6 +35,9 @@ class HierarchicalCELMoE(nn.Module):
     Raises:
         TypeError, ValueError: an expert is no module, or gives another width than its level's.
     """
+
+    _kinds = ARRAYS
+    _read_values = staticmethod(read_values)
 
     def __init__(
         self,
@@ -58,11 +60,6 @@ class HierarchicalCELMoE(nn.Module):
         if fusion_module is not None:
             core.check_module("fusion_module", fusion_module, nn.Module, "nn.Module")
         self.fusion = fusion_module
-
-    @property
-    def levels(self) -> tuple[core.HierarchyLevelConfig, ...]:
-        """The configs of the levels that run, in order."""
-        return self.config.enabled_levels
 
     def forward(
         self,
@@ -90,23 +87,16 @@ class HierarchicalCELMoE(nn.Module):
         core.check_inputs(rows, context, mask, state, check_kind)
         if isinstance(self.fusion, PositionAwareFusion):
             self.fusion.check_length(hidden)
-        levels: OrderedDict[str, core.LevelOutput] = OrderedDict()
-        hiddens: list[Tensor] = []
-        valid = None  # the rows whose routes were all in range; None while that is known of all
-        for level in self.levels:
-            valid = _rows_in_range(valid, routes[level.name], len(level.experts))
-            batch = core.ExpertBatch(hidden, context, mask, state)
-            hidden, levels[level.name] = self._run_level(level, batch, routes[level.name], valid)
-            hiddens.append(hidden)
-        fused = hiddens[-1] if self.fusion is None else self.fusion(hiddens)
-        core.check_fused(fused, rows, ARRAYS)
-        return core.collect_output(self.config, levels, _nan_unless(valid, fused))
+        return self._run_levels(hidden, routes, core.ExpertBatch(hidden, context, mask, state))
+
+    def _fuse(self, hiddens: list[Tensor], given: core.ExpertBatch) -> Tensor:
+        return hiddens[-1] if self.fusion is None else self.fusion(hiddens)
 
     def _run_level(
-        self, level: core.HierarchyLevelConfig, batch: core.ExpertBatch, routes: Any, valid: Tensor | None
+        self, index: int, hidden: Tensor, routes: Any, valid: Tensor | None, given: core.ExpertBatch
     ) -> tuple[Tensor, core.LevelOutput]:
-        """Return what the next level gets, with zeros in the rows that are not valid, and what the caller gets."""
-        hidden, width = batch.hidden, self.config.width_of(level)
+        level = self.levels[index]
+        width = self.config.width_of(level)
         all_routes = routes.to(hidden.device, torch.int64, copy=True)
         routes = all_routes if valid is None else torch.where(valid, all_routes, -1)
         modules: Any = self.level_modules[level.name]
@@ -120,7 +110,7 @@ class HierarchicalCELMoE(nn.Module):
             sorted_hidden = _run_grouped(experts, permute_rows(hidden, plan.take, plan.back), plan)
         else:
             keys = sample_keys(len(hidden), hidden.device) if self.training else None
-            batch = core.ExpertBatch(hidden, batch.context, batch.mask, batch.state, keys)
+            batch = core.ExpertBatch(hidden, given.context, given.mask, given.state, keys)
             results, sorted_hidden = _run_one_by_one(level, experts, batch, plan, scales, width)
             for name, result in results.items():
                 aux[name] = result.aux
@@ -128,10 +118,14 @@ class HierarchicalCELMoE(nn.Module):
                     losses[f"{level.name}.{name}.{loss}"] = torch.as_tensor(value)
         core.check_expert_shape(level, hidden.shape, width, sorted_hidden)
         total = permute_rows(sorted_hidden, plan.back, plan.take)
-        output = core.LevelOutput(
-            level.name, _nan_unless(valid, total), all_routes, losses, aux, level.expert_names
-        )
-        return total, output
+        shown = self._nan_unless(valid, total)
+        return total, core.LevelOutput(level.name, shown, all_routes, losses, aux, level.expert_names)
+
+    @staticmethod
+    def _nan_unless(valid: Tensor | None, hidden: Tensor) -> Tensor:
+        if valid is None:
+            return hidden
+        return torch.where(valid.reshape(-1, *[1] * (hidden.ndim - 1)), hidden, torch.nan)
 
 
 def _add(modules: nn.ModuleDict, name: str, module: nn.Module) -> None:
@@ -140,21 +134,6 @@ def _add(modules: nn.ModuleDict, name: str, module: nn.Module) -> None:
         fix = "Rename it."
         fail(core.OWNER, "config", "names that nn.ModuleDict has no attribute of", repr(name), fix)
     modules[name] = module
-
-
-def _rows_in_range(valid: Tensor | None, routes: Any, num_experts: int) -> Tensor | None:
-    """Return which of the `valid` rows have a route in range; None where that was checked eagerly."""
-    if read_values(routes) is not None:
-        return valid
-    in_range = (routes >= 0) & (routes < num_experts)
-    return in_range if valid is None else valid & in_range
-
-
-def _nan_unless(valid: Tensor | None, hidden: Tensor) -> Tensor:
-    """Return `hidden` with NaN in the rows that are not valid."""
-    if valid is None:
-        return hidden
-    return torch.where(valid.reshape(-1, *[1] * (hidden.ndim - 1)), hidden, torch.nan)
 
 
 def _can_be_grouped(experts: list[Any]) -> bool:
