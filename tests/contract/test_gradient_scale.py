@@ -205,21 +205,20 @@ def test_forward_mode_and_second_derivatives_scale(engine):
     assert relative_error(wanted, whole[0]) > 0.1 and abs(along - whole[1]) > 1e-3  # control
 
 
-def test_torch_compiles_one_graph_with_a_scale(monkeypatch):
-    engine = ENGINES[1]
-    for scales in ((SCALE,) * 3, (1.0, SCALE, 0.0)):
-        case = case_of("linear", scales)
-        model, inputs = engine.build(case, random_weights(case)), inputs_of("linear")
-        routes = {name: torch.tensor(value) for name, value in inputs["routes"].items()}
-        torch.compiler.reset()
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        found = []
-        for call in (model, compiled):
-            x = torch.tensor(inputs["x"], requires_grad=True)
-            output = call(x, routes).fused_hidden
-            found.append([output, *torch.autograd.grad((output**3).sum(), [x, *model.parameters()])])
-        for one, other in zip(*found, strict=True):
-            assert relative_error(other.detach(), one.detach()) < ROUNDING
+@pytest.mark.parametrize("scales", [pytest.param((SCALE,) * 3, marks=pytest.mark.release), (1.0, SCALE, 0.0)])
+def test_torch_compiles_one_graph_with_a_scale(monkeypatch, scales):
+    engine, case = ENGINES[1], case_of("linear", scales)
+    model, inputs = engine.build(case, random_weights(case)), inputs_of("linear")
+    routes = {name: torch.tensor(value) for name, value in inputs["routes"].items()}
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found = []
+    for call in (model, compiled):
+        x = torch.tensor(inputs["x"], requires_grad=True)
+        output = call(x, routes).fused_hidden
+        found.append([output, *torch.autograd.grad((output**3).sum(), [x, *model.parameters()])])
+    for one, other in zip(*found, strict=True):
+        assert relative_error(other.detach(), one.detach()) < ROUNDING
     monkeypatch.setattr(torch_scale, "_Scale", torch_scale._ScaleBothWays)  # control
     torch.compiler.reset()
     with pytest.raises(Exception, match="jvp"):
