@@ -5,8 +5,11 @@ from importlib.util import find_spec as _find_spec
 if any(_find_spec(_name) is None for _name in ("jax", "flax", "optax")):
     raise ImportError('convexmoe_jax needs JAX: pip install "convexmoe[jax]"')
 
-from convexmoe.hierarchy.config import CELMoEConfig, ExpertConfig, ExpertMetadata, HierarchyLevelConfig
-from convexmoe.hierarchy.route_lists import (
+from convexmoe.hierarchy import (
+    CELMoEConfig,
+    ExpertConfig,
+    ExpertMetadata,
+    HierarchyLevelConfig,
     LevelRouting,
     merge_routing,
     routing_constant,

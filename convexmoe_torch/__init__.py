@@ -5,8 +5,11 @@ from importlib.util import find_spec as _find_spec
 if _find_spec("torch") is None:
     raise ImportError('convexmoe_torch needs PyTorch: pip install "convexmoe[torch]"')
 
-from convexmoe.hierarchy.config import CELMoEConfig, ExpertConfig, ExpertMetadata, HierarchyLevelConfig
-from convexmoe.hierarchy.route_lists import (
+from convexmoe.hierarchy import (
+    CELMoEConfig,
+    ExpertConfig,
+    ExpertMetadata,
+    HierarchyLevelConfig,
     LevelRouting,
     merge_routing,
     routing_constant,

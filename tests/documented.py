@@ -63,6 +63,16 @@ def numpy(value):
     return value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
+def compiled(engine, model, *given):
+    """The fused output of a model as a function of its input: in JAX one program, where eager calls compile many."""
+
+    def run(x):
+        output = model(x, *given)
+        return getattr(output, "fused_hidden", output)
+
+    return jax.jit(run) if engine.name == "jax" else run
+
+
 @functools.cache
 def inputs():
     """Hidden, embedding and mask of every sample, in float32."""

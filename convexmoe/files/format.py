@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from ..errors import dtype_name, fail, same_keys
-from ..hierarchy.description import described
+from ..hierarchy import parameters_described_by
 from ..hull.config import HullConfig
 from ..hull.parameters import parameter_shapes
 from .atomic import write_whole
@@ -123,7 +123,7 @@ def check_keys(header: dict[str, Any], forms: dict[str, tuple]) -> None:
             PREFIX + name: (shape, dtype) for name, shape in parameter_shapes(config).items()
         }
     else:
-        shapes, own = described(header["config"])
+        shapes, own = parameters_described_by(header["config"])
         expected = {PREFIX + name: (shape, None) for name, shape in shapes.items()}
         theirs = tuple(PREFIX + part for part in own)
         expected |= {key: form for key, form in forms.items() if key.startswith(theirs)}

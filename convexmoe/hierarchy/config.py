@@ -126,11 +126,10 @@ class HierarchyLevelConfig:
         owner = "HierarchyLevelConfig"
         _check_name(owner, self.name)
         object.__setattr__(self, "experts", self._experts_by_name())
-        if self.fallback_expert is not None and self.fallback_expert not in self.expert_names:
+        fallback, names = self.fallback_expert, self.expert_names
+        if fallback is not None and fallback not in names:
             fix = f"Name one of level {self.name!r}."
-            fail(
-                owner, "fallback_expert", f"one of {list(self.expert_names)}", repr(self.fallback_expert), fix
-            )
+            fail(owner, "fallback_expert", f"one of {list(names)}", repr(fallback), fix)
         one_of(owner, "enabled", self.enabled, (True, False))
         if self.hidden_size is not None:
             object.__setattr__(self, "hidden_size", whole_number(owner, "hidden_size", self.hidden_size, 1))
@@ -216,12 +215,10 @@ class CELMoEConfig:
         object.__setattr__(self, "fusion_max_positions", positions)
         if self.use_learned_fusion and self.fusion_type == POSITION_AWARE:
             for level in self.enabled_levels:
-                if self.width_of(level) != self.hidden_size:
+                width, fix = self.width_of(level), f"Pass fusion_type={LEARNED!r}, or change the level."
+                if width != self.hidden_size:
                     rule = f"levels of width hidden_size={self.hidden_size} for {POSITION_AWARE!r}"
-                    got = f"{self.width_of(level)} on level {level.name!r}"
-                    fail(
-                        owner, "fusion_type", rule, got, f"Pass fusion_type={LEARNED!r}, or change the level."
-                    )
+                    fail(owner, "fusion_type", rule, f"{width} on level {level.name!r}", fix)
 
     @property
     def enabled_levels(self) -> tuple[HierarchyLevelConfig, ...]:
@@ -231,6 +228,14 @@ class CELMoEConfig:
     def width_of(self, level: HierarchyLevelConfig) -> int:
         """Return the width of a level's output."""
         return self.hidden_size if level.hidden_size is None else level.hidden_size
+
+    def scales_to_parent(self, level: HierarchyLevelConfig) -> tuple[float, ...]:
+        """Return the share of each expert's gradient that it passes to the level before, or to the input.
+
+        On the first level the experts' own scales count only with `stop_gradient_from_input`; else all shares are 1.
+        """
+        scales = self.stop_gradient_from_input or level.name != self.enabled_levels[0].name
+        return tuple(expert.scale_to_parent if scales else 1.0 for expert in level.expert_configs)
 
     def to_json(self) -> str:
         """Return the config as JSON with sorted keys; equal configs give equal text. Metadata must be JSON too."""
@@ -267,10 +272,8 @@ def _check_read(cls: type, values: Any) -> None:
 
 
 def _check_name(owner: str, name: Any) -> None:
-    rule, fix = (
-        "a name that is not empty and has no dot",
-        "Dots separate level and expert in the names of losses.",
-    )
+    rule = "a name that is not empty and has no dot"
+    fix = "Dots separate level and expert in the names of losses."
     if not isinstance(name, str):
         fail(owner, "name", rule, repr(name), fix, TypeError)
     if not name or "." in name:
@@ -279,32 +282,5 @@ def _check_name(owner: str, name: Any) -> None:
 
 def _check_distinct(owner: str, argument: str, names: list[str]) -> None:
     if not names or len(set(names)) < len(names):
-        fail(
-            owner,
-            argument,
-            "one entry at least, all of different names",
-            repr(names),
-            "Rename or remove some.",
-        )
-
-
-def level_widths(owner: str, hidden_size: int, num_levels: Any) -> tuple[int, ...]:
-    """Return the width of each level's output: `num_levels` of them equal to `hidden_size`, or as it lists them."""
-    if isinstance(num_levels, Iterable) and not isinstance(num_levels, str):
-        widths = tuple(whole_number(owner, "num_levels", width, 1) for width in num_levels)
-        if not widths:
-            fail(owner, "num_levels", "one level at least", "none", "Pass the width of each level.")
-        return widths
-    return (hidden_size,) * whole_number(owner, "num_levels", num_levels, 1)
-
-
-def check_levels(owner: str, hiddens: Sequence[Any], number: int) -> None:
-    """Check that a fusion is given the outputs of as many levels as it was built for."""
-    if len(hiddens) != number:
-        fail(
-            owner,
-            "hiddens",
-            f"the outputs of {number} levels",
-            str(len(hiddens)),
-            "Build it with num_levels.",
-        )
+        rule = "one entry at least, all of different names"
+        fail(owner, argument, rule, repr(names), "Rename or remove some.")

@@ -8,19 +8,17 @@ from typing import Any
 from ..errors import fail
 from ..hull.config import HullConfig
 from ..hull.parameters import parameter_shapes
-from .config import CELMoEConfig
+from .config import LEARNED, POSITION_AWARE, CELMoEConfig
 
 USER = "user"  # the kind of an expert or a fusion that is not one of ours
-FUSIONS = {
-    "learned": "LearnedFusion",
-    "position_aware": "PositionAwareFusion",
-}  # fusion_type -> kind of the fusion
+# fusion_type -> kind of the fusion
+FUSIONS = {LEARNED: "LearnedFusion", POSITION_AWARE: "PositionAwareFusion"}
 FIELDS = {"hierarchy", "experts", "fusion"}
 RULE, FIX = "a config that describes a hierarchy", "Fetch the file again or save the model anew."
 Shapes = dict[str, tuple[int, ...]]
 
 
-def described(config: Any) -> tuple[Shapes, tuple[str, ...]]:
+def parameters_described_by(config: Any) -> tuple[Shapes, tuple[str, ...]]:
     """Return name -> shape of the parameters that a config describes, and what the names of all others begin with.
 
     Args:

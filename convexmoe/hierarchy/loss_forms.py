@@ -36,18 +36,33 @@ class LossForm(NamedTuple):
         Raises:
             ValueError: it fails on targets or a context that are None; `loss` is its name.
         """
-        places, names = [given[name] for name in self.places], {name: given[name] for name in self.names}
+        absent = [name for name in (*self.places, *self.names) if given[name] is None]
         try:
-            return function(*places, **names)
+            return self._apply(function, given)
         except Exception as error:
-            absent = [name for name in (*self.places, *self.names) if given[name] is None]
-            if not absent or "None" not in str(error):
+            if not absent or "None" not in str(error) or not self._uses(function, given, absent):
                 raise
-            got, fix = (
-                f"None ({type(error).__name__}: {error})",
-                "Pass compute(output, targets=..., context=...).",
-            )
+            got = f"None ({type(error).__name__}: {error})"
+            fix = "Pass compute(output, targets=..., context=...)."
             fail("CELMoELossAPI", "compute", f"the {' and '.join(absent)} that {loss!r} uses", got, fix)
+
+    def _apply(self, function: Callable[..., Any], given: dict[str, Any]) -> Any:
+        return function(*(given[name] for name in self.places), **{name: given[name] for name in self.names})
+
+    def _uses(self, function: Callable[..., Any], given: dict[str, Any], absent: list[str]) -> bool:
+        """Return whether it is an absent argument that a loss fails on: called again, it fails on what stands for it.
+
+        A fault of its own that also speaks of None is the same in both calls.
+        """
+        try:
+            self._apply(function, given | {name: _AbsentArgument() for name in absent})
+        except Exception as error:
+            return _AbsentArgument.__name__ in str(error)
+        return False
+
+
+class _AbsentArgument:
+    """Stands for targets or a context that are None; errors that it causes name its type."""
 
 
 def loss_form(scope: str, function: Callable[..., Any]) -> LossForm:

@@ -53,12 +53,12 @@ def make_plan(routes: jax.Array, num_experts: int, padding: int) -> Plan:
 
 
 @jax.custom_vjp
-def permuted(x: jax.Array, take: jax.Array, back: jax.Array) -> jax.Array:
+def permute_rows(x: jax.Array, take: jax.Array, back: jax.Array) -> jax.Array:
     """Return `x[take]`; its transpose is the gather `g[back]`, not a scatter."""
     return x[take]
 
 
-permuted.defvjp(lambda x, take, back: (x[take], back), lambda back, g: (g[back], None, None))
+permute_rows.defvjp(lambda x, take, back: (x[take], back), lambda back, g: (g[back], None, None))
 
 
 def block_sizes(rows: int, num_experts: int, sequences: bool) -> tuple[int, ...]:
@@ -102,8 +102,8 @@ def dispatch(
     sizes = block_sizes(count, num_experts, any(leaf.ndim > 2 for leaf in leaves))
     plan = make_plan(routes, num_experts, max(sizes))
     run = static_blocks if any_order else dynamic_blocks
-    take = (lambda x: x[plan.take]) if any_order else (lambda x: permuted(x, plan.take, plan.back))
-    give = (lambda y: y[plan.back]) if any_order else (lambda y: permuted(y, plan.back, plan.take))
+    take = (lambda x: x[plan.take]) if any_order else (lambda x: permute_rows(x, plan.take, plan.back))
+    give = (lambda y: y[plan.back]) if any_order else (lambda y: permute_rows(y, plan.back, plan.take))
     return jax.tree.map(give, run(function, sizes, params, shared, jax.tree.map(take, rows), plan.starts))
 
 
@@ -112,7 +112,7 @@ def expert_slice(params: Tree, expert: jax.Array | int) -> Tree:
     return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, expert, 0, keepdims=False), params)
 
 
-def expanded(mask: jax.Array, like: jax.Array) -> jax.Array:
+def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
     """Return `mask`, (rows,), with as many axes as `like`."""
     return mask.reshape(-1, *[1] * (like.ndim - 1))
 
@@ -126,7 +126,7 @@ def block_of(rows: Tree, at: jax.Array, size: int, valid: jax.Array) -> Tree:
 
     def read(leaf: jax.Array) -> jax.Array:
         block = lax.dynamic_slice_in_dim(leaf, at, size)
-        return jnp.where(expanded(keep, block), block, block[:1])
+        return jnp.where(expand(keep, block), block, block[:1])
 
     return jax.tree.map(read, rows)
 
@@ -160,120 +160,121 @@ def visit(starts: jax.Array, sizes: tuple[int, ...], params: Tree, block: Any, c
     return lax.fori_loop(0, jnp.sum(counts > 0), one_expert, carry)
 
 
-def _inexact(tree: Tree) -> tuple[list[jax.Array], list[jax.Array], Any]:
-    """Split the leaves of a tree into those that have gradients and the others; and what puts them together."""
-    leaves, structure = jax.tree.flatten(tree)
-    floating = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-    split = [[leaf for leaf, f in zip(leaves, floating, strict=True) if f is kind] for kind in (True, False)]
+class Partition(NamedTuple):
+    """How a tree is put together from the leaves that have gradients and the others.
 
-    def together(first: list[jax.Array], second: list[jax.Array]) -> Tree:
+    Args:
+        structure: of `jax.tree.flatten`.
+        floating: whether each leaf has gradients.
+    """
+
+    structure: Any
+    floating: tuple[bool, ...]
+
+    def join(self, first: list[jax.Array], second: list[jax.Array]) -> Tree:
+        """Return the tree of the leaves that have gradients and of the others."""
         one, two = iter(first), iter(second)
-        return jax.tree.unflatten(structure, [next(one) if f else next(two) for f in floating])
+        return jax.tree.unflatten(self.structure, [next(one) if f else next(two) for f in self.floating])
 
-    return split[0], split[1], together
+
+def _divide(tree: Tree) -> tuple[list[jax.Array], list[jax.Array], Partition]:
+    """Return the leaves of a tree that have gradients, the others, and what puts them together."""
+    leaves, structure = jax.tree.flatten(tree)
+    floating = tuple(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves)
+    first, second = (
+        [leaf for leaf, f in zip(leaves, floating, strict=True) if f is kind] for kind in (True, False)
+    )
+    return first, second, Partition(structure, floating)
+
+
+def _join_all(partitions: tuple[Partition, ...], trained: Any, fixed: Any) -> list[Tree]:
+    return [p.join(first, second) for p, first, second in zip(partitions, trained, fixed, strict=True)]
 
 
 def dynamic_blocks(
     function: Function, sizes: tuple[int, ...], params: Tree, shared: Tree, rows: Tree, starts: jax.Array
 ) -> Tree:
     """Return the outputs in sorted order, `[B + padding, ...]`, by the loop of `visit`; reverse mode, once."""
-
-    @jax.custom_vjp
-    def run(diff: Tree, fixed: Tree) -> Tree:
-        return forward(diff, fixed)
-
-    trees = (params, shared, rows)
-    diff, fixed, together = _inexact(trees)
-
-    def forward(diff: Tree, fixed: Tree) -> Tree:
-        params, shared, rows = together(diff, fixed[:-1])
-        starts = fixed[-1]
-        places = jax.tree.leaves(rows)[0].shape[0]
-        expert_rows = jax.vmap(function, (None, None, 0))
-        out = jax.eval_shape(
-            expert_rows, expert_slice(params, 0), shared, jax.tree.map(lambda leaf: leaf[:1], rows)
-        )
-        y = jax.tree.map(lambda leaf: jnp.zeros((places, *leaf.shape[1:]), leaf.dtype), out)
-
-        def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, y: Tree) -> Tree:
-            new = expert_rows(weights, shared, block_of(rows, at, size, valid))
-            return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, at, 0), y, new)
-
-        return _owned(visit(starts, sizes, params, block, y), starts)
-
-    def backward(residuals: Any, cotangents: Tree) -> Any:
-        diff, fixed = residuals
-        params, shared, rows = together(diff, fixed[:-1])
-        starts = fixed[-1]
-        params_diff, params_fixed, params_of = _inexact(params)
-        shared_diff, shared_fixed, shared_of = _inexact(shared)
-        rows_diff, rows_fixed, rows_of = _inexact(rows)
-        wide = partial(
-            jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
-        )
-        same = partial(jax.tree.map, jnp.zeros_like)
-
-        def outputs(
-            params_diff: Any, shared_diff: Any, rows_diff: Any, params_fixed: Any, rows_fixed: Any
-        ) -> Any:
-            args = (params_of(params_diff, params_fixed), shared_of(shared_diff, shared_fixed))
-            y = jax.vmap(function, (None, None, 0))(*args, rows_of(rows_diff, rows_fixed))
-            return _inexact(y)[0]
-
-        def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, carry: Tree) -> Tree:
-            by_params, by_shared, by_rows = carry
-            part_diff, part_fixed = block_of((rows_diff, rows_fixed), at, size, valid)
-            keep = jnp.arange(size) < valid
-            ct = [lax.dynamic_slice_in_dim(leaf, at, size) for leaf in cotangents]
-            ct = [jnp.where(expanded(keep, leaf), leaf, 0) for leaf in ct]
-            weights_fixed = expert_slice(params_fixed, expert)
-            _, pull = jax.vjp(
-                lambda w, s, r: outputs(w, s, r, weights_fixed, part_fixed), weights, shared_diff, part_diff
-            )
-            new_weights, new_shared, new_rows = pull(ct)
-            by_params = [
-                lax.dynamic_update_index_in_dim(
-                    total,
-                    lax.dynamic_index_in_dim(total, expert, 0, keepdims=False) + new.astype(total.dtype),
-                    expert,
-                    0,
-                )
-                for total, new in zip(by_params, new_weights, strict=True)
-            ]
-            by_shared = [
-                total + new.astype(total.dtype) for total, new in zip(by_shared, new_shared, strict=True)
-            ]
-            by_rows = [
-                lax.dynamic_update_slice_in_dim(a, b, at, 0) for a, b in zip(by_rows, new_rows, strict=True)
-            ]
-            return by_params, by_shared, by_rows
-
-        start = (wide(params_diff), wide(shared_diff), same(rows_diff))
-        by_params, by_shared, by_rows = visit(starts, sizes, params_diff, block, start)
-        by_params = [total.astype(leaf.dtype) for total, leaf in zip(by_params, params_diff, strict=True)]
-        by_shared = [total.astype(leaf.dtype) for total, leaf in zip(by_shared, shared_diff, strict=True)]
-        gradients = [*by_params, *by_shared, *_owned(by_rows, starts)]
-        return gradients, [None] * len(fixed)
-
-    def forward_saved(diff: Tree, fixed: Tree) -> Any:
-        return forward(diff, fixed), (diff, fixed)
-
-    def backward_of(residuals: Any, y: Tree) -> Any:
-        return backward(residuals, [leaf for leaf in jax.tree.leaves(y) if leaf.dtype != jax.dtypes.float0])
-
-    run.defvjp(forward_saved, backward_of)
-    return run(diff, [*fixed, starts])
+    trained, fixed, partitions = zip(*map(_divide, (params, shared, rows)), strict=True)
+    return _run_blocks(function, sizes, partitions, trained, fixed, starts)
 
 
-def _owned(y: Tree, starts: jax.Array) -> Tree:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _run_blocks(
+    function: Function, sizes: Any, partitions: Any, trained: Tree, fixed: Tree, starts: jax.Array
+) -> Tree:
+    """Return the outputs of all rows, from the leaves of parameters, of what is shared, and of rows."""
+    params, shared, rows = _join_all(partitions, trained, fixed)
+    places = jax.tree.leaves(rows)[0].shape[0]
+    run_rows = jax.vmap(function, (None, None, 0))
+    first = jax.tree.map(lambda leaf: leaf[:1], rows)
+    out = jax.eval_shape(run_rows, expert_slice(params, 0), shared, first)
+    y = jax.tree.map(lambda leaf: jnp.zeros((places, *leaf.shape[1:]), leaf.dtype), out)
+
+    def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, y: Tree) -> Tree:
+        new = run_rows(weights, shared, block_of(rows, at, size, valid))
+        return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, at, 0), y, new)
+
+    return _zero_spill(visit(starts, sizes, params, block, y), starts)
+
+
+def _run_and_save(function: Any, sizes: Any, partitions: Any, *leaves: Any) -> Any:
+    return _run_blocks(function, sizes, partitions, *leaves), leaves
+
+
+def _pull_back(function: Function, sizes: Any, partitions: Any, leaves: Any, y: Tree) -> Any:
+    """Return the gradients by every leaf: each block is computed again, and sums are in float32 at least."""
+    (params, shared, rows), (params_fixed, shared_fixed, rows_fixed), starts = leaves
+    cotangents = [leaf for leaf in jax.tree.leaves(y) if leaf.dtype != jax.dtypes.float0]
+
+    def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, carry: Tree) -> Tree:
+        by_params, by_shared, by_rows = carry
+        part, part_fixed = block_of((rows, rows_fixed), at, size, valid)
+        fixed = (expert_slice(params_fixed, expert), shared_fixed, part_fixed)
+
+        def outputs(*trained: Any) -> Any:
+            return _divide(jax.vmap(function, (None, None, 0))(*_join_all(partitions, trained, fixed)))[0]
+
+        keep = jnp.arange(size) < valid
+        ct = [lax.dynamic_slice_in_dim(leaf, at, size) for leaf in cotangents]
+        ct = [jnp.where(expand(keep, leaf), leaf, 0) for leaf in ct]
+        _, pull = jax.vjp(outputs, weights, shared, part)
+        new_weights, new_shared, new_rows = pull(ct)
+        by_params = list(map(partial(_add_at, expert), by_params, new_weights))
+        by_shared = [t + new.astype(t.dtype) for t, new in zip(by_shared, new_shared, strict=True)]
+        by_rows = [
+            lax.dynamic_update_slice_in_dim(a, b, at, 0) for a, b in zip(by_rows, new_rows, strict=True)
+        ]
+        return by_params, by_shared, by_rows
+
+    start = (_wide_zeros(params), _wide_zeros(shared), jax.tree.map(jnp.zeros_like, rows))
+    sums = visit(starts, sizes, params, block, start)
+    narrow = partial(jax.tree.map, lambda total, leaf: total.astype(leaf.dtype))
+    return (narrow(sums[0], params), narrow(sums[1], shared), _zero_spill(sums[2], starts)), None, None
+
+
+_run_blocks.defvjp(_run_and_save, _pull_back)
+
+
+def _add_at(expert: jax.Array, total: jax.Array, new: jax.Array) -> jax.Array:
+    """Return `total`, `[E, ...]`, with `new` added to one expert's."""
+    old = lax.dynamic_index_in_dim(total, expert, 0, keepdims=False)
+    return lax.dynamic_update_index_in_dim(total, old + new.astype(total.dtype), expert, 0)
+
+
+def _wide_zeros(leaves: list[jax.Array]) -> list[jax.Array]:
+    """Return zeros to sum gradients of such leaves in."""
+    return [jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
+
+
+def _zero_spill(y: Tree, starts: jax.Array) -> Tree:
     """Return `y` with zeros in the places that belong to no expert: blocks have spilled into them."""
 
-    def own(leaf: jax.Array) -> jax.Array:
-        return jnp.where(
-            expanded(jnp.arange(leaf.shape[0]) < starts[-1], leaf), leaf, jnp.zeros((), leaf.dtype)
-        )
+    def zero(leaf: jax.Array) -> jax.Array:
+        owned = jnp.arange(leaf.shape[0]) < starts[-1]
+        return jnp.where(expand(owned, leaf), leaf, jnp.zeros((), leaf.dtype))
 
-    return jax.tree.map(own, y)
+    return jax.tree.map(zero, y)
 
 
 def static_blocks(
@@ -291,10 +292,10 @@ def static_blocks(
         first = ends[expert] - (counts[expert] + size - 1) // size
         at = starts[expert] + (i - first) * size
         valid = jnp.clip(starts[expert + 1] - at, 1, size)
-        return expert_rows(expert_slice(params, expert), shared, block_of(rows, at, size, valid))
+        return run_rows(expert_slice(params, expert), shared, block_of(rows, at, size, valid))
 
     # A block more than the rows need would read a row of another expert.
-    expert_rows = jax.vmap(function, (None, None, 0))
+    run_rows = jax.vmap(function, (None, None, 0))
     like = jax.eval_shape(one_block, jax.ShapeDtypeStruct((), jnp.int32))
     nothing = partial(jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype))
     y = lax.map(
@@ -305,4 +306,4 @@ def static_blocks(
     expert = jnp.minimum(jnp.searchsorted(starts[1:], place, side="right"), num_experts - 1)
     first = ends[expert] - (counts[expert] + size - 1) // size
     at = jnp.clip(first * size + place - starts[expert], 0, blocks * size - 1)
-    return _owned(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[at], y), starts)
+    return _zero_spill(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[at], y), starts)

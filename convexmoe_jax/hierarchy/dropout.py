@@ -23,5 +23,5 @@ def sample_dropout(x: jax.Array, rate: float, key: jax.Array | None, index: int 
     share("sample_dropout", "rate", rate)
     if key is None or rate == 0.0:
         return x
-    kept = jax.random.bernoulli(jax.random.fold_in(key, index), 1.0 - rate, x.shape)
-    return jnp.where(kept, x / (1.0 - rate), 0.0)
+    keep = jax.random.bernoulli(jax.random.fold_in(key, index), 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0)

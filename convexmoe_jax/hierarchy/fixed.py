@@ -6,8 +6,7 @@ size of the batch: its rows are put in a constant order, and every expert of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,78 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convexmoe.errors import describe, fail
-from convexmoe.hierarchy.config import CELMoEConfig, HierarchyLevelConfig
-from convexmoe.hierarchy.route_lists import LevelRouting
+from convexmoe import hierarchy as core
 
 from .dispatch import expert_slice
 from .fusion import PositionAwareFusion
 from .gradient_scale import scale_gradient
-from .module import ExpertFunction, HierarchicalCELMoE, check_shape, checked_rows
-from .routes import encode_routes
-from .selection import ExpertContext, check_leading, split_context, split_state
-
-
-@dataclass(frozen=True)
-class LevelPlan:
-    """Where the rows of one level go, in numbers that are known before any row is.
-
-    Args:
-        experts: names of those that have rows, in the order of the level.
-        scales: the share of each one's gradient that it passes to the level before.
-        sizes: the rows of each; empty with one expert, which has them all.
-        take: the row that stands at each place when they are sorted by expert; empty with one expert.
-        back: the place of each row in that order; empty with one expert.
-    """
-
-    experts: tuple[str, ...]
-    scales: tuple[float, ...]
-    sizes: tuple[int, ...] = ()
-    take: tuple[int, ...] = ()
-    back: tuple[int, ...] = ()
-
-
-def make_plans(
-    config: CELMoEConfig, routing: LevelRouting | None
-) -> tuple[int | None, tuple[LevelPlan, ...]]:
-    """Return the number of rows that `routing` is for, None where it is for any, and the plan of every enabled level.
-
-    Args:
-        config: the hierarchy.
-        routing: level -> name of the one expert, or the routes of `encode_routes`, one a row.
-    """
-    rows = None
-    if isinstance(routing, Mapping):
-        given = [routing.get(level.name) for level in config.enabled_levels]
-        rows = next((_length(routes) for routes in given if _length(routes) is not None), None)
-        some = 1 if rows is None else rows
-        routing = {name: [r] * some if isinstance(r, str) else r for name, r in routing.items()}
-    if rows == 0:
-        fix = "Name one expert a level, for batches of any size."
-        fail("FixedHierarchy", "routing", "routes of one sample at least", "0 entries", fix)
-    encoded = encode_routes(config, routing, 1 if rows is None else rows)
-    plans = []
-    for index, level in enumerate(config.enabled_levels):
-        routes = np.asarray(encoded[level.name])
-        chosen, sizes = np.unique(routes, return_counts=True)
-        names = tuple(level.expert_names[expert] for expert in chosen)
-        cut = index > 0 or config.stop_gradient_from_input
-        configs = [level.expert_configs[expert] for expert in chosen]
-        scales = tuple(expert.scale_to_parent if cut else 1.0 for expert in configs)
-        if len(chosen) == 1:
-            plans.append(LevelPlan(names, scales))
-            continue
-        take = np.argsort(routes, kind="stable")
-        order = (sizes, take, np.argsort(take))
-        plans.append(LevelPlan(names, scales, *(tuple(numbers.tolist()) for numbers in order)))
-    return rows, tuple(plans)
-
-
-def _length(routes: Any) -> int | None:
-    """Return the number of rows that routes are for; None for one name, and for what `encode_routes` refuses."""
-    if isinstance(routes, Sequence) and not isinstance(routes, str):
-        return len(routes)
-    return routes.shape[0] if len(getattr(routes, "shape", ())) > 0 else None
+from .module import ARRAYS, ExpertFunction, HierarchicalCELMoE
+from .routes import read_values
+from .selection import split_inputs
 
 
 class FixedHierarchy(nnx.Module):
@@ -107,7 +42,7 @@ class FixedHierarchy(nnx.Module):
     Raises:
         TypeError, ValueError: no hierarchy; a level or an expert that it has not; no route, or lists of unequal length.
 
-    >>> from convexmoe.hierarchy.config import ExpertConfig, HierarchyLevelConfig
+    >>> from convexmoe.hierarchy import CELMoEConfig, ExpertConfig, HierarchyLevelConfig
     >>> from .experts import LinearExpert
     >>> level = HierarchyLevelConfig("family", [ExpertConfig("slavic"), ExpertConfig("romance")])
     >>> config, rngs = CELMoEConfig(8, [level]), nnx.Rngs(0)
@@ -116,49 +51,40 @@ class FixedHierarchy(nnx.Module):
     (5, 8)
     """
 
-    def __init__(self, model: HierarchicalCELMoE, routing: LevelRouting | None = None) -> None:
-        if not isinstance(model, HierarchicalCELMoE):
-            fix = "Pass the model itself."
-            fail("FixedHierarchy", "model", "a HierarchicalCELMoE", type(model).__name__, fix, TypeError)
+    def __init__(self, model: HierarchicalCELMoE, routing: core.LevelRouting | None = None) -> None:
+        core.check_model("FixedHierarchy", model, HierarchicalCELMoE)
         self.config = model.config
-        self.rows, self.plans = make_plans(model.config, routing)
-        chosen = {}
+        self.rows, self.plans = core.plan_levels(model.config, routing, read_values)
+        experts = {}
         for level, plan in zip(self.config.enabled_levels, self.plans, strict=True):
-            chosen[level.name] = {name: _expert_of(model, level, name) for name in plan.experts}
-        self.level_modules = nnx.data(chosen)
+            experts[level.name] = {name: _copy_expert(model, level, name) for name in plan.experts}
+        self.level_modules = nnx.data(experts)
         self.fusion = nnx.data(None if model.fusion is None else nnx.clone(model.fusion))
 
     def __call__(
         self,
         hidden: jax.Array,
         *,
-        context: ExpertContext = None,
+        context: core.ExpertContext = None,
         mask: jax.Array | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> jax.Array:
         """Return the fused output, `[rows, ..., hidden_size]`; arguments as the model's."""
-        rows = checked_rows(hidden, self.config)
-        if self.rows is not None and rows != self.rows:
-            fix = "Fix the routes of a batch of that size, or name one expert a level."
-            fail("FixedHierarchy", "hidden", f"{self.rows} rows, as the routing has", describe(hidden), fix)
-        own, shared, structure = split_context(context, rows)
-        state_shared, state_structure = split_state(state)
-        if mask is not None:
-            check_leading("mask", mask, rows)
-            mask = jnp.asarray(mask)
+        rows = core.check_hidden(hidden, self.config, ARRAYS)
+        core.check_fixed_rows(hidden, self.rows)
+        own, shared = split_inputs(rows, context, mask, state)
         if isinstance(self.fusion, PositionAwareFusion):
             self.fusion.check_length(hidden)
-        given = {"context": shared, "state": state_shared, "key": None}
         hidden = jnp.asarray(hidden)
         hiddens: list[jax.Array] = []
         for level, plan in zip(self.config.enabled_levels, self.plans, strict=True):
-            batch = {"hidden": hidden, "context": own, "mask": mask, "position": None}
-            hidden = self._run_level(level, plan, batch, given, (structure, state_structure))
+            given = own | {"hidden": hidden, "position": None}
+            hidden = self._run_level(level, plan, given, shared | {"key": None})
             hiddens.append(hidden)
         return hiddens[-1] if self.fusion is None else self.fusion(hiddens)
 
     def _run_level(
-        self, level: HierarchyLevelConfig, plan: LevelPlan, batch: Any, given: Any, structures: Any
+        self, level: core.HierarchyLevelConfig, plan: core.LevelPlan, rows: Any, shared: Any
     ) -> jax.Array:
         def sort_and_split(leaf: jax.Array) -> list[jax.Array]:
             """Return the rows of one expert after the other."""
@@ -166,25 +92,25 @@ class FixedHierarchy(nnx.Module):
                 return [leaf]
             return jnp.split(leaf[np.array(plan.take)], np.cumsum(plan.sizes)[:-1])
 
-        leaves, tree = jax.tree.flatten(batch)
-        divided = zip(*map(sort_and_split, leaves), strict=True)
+        leaves, tree = jax.tree.flatten(rows)
+        by_expert = zip(*map(sort_and_split, leaves), strict=True)
         parts = []
-        for own_leaves, name, scale in zip(divided, plan.experts, plan.scales, strict=True):
+        for own_leaves, name, scale in zip(by_expert, plan.experts, plan.scales, strict=True):
             own = jax.tree.unflatten(tree, own_leaves)
             own["hidden"] = scale_gradient(own["hidden"], scale)
             graph, weights = nnx.split(self.level_modules[level.name][name])
             # one sample's function, as in the model; over all rows it is one product again
-            expert_rows = jax.vmap(ExpertFunction(graph, level.name, *structures), (None, None, 0))
+            run_rows = jax.vmap(ExpertFunction(graph, level.name), (None, None, 0))
             index = jnp.asarray(level.expert_names.index(name), jnp.int32)
-            new, _, _ = expert_rows({"weights": weights, "index": index}, given, own)
-            check_shape(level, own["hidden"], self.config.width_of(level), new)
+            new, _, _ = run_rows({"weights": weights, "index": index}, shared, own)
+            core.check_expert_shape(level, own["hidden"].shape, self.config.width_of(level), new)
             parts.append(new)
         if not plan.sizes:
             return parts[0]
         return jnp.concatenate(parts)[np.array(plan.back)]
 
 
-def _expert_of(model: HierarchicalCELMoE, level: HierarchyLevelConfig, name: str) -> nnx.Module:
+def _copy_expert(model: HierarchicalCELMoE, level: core.HierarchyLevelConfig, name: str) -> nnx.Module:
     """Return one expert of a level, taken out of the arrays that those of its structure share."""
     member = level.expert_names.index(name)
     for index, group in enumerate(dict(model.groups)[level.name]):

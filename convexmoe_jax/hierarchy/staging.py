@@ -1,7 +1,8 @@
-"""Staged training: levels, experts or the fusion held fast while the rest is trained."""
+"""Staged training: levels, experts or the fusion are frozen while the rest is trained."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,9 +11,9 @@ import numpy as np
 import optax
 
 from convexmoe.errors import fail
-from convexmoe.hierarchy.config import CELMoEConfig
+from convexmoe.hierarchy import select_parts
 
-from .dispatch import expanded
+from .dispatch import expand
 from .module import HierarchicalCELMoE
 
 Tree = Any
@@ -35,74 +36,38 @@ def freeze(
     Raises:
         ValueError: no name, an unknown one, or, at the update, parameters that hold no such hierarchy.
     """
-    if not names:
-        fail("freeze", "names", "a level, an expert or 'fusion'", "none", "Name what is to be held fast.")
-    experts, fusion = chosen("freeze", model.config, names, model.fusion is not None)
+    experts, fusion = select_parts("freeze", model.config, names, model.fusion is not None)
     groups = dict(model.groups)
     inner = optax.with_extra_args_support(optimizer)
 
-    def kept(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+    def zero_frozen(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
         """Return a leaf of the hierarchy with zeros where it is frozen."""
         if path[0] == "fusion":
             return jnp.zeros_like(leaf) if fusion else leaf
         if path[0] != "level_modules":
             return leaf
         frozen = np.isin(groups[path[1]][int(path[2])].members, sorted(experts.get(path[1], ())))
-        return jnp.where(expanded(jnp.asarray(frozen), leaf), 0, leaf) if frozen.any() else leaf
+        return jnp.where(expand(jnp.asarray(frozen), leaf), 0, leaf) if frozen.any() else leaf
 
     def update(updates: Tree, state: Tree, params: Tree | None = None, **extra: Any) -> tuple[Tree, Tree]:
-        updates, state = inner.update(_at_hierarchy(kept, updates), state, params, **extra)
-        return _at_hierarchy(kept, updates), state
+        updates, state = inner.update(_map_hierarchy(zero_frozen, updates), state, params, **extra)
+        return _map_hierarchy(zero_frozen, updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def _at_hierarchy(kept: Any, tree: Tree) -> Tree:
-    """Return a tree with `kept(path, leaf)` for the leaves beside and below its one "level_modules"."""
+def _map_hierarchy(function: Callable[..., jax.Array], tree: Tree) -> Tree:
+    """Return a tree with `function(path, leaf)` for the leaves beside and below its one "level_modules"."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     paths = [tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path) for path, _ in leaves]
     above = {path[: path.index("level_modules")] for path in paths if "level_modules" in path}
     if len(above) != 1:
-        fix = "Pass the parameters of the model that was given to freeze."
-        fail("freeze", "params", "parameters with one hierarchy in them", f"{len(above)} of them", fix)
+        rule, fix = "one hierarchy in them", "Pass the parameters of the model that was given to freeze."
+        fail("freeze", "params", f"parameters with {rule}", f"{len(above)} of them", fix)
     (prefix,) = above
+    count = len(prefix)
     new = [
-        kept(path[len(prefix) :], leaf) if path[: len(prefix)] == prefix else leaf
+        function(path[count:], leaf) if path[:count] == prefix else leaf
         for path, (_, leaf) in zip(paths, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, new)
-
-
-def chosen(
-    owner: str, config: CELMoEConfig, names: tuple[str, ...], has_fusion: bool
-) -> tuple[dict[str, set[int]], bool]:
-    """Return level -> indices of the named experts, and whether the fusion is named; a level names all its experts."""
-    levels = {level.name: level for level in config.enabled_levels}
-    experts: dict[str, set[int]] = {}
-    fusion = False
-    for name in names:
-        level, dot, expert = str(name).partition(".")
-        if level not in levels:
-            if name != "fusion" or not has_fusion:
-                known = [*levels, *["fusion"] * has_fusion]
-                fail(
-                    owner,
-                    "names",
-                    f"a level or level.expert, levels among {known}",
-                    repr(name),
-                    "Correct the name.",
-                )
-            fusion = True
-            continue
-        members = levels[level].expert_names
-        if dot and expert not in members:
-            fail(
-                owner,
-                "names",
-                f"level.expert, experts among {list(members)}",
-                repr(name),
-                "Correct the name.",
-            )
-        found = {members.index(expert)} if dot else set(range(len(members)))
-        experts.setdefault(level, set()).update(found)
-    return experts, fusion

@@ -1,22 +1,28 @@
 """The hierarchy: levels of named experts, routes, fusion, losses."""
 
-from .dropout import sample_dropout
-from .experts import ExpertAux, ExpertBatch, ExpertModule, ExpertResult, HullExpert, LinearExpert, MLPExpert
-from .fixed import FixedHierarchy
-from .fusion import LearnedFusion, PositionAwareFusion
-from .losses import (
+from convexmoe.hierarchy import (
     BridgeLossCallable,
-    CELMoELossAPI,
+    CELMoEOutput,
+    ExpertAux,
+    ExpertBatch,
+    ExpertContext,
+    ExpertResult,
     LevelLossCallable,
-    LossBundle,
+    LevelOutput,
     LossCallable,
     LossMap,
     LossResult,
     LossTerm,
+    Shared,
 )
-from .module import CELMoEOutput, HierarchicalCELMoE, LevelOutput
-from .routes import Shared, constant_routes, encode_routes, merged_routes, routing_summary
-from .selection import ExpertContext
+
+from .dropout import sample_dropout
+from .experts import ExpertModule, HullExpert, LinearExpert, MLPExpert
+from .fixed import FixedHierarchy
+from .fusion import LearnedFusion, PositionAwareFusion
+from .losses import CELMoELossAPI, LossBundle
+from .module import HierarchicalCELMoE
+from .routes import constant_routes, encode_routes, merged_routes, routing_summary
 from .staging import freeze, unfreeze
 
 __all__ = [

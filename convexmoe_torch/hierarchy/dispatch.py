@@ -35,11 +35,11 @@ def make_plan(routes: Tensor, num_experts: int) -> Plan:
     keys, take = torch.sort(torch.where(valid, routes, num_experts), stable=True)
     places = torch.arange(len(routes), device=routes.device)
     back = torch.empty_like(take).scatter_(0, take, places)
-    ends = torch.searchsorted(keys, places.new_tensor(range(num_experts + 1)), right=True)
+    ends = torch.searchsorted(keys, torch.arange(num_experts + 1, device=routes.device), right=True)
     return Plan(take, back, torch.diff(ends, prepend=ends.new_zeros(1)))
 
 
-class _Permuted(torch.autograd.Function):
+class _Permute(torch.autograd.Function):
     """`x[take]`, whose transpose is the gather `g[back]`: indexing's own backward is a scatter."""
 
     generate_vmap_rule = True
@@ -56,26 +56,26 @@ class _Permuted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         take, back = ctx.saved_tensors
-        return permuted(grads[0], back, take), None, None
+        return permute_rows(grads[0], back, take), None, None
 
 
-class _PermutedBothWays(_Permuted):
+class _PermuteBothWays(_Permute):
     """The same with forward mode, which `torch.compile` does not take."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        return permuted(tangents[0], *ctx.saved_tensors)
+        return permute_rows(tangents[0], *ctx.saved_tensors)
 
 
-def permuted(x: Tensor, take: Tensor, back: Tensor) -> Tensor:
+def permute_rows(x: Tensor, take: Tensor, back: Tensor) -> Tensor:
     """Return `x[take]` for a permutation and its inverse."""
     if x.requires_grad and torch.is_grad_enabled():
-        function = _Permuted if torch.compiler.is_compiling() else _PermutedBothWays
+        function = _Permute if torch.compiler.is_compiling() else _PermuteBothWays
         return function.apply(x, take, back)
     return x.index_select(0, take)  # some times faster than x[take]
 
 
-class _Touched(torch.autograd.Function):
+class _Connect(torch.autograd.Function):
     """The identity on `x`, which gives zero gradients, not None, to parameters that had no rows."""
 
     generate_vmap_rule = True
@@ -98,10 +98,10 @@ class _Touched(torch.autograd.Function):
         return grads[0], *zeros
 
 
-def touched(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Return `x`, with zero gradients to `parameters`."""
+def connect(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Return `x`, connected to `parameters`, so that their gradients are zero, not None."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return _Touched.apply(x, *trained) if trained and torch.is_grad_enabled() else x
+    return _Connect.apply(x, *trained) if trained and torch.is_grad_enabled() else x
 
 
 def grouped_linear(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
@@ -118,7 +118,7 @@ def grouped_linear(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases:
     return _GroupedLinear.apply(x, counts.tolist(), len(weights), *weights, *biases)
 
 
-def transformed() -> bool:
+def is_transforming() -> bool:
     """Return whether `torch.func` or forward mode is at work: they take PyTorch's own operators, without `out`."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 

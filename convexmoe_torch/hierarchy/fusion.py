@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from convexmoe.errors import describe, fail, share, whole_number
-from convexmoe.hierarchy.config import POSITION_AWARE, CELMoEConfig, check_levels, level_widths
-
-EPSILON = 1e-5  # of the LayerNorm
+from convexmoe import hierarchy as core
+from convexmoe.errors import share, whole_number
 
 
 class LearnedFusion(nn.Module):
@@ -32,19 +30,19 @@ class LearnedFusion(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        widths = level_widths("LearnedFusion", hidden_size, num_levels)
+        widths = core.level_widths("LearnedFusion", hidden_size, num_levels)
         gates = [nn.Linear(width, hidden_size, bias=False, dtype=dtype) for width in widths]
         for gate, width in zip(gates, widths, strict=True):
             nn.init.normal_(gate.weight, std=width**-0.5)
         self.gates = nn.ModuleList(gates)
-        self.norm = nn.LayerNorm(hidden_size, eps=EPSILON, dtype=dtype)
+        self.norm = nn.LayerNorm(hidden_size, eps=core.EPSILON, dtype=dtype)
         self.dropout = nn.Dropout(share("LearnedFusion", "dropout", dropout))
 
     def forward(self, hiddens: Sequence[Tensor]) -> Tensor:
         """Return the fusion of the levels' outputs, `[rows, ..., hidden_size]`."""
-        check_levels("LearnedFusion", hiddens, len(self.gates))
-        mixed = [gate(hidden) for gate, hidden in zip(self.gates, hiddens, strict=True)]
-        mean = sum(mixed[1:], start=mixed[0]) / len(mixed)
+        core.check_levels("LearnedFusion", hiddens, len(self.gates))
+        projected = [gate(hidden) for gate, hidden in zip(self.gates, hiddens, strict=True)]
+        mean = sum(projected[1:], start=projected[0]) / len(projected)
         return self.dropout(self.norm(mean))
 
 
@@ -52,7 +50,7 @@ class PositionAwareFusion(nn.Module):
     """A convex combination of the levels' outputs at each position, then LayerNorm and dropout.
 
     `w_tl = softmax over l of (g_l . h_tl + position_bias_tl)`, `dropout(LayerNorm(sum_l w_tl h_tl))`: level l is
-    weighed by its own hidden and by the position t in the sequence, which is 0 where there is none.
+    weighted by its own hidden and by the position t in the sequence, which is 0 where there is none.
 
     Args:
         hidden_size: width of the levels' outputs and of the fused one.
@@ -79,38 +77,19 @@ class PositionAwareFusion(nn.Module):
             nn.init.normal_(gate.weight, std=hidden_size**-0.5)
         self.gates = nn.ModuleList(gates)
         self.position_bias = nn.Parameter(torch.zeros(self.max_positions, number, dtype=dtype))
-        self.norm = nn.LayerNorm(hidden_size, eps=EPSILON, dtype=dtype)
+        self.norm = nn.LayerNorm(hidden_size, eps=core.EPSILON, dtype=dtype)
         self.dropout = nn.Dropout(share("PositionAwareFusion", "dropout", dropout))
 
     def check_length(self, hidden: Tensor) -> int:
         """Return the number of positions of `hidden`, `[rows, hidden_size]` or `[rows, length, hidden_size]`."""
-        length = hidden.shape[1] if hidden.ndim == 3 else 1
-        if length > self.max_positions:
-            rule, fix = f"at most {self.max_positions} positions", "Raise fusion_max_positions."
-            fail("PositionAwareFusion", "hiddens", rule, describe(hidden), fix)
-        return length
+        return core.check_length(hidden, self.max_positions)
 
     def forward(self, hiddens: Sequence[Tensor]) -> Tensor:
         """Return the fusion of the levels' outputs, `[rows, ..., hidden_size]`."""
-        check_levels("PositionAwareFusion", hiddens, len(self.gates))
+        core.check_levels("PositionAwareFusion", hiddens, len(self.gates))
         length = self.check_length(hiddens[0])
         bias = self.position_bias[:length] if hiddens[0].ndim == 3 else self.position_bias[0]
         scores = [gate(hidden) for gate, hidden in zip(self.gates, hiddens, strict=True)]
         weights = torch.softmax(torch.cat(scores, dim=-1) + bias, dim=-1).split(1, dim=-1)
-        mixed = [weight * hidden for weight, hidden in zip(weights, hiddens, strict=True)]
-        return self.dropout(self.norm(sum(mixed[1:], start=mixed[0])))
-
-
-def fusion_of(config: CELMoEConfig) -> nn.Module | None:
-    """Return the fusion that a config asks for, None where the last level's output is the fused one."""
-    if not config.use_learned_fusion:
-        return None
-    widths = [config.width_of(level) for level in config.enabled_levels]
-    if config.fusion_type == POSITION_AWARE:
-        return PositionAwareFusion(
-            config.hidden_size,
-            len(widths),
-            config.fusion_dropout,
-            max_positions=config.fusion_max_positions,
-        )
-    return LearnedFusion(config.hidden_size, widths, config.fusion_dropout)
+        parts = [weight * hidden for weight, hidden in zip(weights, hiddens, strict=True)]
+        return self.dropout(self.norm(sum(parts[1:], start=parts[0])))

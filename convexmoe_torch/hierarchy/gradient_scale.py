@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .dispatch import is_transforming
 
-class _Scaled(torch.autograd.Function):
+
+class _Scale(torch.autograd.Function):
     """The identity on `x`, whose gradient is `factor` times the one that it gets."""
 
     generate_vmap_rule = True
@@ -28,7 +31,7 @@ class _Scaled(torch.autograd.Function):
         return grads[0] * ctx.saved_tensors[0], None
 
 
-class _ScaledBothWays(_Scaled):
+class _ScaleBothWays(_Scale):
     """The same with forward mode, which `torch.compile` does not take."""
 
     @staticmethod
@@ -36,8 +39,8 @@ class _ScaledBothWays(_Scaled):
         return tangents[0] * ctx.saved_tensors[0]
 
 
-def _scaled(x: Tensor, factor: Tensor) -> Tensor:
-    function = _Scaled if torch.compiler.is_compiling() else _ScaledBothWays
+def _scale(x: Tensor, factor: Tensor) -> Tensor:
+    function = _Scale if torch.compiler.is_compiling() else _ScaleBothWays
     return function.apply(x, factor)
 
 
@@ -51,7 +54,14 @@ def scale_gradient(x: Tensor, scale: float) -> Tensor:
         torch.compiler.is_exporting()
     ):  # a program of PyTorch's own operators alone; x - x is 0 where x is finite
         return x.detach() + scale * (x - x.detach())
-    return _scaled(x, x.new_full((), scale))
+    return _scale(x, x.new_full((), scale))
+
+
+@functools.lru_cache(256)
+def _scale_table(scales: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the scales of a level on a device, copied there once."""
+    with torch.inference_mode(False):
+        return torch.tensor(scales, dtype=dtype, device=device)
 
 
 def scale_gradient_of_rows(x: Tensor, routes: Tensor, scales: Sequence[float]) -> Tensor:
@@ -61,7 +71,10 @@ def scale_gradient_of_rows(x: Tensor, routes: Tensor, scales: Sequence[float]) -
     """
     if len(set(scales)) == 1:
         return scale_gradient(x, scales[0])
-    factor = x.new_tensor(scales)[routes.clamp(0, len(scales) - 1)].reshape(-1, *[1] * (x.ndim - 1))
+    # kept on the device for plain tensors alone: what is traced or transformed makes its own
+    keeps = type(x) is Tensor and not torch.compiler.is_compiling() and not is_transforming()
+    table = _scale_table(tuple(scales), x.dtype, x.device) if keeps else x.new_tensor(scales)
+    factor = table[routes.clamp(0, len(scales) - 1)].reshape(-1, *[1] * (x.ndim - 1))
     if 0.0 in scales:
         x = torch.where(factor == 0, x.detach(), x)
-    return x if set(scales) <= {0.0, 1.0} else _scaled(x, factor)
+    return x if set(scales) <= {0.0, 1.0} else _scale(x, factor)

@@ -13,8 +13,8 @@ from documented import ROUTING, ROWS, config_of, example, inputs, model_of, nump
 from engines import ENGINES
 from flax import nnx
 
+import convexmoe.hierarchy.module
 import convexmoe_jax
-import convexmoe_jax.hierarchy.module
 import convexmoe_torch
 
 JAX, WIDTH = ENGINES[0], documented.WIDTH
@@ -85,7 +85,7 @@ def test_levels_are_named_and_in_order(engine):
 
 
 def test_control_a_plain_dict_loses_the_order(monkeypatch):
-    monkeypatch.setattr(convexmoe_jax.hierarchy.module, "OrderedDict", dict)
+    monkeypatch.setattr(convexmoe.hierarchy.module, "OrderedDict", dict)
     model = example(JAX)[1]
     output = jax.jit(lambda x: model(x, ROUTING, {"embedding": x[:, 0]}))(inputs()["x"])
     assert list(output.levels) == ["alpha", "zeta"]

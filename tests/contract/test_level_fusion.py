@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from documented import model_of, numpy
+from documented import compiled, model_of, numpy
 from engines import ENGINES
 from flax import nnx
 from fusions import (
@@ -247,7 +247,7 @@ def test_a_sequence_that_is_too_long_is_refused_before_any_expert_runs(engine):
     with pytest.raises(ValueError, match=r"PositionAwareFusion\.hiddens: expected at most 11 positions"):
         model.fusion([x, x])
     assert documented.SEEN == []
-    assert model(x[:, :POSITIONS]).fused_hidden.shape == (ROWS, POSITIONS, WIDTH)
+    assert compiled(engine, model)(x[:, :POSITIONS]).shape == (ROWS, POSITIONS, WIDTH)
     assert documented.SEEN  # control
 
 
@@ -277,8 +277,8 @@ def test_a_config_that_cannot_be_fused_is_refused(engine):
 
 def test_fixed_routes_give_what_the_model_gives(engine):
     model = shift_bias(linear_model(engine, **AWARE))
-    wanted = numpy(model(engine.array(X), ROUTING).fused_hidden)
-    fixed = engine.package.FixedHierarchy(model, ROUTING)
+    wanted = numpy(compiled(engine, model, ROUTING)(engine.array(X)))
+    fixed = compiled(engine, engine.package.FixedHierarchy(model, ROUTING))
     assert relative_error(numpy(fixed(engine.array(X))), wanted) < VALUES["float32"]
     turned = numpy(fixed(engine.array(X[:, ::-1].copy())))[:, ::-1]
     assert relative_error(turned, wanted) > 1e-3  # control: the positions count

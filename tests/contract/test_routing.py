@@ -1,7 +1,23 @@
-"""Routes: names to integers, the helpers, and every message; the same in both packages."""
+"""Routes: names to integers and every message, in the core; their arrays, in both packages."""
 
 import numpy as np
 import pytest
+
+import convexmoe_jax
+import convexmoe_torch
+from convexmoe import hierarchy as core
+
+PACKAGES = {"jax": convexmoe_jax, "torch": convexmoe_torch}
+encode_routes = core.RouteFunctions(np.asarray, lambda routes: routes, np.concatenate).encode_routes
+
+
+def test_both_packages_have_the_functions_of_the_core():
+    for name in ("encode_routes", "constant_routes", "merged_routes", "routing_summary"):
+        functions = [getattr(package, name) for package in PACKAGES.values()]
+        assert [f.__func__ for f in functions] == [getattr(core.RouteFunctions, name)] * 2
+        assert functions[0].__self__ is not functions[1].__self__  # each with its own arrays
+    for name in ("merge_routing", "routing_constant", "validate_routing_length", "Shared"):
+        assert [getattr(package, name) for package in PACKAGES.values()] == [getattr(core, name)] * 2
 
 
 def config_of(package, fallback="b"):
@@ -11,12 +27,9 @@ def config_of(package, fallback="b"):
     return package.CELMoEConfig(5, levels)
 
 
-@pytest.fixture(params=["jax", "torch"])
+@pytest.fixture(params=PACKAGES)
 def package(request):
-    import convexmoe_jax
-    import convexmoe_torch
-
-    return {"jax": convexmoe_jax, "torch": convexmoe_torch}[request.param]
+    return PACKAGES[request.param]
 
 
 @pytest.mark.parametrize(
@@ -50,9 +63,9 @@ def test_integers_of_every_dtype_are_taken(engine, dtype):
     assert np.asarray(held).tolist() == [2, 0, 1, 0]
 
 
-def test_levels_that_are_not_named_are_broadcast(package):
+def test_levels_that_are_not_named_are_broadcast():
     for routing in (None, {}, {"last": ["only"] * 3}, {"first": None}, {"off": ["z"] * 3}):
-        encoded = package.encode_routes(config_of(package), routing, 3)
+        encoded = encode_routes(config_of(core), routing, 3)
         assert encoded["first"].tolist() == [1, 1, 1] and encoded["last"].tolist() == [0, 0, 0]
 
 
@@ -137,9 +150,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("routing", "kind", "message"), FAULTS, ids=[m[19:80] for *_, m in FAULTS])
-def test_a_fault_is_named(package, routing, kind, message):
+def test_a_fault_is_named(routing, kind, message):
     with pytest.raises(kind) as error:
-        package.encode_routes(config_of(package), routing, 4)
+        encode_routes(config_of(core), routing, 4)
     assert type(error.value) is kind and str(error.value) == message
 
 
@@ -156,11 +169,11 @@ def test_a_fault_is_named(package, routing, kind, message):
         ),
     ],
 )
-def test_a_sample_without_a_route_needs_a_fallback(package, routes, message):
+def test_a_sample_without_a_route_needs_a_fallback(routes, message):
     with pytest.raises(ValueError) as error:
-        package.encode_routes(config_of(package, fallback=None), {"first": routes}, 3)
+        encode_routes(config_of(core, fallback=None), {"first": routes}, 3)
     assert str(error.value) == f"{HEAD}['first']: {message}"
-    assert package.encode_routes(config_of(package), {"first": routes}, 3)  # control
+    assert encode_routes(config_of(core), {"first": routes}, 3)  # control
 
 
 def test_integers_of_the_framework_are_checked_eagerly(engine):

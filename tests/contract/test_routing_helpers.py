@@ -7,10 +7,14 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+import torch
+
+import convexmoe_torch
+from convexmoe import hierarchy as core
 
 
-def test_merged_routing_has_the_levels_of_both(engine):
-    merge = engine.package.merge_routing
+def test_merged_routing_has_the_levels_of_both():
+    merge = core.merge_routing
     base, extra = {"family": ["slavic"], "language": ["ru"]}, {"language": ["uk"], "dialect": [None]}
     wanted = {"family": ["slavic"], "language": ["uk"], "dialect": [None]}
     assert merge(base, extra) == wanted and list(merge(base, extra)) == ["family", "language", "dialect"]
@@ -21,8 +25,8 @@ def test_merged_routing_has_the_levels_of_both(engine):
     )
 
 
-def test_merging_leaves_what_it_is_given(engine):
-    merge = engine.package.merge_routing
+def test_merging_leaves_what_it_is_given():
+    merge = core.merge_routing
     base, extra = {"a": ["x"]}, {"b": np.array([1])}
     merged = merge(base, extra)
     assert base == {"a": ["x"]} and list(extra) == ["b"] and type(merged) is dict
@@ -36,10 +40,10 @@ def test_merging_leaves_what_it_is_given(engine):
 @pytest.mark.parametrize(
     ("part", "got"), [([("a", ["x"])], "list"), ("a", "str"), (3, "int"), (0, "int"), ("", "str")]
 )
-def test_what_is_no_routing_is_not_merged(engine, part, got):
+def test_what_is_no_routing_is_not_merged(part, got):
     for argument, given in (("base", (part, None)), ("extra", ({"a": ["x"]}, part))):
         with pytest.raises(TypeError) as error:
-            engine.package.merge_routing(*given)
+            core.merge_routing(*given)
         rule = "a mapping of levels to routes"
         assert (
             str(error.value)
@@ -47,14 +51,14 @@ def test_what_is_no_routing_is_not_merged(engine, part, got):
         )
 
 
-def test_constant_routing(engine):
-    constant = engine.package.routing_constant
+def test_constant_routing():
+    constant = core.routing_constant
     assert constant("slavic", 3) == ["slavic"] * 3 and constant(None, 2) == [None, None]
     assert constant("slavic", 0) == [] and constant(name="a", batch_size=np.int64(2)) == ["a", "a"]
     first = constant("a", 2)
     first[0] = "b"
     assert constant("a", 2) == ["a", "a"]
-    routes = engine.package.encode_routes(config_of(engine.package), {"l": constant("b", 3)}, 3)
+    routes = convexmoe_torch.encode_routes(config_of(core), {"l": constant("b", 3)}, 3)
     assert routes["l"].tolist() == [2, 2, 2]
 
 
@@ -88,17 +92,17 @@ def test_constant_routing(engine):
         ),
     ],
 )
-def test_a_wrong_constant_is_refused(engine, given, kind, message):
+def test_a_wrong_constant_is_refused(given, kind, message):
     with pytest.raises(kind) as error:
-        engine.package.routing_constant(*given)
+        core.routing_constant(*given)
     assert type(error.value) is kind and str(error.value) == f"routing_constant.{message}"
 
 
-def test_the_length_of_routes(engine):
-    validate = engine.package.validate_routing_length
+def test_the_length_of_routes():
+    validate = core.validate_routing_length
     routes = ["a", None, "b"]
     assert validate("l", routes, 3) is None and routes == ["a", None, "b"]
-    for right in (("a", "b", "a"), np.array([0, 1, 1]), engine.array(np.array([0, 1, 1]))):
+    for right in (("a", "b", "a"), np.array([0, 1, 1]), torch.tensor([0, 1, 1])):
         validate(level="l", routes=right, batch_size=3)
         with pytest.raises(ValueError) as error:  # control
             validate("l", right, 2)
@@ -110,9 +114,9 @@ def test_the_length_of_routes(engine):
 
 
 @pytest.mark.parametrize("routes", ["abc", None, 3, iter("abc")], ids=["text", "none", "number", "iterator"])
-def test_routes_without_a_length_are_refused(engine, routes):
+def test_routes_without_a_length_are_refused(routes):
     with pytest.raises(TypeError) as error:
-        engine.package.validate_routing_length("l", routes, 3)
+        core.validate_routing_length("l", routes, 3)
     assert str(error.value) == (
         f"validate_routing_length.routing['l']: expected names or integers; got {routes!r}. "
         "Pass a list, one for each sample."
@@ -144,43 +148,43 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_table_cannot_be_changed(engine, change):
-    table = table_of(engine.package)
+def test_a_table_cannot_be_changed(change):
+    table = table_of(core)
     with pytest.raises(TypeError) as error:
         CHANGES[change](table)
     assert str(error.value) == "ExpertTable cannot be changed; build another config with dataclasses.replace."
-    assert table == table_of(engine.package) and hash(table) == hash(table_of(engine.package))
+    assert table == table_of(core) and hash(table) == hash(table_of(core))
     plain = dict(table)  # control: a dict is changed
     CHANGES[change](plain)
     assert plain != table or change == "pop with a default"
 
 
-def test_the_order_counts(engine):
-    one, same, turned = (table_of(engine.package, names) for names in ("cab", "cab", "abc"))
+def test_the_order_counts():
+    one, same, turned = (table_of(core, names) for names in ("cab", "cab", "abc"))
     assert one == same and hash(one) == hash(same) and (one != same) is False
     assert one != turned and (one == turned) is False
     assert dict(one) == dict(turned)  # control: of plain dicts it does not
     assert one == dict(turned) and dict(turned) == one  # nor beside one
     assert one != [*one] and one != {} and len({one, same, turned}) == 2
-    level = engine.package.HierarchyLevelConfig
+    level = core.HierarchyLevelConfig
     assert hash(level("l", one)) == hash(level("l", same)) and level("l", one) != level("l", turned)
 
 
 @pytest.mark.parametrize(
     "copied", [copy.copy, copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))]
 )
-def test_a_table_is_copied_and_pickled(engine, copied):
-    table = table_of(engine.package)
+def test_a_table_is_copied_and_pickled(copied):
+    table = table_of(core)
     again = copied(table)
     assert again == table and type(again) is type(table) and list(again) == list("cab")
     with pytest.raises(TypeError, match="cannot be changed"):
         again.clear()
-    assert copied(config_of(engine.package)) == config_of(engine.package)
+    assert copied(config_of(core)) == config_of(core)
     assert table.copy() == table and type(table.copy()) is dict  # one that can be changed
 
 
-def test_experts_by_name_and_by_the_integer_of_a_route(engine):
-    table = table_of(engine.package)
+def test_experts_by_name_and_by_the_integer_of_a_route():
+    table = table_of(core)
     assert [table[name].name for name in "abc"] == list("abc")
     assert [table[place].name for place in (0, 1, np.int64(2), -1)] == list("cabb")
     assert (

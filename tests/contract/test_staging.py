@@ -1,5 +1,7 @@
 """Freezing by level and by expert: what is frozen stays to the bit, the rest trains, and both packages agree."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,25 +41,33 @@ def jax_weights(engine, model):
     }
 
 
-def jax_trained(engine, model, stages, inputs):
-    graph, params = nnx.split(model)
+@functools.cache
+def jax_gradient(graph):
+    """The gradient of the loss, compiled once for the file: only the optimizers differ."""
 
     def loss(params, x, routes):
         return (nnx.merge(graph, params)(x, routes).fused_hidden ** 2).mean()
 
+    return jax.jit(jax.grad(loss))
+
+
+def jax_trained(engine, model, stages, inputs):
+    graph, params = nnx.split(model)
+    gradient = jax_gradient(graph)
     for names in stages:
         optimizer = convexmoe_jax.adam(RATE)
         if names:
             optimizer = convexmoe_jax.freeze(optimizer, model, *names)
 
         @jax.jit
-        def step(params, state, x, routes, optimizer=optimizer):
-            updates, state = optimizer.update(jax.grad(loss)(params, x, routes), state, params)
+        def step(params, state, gradients, optimizer=optimizer):
+            updates, state = optimizer.update(gradients, state, params)
             return jax.tree.map(jnp.add, params, updates), state
 
         state = optimizer.init(params)
         for _ in range(STEPS):
-            params, state = step(params, state, jnp.array(inputs["x"]), inputs["routes"])
+            gradients = gradient(params, jnp.array(inputs["x"]), inputs["routes"])
+            params, state = step(params, state, gradients)
     return jax_weights(engine, nnx.merge(graph, params))
 
 
@@ -154,7 +164,7 @@ def test_in_jax_the_parameters_may_be_those_of_a_module_around_it():
     optimizer = convexmoe_jax.freeze(convexmoe_jax.adam(RATE), model.inner, "a", "fusion")
     params = nnx.state(model, nnx.Param)
     ones = jax.tree.map(jnp.ones_like, params)
-    updates, _ = optimizer.update(ones, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(ones, optimizer.init(params), params)
     still = {
         tuple(path): bool((np.asarray(leaf[...]) == 0).all()) for path, leaf in nnx.to_flat_state(updates)
     }

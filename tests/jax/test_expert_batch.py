@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import convexmoe_jax
-import convexmoe_jax.hierarchy.experts
+import convexmoe_jax.hierarchy.records
 
 ROWS, LENGTH, WIDTH, OTHER = 5, 2, 3, 7
 ROUTES = [1, 0, 0, 1, 0]
@@ -80,7 +80,7 @@ def test_transforms_of_jax_take_a_batch(expert):
 
 
 def test_control_text_as_a_leaf_is_refused_by_jax(monkeypatch):
-    monkeypatch.setattr(convexmoe_jax.hierarchy.experts, "_is_fixed", lambda leaf: False)
+    monkeypatch.setattr(convexmoe_jax.hierarchy.records, "_is_constant", lambda leaf: False)
     with pytest.raises(TypeError, match="not a valid JAX type"):
         gradient(Recomputed)
 

@@ -46,7 +46,7 @@ def gradients(model, x, routes, loss=lambda output: output.fused_hidden.square()
     return output, {"x": x.grad} | {name: leaf.grad.clone() for name, leaf in model.named_parameters()}
 
 
-@pytest.mark.parametrize("kind", TWO)
+@pytest.mark.parametrize("kind", [pytest.param("linear", marks=pytest.mark.release), "mlp"])
 def test_ten_routings_are_one_graph(kind):
     """Forward and backward in full; the code generator, which takes most of the time, makes no difference to graphs."""
     case = TWO[kind]
@@ -88,7 +88,9 @@ def lost_rows(model, compiled, x, routes):
         assert relative_error(value, wanted[name.removeprefix("_orig_mod.")]) < 1e-5, name
 
 
+@pytest.mark.release
 def test_the_generated_code_agrees():
+    """A compiler of C++ runs, for a minute where its cache is empty."""
     case = uniform("linear", 3)
     model, x, routes = built(case), inputs_of(case), ten_routings(case)[0]
     torch._dynamo.reset()
@@ -186,8 +188,8 @@ def test_the_grouped_path_is_the_one_by_one_path(monkeypatch, kind, sequence):
     inputs = random_inputs(case, spread="zipf", sequence=sequence)
     inputs["routes"]["b"][:] = 0
     called = []
-    one_by_one = hierarchy._one_by_one
-    monkeypatch.setattr(hierarchy, "_one_by_one", lambda *given: called.append(1) or one_by_one(*given))
+    one_by_one = hierarchy._run_one_by_one
+    monkeypatch.setattr(hierarchy, "_run_one_by_one", lambda *given: called.append(1) or one_by_one(*given))
     grouped = ENGINE.run(case, model, inputs)
     assert not called
     monkeypatch.setattr(hierarchy, "_can_be_grouped", lambda experts: False)
