@@ -79,7 +79,7 @@ def _sum_up(upper: Array, axes: tuple[int, ...], count: int) -> Array:
     return np.where(np.isnan(result), np.inf, result)
 
 
-def widened(lower: Array, upper: Array) -> tuple[Array, Array]:
+def widen(lower: Array, upper: Array) -> tuple[Array, Array]:
     """Return bounds with room for the rounding of an elementary function."""
     with np.errstate(all="ignore"):
         low = lower - ELEMENTARY * np.abs(lower) - 1e-300

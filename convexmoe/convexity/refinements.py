@@ -20,7 +20,7 @@ from .facts import (
     Array,
     Value,
     facts_where,
-    known,
+    literal,
     settle,
     variable,
 )
@@ -88,9 +88,9 @@ class Refinements:
         for chosen in self.chosen:
             shape = walk.graph.shapes[chosen]
             stop = start + int(np.prod(shape))
-            given[chosen] = known(point[start:stop].reshape(shape))
+            given[chosen] = literal(point[start:stop].reshape(shape))
             start = stop
-        return again(walk, number, given)
+        return evaluate_again(walk, number, given)
 
     def _ordered(self, walk: Walk, number: int, value: Value) -> tuple[str, Value] | None:
         """Decide the elements that are weighted sums of sorted values by their weights."""
@@ -103,15 +103,15 @@ class Refinements:
         if ordered.facts.size > LARGEST_SORT or source == number:
             return None
         shape = ordered.shape
-        free = again(walk, number, {source: variable(shape)})
+        free = evaluate_again(walk, number, {source: variable(shape)})
         if not free.affine.any():
             return None
-        start = again(walk, number, {source: known(np.zeros(shape))})
+        start = evaluate_again(walk, number, {source: literal(np.zeros(shape))})
         slopes = np.empty((2, *shape, *value.shape))
         for place in np.ndindex(*shape):
             unit = np.zeros(shape)
             unit[place] = 1.0
-            slope = add(again(walk, number, {source: known(unit)}), negate(start))
+            slope = add(evaluate_again(walk, number, {source: literal(unit)}), negate(start))
             slopes[(0, *place)], slopes[(1, *place)] = slope.lower, slope.upper
         lower, upper = np.moveaxis(slopes, axis + 1, 1)
         given = walk.values[operation.inputs[0]]
@@ -158,7 +158,7 @@ def _with(value: Value, *facts: tuple[int, Array]) -> Value:
     return settle(value.lower, value.upper, value.facts | facts_where(*facts))
 
 
-def again(walk: Walk, number: int, given: dict[int, Value]) -> Value:
+def evaluate_again(walk: Walk, number: int, given: dict[int, Value]) -> Value:
     """Return what is known of a value where some values are given anew, the others following from them."""
     part = Walk(walk.graph, walk.rules, walk.atoms)
     part.values = {key: value for key, value in walk.values.items() if _untouched(walk, key, given)}

@@ -22,10 +22,10 @@ from .facts import (
     Array,
     Value,
     facts_where,
+    negate_facts,
     settle,
-    turned,
 )
-from .intervals import widened
+from .intervals import widen
 
 Region = tuple[float, float] | None
 
@@ -109,7 +109,7 @@ def inside(value: Value, region: Region) -> Array:
     return (value.lower >= region[0]) & (value.upper <= region[1])
 
 
-def composed(value: Value, convex: Array, concave: Array, rising: Array, falling: Array) -> Array:
+def compose(value: Value, convex: Array, concave: Array, rising: Array, falling: Array) -> Array:
     """Return the facts of f(v), without REAL, for an f that is so on the range of v.
 
     f(v) is convex where f is convex and v affine, f moreover rising and v convex, or falling and v concave.
@@ -129,7 +129,7 @@ def apply(name: str, value: Value) -> Value:
     """Return f(v) for the function of that name."""
     scalar = SCALARS[name]
     rising, falling = inside(value, scalar.rising), inside(value, scalar.falling)
-    facts = composed(value, inside(value, scalar.convex), inside(value, scalar.concave), rising, falling)
+    facts = compose(value, inside(value, scalar.convex), inside(value, scalar.concave), rising, falling)
     low, high = scalar.domain
     real = value.has(REAL) & (value.lower >= low) & (value.upper <= high)
     if not scalar.closed:
@@ -139,7 +139,7 @@ def apply(name: str, value: Value) -> Value:
     facts |= _further(name, value)
     if name == "abs":  # of one sign: the value itself, or its negative, with all their facts
         facts |= np.where(value.nonnegative, value.facts, 0) | np.where(
-            value.nonpositive, turned(value.facts), 0
+            value.nonpositive, negate_facts(value.facts), 0
         )
     return settle(lower, upper, facts)
 
@@ -160,7 +160,7 @@ def _bounds(name: str, scalar: Scalar, value: Value) -> tuple[Array, Array]:
     upper = np.where(np.isnan(bounds[1]), np.inf, bounds[1])
     if name not in EXACT:
         exact_zero = (value.lower == 0, value.upper == 0) if name in ZERO_AT_ZERO else (False, False)
-        wide = widened(lower, upper)
+        wide = widen(lower, upper)
         lower, upper = np.where(exact_zero[0], 0.0, wide[0]), np.where(exact_zero[1], 0.0, wide[1])
         if name in ZERO_AT_ZERO:  # they keep the sign
             lower = np.where(value.nonnegative, np.maximum(lower, 0.0), lower)
@@ -214,7 +214,7 @@ def power(value: Value, exponent: float) -> Value:
     concave = (above & (not steep)) | (below & (not even))
     rising = (above & (p > 0)) | (below & even & (p < 0)) | (whole and not even and p > 0)
     falling = (above & (p < 0)) | (below & even & (p > 0)) | (below & (not even) & (p < 0))
-    facts = composed(value, convex & real, concave & real, rising & real, falling & real)
+    facts = compose(value, convex & real, concave & real, rising & real, falling & real)
     log_convex, log_concave = value.has(LOG_CONVEX), value.has(LOG_CONCAVE)
     if p < 0:
         log_convex, log_concave = log_concave & value.positive, log_convex & value.positive
@@ -240,7 +240,7 @@ def _power_bounds(value: Value, p: float, even: bool) -> tuple[Array, Array]:
         ends = np.power(base, p)
         exact = (p == 2.0) & (np.abs(base) < 2.0**26) & (np.rint(base) == base)
     exact |= (base == 0) & (p > 0)
-    low, high = widened(np.where(np.isnan(ends), -np.inf, ends), np.where(np.isnan(ends), np.inf, ends))
+    low, high = widen(np.where(np.isnan(ends), -np.inf, ends), np.where(np.isnan(ends), np.inf, ends))
     low, high = np.where(exact, ends, low), np.where(exact, ends, high)
     crosses = (value.lower < 0) & (value.upper > 0)
     lower = np.where(crosses & (even or p < 0), -np.inf, low.min(axis=0))

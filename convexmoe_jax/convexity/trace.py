@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from convexmoe.convexity.graph import Graph
+from convexmoe.convexity import Graph
 
 # Primitives that call a program with their own inputs, and where that stands in their parameters. What custom_jvp and
 # custom_vjp add is of derivatives, and the value is that of the program.

@@ -11,7 +11,8 @@ from attack import claims, contradictions, show
 from random_programs import OPS, parameters, programs, random_program, run
 
 from convexmoe.convexity.facts import CONVEX
-from convexmoe_jax.convexity.search import search
+from convexmoe.convexity.search import search
+from convexmoe_jax.convexity.search import Evaluator
 
 # `make test` runs 5,000 programs, `make fuzz` 100,000
 SHARDS, PROGRAMS = 20, int(os.environ.get("CONVEXMOE_PROGRAMS", 250))
@@ -54,7 +55,7 @@ def test_what_is_proved_withstands_the_whole_search(x64):
             return run(program, x, jnp.asarray(theta), "jax")[-1][kept]
 
         points = jnp.asarray([[-1.5] * size, [1.5] * size])
-        found = search(jax.vmap(function), points, 4_000, withstood, 1e-7, strict=False)
+        found = search(Evaluator(jax.vmap(function), points), 4_000, withstood, 1e-7, strict=False)
         if convex.any():
             assert found is None, (show(size, program), found)
             withstood += 1

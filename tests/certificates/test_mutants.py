@@ -9,7 +9,7 @@ from convexity_table import MONOTONE, TABLE, Monotone
 from engines_of_proof import Jax
 from random_programs import random_program
 
-from convexmoe.convexity import calculus, contraction, graph, refinements, scalars
+from convexmoe.convexity import atoms, calculus, contraction, graph, refinements, scalars
 from convexmoe.convexity import facts as curvature
 from convexmoe.convexity.certificate import monotonicity
 from convexmoe.convexity.facts import (
@@ -22,16 +22,16 @@ from convexmoe.convexity.facts import (
     REAL,
     RISING,
     Value,
+    curvature_word,
     either,
     settle,
     variable,
 )
 from convexmoe.convexity.refinements import Refinements
 from convexmoe.convexity.scalars import ABOVE, BELOW, EVERYWHERE, SCALARS
-from convexmoe.convexity.walk import Rule, Walk, words
-from convexmoe_jax.convexity import atoms
-from convexmoe_jax.convexity.order import sorts
-from convexmoe_jax.convexity.rules import RULES
+from convexmoe.convexity.walk import Rule, Walk
+from convexmoe_jax.convexity.atoms import recognize
+from convexmoe_jax.convexity.rules import RULES, sorts
 from convexmoe_jax.convexity.trace import trace
 
 PROGRAMS = 600
@@ -59,7 +59,7 @@ def programs():
 
 
 def walked_row(made):
-    walk = Walk(made, RULES, lambda *given: atoms.recognise(*given), Refinements(made.inputs, sorts))
+    walk = Walk(made, RULES, recognize, Refinements(made.inputs, sorts))
     return walk.run([variable(made.shapes[number]) for number in made.inputs])
 
 
@@ -70,7 +70,7 @@ def wrong_rows():
         if isinstance(row, Monotone):
             wrong = set(monotonicity(value)) != {row.monotonicity}
         else:
-            wrong = words(value) != row.curvature
+            wrong = curvature_word(value) != row.curvature
         if wrong:
             yield row.name
 
@@ -170,7 +170,7 @@ MUTANTS = {
     "elu is concave": scalar("elu", convex=None, concave=EVERYWHERE),
     "composition forgets the inner curvature": put(
         scalars,
-        "composed",
+        "compose",
         lambda v, convex, concave, rising, falling: curvature.facts_where(
             (CONVEX, convex & v.curved), (CONCAVE, concave & v.curved), (RISING, rising & v.has(RISING))
         ),
@@ -184,7 +184,7 @@ MUTANTS = {
     "product forgets the sign": put(calculus, "multiply", lambda a, b: MULTIPLY(absolute(a), absolute(b))),
     "a parameter is positive": put(
         calculus,
-        "_scaled",
+        "_scale_facts",
         lambda factor, v: np.where(factor.constant, v.facts, np.uint16(0)).astype(np.uint16),
     ),
     "a product falls with its rising factor": put(
@@ -237,7 +237,7 @@ MUTANTS = {
         ),
     ),
     "every form is semidefinite": put(refinements, "is_semidefinite", lambda lower, upper: True),
-    "no weight is out of order": put(refinements, "again", lambda walk, number, given: walk.values[number]),
+    "no weight is out of order": put(refinements, "evaluate_again", lambda walk, number, given: walk.values[number]),
     "atoms match whatever their literals": put(graph, "equal_params", lambda one, other: True),
     "atoms match by their last operation": put(
         atoms, "match", lambda reference, g, value: list(g.makers[value].inputs)[-1:] * len(reference.inputs)

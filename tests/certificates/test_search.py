@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from convexmoe.convexity import segments
-from convexmoe.convexity.segments import BATCH, between, drawn
+from convexmoe.convexity import search, segments
+from convexmoe.convexity.segments import BATCH, between, draw_segments
 from convexmoe_jax import VectorHull, certify, find_violation
 from convexmoe_jax.convexity import search as violation
 
@@ -26,7 +26,7 @@ def test_the_ascent_finds_what_random_segments_miss(monkeypatch):
     assert found is not None and found.gap > 0.1 and found.dtype == "float64"
     direction = (found.right - found.left) / np.linalg.norm(found.right - found.left)
     assert abs(direction @ AXIS) > 0.75
-    monkeypatch.setattr(violation, "_climbed", lambda function, candidates, *rest: candidates)
+    monkeypatch.setattr(search, "_climb", lambda function, candidates: candidates)
     assert find_violation(saddle, points, segments=5_000) is None
 
 
@@ -34,7 +34,7 @@ def test_the_ascent_stays_in_the_box_and_does_not_lower_the_gap(monkeypatch):
     points = jnp.asarray([[-1.0, -1.0], [1.0, 1.0]])
     found = find_violation(lambda x: -jnp.sum(x**4, axis=1), points, segments=1_000)
     assert (np.abs([found.left, found.right]) <= 2.0 + 1e-6).all()
-    monkeypatch.setattr(violation, "_climbed", lambda function, candidates, *rest: candidates)
+    monkeypatch.setattr(search, "_climb", lambda function, candidates: candidates)
     assert found.gap >= find_violation(lambda x: -jnp.sum(x**4, axis=1), points, segments=1_000).gap
 
 
@@ -51,9 +51,9 @@ def test_rounding_in_float32_is_no_violation(monkeypatch):
 
         return wide
 
-    monkeypatch.setattr(violation, "widened", refuse)
+    monkeypatch.setattr(violation, "widen", refuse)
     assert find_violation(rough, points, segments=2_000) is None  # its gaps do not stay
-    monkeypatch.setattr(segments, "_steady", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
+    monkeypatch.setattr(segments, "_survive_perturbation", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
     assert find_violation(rough, points, segments=2_000).dtype == "float32"
 
 
@@ -80,7 +80,7 @@ def test_a_function_without_gradients_is_searched():
 @pytest.mark.parametrize("segments", [1, 2, BATCH + 1])
 def test_any_number_of_segments(segments):
     points = np.array([[0.0, 1.0], [2.0, 5.0]])
-    assert sum(len(left) for left, _, _ in drawn(points, segments, 0)) == segments
+    assert sum(len(left) for left, _, _ in draw_segments(points, segments, 0)) == segments
     find_violation(lambda x: jnp.sum(x, axis=1), jnp.asarray(points, jnp.float32), segments=segments)
 
 
@@ -111,8 +111,8 @@ def test_what_rounding_makes_refutes_nothing(monkeypatch):
 
         return wide
 
-    monkeypatch.setattr(violation, "widened", refuse)
-    monkeypatch.setattr(segments, "_steady", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
+    monkeypatch.setattr(violation, "widen", refuse)
+    monkeypatch.setattr(segments, "_survive_perturbation", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
     assert find_violation(lambda w: variance(w @ data), points, segments=20_000) is not None
 
 

@@ -12,7 +12,7 @@ from torch_engine import Torch
 from torch_programs import contradictions, random_program, traced, traced_function, walked
 from torch_table import TORCH_TABLE
 
-from convexmoe.convexity import calculus
+from convexmoe.convexity import atoms, calculus
 from convexmoe.convexity.certificate import monotonicity
 from convexmoe.convexity.facts import (
     CONCAVE,
@@ -21,18 +21,18 @@ from convexmoe.convexity.facts import (
     REAL,
     RISING,
     Value,
+    curvature_word,
+    negate_facts,
     settle,
-    turned,
     variable,
-    words,
 )
 from convexmoe.convexity.refinements import Refinements
 from convexmoe.convexity.walk import Walk
-from convexmoe_torch.convexity import atoms, rules
+from convexmoe_torch.convexity import rules
+from convexmoe_torch.convexity.atoms import recognize
 from convexmoe_torch.convexity.lowering.moves import Places
 from convexmoe_torch.convexity.lowering.table import LOWERINGS
-from convexmoe_torch.convexity.order import sorts
-from convexmoe_torch.convexity.rules import RULES
+from convexmoe_torch.convexity.rules import RULES, sorts
 
 PROGRAMS = 600
 ENGINE = Torch()
@@ -64,12 +64,12 @@ def rows():
 def wrong_rows(graphs):
     """Rows of which the walk does not say what the table says."""
     for row, graph in graphs:
-        walk = Walk(graph, RULES, lambda *given: atoms.recognise(*given), Refinements(graph.inputs, sorts))
+        walk = Walk(graph, RULES, recognize, Refinements(graph.inputs, sorts))
         [value] = walk.run([variable(graph.shapes[graph.inputs[0]])])
         if isinstance(row, Monotone):
             wrong = set(np.ravel(monotonicity(value))) != {row.monotonicity}
         else:
-            wrong = words(value) != row.curvature
+            wrong = curvature_word(value) != row.curvature
         if wrong:
             yield row.name
 
@@ -116,7 +116,7 @@ def over(rule, change):
 
 def opposite(value):
     """Convex for concave, rising for falling."""
-    return Value(value.lower, value.upper, np.where(value.constant, value.facts, turned(value.facts)))
+    return Value(value.lower, value.upper, np.where(value.constant, value.facts, negate_facts(value.facts)))
 
 
 def bolder(facts):

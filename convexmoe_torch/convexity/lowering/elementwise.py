@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from convexmoe.convexity.graph import Graph
-
-Kind = tuple[tuple[int, ...], str]
+from convexmoe.convexity import Graph, Kind, rules, scalars
 
 
 class Declined(Exception):
@@ -109,7 +107,7 @@ class Call:
         """Return a number as a value."""
         return self.value(number, dtype or self.dtype)
 
-    def reshaped(self, value: int, shape: Sequence[int]) -> int:
+    def reshape(self, value: int, shape: Sequence[int]) -> int:
         """Return a value in another shape; a chain of these is one."""
         shape = tuple(shape)
         maker = self.graph.makers.get(value)
@@ -146,7 +144,7 @@ def _arithmetic(name: str) -> Lowering:
     return lower
 
 
-def _reversed_sub(call: Call) -> list[int]:
+def _rsub(call: Call) -> list[int]:
     a, b = call.values("self", "other")
     alpha = call.get("alpha", 1)
     a = a if alpha == 1 else call.op("mul", a, call.number(alpha))
@@ -271,48 +269,13 @@ def _log_sigmoid(call: Call) -> list[int]:
     return [found, *(call.graph.add("buffer", (), {}, [kind], call.source)[0] for kind in call.kinds[1:])]
 
 
-UNARY = (
-    "exp",
-    "exp2",
-    "expm1",
-    "log",
-    "log1p",
-    "sqrt",
-    "tanh",
-    "erf",
-    "erfc",
-    "atan",
-    "asinh",
-    "sinh",
-    "cosh",
-    "sin",
-    "cos",
-    "abs",
-    "lgamma",
-    "digamma",
-    "sigmoid",
-    "floor",
-    "ceil",
-    "round",
-    "neg",
-    "log2",
-    "log10",
-    "bitwise_not",
-    "isfinite",
+# Those of `scalars` that ATen has under the same name.
+SCALAR_OPERATIONS = tuple(
+    name for name in scalars.SCALARS if name not in (*rules.OF_MODELS, "cbrt", "logistic")
 )
-BINARY = (
-    "maximum",
-    "minimum",
-    "logaddexp",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "eq",
-    "ne",
-    "bitwise_and",
-    "bitwise_or",
-)
+UNARY = (*SCALAR_OPERATIONS, "sigmoid", "neg", "log2", "log10", "bitwise_not", "isfinite")
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+BINARY = (*COMPARISONS, "maximum", "minimum", "logaddexp", "bitwise_and", "bitwise_or")
 SAME = ("contiguous", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "positive")
 
 ELEMENTWISE: dict[str, Lowering] = {
@@ -322,9 +285,8 @@ ELEMENTWISE: dict[str, Lowering] = {
     **dict.fromkeys(("to", "_to_copy", "type_as"), _cast),
     **{name: _arithmetic(name) for name in ("add", "sub", "mul")},
     **{name: _truth(name) for name in ("logical_and", "logical_or", "logical_not")},
-    "sign": _one("sign"),
     "sgn": _one("sign"),
-    "rsub": _reversed_sub,
+    "rsub": _rsub,
     "div": _div,
     "true_divide": _div,
     "pow": _pow,

@@ -33,7 +33,7 @@ class Places:
         return hash(self.key)
 
 
-def numbered(shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
+def number_elements(shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
     """Return the places of tensors of these shapes, counted from 1 through all."""
     starts = np.cumsum([1, *(math.prod(shape) for shape in shapes)]).tolist()
     return [
@@ -42,12 +42,12 @@ def numbered(shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
     ]
 
 
-def replaced(arguments: Any, tensors: dict[int, torch.Tensor]) -> Any:
+def substitute(arguments: Any, tensors: dict[int, torch.Tensor]) -> Any:
     """Return arguments with a tensor for each `Ref`."""
     if isinstance(arguments, Ref):
         return tensors[arguments]
     if isinstance(arguments, (list, tuple)):
-        return [replaced(part, tensors) for part in arguments]
+        return [substitute(part, tensors) for part in arguments]
     return arguments
 
 
@@ -62,15 +62,15 @@ def refs(arguments: Any) -> list[int]:
     return []
 
 
-def _fixed(call: Call) -> list[int]:
+def _move_to_known_places(call: Call) -> list[int]:
     """Known places: one operation an output."""
     given = refs(call.arguments)
     if given != refs([call.get(name) for name in ("self", "src", "tensors")]):
         raise Declined("places that are values of the program")
     fill = call.get("value", 0) if call.target._opname == "constant_pad_nd" else 0
     arguments = {name: 0 if name == "value" else value for name, value in call.arguments.items()}
-    tensors = dict(zip(given, numbered([call.shape_of(value) for value in given]), strict=True))
-    found = call.target(**{name: replaced(value, tensors) for name, value in arguments.items()})
+    tensors = dict(zip(given, number_elements([call.shape_of(value) for value in given]), strict=True))
+    found = call.target(**{name: substitute(value, tensors) for name, value in arguments.items()})
     results = list(found) if isinstance(found, (list, tuple)) else [found]
     return [
         call.graph.add(
@@ -87,21 +87,21 @@ def _fixed(call: Call) -> list[int]:
 def _reshape(call: Call) -> list[int]:
     if "dtype" in call.arguments:
         raise Declined("bits")
-    return [call.reshaped(call["self"], call.shape)]
+    return [call.reshape(call["self"], call.shape)]
 
 
 def _expand(call: Call) -> list[int]:
-    return _expanded(call, int(call["self"]))
+    return _expand_value(call, int(call["self"]))
 
 
-def _expanded(call: Call, value: int) -> list[int]:
+def _expand_value(call: Call, value: int) -> list[int]:
     if call.shape_of(value) == call.shape:
         return [value]
     return [call.op("expand", value, shape=call.shape, new_shape=call.shape)]
 
 
 def _copy(call: Call) -> list[int]:
-    return _expanded(call, call.cast(call["src"], call.dtype))
+    return _expand_value(call, call.cast(call["src"], call.dtype))
 
 
 def _permute(call: Call) -> list[int]:
@@ -115,7 +115,7 @@ def _permute(call: Call) -> list[int]:
     ]
 
 
-def _indexed(call: Call) -> list[int]:
+def _move_by_index(call: Call) -> list[int]:
     """Places that are values of the program themselves: what moves comes first, then the places."""
     arguments, dtype = dict(call.arguments), call.dtype
     if arguments.get("accumulate") or arguments.get("reduce") is not None or arguments.get("sparse_grad"):
@@ -150,20 +150,20 @@ def _template(value: Any, given: list[int]) -> Any:
     return tuple(_template(part, given) for part in value) if isinstance(value, (list, tuple)) else value
 
 
-def filled(template: Any, tensors: list[torch.Tensor]) -> Any:
+def fill_template(template: Any, tensors: list[torch.Tensor]) -> Any:
     """Return an argument with the tensors in their slots."""
     if isinstance(template, Slot):
         return tensors[template]
-    return [filled(part, tensors) for part in template] if isinstance(template, tuple) else template
+    return [fill_template(part, tensors) for part in template] if isinstance(template, tuple) else template
 
 
-def _made(call: Call) -> list[int]:
+def _make_constant(call: Call) -> list[int]:
     """Numbers that depend on no tensor but for its shape."""
     shape, dtype = call.shape, getattr(torch, call.dtype)
     name = call.target._opname.removesuffix("_like").removeprefix("new_")
     if name in ("zeros", "ones", "full"):
         number = {"zeros": 0, "ones": 1}.get(name, call.get("fill_value"))
-        found = torch.full(shape, call_number(number), dtype=dtype)
+        found = torch.full(shape, plain_number(number), dtype=dtype)
     else:
         arguments = call.arguments | {
             key: None for key in ("layout", "device", "pin_memory") if key in call.arguments
@@ -178,14 +178,14 @@ def _made(call: Call) -> list[int]:
     ]
 
 
-def call_number(number: Any) -> Any:
+def plain_number(number: Any) -> Any:
     """Return a plain number, nothing else."""
     if isinstance(number, Ref) or not isinstance(number, (bool, int, float)):
         raise Declined("made of a tensor")
     return number
 
 
-FIXED = (
+PLACED = (
     "flip",
     "roll",
     "slice",
@@ -246,7 +246,7 @@ INDEXED = (
     "index_fill",
     "embedding",
 )
-MADE = (
+CONSTANTS = (
     "arange",
     "full",
     "zeros",
@@ -263,11 +263,11 @@ MADE = (
 )
 
 MOVES: dict[str, Lowering] = {
-    **dict.fromkeys(FIXED, _fixed),
+    **dict.fromkeys(PLACED, _move_to_known_places),
     **dict.fromkeys(RESHAPES, _reshape),
     **dict.fromkeys(PERMUTES, _permute),
-    **dict.fromkeys(INDEXED, _indexed),
-    **dict.fromkeys(MADE, _made),
+    **dict.fromkeys(INDEXED, _move_by_index),
+    **dict.fromkeys(CONSTANTS, _make_constant),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     "copy": _copy,
 }

@@ -17,7 +17,7 @@ def axes_of(dims: Any, rank: int) -> tuple[int, ...]:
     return tuple(sorted(dim % max(rank, 1) for dim in dims if rank))
 
 
-def reduced(
+def reduce_over(
     call: Call, name: str, value: int, axes: tuple[int, ...], keep: bool, dtype: str | None = None
 ) -> int:
     """Add a reduction over axes."""
@@ -25,7 +25,7 @@ def reduced(
     rest = tuple(size for axis, size in enumerate(shape) if axis not in axes)
     found = call.op(name, value, shape=rest, dtype=dtype, axes=axes)
     return (
-        call.reshaped(found, tuple(1 if k in axes else size for k, size in enumerate(shape)))
+        call.reshape(found, tuple(1 if k in axes else size for k, size in enumerate(shape)))
         if keep
         else found
     )
@@ -41,7 +41,7 @@ def _reduction(name: str) -> Lowering:
         if name in ("any", "all"):
             value = truth(call, value)
         axes = axes_of(call.get("dim"), len(call.shape_of(value)))
-        return [reduced(call, name, value, axes, call.get("keepdim", False))]
+        return [reduce_over(call, name, value, axes, call.get("keepdim", False))]
 
     return lower
 
@@ -49,7 +49,7 @@ def _reduction(name: str) -> Lowering:
 def mean_of(call: Call, value: int, axes: tuple[int, ...], keep: bool) -> int:
     """Add a mean over axes."""
     count = math.prod(call.shape_of(value)[axis] for axis in axes)
-    return call.op("div", reduced(call, "sum", value, axes, keep), call.number(count))
+    return call.op("div", reduce_over(call, "sum", value, axes, keep), call.number(count))
 
 
 def _mean(call: Call) -> list[int]:
@@ -67,8 +67,8 @@ def _variance(root: bool) -> Lowering:
         freedom = count - call.get("correction", unbiased)
         if freedom <= 0:
             raise Declined("no degree of freedom")
-        centred = call.op("sub", value, mean_of(call, value, axes, True))
-        total = reduced(call, "sum", call.op("mul", centred, centred), axes, call.get("keepdim", False))
+        centered = call.op("sub", value, mean_of(call, value, axes, True))
+        total = reduce_over(call, "sum", call.op("mul", centered, centered), axes, call.get("keepdim", False))
         found = call.op("div", total, call.number(freedom))
         return [call.op("sqrt", found) if root else found]
 
@@ -79,12 +79,12 @@ def _norm(call: Call) -> list[int]:
     value, order = call.cast(call["self"], call.dtype), call.get("ord", call.get("p", 2))
     axes, keep = axes_of(call.get("dim"), len(call.shape_of(value))), call.get("keepdim", False)
     if order == 2:
-        return [call.op("sqrt", reduced(call, "sum", call.op("mul", value, value), axes, keep))]
+        return [call.op("sqrt", reduce_over(call, "sum", call.op("mul", value, value), axes, keep))]
     size = call.op("abs", value)
     if order == 1:
-        return [reduced(call, "sum", size, axes, keep)]
+        return [reduce_over(call, "sum", size, axes, keep)]
     if order == math.inf:
-        return [reduced(call, "amax", size, axes, keep)]
+        return [reduce_over(call, "amax", size, axes, keep)]
     raise Declined("another norm")
 
 
@@ -97,10 +97,10 @@ def _extreme(name: str, place: str) -> Lowering:
             return [call.op({"amax": "maximum", "amin": "minimum"}[name], value, call["other"])]
         axes = axes_of(call.get("dim"), len(call.shape_of(value)))
         keep = call.get("keepdim", False)
-        found = reduced(call, name, value, axes, keep)
+        found = reduce_over(call, name, value, axes, keep)
         if "dim" not in call.arguments:
             return [found]
-        return [found, reduced(call, place, value, axes, keep, "int64")]
+        return [found, reduce_over(call, place, value, axes, keep, "int64")]
 
     return lower
 
@@ -109,10 +109,10 @@ def _place(name: str) -> Lowering:
     def lower(call: Call) -> list[int]:
         value, dim = int(call["self"]), call.get("dim")
         if dim is None:
-            value, dim = call.reshaped(value, (math.prod(call.shape_of(value)),)), 0
+            value, dim = call.reshape(value, (math.prod(call.shape_of(value)),)), 0
         axes = axes_of(dim, len(call.shape_of(value)))
-        found = reduced(call, name, value, axes, call.get("keepdim", False))
-        return [call.reshaped(found, call.shape)]
+        found = reduce_over(call, name, value, axes, call.get("keepdim", False))
+        return [call.reshape(found, call.shape)]
 
     return lower
 
@@ -140,8 +140,8 @@ def _softmax(call: Call) -> list[int]:
     """exp(u - max u) / sum, whose terms are positive."""
     value = call.cast(call["self"], call.dtype)
     axes = axes_of(call["dim"], len(call.shape))
-    powers = call.op("exp", call.op("sub", value, reduced(call, "amax", value, axes, True)))
-    return [call.op("div", powers, reduced(call, "sum", powers, axes, True))]
+    powers = call.op("exp", call.op("sub", value, reduce_over(call, "amax", value, axes, True)))
+    return [call.op("div", powers, reduce_over(call, "sum", powers, axes, True))]
 
 
 def _sort(call: Call) -> list[int]:
@@ -181,7 +181,7 @@ def _huber(width: str) -> Lowering:
         axes = tuple(range(len(call.shape_of(found))))
         if call.get("reduction", 1) == 1:
             return [mean_of(call, found, axes, False)]
-        return [reduced(call, "sum", found, axes, False) if call["reduction"] == 2 else found]
+        return [reduce_over(call, "sum", found, axes, False) if call["reduction"] == 2 else found]
 
     return lower
 
@@ -194,7 +194,7 @@ def _batch_norm(call: Call) -> list[int]:
         raise Declined("statistics of the batch")
 
     def along(given: int) -> int:
-        return call.reshaped(int(given), [call.shape[1] if axis == 1 else 1 for axis in range(rank)])
+        return call.reshape(int(given), [call.shape[1] if axis == 1 else 1 for axis in range(rank)])
 
     scale = call.op("pow", call.op("add", along(variance), call.number(call["eps"])), call.number(-0.5))
     found = call.op("mul", call.op("sub", value, along(mean)), scale)
