@@ -1,4 +1,4 @@
-"""How facts and bounds go through sums, products, maxima and linear maps. No framework is imported here.
+"""How facts and bounds go through sums, products, maxima and linear maps.
 
 Every rule is a sentence of mathematics; `LAWS` says it in words, for the proof that a certificate prints.
 """

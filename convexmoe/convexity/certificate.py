@@ -1,4 +1,4 @@
-"""The record of a proof, of its failure, or of a counterexample: text and JSON. No framework is imported here."""
+"""The record of a proof, of its failure, or of a counterexample: text and JSON."""
 
 from __future__ import annotations
 

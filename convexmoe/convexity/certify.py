@@ -22,7 +22,7 @@ from .problem import Engine, NotTraced, Problem
 from .refinements import Refinements
 from .search import search
 from .segments import TOLERANCES, Violation
-from .walk import Reason, Step, Walk, no_refinement
+from .walk import Reason, Step, Walk
 
 SEGMENTS = 20_000
 REACH = 3.0  # half the width of the box that is searched around the example, in units of its size
@@ -89,7 +89,7 @@ def _walk(
     split = len(problem.leaves)
     chosen = [graph.inputs[split + k] for k in problem.chosen]
     # A refinement assumes that all coordinates move.
-    refine = Refinements(chosen, engine.sorts) if coordinate is None else no_refinement
+    refine = Refinements(chosen, engine.sorts) if coordinate is None else None
     walk = Walk(graph, engine.rules, engine.recognize, refine)
     values = []
     for number, leaf, name in zip(graph.inputs, problem.leaves, problem.names, strict=False):

@@ -14,7 +14,7 @@ and a set of facts, which hold in exact arithmetic for every x and for every val
 
 Without REAL nothing is claimed. Source of the composition rules: Grant, Boyd and Ye, Disciplined convex programming
 (2006); Boyd and Vandenberghe, Convex optimization, sections 3.2 and 3.5.2 (log-convexity). ROOT_CONVEX is ours: it
-makes every way of writing a Euclidean norm one rule. No framework is imported here.
+makes every way of writing a Euclidean norm one rule.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Bounds of sums and products of real numbers, in float64, rounded outward: they hold in exact arithmetic.
 
 A lower bound is never +inf and an upper bound never -inf, since what they bound is a real number; 0 times an
-unbounded number is 0 for the same reason. No framework is imported here.
+unbounded number is 0 for the same reason.
 """
 
 from __future__ import annotations

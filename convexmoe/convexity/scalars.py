@@ -1,4 +1,4 @@
-"""Functions of one real number: where each is convex, concave, rising and falling. No framework is imported here."""
+"""Functions of one real number: where each is convex, concave, rising and falling."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ class Scalar(NamedTuple):
     """A function of one real number.
 
     Args:
-        convex, concave, rising, falling: an interval on which it is that, with its ends; None where there is none.
+        convex: an interval on which it is convex, with its ends; None where there is none.
+        concave: as `convex`.
+        rising: as `convex`.
+        falling: as `convex`.
         value: the function in numpy, for bounds of a monotone function; None where it has `range` alone.
         range: bounds of all its values.
         domain: where it is a real number; its lower end belongs to it only where `closed`.
@@ -150,21 +153,19 @@ def _bounds(name: str, scalar: Scalar, value: Value) -> tuple[Array, Array]:
     if name == "abs":
         least = np.maximum(0.0, np.maximum(value.lower, -value.upper))
         return least, np.maximum(np.abs(value.lower), np.abs(value.upper))
-    if name == "erf":  # numpy has no erf: its sign is what is kept
+    if name == "erf":  # numpy has no erf: only its sign is known
         return np.where(value.nonnegative, 0.0, low), np.where(value.nonpositive, 0.0, high)
     if scalar.value is None:
         return low, high
     with np.errstate(all="ignore"):
-        bounds = scalar.value(value.lower), scalar.value(value.upper)
-    lower = np.where(np.isnan(bounds[0]), -np.inf, bounds[0])
-    upper = np.where(np.isnan(bounds[1]), np.inf, bounds[1])
+        lower, upper = scalar.value(value.lower), scalar.value(value.upper)
+    lower, upper = np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper)
     if name not in EXACT:
-        exact_zero = (value.lower == 0, value.upper == 0) if name in ZERO_AT_ZERO else (False, False)
-        wide = widen(lower, upper)
-        lower, upper = np.where(exact_zero[0], 0.0, wide[0]), np.where(exact_zero[1], 0.0, wide[1])
-        if name in ZERO_AT_ZERO:  # they keep the sign
-            lower = np.where(value.nonnegative, np.maximum(lower, 0.0), lower)
-            upper = np.where(value.nonpositive, np.minimum(upper, 0.0), upper)
+        lower, upper = widen(lower, upper)
+    if name in ZERO_AT_ZERO:  # they keep zeros and signs
+        lower, upper = np.where(value.lower == 0, 0.0, lower), np.where(value.upper == 0, 0.0, upper)
+        lower = np.where(value.nonnegative, np.maximum(lower, 0.0), lower)
+        upper = np.where(value.nonpositive, np.minimum(upper, 0.0), upper)
     return np.maximum(lower, low), np.minimum(upper, high)
 
 
@@ -174,14 +175,11 @@ KEEPS_NONZERO = {*ZERO_AT_ZERO, "erf", "abs", "sign"}
 
 def _further(name: str, value: Value) -> Array:
     """Return the facts about zeros, logarithms and roots."""
-    none = np.zeros(value.shape, np.uint16)
     if name in ("exp", "exp2"):
         return facts_where((LOG_CONVEX, value.has(CONVEX)), (LOG_CONCAVE, value.has(CONCAVE)))
     if name == "logistic":  # the logarithm of the logistic function is concave, and rises
         return facts_where((LOG_CONCAVE, value.has(CONCAVE)))
-    nonzero = none
-    if name in KEEPS_NONZERO:
-        nonzero = facts_where((NONZERO, value.has(NONZERO)))
+    nonzero = facts_where((NONZERO, value.has(NONZERO) & (name in KEEPS_NONZERO)))
     if name == "sqrt":
         return nonzero | facts_where(
             (CONVEX, value.has(ROOT_CONVEX)),

@@ -154,7 +154,7 @@ def ascend(
     xp: Any, gaps_and_slopes: Callable[[Any], tuple[Any, Any]], now: Ascent, middle: Any, reach: Any
 ) -> Ascent:
     """Return the ascent one step further: a step that lowers a gap is taken back, and the next one is shorter."""
-    norm = xp.sqrt(sum(xp.sum(slope**2, axis=1, keepdims=True) for slope in now.slopes)) + 1e-30
+    norm = xp.sqrt(xp.sum(xp.concatenate(now.slopes, axis=1) ** 2, axis=1, keepdims=True)) + 1e-30
     left, right, weight = (
         at + now.length * scale * slope / norm
         for at, scale, slope in zip(now.segments, (reach, reach, 0.5), now.slopes, strict=True)

@@ -1,8 +1,8 @@
-"""The walk through a program that collects what is known of each value, step by step. No framework is imported here."""
+"""The walk through a program that collects what is known of each value, step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,23 +86,14 @@ Atoms = Callable[[Graph, Operation, int], Iterable[Atom]]
 Refine = Callable[["Walk", Operation, int], "tuple[str, Value] | None"]
 
 
-def no_atoms(graph: Graph, operation: Operation, number: int) -> Iterator[Atom]:
-    """Recognize nothing."""
-    return iter(())
-
-
-def no_refinement(walk: Walk, operation: Operation, number: int) -> None:
-    """Add nothing."""
-
-
 class Walk:
     """What is known of the values of a graph.
 
     Args:
         graph: the program.
         rules: primitive -> rule.
-        atoms: recognizes parts of a program.
-        refine: what whole-program arguments add to a value that the rules leave open.
+        atoms: recognizes parts of a program; None for no atoms.
+        refine: what whole-program arguments add to a value that the rules leave open; None for nothing.
 
     Attributes:
         values: what is known of each value, by number.
@@ -115,8 +106,8 @@ class Walk:
         self,
         graph: Graph,
         rules: Mapping[str, Rule],
-        atoms: Atoms = no_atoms,
-        refine: Refine = no_refinement,
+        atoms: Atoms | None = None,
+        refine: Refine | None = None,
     ) -> None:
         self.graph, self.rules, self.atoms, self.refine = graph, rules, atoms, refine
         self.values: dict[int, Value] = {}
@@ -175,7 +166,7 @@ class Walk:
 
     def _recognize(self, operation: Operation, number: int) -> tuple[str, str, tuple[int, ...]] | None:
         """Add what is known of the first atom that a value is; return its name, its law and its inputs."""
-        for atom in self.atoms(self.graph, operation, number):
+        for atom in self.atoms(self.graph, operation, number) if self.atoms else ():
             value = atom.apply([self.values[given] for given in atom.inputs])
             if value.shape == self.values[number].shape:
                 self.values[number] = combine(self.values[number], value)
@@ -184,7 +175,7 @@ class Walk:
 
     def _refine(self, operation: Operation, number: int) -> str:
         """Add what the whole program says of a value; return the law, "" for none."""
-        refinement = self.refine(self, operation, number)
+        refinement = self.refine(self, operation, number) if self.refine else None
         if refinement is None:
             return ""
         law, value = refinement

@@ -29,25 +29,9 @@ def _trace_once(function: Function, kinds: tuple[Kind, ...], wide: bool) -> Grap
         return trace(function, *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds))
 
 
-def _log_add(a: Any, b: Any) -> Any:
-    return jnp.logaddexp(a, b)
-
-
-def _relu(u: Any) -> Any:
-    return jnp.where(u > 0, u, 0.0)
-
-
-def _relu_with_equality(u: Any) -> Any:
-    return jnp.where(u >= 0, u, 0.0)
-
-
 def _huber_relu(u: Any) -> Any:
     bent = jnp.maximum(jnp.minimum(u, 1.0) + 1.0, 0.0)
     return jnp.where(u < 1.0, bent * bent * 0.25, u)
-
-
-def _softplus(u: Any) -> Any:
-    return jnp.logaddexp(u, jnp.zeros((), u.dtype))
 
 
 def _softplus_by_log1p(u: Any) -> Any:
@@ -58,10 +42,10 @@ ELEMENTWISE = (
     ("huber_relu", "scalar", _huber_relu, atoms.as_scalar("huber_relu")),
     ("elu", "scalar", jax.nn.elu, atoms.as_scalar("elu")),
     ("celu", "scalar", jax.nn.celu, atoms.as_scalar("elu")),  # at alpha = 1 the two are one function
-    ("relu", "maximum", _relu, atoms.as_relu),
-    ("relu", "maximum", _relu_with_equality, atoms.as_relu),
+    ("relu", "maximum", lambda u: jnp.where(u > 0, u, 0.0), atoms.as_relu),
+    ("relu", "maximum", lambda u: jnp.where(u >= 0, u, 0.0), atoms.as_relu),
     ("leaky_relu", "maximum", jax.nn.leaky_relu, atoms.as_leaky_relu),
-    ("softplus", "log_sum_exp", _softplus, atoms.as_softplus),
+    ("softplus", "log_sum_exp", lambda u: jnp.logaddexp(u, jnp.zeros((), u.dtype)), atoms.as_softplus),
     ("softplus", "log_sum_exp", _softplus_by_log1p, atoms.as_softplus),
     ("huber_loss", "scalar", optax.huber_loss, atoms.as_scalar("huber")),
 )
@@ -136,7 +120,7 @@ FORMS = atoms.Forms(
     trace=_trace,
     sum="reduce_sum",
     elementwise=ELEMENTWISE,
-    log_add=_log_add,
+    log_add=jnp.logaddexp,
     log_sum_exp=_log_sum_exp_forms,
     log_softmax=_log_softmax_forms,
     smooth_maximum=_smooth_maximum,

@@ -90,10 +90,9 @@ def certify(
 
 
 class JaxProblem(Problem):
-    """A function of JAX as `certify` takes it."""
+    """A function of JAX as `certify` takes it; `Problem` says what the methods do."""
 
     def trace(self) -> tuple[Graph, list[str]]:
-        """Return the program and the names of its outputs."""
         try:
             closed, tree = jax.make_jaxpr(self.call, return_shape=True)(self.leaves, self.arguments)
         except BY_VALUE as error:
@@ -121,7 +120,6 @@ class JaxProblem(Problem):
         return np.concatenate([np.asarray(x, np.float64).reshape(-1) for x in moving])
 
     def evaluator(self, corners: np.ndarray) -> Evaluator:
-        """Return the function of rows of the chosen arguments."""
         moving = [self.arguments[k] for k in self.chosen]
         ends = np.cumsum([x.size for x in moving])[:-1]
 

@@ -53,7 +53,7 @@ def find_violation(
 
 
 class Evaluator:
-    """A function of rows, for the search of the core.
+    """A function of rows; `convexmoe.convexity.search.Evaluator` says what the methods do.
 
     Args:
         function: `[rows, in_dim]` -> `[rows, out_dim]`.
@@ -67,13 +67,11 @@ class Evaluator:
         self.rows, self.dtype = np.asarray(points, np.float64), dtype_name(points.dtype)
 
     def on_segments(self, left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
-        """Return the values at the ends and between them."""
         one, two, share = (jnp.asarray(part, self.dtype) for part in (left, right, weight))
         at = (one, two, share * one + (1 - share) * two)
         return [np.asarray(self.compiled(part), np.float64) for part in at]
 
     def values(self, at: np.ndarray) -> np.ndarray:
-        """Return the values at rows."""
         return np.asarray(self.function(jnp.asarray(at, self.dtype)), np.float64)
 
     @cached_property
@@ -81,7 +79,6 @@ class Evaluator:
         return jax.jit(widen(self.function))
 
     def values_in_float64(self, at: np.ndarray) -> np.ndarray:
-        """Return the values at rows, computed in float64."""
         with jax.enable_x64(True):
             values = self._wide(jnp.asarray(at, jnp.float64))
             if dtype_name(values.dtype) != "float64":
@@ -89,7 +86,6 @@ class Evaluator:
             return np.asarray(values)
 
     def climb(self, candidates: Candidates, middle: np.ndarray, reach: np.ndarray) -> list[np.ndarray] | None:
-        """Return left, right, weight and gaps after the ascent, None for a function without gradients."""
         box = [jnp.asarray(part, self.dtype) for part in (middle, reach)]
         size, output = jnp.asarray(candidates.size, self.dtype), jnp.asarray(candidates.output)
 

@@ -29,14 +29,6 @@ def _log_add(a: Tensor, b: Tensor) -> Tensor:
     return top + torch.log1p(torch.exp(-torch.abs(a - b)))
 
 
-def _relu(u: Tensor) -> Tensor:
-    return torch.where(u > 0, u, 0.0)
-
-
-def _relu_with_equality(u: Tensor) -> Tensor:
-    return torch.where(u >= 0, u, 0.0)
-
-
 def _huber_relu(u: Tensor) -> Tensor:
     bent = torch.relu(torch.clamp(u, max=1.0) + 1.0)
     return torch.where(u < 1.0, bent * bent * 0.25, u)
@@ -46,10 +38,6 @@ def _elu(u: Tensor) -> Tensor:
     return torch.where(u > 0, u, torch.expm1(torch.where(u > 0, 0.0, u)))
 
 
-def _elu_with_overflow(u: Tensor) -> Tensor:
-    return torch.where(u > 0, u, torch.expm1(u))
-
-
 def _softplus_by_log1p(u: Tensor) -> Tensor:
     return torch.relu(u) + torch.log1p(torch.exp(-torch.abs(u)))
 
@@ -57,9 +45,9 @@ def _softplus_by_log1p(u: Tensor) -> Tensor:
 ELEMENTWISE = (
     ("huber_relu", "scalar", _huber_relu, atoms.as_scalar("huber_relu")),
     ("elu", "scalar", _elu, atoms.as_scalar("elu")),
-    ("elu", "scalar", _elu_with_overflow, atoms.as_scalar("elu")),
-    ("relu", "maximum", _relu, atoms.as_relu),
-    ("relu", "maximum", _relu_with_equality, atoms.as_relu),
+    ("elu", "scalar", lambda u: torch.where(u > 0, u, torch.expm1(u)), atoms.as_scalar("elu")),
+    ("relu", "maximum", lambda u: torch.where(u > 0, u, 0.0), atoms.as_relu),
+    ("relu", "maximum", lambda u: torch.where(u >= 0, u, 0.0), atoms.as_relu),
     ("softplus", "log_sum_exp", _softplus_by_log1p, atoms.as_softplus),
 )
 

@@ -87,10 +87,9 @@ def certify(
 
 
 class TorchProblem(Problem):
-    """A function of PyTorch as `certify` takes it."""
+    """A function of PyTorch as `certify` takes it; `Problem` says what the methods do."""
 
     def trace(self) -> tuple[Graph, list[str]]:
-        """Return the program and the names of its outputs."""
         with torch.no_grad():
             self.call(list(self.leaves), list(self.arguments))  # a mistake of the caller is an error here
         graph, outputs = trace(self.call, self.leaves, self.arguments)
@@ -98,11 +97,9 @@ class TorchProblem(Problem):
         return graph, [problem.leaf_name(path) for path, number in paths if number is not None]
 
     def leaf_value(self, leaf: Any) -> Value:
-        """Return what is known of a leaf."""
         return walk.array_value(array_of(leaf))
 
     def center(self) -> np.ndarray | None:
-        """Return the chosen arguments as one row."""
         return np.concatenate([in_numpy(self.arguments[k]).reshape(-1) for k in self.chosen])
 
     def evaluator(self, corners: np.ndarray) -> Evaluator:

@@ -53,7 +53,7 @@ def find_violation(
 
 
 class Evaluator:
-    """A function of rows, for the search of the core.
+    """A function of rows; `convexmoe.convexity.search.Evaluator` says what the methods do.
 
     Args:
         function: `[rows, in_dim]` -> `[rows, out_dim]`.
@@ -69,13 +69,11 @@ class Evaluator:
         return torch.as_tensor(part).to(self.points)
 
     def on_segments(self, left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
-        """Return the values at the ends and between them."""
         one, two, share = map(self._tensor, (left, right, weight))
         with torch.no_grad():
             return [in_numpy(self.function(at)) for at in (one, two, share * one + (1 - share) * two)]
 
     def values(self, at: np.ndarray) -> np.ndarray:
-        """Return the values at rows."""
         with torch.no_grad():
             return in_numpy(self.function(self._tensor(at)))
 
@@ -84,7 +82,6 @@ class Evaluator:
         return widen(self.function)
 
     def values_in_float64(self, at: np.ndarray) -> np.ndarray:
-        """Return the values at rows, computed in float64."""
         with torch.no_grad():
             values = self._wide(torch.as_tensor(at, dtype=torch.float64, device=self.points.device))
         if dtype_name(values.dtype) != "float64":
@@ -93,7 +90,6 @@ class Evaluator:
 
     @torch.enable_grad()
     def climb(self, candidates: Candidates, middle: np.ndarray, reach: np.ndarray) -> list[np.ndarray] | None:
-        """Return left, right, weight and gaps after the ascent, None for a function without gradients."""
         box, size = [self._tensor(part) for part in (middle, reach)], self._tensor(candidates.size)
         output = torch.as_tensor(candidates.output, device=self.points.device)
 

@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 from convexmoe.convexity import Graph, Kind, NotTraced
 from convexmoe.errors import dtype_name
 
+from .lowering import LOWERINGS
 from .lowering.elementwise import Call, Declined, Ref
-from .lowering.table import LOWERINGS
 
 # Without a value, or for the running program alone.
 WITHOUT_VALUE = ("promote_types", "_assert_tensor_metadata", "_assert_async", "_assert_scalar")

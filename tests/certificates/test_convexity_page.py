@@ -12,7 +12,7 @@ from convexmoe.convexity.calculus import LAWS
 from convexmoe.convexity.scalars import SCALARS
 from convexmoe_jax.convexity import rules as jax_rules
 from convexmoe_torch.convexity import rules as torch_rules
-from convexmoe_torch.convexity.lowering.table import ALIASES, LOWERINGS
+from convexmoe_torch.convexity.lowering import ALIASES, LOWERINGS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "pages" / "convexity.md").read_text()

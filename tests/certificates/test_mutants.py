@@ -237,7 +237,9 @@ MUTANTS = {
         ),
     ),
     "every form is semidefinite": put(refinements, "is_semidefinite", lambda lower, upper: True),
-    "no weight is out of order": put(refinements, "evaluate_again", lambda walk, number, given: walk.values[number]),
+    "no weight is out of order": put(
+        refinements, "evaluate_again", lambda walk, number, given: walk.values[number]
+    ),
     "atoms match whatever their literals": put(graph, "equal_params", lambda one, other: True),
     "atoms match by their last operation": put(
         atoms, "match", lambda reference, g, value: list(g.makers[value].inputs)[-1:] * len(reference.inputs)
@@ -254,7 +256,6 @@ def test_without_a_fault_nothing_is_noticed():
     assert noticed() == ""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_fault_is_noticed(mutant, monkeypatch):
     MUTANTS[mutant](monkeypatch)

@@ -242,7 +242,8 @@ class Caught(TorchDispatchMode):
         arguments = {key: self._refs(value) for key, value in (kwargs or {}).items()}
         kinds = [kind_of(tensor) for tensor in results]
         try:
-            found = lower_call(self.graph, func, self._refs(list(args)), arguments, kinds, "")
+            source = func._opname  # by which a test tells the operators of a program
+            found = lower_call(self.graph, func, self._refs(list(args)), arguments, kinds, source)
         except Declined:  # an operator without a rule
             given = [self.number(part) for part in (*args, *arguments) if isinstance(part, torch.Tensor)]
             found = list(self.graph.add(str(func), tuple(given), {}, kinds, pure=False))

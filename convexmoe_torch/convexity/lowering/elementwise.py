@@ -103,6 +103,10 @@ class Call:
         kind = (tuple(shape), dtype or self.dtype)
         return self.graph.add(name, tuple(inputs), params, [kind], self.source)[0]
 
+    def buffers(self) -> list[int]:
+        """Return the other outputs, which the operator stores for its derivative: nothing is known of them."""
+        return [self.graph.add("buffer", (), {}, [kind], self.source)[0] for kind in self.kinds[1:]]
+
     def number(self, number: float, dtype: str | None = None) -> int:
         """Return a number as a value."""
         return self.value(number, dtype or self.dtype)
@@ -191,28 +195,8 @@ def _one(name: str) -> Lowering:
     return lower
 
 
-def _same(call: Call) -> list[int]:
-    return [int(call["self"])]
-
-
-def _cast(call: Call) -> list[int]:
-    return [call.cast(call["self"], call.dtype)]
-
-
-def _pow(call: Call) -> list[int]:
-    return [call.op("pow", *call.values("self", "exponent"))]
-
-
-def _square(call: Call) -> list[int]:
-    return [call.op("mul", call["self"], call["self"])]
-
-
 def _to_power(exponent: float) -> Lowering:
     return lambda call: [call.op("pow", call["self"], call.number(exponent))]
-
-
-def _relu(call: Call) -> list[int]:
-    return [call.op("maximum", call["self"], call.number(0))]
 
 
 def _clamp(low: str, high: str) -> Lowering:
@@ -228,22 +212,16 @@ def _clamp(low: str, high: str) -> Lowering:
     return lower
 
 
-def _where(call: Call) -> list[int]:
-    a, b = (call.value(call[name], call.dtype) for name in ("self", "other"))
-    return [call.op("where", call["condition"], a, b)]
+def _choose(call: Call, condition: str, if_true: str, if_false: str) -> int:
+    cases = (call.value(call[name], call.dtype) for name in (if_true, if_false))
+    return call.op("where", call[condition], *cases)
 
 
-def _masked_fill(call: Call) -> list[int]:
-    return [call.op("where", call["mask"], call.value(call["value"], call.dtype), call["self"])]
-
-
-def _softplus(call: Call) -> list[int]:
-    return [call.op("softplus", call["self"], beta=float(call["beta"]), threshold=float(call["threshold"]))]
-
-
-def _elu(call: Call) -> list[int]:
-    alpha, scale, input_scale = (float(call.get(name, 1)) for name in ("alpha", "scale", "input_scale"))
-    return [call.op("elu", call["self"], alpha=alpha, scale=scale, input_scale=input_scale)]
+def _with_numbers(operation: str, *names: str) -> Lowering:
+    """One tensor, and numbers that are parameters of the operation, 1 where the operator has none of the name."""
+    return lambda call: [
+        call.op(operation, call["self"], **{name: float(call.get(name, 1)) for name in names})
+    ]
 
 
 def _celu(call: Call) -> list[int]:
@@ -252,8 +230,8 @@ def _celu(call: Call) -> list[int]:
     if not alpha > 0:
         raise Declined("alpha <= 0")
     value = value if alpha == 1 else call.op("div", value, call.number(alpha))
-    found = call.op("elu", value, alpha=1.0, scale=1.0, input_scale=1.0)
-    return [found if alpha == 1 else call.op("mul", found, call.number(alpha))]
+    value = call.op("elu", value, alpha=1.0, scale=1.0, input_scale=1.0)
+    return [value if alpha == 1 else call.op("mul", value, call.number(alpha))]
 
 
 def _leaky_relu(call: Call) -> list[int]:
@@ -264,9 +242,7 @@ def _leaky_relu(call: Call) -> list[int]:
 
 
 def _log_sigmoid(call: Call) -> list[int]:
-    found = call.op("log", call.op("sigmoid", call["self"]))
-    # What the operator keeps for its derivative: nothing is known of it.
-    return [found, *(call.graph.add("buffer", (), {}, [kind], call.source)[0] for kind in call.kinds[1:])]
+    return [call.op("log", call.op("sigmoid", call["self"])), *call.buffers()]
 
 
 # Those of `scalars` that ATen has under the same name.
@@ -281,29 +257,29 @@ SAME = ("contiguous", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy
 ELEMENTWISE: dict[str, Lowering] = {
     **{name: _one(name) for name in UNARY},
     **{name: _two(name) for name in BINARY},
-    **dict.fromkeys(SAME, _same),
-    **dict.fromkeys(("to", "_to_copy", "type_as"), _cast),
+    **dict.fromkeys(SAME, lambda call: [int(call["self"])]),
+    **dict.fromkeys(("to", "_to_copy", "type_as"), lambda call: [call.cast(call["self"], call.dtype)]),
     **{name: _arithmetic(name) for name in ("add", "sub", "mul")},
     **{name: _truth(name) for name in ("logical_and", "logical_or", "logical_not")},
     "sgn": _one("sign"),
     "rsub": _rsub,
     "div": _div,
     "true_divide": _div,
-    "pow": _pow,
-    "square": _square,
+    "pow": lambda call: [call.op("pow", *call.values("self", "exponent"))],
+    "square": lambda call: [call.op("mul", call["self"], call["self"])],
     "reciprocal": _to_power(-1.0),
     "rsqrt": _to_power(-0.5),
-    "relu": _relu,
+    "relu": lambda call: [call.op("maximum", call["self"], call.number(0))],
     "clamp": _clamp("min", "max"),
     "clamp_min": _clamp("min", ""),
     "clamp_max": _clamp("", "max"),
     "hardtanh": _clamp("min_val", "max_val"),
-    "where": _where,
-    "masked_fill": _masked_fill,
+    "where": lambda call: [_choose(call, "condition", "self", "other")],
+    "masked_fill": lambda call: [_choose(call, "mask", "value", "self")],
     "log_sigmoid": _log_sigmoid,
     "log_sigmoid_forward": _log_sigmoid,
-    "softplus": _softplus,
-    "elu": _elu,
+    "softplus": _with_numbers("softplus", "beta", "threshold"),
+    "elu": _with_numbers("elu", "alpha", "scale", "input_scale"),
     "celu": _celu,
     "leaky_relu": _leaky_relu,
 }

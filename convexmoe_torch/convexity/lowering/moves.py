@@ -42,15 +42,6 @@ def number_elements(shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
     ]
 
 
-def substitute(arguments: Any, tensors: dict[int, torch.Tensor]) -> Any:
-    """Return arguments with a tensor for each `Ref`."""
-    if isinstance(arguments, Ref):
-        return tensors[arguments]
-    if isinstance(arguments, (list, tuple)):
-        return [substitute(part, tensors) for part in arguments]
-    return arguments
-
-
 def refs(arguments: Any) -> list[int]:
     """Return the values among arguments, each once, in their order."""
     if isinstance(arguments, Ref):
@@ -69,9 +60,11 @@ def _move_to_known_places(call: Call) -> list[int]:
         raise Declined("places that are values of the program")
     fill = call.get("value", 0) if call.target._opname == "constant_pad_nd" else 0
     arguments = {name: 0 if name == "value" else value for name, value in call.arguments.items()}
-    tensors = dict(zip(given, number_elements([call.shape_of(value) for value in given]), strict=True))
-    found = call.target(**{name: substitute(value, tensors) for name, value in arguments.items()})
-    results = list(found) if isinstance(found, (list, tuple)) else [found]
+    tensors = number_elements([call.shape_of(value) for value in given])
+    results = call.target(
+        **{name: fill_template(_template(value, given), tensors) for name, value in arguments.items()}
+    )
+    results = results if isinstance(results, (list, tuple)) else [results]
     return [
         call.graph.add(
             call.target._opname,
@@ -90,18 +83,10 @@ def _reshape(call: Call) -> list[int]:
     return [call.reshape(call["self"], call.shape)]
 
 
-def _expand(call: Call) -> list[int]:
-    return _expand_value(call, int(call["self"]))
-
-
 def _expand_value(call: Call, value: int) -> list[int]:
     if call.shape_of(value) == call.shape:
         return [value]
     return [call.op("expand", value, shape=call.shape, new_shape=call.shape)]
-
-
-def _copy(call: Call) -> list[int]:
-    return _expand_value(call, call.cast(call["src"], call.dtype))
 
 
 def _permute(call: Call) -> list[int]:
@@ -163,104 +148,30 @@ def _make_constant(call: Call) -> list[int]:
     name = call.target._opname.removesuffix("_like").removeprefix("new_")
     if name in ("zeros", "ones", "full"):
         number = {"zeros": 0, "ones": 1}.get(name, call.get("fill_value"))
-        found = torch.full(shape, plain_number(number), dtype=dtype)
-    else:
-        arguments = call.arguments | {
-            key: None for key in ("layout", "device", "pin_memory") if key in call.arguments
-        }
-        if refs(arguments):
+        if isinstance(number, Ref) or not isinstance(number, (bool, int, float)):
             raise Declined("made of a tensor")
-        found = call.target(**arguments)
-    return [
-        call.graph.constant(
-            found.double().numpy() if dtype in (torch.bfloat16, torch.float16) else found.numpy()
-        )
-    ]
+        tensor = torch.full(shape, number, dtype=dtype)
+    else:
+        if refs(call.arguments):
+            raise Declined("made of a tensor")
+        placement = dict.fromkeys(call.arguments.keys() & {"layout", "device", "pin_memory"})
+        tensor = call.target(**call.arguments | placement)
+    tensor = tensor.double() if dtype in (torch.bfloat16, torch.float16) else tensor
+    return [call.graph.constant(tensor.numpy())]
 
 
-def plain_number(number: Any) -> Any:
-    """Return a plain number, nothing else."""
-    if isinstance(number, Ref) or not isinstance(number, (bool, int, float)):
-        raise Declined("made of a tensor")
-    return number
-
-
-PLACED = (
-    "flip",
-    "roll",
-    "slice",
-    "select",
-    "narrow",
-    "repeat",
-    "tile",
-    "diagonal",
-    "unfold",
-    "unbind",
-    "split",
-    "split_with_sizes",
-    "chunk",
-    "tensor_split",
-    "select_scatter",
-    "slice_scatter",
-    "diagonal_scatter",
-    "cat",
-    "concat",
-    "concatenate",
-    "stack",
-    "hstack",
-    "vstack",
-    "column_stack",
-    "tril",
-    "triu",
-    "diag",
-    "diag_embed",
-    "constant_pad_nd",
-    "rot90",
-    "fliplr",
-    "flipud",
-    "unsafe_split",
-    "unsafe_chunk",
-)
-RESHAPES = (
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "unsqueeze",
-    "squeeze",
-    "flatten",
-    "unflatten",
-    "view_as",
-    "reshape_as",
-    "ravel",
-    "atleast_1d",
-)
+SPLITS = ("unbind", "split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
+JOINS = ("cat", "concat", "concatenate", "stack", "hstack", "vstack", "column_stack", "repeat", "tile")
+PARTS = ("slice", "select", "narrow", "diagonal", "unfold", "tril", "triu", "diag")
+WRITES = ("select_scatter", "slice_scatter", "diagonal_scatter", "diag_embed", "constant_pad_nd")
+PLACED = (*SPLITS, *JOINS, *PARTS, *WRITES, "flip", "fliplr", "flipud", "roll", "rot90")
+VIEWS = ("view", "view_as", "reshape", "reshape_as", "_unsafe_view", "flatten", "unflatten", "ravel")
+RESHAPES = (*VIEWS, "squeeze", "unsqueeze", "atleast_1d")
 PERMUTES = ("permute", "transpose", "t", "numpy_T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims")
-INDEXED = (
-    "index_select",
-    "gather",
-    "index",
-    "take",
-    "scatter",
-    "index_put",
-    "index_copy",
-    "index_fill",
-    "embedding",
-)
-CONSTANTS = (
-    "arange",
-    "full",
-    "zeros",
-    "ones",
-    "eye",
-    "linspace",
-    "scalar_tensor",
-    "full_like",
-    "zeros_like",
-    "ones_like",
-    "new_full",
-    "new_zeros",
-    "new_ones",
-)
+READS = ("index_select", "gather", "index", "take", "embedding")
+INDEXED = (*READS, "scatter", "index_put", "index_copy", "index_fill")
+LIKE = ("full_like", "zeros_like", "ones_like", "new_full", "new_zeros", "new_ones")
+CONSTANTS = (*LIKE, "full", "zeros", "ones", "arange", "eye", "linspace", "scalar_tensor")
 
 MOVES: dict[str, Lowering] = {
     **dict.fromkeys(PLACED, _move_to_known_places),
@@ -268,6 +179,8 @@ MOVES: dict[str, Lowering] = {
     **dict.fromkeys(PERMUTES, _permute),
     **dict.fromkeys(INDEXED, _move_by_index),
     **dict.fromkeys(CONSTANTS, _make_constant),
-    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
-    "copy": _copy,
+    **dict.fromkeys(
+        ("expand", "expand_as", "broadcast_to"), lambda call: _expand_value(call, int(call["self"]))
+    ),
+    "copy": lambda call: _expand_value(call, call.cast(call["src"], call.dtype)),
 }

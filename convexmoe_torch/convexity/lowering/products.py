@@ -37,21 +37,21 @@ def _product_plus(start: str, left: str, right: str) -> Lowering:
     """beta start + alpha left @ right."""
 
     def lower(call: Call) -> list[int]:
-        found, first = product(call, call[left], call[right]), int(call[start])
+        result, first = product(call, call[left], call[right]), int(call[start])
         alpha, beta = call.get("alpha", 1), call.get("beta", 1)
-        found = found if alpha == 1 else call.op("mul", found, call.number(alpha))
+        result = result if alpha == 1 else call.op("mul", result, call.number(alpha))
         first = first if beta == 1 else call.op("mul", first, call.number(beta))
-        return [call.op("add", first, found)]
+        return [call.op("add", first, result)]
 
     return lower
 
 
 def _linear(call: Call) -> list[int]:
     left, right = int(call["input"]), int(call["weight"])
-    found = add_dot(
+    result = add_dot(
         call, left, right, contraction.Axes((len(call.shape_of(left)) - 1,), (len(call.shape_of(right)) - 1,))
     )
-    return [found if call.get("bias") is None else call.op("add", found, call["bias"])]
+    return [result if call.get("bias") is None else call.op("add", result, call["bias"])]
 
 
 def _outer(call: Call) -> list[int]:
@@ -72,7 +72,7 @@ def _einsum(call: Call) -> list[int]:
         letter not in left + wanted for letter in right
     ):
         raise Declined("a letter that is summed alone")
-    batch, summed = ([c for c in both if (c in wanted) == kept] for kept in (True, False))
+    batch, summed = ([c for c in both if (c in wanted) == stays] for stays in (True, False))
     axes = contraction.Axes(
         tuple(map(left.index, summed)),
         tuple(map(right.index, summed)),
@@ -80,24 +80,24 @@ def _einsum(call: Call) -> list[int]:
         tuple(map(right.index, batch)),
     )
     one, two = tensors
-    found = add_dot(call, one, two, axes)
+    result = add_dot(call, one, two, axes)
     order = batch + [c for c in left if c not in both] + [c for c in right if c not in both]
     dims = tuple(order.index(letter) for letter in wanted)
     if dims == tuple(range(len(dims))):
-        return [found]
-    return [call.op("permute", found, shape=call.shape, dims=dims)]
+        return [result]
+    return [call.op("permute", result, shape=call.shape, dims=dims)]
 
 
 def _convolution(call: Call) -> list[int]:
     names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
     params = {name: tuple(v) if isinstance(v := call[name], (list, tuple)) else v for name in names}
     given, kinds = (int(call["input"]), int(call["weight"])), [call.kinds[0]]
-    [found] = call.graph.add("convolution", given, params, kinds, call.source)
+    [result] = call.graph.add("convolution", given, params, kinds, call.source)
     if call.get("bias") is None:
-        return [found]
+        return [result]
     width = (-1, *(1 for _ in call.shape[2:]))
     bias = call.reshape(call["bias"], tuple(call.shape_of(call["bias"])[0] if k < 0 else k for k in width))
-    return [call.op("add", found, bias)]
+    return [call.op("add", result, bias)]
 
 
 PRODUCTS: dict[str, Lowering] = {

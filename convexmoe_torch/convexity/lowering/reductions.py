@@ -23,12 +23,9 @@ def reduce_over(
     """Add a reduction over axes."""
     shape = call.shape_of(value)
     rest = tuple(size for axis, size in enumerate(shape) if axis not in axes)
-    found = call.op(name, value, shape=rest, dtype=dtype, axes=axes)
-    return (
-        call.reshape(found, tuple(1 if k in axes else size for k, size in enumerate(shape)))
-        if keep
-        else found
-    )
+    result = call.op(name, value, shape=rest, dtype=dtype, axes=axes)
+    with_axes = tuple(1 if k in axes else size for k, size in enumerate(shape))
+    return call.reshape(result, with_axes) if keep else result
 
 
 def _reduction(name: str) -> Lowering:
@@ -69,8 +66,8 @@ def _variance(root: bool) -> Lowering:
             raise Declined("no degree of freedom")
         centered = call.op("sub", value, mean_of(call, value, axes, True))
         total = reduce_over(call, "sum", call.op("mul", centered, centered), axes, call.get("keepdim", False))
-        found = call.op("div", total, call.number(freedom))
-        return [call.op("sqrt", found) if root else found]
+        result = call.op("div", total, call.number(freedom))
+        return [call.op("sqrt", result) if root else result]
 
     return lower
 
@@ -97,10 +94,10 @@ def _extreme(name: str, place: str) -> Lowering:
             return [call.op({"amax": "maximum", "amin": "minimum"}[name], value, call["other"])]
         axes = axes_of(call.get("dim"), len(call.shape_of(value)))
         keep = call.get("keepdim", False)
-        found = reduce_over(call, name, value, axes, keep)
+        result = reduce_over(call, name, value, axes, keep)
         if "dim" not in call.arguments:
-            return [found]
-        return [found, reduce_over(call, place, value, axes, keep, "int64")]
+            return [result]
+        return [result, reduce_over(call, place, value, axes, keep, "int64")]
 
     return lower
 
@@ -111,8 +108,8 @@ def _place(name: str) -> Lowering:
         if dim is None:
             value, dim = call.reshape(value, (math.prod(call.shape_of(value)),)), 0
         axes = axes_of(dim, len(call.shape_of(value)))
-        found = reduce_over(call, name, value, axes, call.get("keepdim", False))
-        return [call.reshape(found, call.shape)]
+        result = reduce_over(call, name, value, axes, call.get("keepdim", False))
+        return [call.reshape(result, call.shape)]
 
     return lower
 
@@ -123,10 +120,10 @@ def _running(name: str, place: str | None = None) -> Lowering:
         rank = len(call.shape_of(value))
         if rank == 0:
             raise Declined("one number")
-        found = call.op(name, value, axis=call["dim"] % rank)
+        result = call.op(name, value, axis=call["dim"] % rank)
         if place is None:
-            return [found]
-        return [found, call.op(place, value, axis=call["dim"] % rank, dtype="int64")]
+            return [result]
+        return [result, call.op(place, value, axis=call["dim"] % rank, dtype="int64")]
 
     return lower
 
@@ -160,8 +157,8 @@ def _topk(call: Call) -> list[int]:
     params = {"axis": call.get("dim", -1) % rank, "falling": True}
     smallest = not call.get("largest", True)  # they are the largest of the negative
     value = call.op("neg", value) if smallest else value
-    found, places = call.graph.add("topk", (value,), params, call.kinds, call.source)
-    return [call.op("neg", found) if smallest else found, places]
+    result, places = call.graph.add("topk", (value,), params, call.kinds, call.source)
+    return [call.op("neg", result) if smallest else result, places]
 
 
 def _huber(width: str) -> Lowering:
@@ -175,13 +172,13 @@ def _huber(width: str) -> Lowering:
         difference = call.op("sub", a, b, dtype=call.dtype)
         if delta != 1:
             difference = call.op("div", difference, call.number(delta))
-        found = call.op("huber", difference)
+        result = call.op("huber", difference)
         scale = delta**2 if width == "delta" else delta
-        found = found if delta == 1 else call.op("mul", found, call.number(scale))
-        axes = tuple(range(len(call.shape_of(found))))
+        result = result if delta == 1 else call.op("mul", result, call.number(scale))
+        axes = tuple(range(len(call.shape_of(result))))
         if call.get("reduction", 1) == 1:
-            return [mean_of(call, found, axes, False)]
-        return [reduce_over(call, "sum", found, axes, False) if call["reduction"] == 2 else found]
+            return [mean_of(call, result, axes, False)]
+        return [reduce_over(call, "sum", result, axes, False) if call["reduction"] == 2 else result]
 
     return lower
 
@@ -197,13 +194,12 @@ def _batch_norm(call: Call) -> list[int]:
         return call.reshape(int(given), [call.shape[1] if axis == 1 else 1 for axis in range(rank)])
 
     scale = call.op("pow", call.op("add", along(variance), call.number(call["eps"])), call.number(-0.5))
-    found = call.op("mul", call.op("sub", value, along(mean)), scale)
+    result = call.op("mul", call.op("sub", value, along(mean)), scale)
     if call.get("weight") is not None:
-        found = call.op("mul", found, along(call["weight"]))
+        result = call.op("mul", result, along(call["weight"]))
     if call.get("bias") is not None:
-        found = call.op("add", found, along(call["bias"]))
-    # What the operator keeps for its derivative.
-    return [found, *(call.graph.add("buffer", (), {}, [kind], call.source)[0] for kind in call.kinds[1:])]
+        result = call.op("add", result, along(call["bias"]))
+    return [result, *call.buffers()]
 
 
 REDUCTIONS: dict[str, Lowering] = {
