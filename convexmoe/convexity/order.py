@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -50,25 +51,21 @@ def _place_of_running_extreme(walk: Walk, operation: Operation, inputs: Inputs) 
     return [places_along(value, axis, either_over(value, (axis,)).facts & np.uint16(REAL))]
 
 
-def running(law: str, step: Callable[[Value, Value], Value]) -> Rule:
-    """Return the rule of sums, maxima and so on from the first element along an axis to each."""
-
-    def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-        [value], axis = inputs, operation.params["axis"]
-        order = range(value.shape[axis])
-        order = order[::-1] if operation.params.get("reverse", False) else order
-        results: dict[int, Value] = {}
-        total = None
-        for place in order:
-            element = value.map(lambda part, place=place: np.take(part, [place], axis=axis))
-            total = results[place] = element if total is None else step(total, element)
-        if not results:
-            return [value]
-        return [
-            join((results[place] for place in sorted(results)), lambda group: np.concatenate(group, axis))
-        ]
-
-    return Rule(law, rule)
+def running(
+    step: Callable[[Value, Value], Value], walk: Walk, operation: Operation, inputs: Inputs
+) -> Inputs:
+    """Return sums, maxima and so on from the first element along an axis to each."""
+    [value], axis = inputs, operation.params["axis"]
+    order = range(value.shape[axis])
+    order = order[::-1] if operation.params.get("reverse", False) else order
+    results: dict[int, Value] = {}
+    total = None
+    for place in order:
+        element = value.map(lambda part, place=place: np.take(part, [place], axis=axis))
+        total = results[place] = element if total is None else step(total, element)
+    if not results:
+        return [value]
+    return [join((results[place] for place in sorted(results)), lambda group: np.concatenate(group, axis))]
 
 
 def log_add(a: Value, b: Value) -> Value:
@@ -101,10 +98,10 @@ def order_statistics(value: Value, axis: int, count: int, falling: bool) -> Valu
 ORDER_RULES: dict[str, Rule] = {
     "argmax": Rule("comparison", _place_of_extreme),
     "argmin": Rule("comparison", _place_of_extreme),
-    "cumsum": running("sum", calculus.add),
-    "cummax": running("maximum", calculus.maximum),
-    "cummin": running("minimum", calculus.minimum),
-    "cumprod": running("product", calculus.multiply),
+    "cumsum": Rule("sum", partial(running, calculus.add)),
+    "cummax": Rule("maximum", partial(running, calculus.maximum)),
+    "cummin": Rule("minimum", partial(running, calculus.minimum)),
+    "cumprod": Rule("product", partial(running, calculus.multiply)),
 }
 PLACE_OF_RUNNING_EXTREME = Rule("comparison", _place_of_running_extreme)
-RUNNING_LOG_SUM_EXP = running("log_sum_exp", log_add)
+RUNNING_LOG_SUM_EXP = Rule("log_sum_exp", partial(running, log_add))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -66,44 +67,42 @@ def _power(base: Value, exponent: Value) -> Value:
     return result
 
 
-def compare(name: str) -> Rule:
-    """Return the rule of a comparison, which is 1 or 0, and known where the order of the bounds is."""
-
-    def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-        shape = np.broadcast_shapes(*(value.shape for value in inputs))
-        a, b = (value.broadcast(shape) for value in inputs)
-        if name in ("gt", "ge"):
-            a, b = b, a
-        same = operation.inputs[0] == operation.inputs[1]
-        less, more = (a.upper < b.lower), (a.lower > b.upper)
-        if name in ("lt", "gt"):
-            true, false = less, (a.lower >= b.upper) | same
-        elif name in ("le", "ge"):
-            true, false = (a.upper <= b.lower) | same, more
-        else:
-            equal, unequal = (a.known & b.known & (a.lower == b.lower)) | same, less | more
-            true, false = (equal, unequal) if name == "eq" else (unequal, equal)
-        constant = a.constant & b.constant
-        ordered = name not in ("eq", "ne")  # a < b rises where a falls and b rises
-        rising = constant | (a.has(FALLING) & b.has(RISING) & ordered)
-        falling = constant | (a.has(RISING) & b.has(FALLING) & ordered)
-        facts = facts_where((REAL, a.has(REAL) & b.has(REAL)), (RISING, rising), (FALLING, falling))
-        return [settle(np.where(true, 1.0, 0.0), np.where(false, 0.0, 1.0), facts)]
-
-    return Rule("comparison", rule, elementwise=True)
+def _compare(name: str, walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """A comparison is 1 or 0, and known where the order of the bounds is."""
+    shape = np.broadcast_shapes(*(value.shape for value in inputs))
+    a, b = (value.broadcast(shape) for value in inputs)
+    if name in ("gt", "ge"):
+        a, b = b, a
+    same = operation.inputs[0] == operation.inputs[1]
+    less, more = (a.upper < b.lower), (a.lower > b.upper)
+    if name in ("lt", "gt"):
+        true, false = less, (a.lower >= b.upper) | same
+    elif name in ("le", "ge"):
+        true, false = (a.upper <= b.lower) | same, more
+    else:
+        equal, unequal = (a.known & b.known & (a.lower == b.lower)) | same, less | more
+        true, false = (equal, unequal) if name == "eq" else (unequal, equal)
+    constant = a.constant & b.constant
+    ordered = name not in ("eq", "ne")  # a < b rises where a falls and b rises
+    rising = constant | (a.has(FALLING) & b.has(RISING) & ordered)
+    falling = constant | (a.has(RISING) & b.has(FALLING) & ordered)
+    facts = facts_where((REAL, a.has(REAL) & b.has(REAL)), (RISING, rising), (FALLING, falling))
+    return [settle(np.where(true, 1.0, 0.0), np.where(false, 0.0, 1.0), facts)]
 
 
-def logic(name: str, of_integers: Callable[[Walk, Operation, Inputs], Inputs]) -> Rule:
-    """Return the rule of "and", "or" or "not" of truth values; of integers they work on bits."""
-
-    def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-        if walk.graph.dtypes[operation.outputs[0]] != "bool":
-            return of_integers(walk, operation, inputs)
-        if name == "not":
-            return [calculus.add(literal(np.ones(())), calculus.negate(inputs[0]))]
-        return [truth({"and": calculus.minimum, "or": calculus.maximum}[name](*inputs))]
-
-    return Rule("comparison", rule, elementwise=True)
+def logic(
+    name: str,
+    of_integers: Callable[[Walk, Operation, Inputs], Inputs],
+    walk: Walk,
+    operation: Operation,
+    inputs: Inputs,
+) -> Inputs:
+    """Return "and", "or" or "not" of truth values; of integers they work on bits."""
+    if walk.graph.dtypes[operation.outputs[0]] != "bool":
+        return of_integers(walk, operation, inputs)
+    if name == "not":
+        return [calculus.add(literal(np.ones(())), calculus.negate(inputs[0]))]
+    return [truth({"and": calculus.minimum, "or": calculus.maximum}[name](*inputs))]
 
 
 def truth(value: Value) -> Value:
@@ -159,7 +158,10 @@ def fold_truth(value: Value, axes: tuple[int, ...], combine: Callable[..., Value
 
 # By the names that both packages give them.
 SHARED_RULES: dict[str, Rule] = {
-    **{name: compare(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
+    **{
+        name: Rule("comparison", partial(_compare, name), elementwise=True)
+        for name in ("lt", "le", "gt", "ge", "eq", "ne")
+    },
     "add": elementwise("sum", calculus.add),
     "sub": elementwise("sum", lambda a, b: calculus.add(a, calculus.negate(b))),
     "neg": elementwise("negative", calculus.negate),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -66,37 +67,33 @@ def known_integers(values: Inputs, dtypes: list[str]) -> list[jax.Array] | None:
     return [jnp.asarray(value.lower.astype(dtype)) for value, dtype in zip(values, dtypes, strict=True)]
 
 
-def by_index(primitive: Any, arrays: int) -> Rule:
-    """Return the rule of a primitive whose first `arrays` inputs are moved to places that the other inputs give.
+def _by_index(primitive: Any, arrays: int, walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """A primitive whose first `arrays` inputs are moved to places that the other inputs give.
 
     Known places are found by moving indices with the primitive itself. Places that do not depend on the chosen input,
     but are not known, may be any; places that depend on it leave bounds only.
     """
-
-    def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-        data, at = inputs[:arrays], inputs[arrays:]
-        shape = walk.graph.shapes[operation.outputs[0]]
-        if primitive is lax.scatter_p:
-            data, at = [inputs[0], inputs[2]], [inputs[1]]
-        params = dict(operation.params)
-        fill = params.get("fill_value")
-        if "fill_value" in params:
-            params["fill_value"] = -1
-        numbers = operation.inputs[1:2] if primitive is lax.scatter_p else operation.inputs[arrays:]
-        where = known_integers(at, [walk.graph.dtypes[number] for number in numbers])
-        if where is None:
-            return [_at_unknown_places(operation, data, at, shape)]
-        if primitive is lax.scatter_p and not _unique(params, where[0], data):
-            return [_at_unknown_places(operation, data, at, shape)]
-        given = [jnp.asarray(place) for place in number_elements(data)]
-        order = [given[0], *where, given[1]] if primitive is lax.scatter_p else [*given, *where]
-        index = np.asarray(primitive.bind(*order, **params))
-        result = moves.concatenate_flat(data).take(index)
-        if fill is not None:
-            result = facts.merge(index < 0, facts.literal(np.float64(fill)).broadcast(shape), result)
-        return [result]
-
-    return Rule("moved", rule)
+    data, at = inputs[:arrays], inputs[arrays:]
+    shape = walk.graph.shapes[operation.outputs[0]]
+    if primitive is lax.scatter_p:
+        data, at = [inputs[0], inputs[2]], [inputs[1]]
+    params = dict(operation.params)
+    fill = params.get("fill_value")
+    if "fill_value" in params:
+        params["fill_value"] = -1
+    numbers = operation.inputs[1:2] if primitive is lax.scatter_p else operation.inputs[arrays:]
+    where = known_integers(at, [walk.graph.dtypes[number] for number in numbers])
+    if where is None:
+        return [_at_unknown_places(operation, data, at, shape)]
+    if primitive is lax.scatter_p and not _unique(params, where[0], data):
+        return [_at_unknown_places(operation, data, at, shape)]
+    given = [jnp.asarray(place) for place in number_elements(data)]
+    order = [given[0], *where, given[1]] if primitive is lax.scatter_p else [*given, *where]
+    index = np.asarray(primitive.bind(*order, **params))
+    result = moves.concatenate_flat(data).take(index)
+    if fill is not None:
+        result = facts.merge(index < 0, facts.literal(np.float64(fill)).broadcast(shape), result)
+    return [result]
 
 
 def _unique(params: moves.Params, at: jax.Array, data: Inputs) -> bool:
@@ -142,9 +139,9 @@ MOVING_RULES: dict[str, Rule] = {
     "split": Rule("moved", _split),
     "stack": Rule("moved", _stack),
     "iota": Rule("constant", _iota),
-    "pad": by_index(lax.pad_p, 2),
-    "gather": by_index(lax.gather_p, 1),
-    "dynamic_slice": by_index(lax.dynamic_slice_p, 1),
-    "dynamic_update_slice": by_index(lax.dynamic_update_slice_p, 2),
-    "scatter": by_index(lax.scatter_p, 2),
+    "pad": Rule("moved", partial(_by_index, lax.pad_p, 2)),
+    "gather": Rule("moved", partial(_by_index, lax.gather_p, 1)),
+    "dynamic_slice": Rule("moved", partial(_by_index, lax.dynamic_slice_p, 1)),
+    "dynamic_update_slice": Rule("moved", partial(_by_index, lax.dynamic_update_slice_p, 2)),
+    "scatter": Rule("moved", partial(_by_index, lax.scatter_p, 2)),
 }

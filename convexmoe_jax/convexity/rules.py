@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,40 +28,32 @@ from .control import CONTROL_RULES
 from .moves import MOVING_RULES, known_integers
 
 
-def whole_numbers(primitive: Any) -> Rule:
-    """Return the rule of a primitive of integers: known ones are computed, others are integers."""
-
-    def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-        shape, dtype = (of[operation.outputs[0]] for of in (walk.graph.shapes, walk.graph.dtypes))
-        if not dtype.startswith(rules.WHOLE):
-            return [facts.nothing(shape)]
-        given = known_integers(inputs, [walk.graph.dtypes[number] for number in operation.inputs])
-        if given is not None:
-            return [facts.literal(np.asarray(primitive.bind(*given, **operation.params)))]
-        constant = all(value.constant.all() for value in inputs)
-        real = all(value.has(facts.REAL).all() for value in inputs)
-        claim = facts.REAL | facts.CONSTANT if constant else facts.REAL if real else 0
-        bounds = np.iinfo(dtype)
-        return [facts.uniform(shape, claim, float(bounds.min), float(bounds.max))]
-
-    return Rule("comparison", rule)
+def _whole_numbers(primitive: Any, walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """A primitive of integers: known ones are computed, others are integers."""
+    shape, dtype = (of[operation.outputs[0]] for of in (walk.graph.shapes, walk.graph.dtypes))
+    if not dtype.startswith(rules.WHOLE):
+        return [facts.nothing(shape)]
+    given = known_integers(inputs, [walk.graph.dtypes[number] for number in operation.inputs])
+    if given is not None:
+        return [facts.literal(np.asarray(primitive.bind(*given, **operation.params)))]
+    constant = all(value.constant.all() for value in inputs)
+    real = all(value.has(facts.REAL).all() for value in inputs)
+    claim = facts.REAL | facts.CONSTANT if constant else facts.REAL if real else 0
+    bounds = np.iinfo(dtype)
+    return [facts.uniform(shape, claim, float(bounds.min), float(bounds.max))]
 
 
 def _divide(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     if walk.graph.dtypes[operation.outputs[0]].startswith(rules.WHOLE):
-        return whole_numbers(lax.div_p).apply(walk, operation, inputs)
+        return _whole_numbers(lax.div_p, walk, operation, inputs)
     return [calculus.divide(*inputs)]
 
 
-def _total_order(name: str) -> Rule:
+def _total_order(name: str, walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     """A comparison in which -0 is below 0: of integers the same."""
-
-    def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-        if not walk.graph.dtypes[operation.inputs[0]].startswith(rules.WHOLE):
-            return [facts.nothing(walk.graph.shapes[operation.outputs[0]])]
-        return rules.SHARED_RULES[name].apply(walk, operation, inputs)
-
-    return Rule("comparison", rule)
+    if not walk.graph.dtypes[operation.inputs[0]].startswith(rules.WHOLE):
+        return [facts.nothing(walk.graph.shapes[operation.outputs[0]])]
+    return rules.SHARED_RULES[name].apply(walk, operation, inputs)
 
 
 def _dot_general(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
@@ -127,13 +120,17 @@ def _top_k(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     ]
 
 
-LOGIC = {"and": lax.and_p, "or": lax.or_p, "not": lax.not_p}
+BITS = {"and": lax.and_p, "or": lax.or_p, "not": lax.not_p}
+LOGIC = {name: partial(_whole_numbers, primitive) for name, primitive in BITS.items()}
 
 RULES: dict[str, Rule] = {
     **{name: rules.scalar_rule(name) for name in scalars.SCALARS if name not in rules.OF_MODELS},
     **rules.SHARED_RULES,
-    **{f"{name}_to": _total_order(name) for name in ("lt", "le", "eq")},
-    **{name: rules.logic(name, whole_numbers(primitive).apply) for name, primitive in LOGIC.items()},
+    **{f"{name}_to": Rule("comparison", partial(_total_order, name)) for name in ("lt", "le", "eq")},
+    **{
+        name: Rule("comparison", partial(rules.logic, name, bits), elementwise=True)
+        for name, bits in LOGIC.items()
+    },
     "add_any": rules.SHARED_RULES["add"],
     "div": Rule("quotient", _divide, elementwise=True),
     "square": rules.elementwise("power", lambda value: scalars.power(value, 2.0)),
@@ -142,10 +139,10 @@ RULES: dict[str, Rule] = {
     "max": rules.MAXIMUM,
     "min": rules.MINIMUM,
     "clamp": rules.elementwise("minimum", _clamp),
-    "rem": whole_numbers(lax.rem_p),
-    "shift_left": whole_numbers(lax.shift_left_p),
-    "shift_right_logical": whole_numbers(lax.shift_right_logical_p),
-    "shift_right_arithmetic": whole_numbers(lax.shift_right_arithmetic_p),
+    "rem": Rule("comparison", partial(_whole_numbers, lax.rem_p)),
+    "shift_left": Rule("comparison", partial(_whole_numbers, lax.shift_left_p)),
+    "shift_right_logical": Rule("comparison", partial(_whole_numbers, lax.shift_right_logical_p)),
+    "shift_right_arithmetic": Rule("comparison", partial(_whole_numbers, lax.shift_right_arithmetic_p)),
     "is_finite": rules.IS_FINITE,
     "convert_element_type": rules.CAST,
     "select_n": Rule("choice", _select, elementwise=True),

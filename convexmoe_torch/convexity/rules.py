@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import torch
@@ -126,17 +127,19 @@ def _cond(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     return rules.branch(walk, which, {1: if_true, 0: if_false}, arguments)
 
 
+LOGIC = {
+    name: Rule("comparison", partial(rules.logic, name, _refuse_bits), elementwise=True)
+    for name in ("and", "or", "not")
+}
+
 RULES: dict[str, Rule] = {
     **{name: rules.scalar_rule(name) for name in (*SCALAR_OPERATIONS, "huber")},
     "sigmoid": rules.scalar_rule("logistic"),
     "log2": _logarithm(2.0),
     "log10": _logarithm(10.0),
     **rules.SHARED_RULES,
-    **{
-        f"{kind}_{name}": rules.logic(name, _refuse_bits)
-        for kind in ("logical", "bitwise")
-        for name in ("and", "or", "not")
-    },
+    **{f"logical_{name}": rule for name, rule in LOGIC.items()},
+    **{f"bitwise_{name}": rule for name, rule in LOGIC.items()},
     "isfinite": rules.IS_FINITE,
     "div": Rule("quotient", _divide, elementwise=True),
     "maximum": rules.MAXIMUM,

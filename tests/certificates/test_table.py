@@ -29,7 +29,7 @@ def test_verdict_and_curvature(engine, row):
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_a_function_is_not_known_by_its_name(engine):
-    """The user's `softplus` is a cube; and ours under another name is recognised."""
+    """The user's `softplus` is a cube; and ours under another name is recognized."""
     rows = {row.name: row for row in TABLE}
     assert engine.certify(rows["a softplus that is not"], segments=0).verdict == "unknown"
     [last] = [step for step in engine.certify(rows["softplus"]).steps if step.operation == "softplus"]

@@ -7,6 +7,7 @@ that has no rule and proves nothing. Numbers are taken in the dtype in which PyT
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -131,21 +132,15 @@ class Call:
 Lowering = Callable[[Call], "list[int]"]
 
 
-def _arithmetic(name: str) -> Lowering:
+def _arithmetic(name: str, call: Call) -> list[int]:
     """Two arguments, of which one may be a number; truth values are no numbers here."""
-
-    def lower(call: Call) -> list[int]:
-        a, b = call.values("self", "other")
-        if call.dtype == "bool":  # of truth values the sum is `or`, the product `and`
-            return [
-                call.op({"add": "logical_or", "mul": "logical_and"}[name], truth(call, a), truth(call, b))
-            ]
-        alpha = call.get("alpha", 1)
-        if alpha != 1:
-            b = call.op("mul", b, call.number(alpha))
-        return [call.op(name, a, b)]
-
-    return lower
+    a, b = call.values("self", "other")
+    if call.dtype == "bool":  # of truth values the sum is `or`, the product `and`
+        return [call.op({"add": "logical_or", "mul": "logical_and"}[name], truth(call, a), truth(call, b))]
+    alpha = call.get("alpha", 1)
+    if alpha != 1:
+        b = call.op("mul", b, call.number(alpha))
+    return [call.op(name, a, b)]
 
 
 def _rsub(call: Call) -> list[int]:
@@ -169,13 +164,9 @@ def _two(name: str) -> Lowering:
     return lambda call: [call.op(name, *call.values("self", "other"))]
 
 
-def _truth(name: str) -> Lowering:
+def _truth(name: str, call: Call) -> list[int]:
     """Of truth values, which a number is where it is not 0."""
-
-    def lower(call: Call) -> list[int]:
-        return [call.op(name, *(truth(call, call[key]) for key in call.arguments))]
-
-    return lower
+    return [call.op(name, *(truth(call, call[key]) for key in call.arguments))]
 
 
 def truth(call: Call, value: int) -> int:
@@ -184,32 +175,24 @@ def truth(call: Call, value: int) -> int:
     return int(value) if dtype == "bool" else call.op("ne", value, call.number(0, dtype), dtype="bool")
 
 
-def _one(name: str) -> Lowering:
+def _one(name: str, call: Call) -> list[int]:
     """One tensor, and nothing else."""
-
-    def lower(call: Call) -> list[int]:
-        if len(call.arguments) > 1:
-            raise Declined("more arguments")
-        return [call.op(name, call["self"])]
-
-    return lower
+    if len(call.arguments) > 1:
+        raise Declined("more arguments")
+    return [call.op(name, call["self"])]
 
 
 def _to_power(exponent: float) -> Lowering:
     return lambda call: [call.op("pow", call["self"], call.number(exponent))]
 
 
-def _clamp(low: str, high: str) -> Lowering:
+def _clamp(low: str, high: str, call: Call) -> list[int]:
     """The lower bound first: where they cross, the upper one counts."""
-
-    def lower(call: Call) -> list[int]:
-        value = int(call["self"])
-        for name, operation in ((low, "maximum"), (high, "minimum")):
-            if name and call.get(name) is not None:
-                value = call.op(operation, value, call.value(call[name], call.dtype))
-        return [value]
-
-    return lower
+    value = int(call["self"])
+    for name, operation in ((low, "maximum"), (high, "minimum")):
+        if name and call.get(name) is not None:
+            value = call.op(operation, value, call.value(call[name], call.dtype))
+    return [value]
 
 
 def _choose(call: Call, condition: str, if_true: str, if_false: str) -> int:
@@ -255,13 +238,13 @@ BINARY = (*COMPARISONS, "maximum", "minimum", "logaddexp", "bitwise_and", "bitwi
 SAME = ("contiguous", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "positive")
 
 ELEMENTWISE: dict[str, Lowering] = {
-    **{name: _one(name) for name in UNARY},
+    **{name: partial(_one, name) for name in UNARY},
     **{name: _two(name) for name in BINARY},
     **dict.fromkeys(SAME, lambda call: [int(call["self"])]),
     **dict.fromkeys(("to", "_to_copy", "type_as"), lambda call: [call.cast(call["self"], call.dtype)]),
-    **{name: _arithmetic(name) for name in ("add", "sub", "mul")},
-    **{name: _truth(name) for name in ("logical_and", "logical_or", "logical_not")},
-    "sgn": _one("sign"),
+    **{name: partial(_arithmetic, name) for name in ("add", "sub", "mul")},
+    **{name: partial(_truth, name) for name in ("logical_and", "logical_or", "logical_not")},
+    "sgn": partial(_one, "sign"),
     "rsub": _rsub,
     "div": _div,
     "true_divide": _div,
@@ -270,10 +253,10 @@ ELEMENTWISE: dict[str, Lowering] = {
     "reciprocal": _to_power(-1.0),
     "rsqrt": _to_power(-0.5),
     "relu": lambda call: [call.op("maximum", call["self"], call.number(0))],
-    "clamp": _clamp("min", "max"),
-    "clamp_min": _clamp("min", ""),
-    "clamp_max": _clamp("", "max"),
-    "hardtanh": _clamp("min_val", "max_val"),
+    "clamp": partial(_clamp, "min", "max"),
+    "clamp_min": partial(_clamp, "min", ""),
+    "clamp_max": partial(_clamp, "", "max"),
+    "hardtanh": partial(_clamp, "min_val", "max_val"),
     "where": lambda call: [_choose(call, "condition", "self", "other")],
     "masked_fill": lambda call: [_choose(call, "mask", "value", "self")],
     "log_sigmoid": _log_sigmoid,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from convexmoe.convexity import contraction
 
 from .elementwise import Call, Declined, Lowering
@@ -33,17 +35,13 @@ def _product(left: str, right: str) -> Lowering:
     return lambda call: [product(call, call[left], call[right])]
 
 
-def _product_plus(start: str, left: str, right: str) -> Lowering:
+def _product_plus(start: str, left: str, right: str, call: Call) -> list[int]:
     """beta start + alpha left @ right."""
-
-    def lower(call: Call) -> list[int]:
-        result, first = product(call, call[left], call[right]), int(call[start])
-        alpha, beta = call.get("alpha", 1), call.get("beta", 1)
-        result = result if alpha == 1 else call.op("mul", result, call.number(alpha))
-        first = first if beta == 1 else call.op("mul", first, call.number(beta))
-        return [call.op("add", first, result)]
-
-    return lower
+    result, first = product(call, call[left], call[right]), int(call[start])
+    alpha, beta = call.get("alpha", 1), call.get("beta", 1)
+    result = result if alpha == 1 else call.op("mul", result, call.number(alpha))
+    first = first if beta == 1 else call.op("mul", first, call.number(beta))
+    return [call.op("add", first, result)]
 
 
 def _linear(call: Call) -> list[int]:
@@ -106,9 +104,9 @@ PRODUCTS: dict[str, Lowering] = {
     "mv": _product("self", "vec"),
     "dot": _product("self", "tensor"),
     "matmul": _product("self", "other"),
-    "addmm": _product_plus("self", "mat1", "mat2"),
-    "baddbmm": _product_plus("self", "batch1", "batch2"),
-    "addmv": _product_plus("self", "mat", "vec"),
+    "addmm": partial(_product_plus, "self", "mat1", "mat2"),
+    "baddbmm": partial(_product_plus, "self", "batch1", "batch2"),
+    "addmv": partial(_product_plus, "self", "mat", "vec"),
     "linear": _linear,
     "outer": _outer,
     "einsum": _einsum,
