@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -195,7 +196,7 @@ def fold(
     while (count := len(rows.facts)) > 1:
         half = count // 2
         first, second, last = (
-            rows.map(lambda part, place=place: part[place])
+            rows.map(itemgetter(place))
             for place in (slice(half), slice(half, 2 * half), slice(2 * half, count))
         )
         rows = join([combine(first, second), *[last] * (count % 2)], np.concatenate)

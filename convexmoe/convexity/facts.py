@@ -188,8 +188,8 @@ def literal(array: Any) -> Value:
         return settle(low, high, facts | facts_where((CONSTANT, finite)))
     value = settle(number, number, facts)
     infinite = np.isinf(number)
-    bounds = (np.where(infinite, number, bound) for bound in (value.lower, value.upper))
-    return value if finite.all() else Value(*bounds, value.facts)
+    lower, upper = (np.where(infinite, number, bound) for bound in (value.lower, value.upper))
+    return value if finite.all() else Value(lower, upper, value.facts)
 
 
 def nothing(shape: tuple[int, ...]) -> Value:

@@ -61,7 +61,7 @@ def running(
     results: dict[int, Value] = {}
     total = None
     for place in order:
-        element = value.map(lambda part, place=place: np.take(part, [place], axis=axis))
+        element = value.map(partial(np.take, indices=[place], axis=axis))
         total = results[place] = element if total is None else step(total, element)
     if not results:
         return [value]

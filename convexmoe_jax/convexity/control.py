@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def _scan(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     outputs: list[Inputs] = []
     order = range(length - 1, -1, -1) if params["reverse"] else range(length)
     for step in order:
-        row = [value.map(lambda part, step=step: part[step]) for value in rows]
+        row = [value.map(itemgetter(step)) for value in rows]
         results = walk.inner(graph, [*consts, *carry, *row])
         carry = results[: len(carry)]
         outputs.append(results[len(carry) :])
