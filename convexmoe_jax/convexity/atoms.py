@@ -79,7 +79,7 @@ def _log_sum_exp_by_hand(axes: tuple[int, ...], of_all: bool) -> tuple[Function,
 
         return form
 
-    forms = [partial(jax.nn.logsumexp, axis=axes, keepdims=keep) for keep in (False, True)]
+    forms: list[Function] = [partial(jax.nn.logsumexp, axis=axes, keepdims=keep) for keep in (False, True)]
     for sum_first in (False, True):
         forms += [write(*keep, sum_first) for keep in ((True, False), (True, True), (False, False))]
         forms += [write_scalar(sum_first)] if of_all else []

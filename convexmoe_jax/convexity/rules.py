@@ -30,7 +30,8 @@ from .moves import MOVING_RULES, known_integers
 
 def _whole_numbers(primitive: Any, walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     """A primitive of integers: known ones are computed, others are integers."""
-    shape, dtype = (of[operation.outputs[0]] for of in (walk.graph.shapes, walk.graph.dtypes))
+    [output] = operation.outputs
+    shape, dtype = walk.graph.shapes[output], walk.graph.dtypes[output]
     if not dtype.startswith(rules.WHOLE):
         return [facts.nothing(shape)]
     given = known_integers(inputs, [walk.graph.dtypes[number] for number in operation.inputs])

@@ -94,8 +94,8 @@ class Evaluator:
         output = torch.as_tensor(candidates.output, device=self.points.device)
 
         def gaps_and_slopes(segments: Any) -> tuple[Tensor, Any]:
-            at = [part.detach().requires_grad_() for part in segments]
-            gaps = search.relative_gaps(torch, self.function, at, output, size)
+            left, right, weight = at = [part.detach().requires_grad_() for part in segments]
+            gaps = search.relative_gaps(torch, self.function, (left, right, weight), output, size)
             return gaps.detach(), torch.autograd.grad(gaps.sum(), at, materialize_grads=True)
 
         left, right, weight = map(self._tensor, candidates[:3])

@@ -200,11 +200,10 @@ def _choose(call: Call, condition: str, if_true: str, if_false: str) -> int:
     return call.op("where", call[condition], *cases)
 
 
-def _with_numbers(operation: str, *names: str) -> Lowering:
+def _with_numbers(operation: str, names: tuple[str, ...], call: Call) -> list[int]:
     """One tensor, and numbers that are parameters of the operation, 1 where the operator has none of the name."""
-    return lambda call: [
-        call.op(operation, call["self"], **{name: float(call.get(name, 1)) for name in names})
-    ]
+    params: dict[str, Any] = {name: float(call.get(name, 1)) for name in names}
+    return [call.op(operation, call["self"], **params)]
 
 
 def _celu(call: Call) -> list[int]:
@@ -261,8 +260,8 @@ ELEMENTWISE: dict[str, Lowering] = {
     "masked_fill": lambda call: [_choose(call, "mask", "value", "self")],
     "log_sigmoid": _log_sigmoid,
     "log_sigmoid_forward": _log_sigmoid,
-    "softplus": _with_numbers("softplus", "beta", "threshold"),
-    "elu": _with_numbers("elu", "alpha", "scale", "input_scale"),
+    "softplus": partial(_with_numbers, "softplus", ("beta", "threshold")),
+    "elu": partial(_with_numbers, "elu", ("alpha", "scale", "input_scale")),
     "celu": _celu,
     "leaky_relu": _leaky_relu,
 }
