@@ -1,10 +1,46 @@
-"""The calculus of convexity, of a graph of operations that either framework makes."""
+"""The calculus of convexity, of a graph of operations that either framework makes.
 
+The packages trace a program into a `Graph`, give the rules of their operations, and evaluate segments; what they share
+is here.
+"""
+
+from . import atoms, calculus, contraction, facts, moves, order, problem, rules, scalars, search, walk
+from .atoms import Kind
 from .certificate import Certificate, Output
-from .segments import Violation
+from .certify import SEGMENTS, certify_problem
+from .facts import Array, Value
+from .graph import Graph, Operation
+from .problem import Engine, NotTraced, Problem
+from .segments import Candidates, Violation
+from .walk import Inputs, Rule, Walk
 
 __all__ = [
+    "SEGMENTS",
+    "Array",
+    "Candidates",
     "Certificate",
+    "Engine",
+    "Graph",
+    "Inputs",
+    "Kind",
+    "NotTraced",
+    "Operation",
     "Output",
+    "Problem",
+    "Rule",
+    "Value",
     "Violation",
+    "Walk",
+    "atoms",
+    "calculus",
+    "certify_problem",
+    "contraction",
+    "facts",
+    "moves",
+    "order",
+    "problem",
+    "rules",
+    "scalars",
+    "search",
+    "walk",
 ]

@@ -1,4 +1,4 @@
-"""How facts and bounds go through sums, products, maxima and linear maps. No framework is imported here.
+"""How facts and bounds go through sums, products, maxima and linear maps.
 
 Every rule is a sentence of mathematics; `LAWS` says it in words, for the proof that a certificate prints.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,12 @@ from .facts import (
     Value,
     either,
     facts_where,
-    known,
+    join,
+    literal,
     merge,
     mixture,
+    negate_facts,
     settle,
-    turned,
 )
 
 LAWS = {
@@ -76,7 +78,7 @@ ROUNDED_LOG = 1e-5
 
 def negate(value: Value) -> Value:
     """Return -v."""
-    return settle(-value.upper, -value.lower, turned(value.facts))
+    return settle(-value.upper, -value.lower, negate_facts(value.facts))
 
 
 def add(a: Value, b: Value) -> Value:
@@ -87,11 +89,10 @@ def add(a: Value, b: Value) -> Value:
     )
     facts = facts | facts_where((NONZERO, nonzero))
     total = settle(intervals.add_down(a.lower, b.lower), intervals.add_up(a.upper, b.upper), facts)
-    zero_a, zero_b = (value.zero for value in (a, b))
-    if not (zero_a.any() or zero_b.any()):
+    if not (a.zero.any() or b.zero.any()):
         return total
     a, b = a.broadcast(total.shape), b.broadcast(total.shape)
-    return merge(zero_b & a.has(REAL), a, merge(zero_a & b.has(REAL), b, total))
+    return merge(b.zero & a.has(REAL), a, merge(a.zero & b.has(REAL), b, total))
 
 
 def multiply(a: Value, b: Value) -> Value:
@@ -99,7 +100,7 @@ def multiply(a: Value, b: Value) -> Value:
     a, b = (value.broadcast(np.broadcast_shapes(a.shape, b.shape)) for value in (a, b))
     lower, upper = intervals.multiply(a.lower, a.upper, b.lower, b.upper)
     facts = a.facts & b.facts & np.uint16(REAL | NONZERO | LOG_CONVEX | LOG_CONCAVE)
-    facts = facts | _scaled(a, b) | _scaled(b, a)
+    facts = facts | _scale_facts(a, b) | _scale_facts(b, a)
 
     def grows(one: Value, other: Value, up: int, down: int) -> Array:
         """Where the change that `other` makes to the product has one sign."""
@@ -111,12 +112,12 @@ def multiply(a: Value, b: Value) -> Value:
     return settle(lower, upper, facts)
 
 
-def _scaled(factor: Value, value: Value) -> Array:
-    """Return the facts of curvature of a product with a constant factor, none where it is not constant."""
+def _scale_facts(factor: Value, value: Value) -> Array:
+    """Return the facts of curvature of a product with a constant factor; no facts where the factor is not constant."""
     shaped = np.uint16(CONVEX | CONCAVE | LOG_CONVEX | ROOT_CONVEX | QUADRATIC)
     straight = np.where(value.affine, np.uint16(AFFINE), np.uint16(0)) | value.facts & np.uint16(QUADRATIC)
     facts = np.where(factor.nonnegative, value.facts & shaped, straight)
-    facts = facts | np.where(factor.nonpositive, turned(value.facts) & shaped, np.uint16(0))
+    facts = facts | np.where(factor.nonpositive, negate_facts(value.facts) & shaped, np.uint16(0))
     return np.where(factor.constant & value.has(REAL), facts, np.uint16(0)).astype(np.uint16)
 
 
@@ -126,39 +127,40 @@ def divide(a: Value, b: Value) -> Value:
 
 
 def maximum(a: Value, b: Value) -> Value:
-    """Return max(a, b); an argument that is nowhere above the other counts for nothing, and so does -inf."""
+    """Return max(a, b); an argument that is nowhere above the other is ignored, and so is -inf."""
     shape = np.broadcast_shapes(a.shape, b.shape)
     a, b = a.broadcast(shape), b.broadcast(shape)
     facts = a.facts & b.facts & np.uint16(REAL | CONVEX | RISING | FALLING | LOG_CONVEX | ROOT_CONVEX)
     facts = facts | facts_where((NONZERO, a.positive | b.positive | (a.negative & b.negative)))
-    both = settle(np.maximum(a.lower, b.lower), np.maximum(a.upper, b.upper), facts)
-    only_a = ((b.upper <= a.lower) & a.has(REAL) & b.has(REAL)) | (
-        np.isneginf(b.upper) & (b.lower == b.upper)
-    )
-    only_b = ((a.upper <= b.lower) & a.has(REAL) & b.has(REAL)) | (
-        np.isneginf(a.upper) & (a.lower == a.upper)
-    )
+    largest = settle(np.maximum(a.lower, b.lower), np.maximum(a.upper, b.upper), facts)
+    real = a.has(REAL) & b.has(REAL)
+    only_a = ((b.upper <= a.lower) & real) | _is_minus_infinity(b)
+    only_b = ((a.upper <= b.lower) & real) | _is_minus_infinity(a)
     if not (only_a.any() or only_b.any()):
-        return both
-    return merge(only_a, a, merge(only_b, b, both))
+        return largest
+    return merge(only_a, a, merge(only_b, b, largest))
+
+
+def _is_minus_infinity(value: Value) -> Array:
+    return np.isneginf(value.upper) & (value.lower == value.upper)
 
 
 def minimum(a: Value, b: Value) -> Value:
     """Return min(a, b)."""
-    return negate_all(maximum(negate_all(a), negate_all(b)))
+    return _negate_extended(maximum(_negate_extended(a), _negate_extended(b)))
 
 
-def negate_all(value: Value) -> Value:
-    """Return -v, infinite constants included."""
-    endless = np.isinf(value.lower) & (value.lower == value.upper)
-    found = negate(value)
-    if not endless.any():
-        return found
-    return Value(
-        np.where(endless, -value.upper, found.lower),
-        np.where(endless, -value.lower, found.upper),
-        found.facts,
+def _negate_extended(value: Value) -> Value:
+    """Return -v, also of constants that are infinite."""
+    infinite = np.isinf(value.lower) & (value.lower == value.upper)
+    negative = negate(value)
+    if not infinite.any():
+        return negative
+    lower, upper = (
+        np.where(infinite, -value.upper, negative.lower),
+        np.where(infinite, -value.lower, negative.upper),
     )
+    return Value(lower, upper, negative.facts)
 
 
 def choose(which: Value, cases: list[Value]) -> Value:
@@ -166,10 +168,10 @@ def choose(which: Value, cases: list[Value]) -> Value:
     shape = np.broadcast_shapes(which.shape, *(case.shape for case in cases))
     alike = all(case is cases[0] for case in cases)
     which, cases = which.broadcast(shape), [case.broadcast(shape) for case in cases]
-    found = either(cases) if alike else merge(which.constant, either(cases), mixture(cases))
+    choice = either(cases) if alike else merge(which.constant, either(cases), mixture(cases))
     for index, case in enumerate(cases):
-        found = merge(which.known & (which.lower == index), case, found)
-    return found
+        choice = merge(which.known & (which.lower == index), case, choice)
+    return choice
 
 
 def sum_over(value: Value, axes: tuple[int, ...]) -> Value:
@@ -186,47 +188,24 @@ def fold(
     value: Value, axes: tuple[int, ...], combine: Callable[[Value, Value], Value], start: float
 ) -> Value:
     """Return the elements along axes combined two by two: a maximum or a minimum over axes."""
-    kept = [axis for axis in range(len(value.shape)) if axis not in axes]
-    shape = [value.shape[axis] for axis in kept]
-    flat = Value(
-        *(
-            np.transpose(part, [*axes, *kept]).reshape(-1, *shape)
-            for part in (value.lower, value.upper, value.facts)
+    others = [axis for axis in range(len(value.shape)) if axis not in axes]
+    shape = [value.shape[axis] for axis in others]
+    rows = value.map(lambda part: np.transpose(part, [*axes, *others]).reshape(-1, *shape))
+    if not len(rows.facts):
+        return literal(np.full(shape, start))
+    while (count := len(rows.facts)) > 1:
+        half = count // 2
+        first, second, last = (
+            rows.map(itemgetter(place))
+            for place in (slice(half), slice(half, 2 * half), slice(2 * half, count))
         )
-    )
-    if len(flat.facts) == 0:
-        return known(np.full(shape, start))
-    while len(flat.facts) > 1:
-        half = len(flat.facts) // 2
-        one, two, rest = (part(flat, half) for part in (_first, _second, _rest))
-        both = combine(one, two)
-        flat = Value(
-            *(
-                np.concatenate([getattr(both, n), getattr(rest, n)]) if len(rest.facts) else getattr(both, n)
-                for n in PARTS
-            )
-        )
-    return Value(flat.lower[0], flat.upper[0], flat.facts[0])
-
-
-PARTS = ("lower", "upper", "facts")
-
-
-def _first(value: Value, half: int) -> Value:
-    return Value(*(getattr(value, name)[:half] for name in PARTS))
-
-
-def _second(value: Value, half: int) -> Value:
-    return Value(*(getattr(value, name)[half : 2 * half] for name in PARTS))
-
-
-def _rest(value: Value, half: int) -> Value:
-    return Value(*(getattr(value, name)[2 * half :] for name in PARTS))
+        rows = join([combine(first, second), *[last] * (count % 2)], np.concatenate)
+    return rows.map(lambda part: part[0])
 
 
 def log_sum_exp(value: Value, axes: tuple[int, ...]) -> Value:
     """Return log sum exp over axes; a constant -inf, such as a mask puts, adds nothing."""
-    absent = np.isneginf(value.upper) & (value.lower == value.upper)
+    absent = _is_minus_infinity(value)
     facts = np.where(absent, np.uint16(EVERY), value.facts)
     facts = np.bitwise_and.reduce(facts, axis=axes) & np.uint16(REAL | CONVEX | RISING | FALLING)
     facts = np.where(absent.all(axis=axes), np.uint16(0), facts)
@@ -237,20 +216,19 @@ def log_sum_exp(value: Value, axes: tuple[int, ...]) -> Value:
 
 def log_softmax(value: Value, axes: tuple[int, ...]) -> Value:
     """Return v - log sum exp v, the sum over axes."""
-    total = log_sum_exp(value, axes)
-    kept = tuple(1 if axis in axes else size for axis, size in enumerate(value.shape))
-    found = add(value, negate(total.reshape(*kept)))
-    return settle(found.lower, np.minimum(found.upper, 0.0), found.facts)
+    shape = (1 if axis in axes else size for axis, size in enumerate(value.shape))
+    difference = add(value, negate(log_sum_exp(value, axes).reshape(*shape)))
+    return settle(difference.lower, np.minimum(difference.upper, 0.0), difference.facts)
 
 
 def smooth_maximum(value: Value, temperature: Value, axis: int) -> Value:
     """Return T log mean exp(v / T) over an axis: between the least and the largest, for a constant T > 0.
 
-    A program has log P rounded to its dtype, and so may lie outside by `ROUNDED_LOG` T.
+    A program rounds log P to its dtype, so that it may lie outside by `ROUNDED_LOG` T.
     """
     facts = np.bitwise_and.reduce(value.facts, axis=axis) & np.uint16(REAL | CONVEX | RISING | FALLING)
-    steady = temperature.constant & temperature.positive
-    facts = np.where(steady, facts, np.uint16(0)).astype(np.uint16)
+    allowed = temperature.constant & temperature.positive
+    facts = np.where(allowed, facts, np.uint16(0)).astype(np.uint16)
     slack = ROUNDED_LOG * temperature.upper
     lower = intervals.add_down(value.lower.min(axis=axis), -slack)
     return settle(lower, intervals.add_up(value.upper.max(axis=axis), slack), facts)
@@ -270,16 +248,19 @@ def linear(constant: Value, value: Value, product: Bilinear) -> Value:
     other = ~(zero | above | below)
     masks = (above, below, other, zero)
 
+    def count_pairs(mask: Array, holds: Array) -> Array:
+        """The number of terms with a factor in the mask and a value with the property."""
+        return product(mask.astype(np.float32), holds.astype(np.float32))
+
     def count(*properties: Array) -> Array:
         """The number of terms in which the value has the property that goes with the sign of its factor."""
-        found: Any = 0.0
+        total: Any = 0.0
         for mask, holds in zip(masks, properties, strict=True):
             if mask.any() and holds.any():
-                found = found + product(mask.astype(np.float32), holds.astype(np.float32))
-        return np.broadcast_to(found, every.shape)
+                total = total + count_pairs(mask, holds)
+        return np.broadcast_to(total, every.shape)
 
-    ones = np.ones(constant.shape, np.float32), np.ones(value.shape, np.float32)
-    every = product(*ones)
+    every = count_pairs(np.ones(constant.shape), np.ones(value.shape))
     real, never = value.has(REAL), np.zeros(value.shape, bool)
 
     def always(up: Array, down: Array, free: Array) -> Array:
@@ -289,14 +270,9 @@ def linear(constant: Value, value: Value, product: Bilinear) -> Value:
     rising, falling = value.has(RISING), value.has(FALLING)
     above_zero = always(value.nonnegative, value.nonpositive, value.zero)
     below_zero = always(value.nonpositive, value.nonnegative, value.zero)
-    strict = product(
-        (above & constant.has(NONZERO)).astype(np.float32), value.has(NONZERO).astype(np.float32)
-    )
-    strict = strict + product(
-        (below & constant.has(NONZERO)).astype(np.float32), value.has(NONZERO).astype(np.float32)
-    )
+    nonzero = count_pairs((above | below) & constant.has(NONZERO), value.has(NONZERO))
     facts = facts_where(
-        (REAL, (product(constant.has(REAL).astype(np.float32), real.astype(np.float32)) == every)),
+        (REAL, count_pairs(constant.has(REAL), real) == every),
         (CONVEX, always(convex, concave, convex & concave)),
         (CONCAVE, always(concave, convex, convex & concave)),
         (RISING, always(rising, falling, rising & falling)),
@@ -304,7 +280,7 @@ def linear(constant: Value, value: Value, product: Bilinear) -> Value:
         (LOG_CONVEX, always(value.has(LOG_CONVEX), never, value.zero)),
         (ROOT_CONVEX, always(value.has(ROOT_CONVEX), never, value.zero)),
         (QUADRATIC, always(*(value.has(QUADRATIC),) * 3)),
-        (NONZERO, (above_zero | below_zero) & (strict > 0)),
+        (NONZERO, (above_zero | below_zero) & (nonzero > 0)),
     )
     return settle(np.where(above_zero, 0.0, -np.inf), np.where(below_zero, 0.0, np.inf), facts)
 

@@ -1,4 +1,4 @@
-"""The record of a proof, of its failure, or of a counterexample: text and JSON. No framework is imported here."""
+"""The record of a proof, of its failure, or of a counterexample: text and JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from .facts import AFFINE, CONCAVE, CONSTANT, CONVEX, FALLING, REAL, RISING, Value
-from .graph import Graph
 from .segments import TOLERANCES, Violation
 from .walk import Step, Walk
 
@@ -31,9 +30,10 @@ class Output:
         monotonicity: "constant", "nondecreasing", "nonincreasing" or "unknown", in all coordinates of the chosen
             input at once, `[*shape]`.
         sign: "positive", "negative", "zero", "nonnegative", "nonpositive" or "unknown", `[*shape]`.
-        lower, upper: bounds for every value of the chosen input, `[*shape]`.
+        lower: lower bound for every value of the chosen input, `[*shape]`.
+        upper: upper bound for every value of the chosen input, `[*shape]`.
         per_input: as `monotonicity`, in each coordinate of the chosen input, the others fixed,
-            `[*shape, coordinates]`; None where that was not asked for.
+            `[*shape, coordinates]`; None where `certify` was not asked for it.
     """
 
     name: str
@@ -47,26 +47,25 @@ class Output:
     @property
     def weakest(self) -> str:
         """What all elements are: "constant", "affine", "convex", "concave", "unknown"."""
-        found = set(self.curvature.reshape(-1).tolist())
-        straight = {"constant", "affine"}
-        for kinds, word in (
-            ({"constant"}, "constant"),
-            (straight, "affine"),
-            (straight | {"convex"}, "convex"),
-        ):
-            if found <= kinds:
-                return word
-        return "concave" if found <= straight | {"concave"} else "unknown"
+        words = set(self.curvature.reshape(-1).tolist())
+        affine = {"constant", "affine"}
+        kinds = {
+            "constant": {"constant"},
+            "affine": affine,
+            "convex": affine | {"convex"},
+            "concave": affine | {"concave"},
+        }
+        return next((word for word, kind in kinds.items() if words <= kind), "unknown")
 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """Whether a function is convex in its chosen input, and why. `print` it for the proof as a tree.
+    """Whether a function is convex in its chosen input, and why; `print` shows the proof as a tree.
 
     Args:
         verdict: "proved", "refuted" or "unknown".
         strength: "structural" (for every value of the parameters, so that no training can break it) or "numeric"
-            (for the given values); of a proof that was found, or tried last.
+            (for the given values); that of the proof, or of the last attempt.
         reason: the verdict in a sentence.
         outputs: what is proved of each output.
         failed: the first step that has no curvature, None where the verdict is "proved".
@@ -94,13 +93,13 @@ class Certificate:
         if self.failed is not None:
             yield f"  stops at {_step(self.failed)}"
         if self.violation is not None:
-            found = self.violation
-            place = f"{found.weight:.4g} left + {1 - found.weight:.4g} right"
-            chord = f"the chord from {found.value_left:.9g} to {found.value_right:.9g}"
-            at = f"output {found.output} is {found.value:.9g} at {place}"
-            yield f"  {at}, {found.gap:.3g} above {chord} ({found.dtype})"
-            yield f"    left  {_numbers(found.left)}"
-            yield f"    right {_numbers(found.right)}"
+            segment = self.violation
+            place = f"{segment.weight:.4g} left + {1 - segment.weight:.4g} right"
+            chord = f"the chord from {segment.value_left:.9g} to {segment.value_right:.9g}"
+            at = f"output {segment.output} is {segment.value:.9g} at {place}"
+            yield f"  {at}, {segment.gap:.3g} above {chord} ({segment.dtype})"
+            yield f"    left  {_numbers(segment.left)}"
+            yield f"    right {_numbers(segment.right)}"
         yield from self._tree()
 
     def _tree(self) -> Iterator[str]:
@@ -185,22 +184,17 @@ def _summary(output: Output) -> str:
 def word_arrays(value: Value) -> dict[str, np.ndarray]:
     """Return curvature, monotonicity and sign of a value in words, and its bounds."""
 
-    def pick(*pairs: tuple[Any, str]) -> np.ndarray:
-        return np.select(
-            [np.asarray(holds) for holds, _ in pairs], [np.asarray(word) for _, word in pairs], "unknown"
-        )
-
     above, below = value.nonnegative, value.nonpositive
     real = value.has(REAL)
     return {
-        "curvature": pick(
+        "curvature": _pick_words(
             (value.constant, "constant"),
             (value.has(AFFINE), "affine"),
             (value.has(CONVEX), "convex"),
             (value.has(CONCAVE), "concave"),
         ),
         "monotonicity": monotonicity(value),
-        "sign": pick(
+        "sign": _pick_words(
             (above & below & real, "zero"),
             (value.positive, "positive"),
             (value.negative, "negative"),
@@ -214,24 +208,25 @@ def word_arrays(value: Value) -> dict[str, np.ndarray]:
 
 def monotonicity(value: Value) -> np.ndarray:
     """Return the monotonicity of a value in words."""
-    conditions = [value.has(CONSTANT), value.has(RISING), value.has(FALLING)]
-    names = [np.asarray(word) for word in ("constant", "nondecreasing", "nonincreasing")]
-    return np.select([np.asarray(condition) for condition in conditions], names, "unknown")
+    return _pick_words(
+        (value.has(CONSTANT), "constant"),
+        (value.has(RISING), "nondecreasing"),
+        (value.has(FALLING), "nonincreasing"),
+    )
 
 
-def no_claim(graph: Graph) -> str:
-    """Return why nothing can be said of the outputs of a program, "" where they are real numbers."""
-    for number in graph.outputs:
-        if graph.dtypes[number].startswith("complex"):
-            kind = f"{graph.dtypes[number]}{_shape(graph.shapes[number])}"
-            return f"the function returns {kind}: convexity is of real outputs"
-    return "" if graph.outputs else "the function returns no array"
+def _pick_words(*pairs: tuple[Any, str]) -> np.ndarray:
+    """Return the word of the first condition that holds, element by element."""
+    conditions, words = zip(*pairs, strict=True)
+    return np.select(
+        [np.asarray(holds) for holds in conditions], [np.asarray(word) for word in words], "unknown"
+    )
 
 
-def coarsest(walk: Walk, dtype: str) -> str:
-    """Return the coarsest float dtype through which the input goes, where that is coarser than its own; "" for none.
+def coarsest_dtype(walk: Walk, dtype: str) -> str:
+    """Return the coarsest float dtype through which the input goes, "" where none is coarser than its own.
 
-    What is computed there is rounded so, in a search in float64 too.
+    A search in float64 is rounded to it as well.
     """
     moving = {walk.graph.dtypes[number] for number, value in walk.values.items() if not value.constant.all()}
     floats = {name for name in moving if name.startswith(("float", "bfloat"))}

@@ -1,4 +1,4 @@
-"""Products of arrays, summed over shared axes, and what is known of them. No framework is imported here.
+"""Products of arrays, summed over shared axes, and what is known of them.
 
 Letters: B batch, M rows of the left, N columns of the right, K summed.
 """
@@ -12,13 +12,12 @@ import numpy as np
 from .calculus import linear, multiply_elements, sum_over
 from .facts import Array, Value, nothing
 
-LARGEST_EXPANSION = (
-    200_000  # products of elements; above, one factor must be constant, and bounds are signs only
-)
+# Products of elements; above, one factor must be constant, and bounds are signs only.
+LARGEST_EXPANSION = 200_000
 
 
 class Axes(NamedTuple):
-    """Which axes of the left and of the right are summed, and which are gone through together."""
+    """Which axes of the left and of the right are summed, and which are batch axes."""
 
     sum_left: tuple[int, ...]
     sum_right: tuple[int, ...]
@@ -34,10 +33,10 @@ def contract(left: Value, right: Value, axes: Axes, same: bool = False) -> Value
         axes: as `jax.lax.dot_general` has them.
         same: both factors are the same value, so that products of an element with itself are squares.
     """
-    rows = _arranged(left.shape, axes.batch_left, axes.sum_left)
-    columns = _arranged(right.shape, axes.batch_right, axes.sum_right)
-    shape = (*rows.outer, *rows.kept, *columns.kept)
-    B, M, K, N = (int(np.prod(s)) for s in (rows.outer, rows.kept, rows.summed, columns.kept))
+    rows = _plan_axes(left.shape, axes.batch_left, axes.sum_left)
+    columns = _plan_axes(right.shape, axes.batch_right, axes.sum_right)
+    shape = (*rows.batch, *rows.others, *columns.others)
+    B, M, K, N = (int(np.prod(s)) for s in (rows.batch, rows.others, rows.summed, columns.others))
 
     def index(plan: _Plan, size: int) -> Array:
         return (
@@ -64,17 +63,17 @@ def contract(left: Value, right: Value, axes: Axes, same: bool = False) -> Value
 
 class _Plan(NamedTuple):
     shape: tuple[int, ...]
-    outer: tuple[int, ...]
-    kept: tuple[int, ...]
+    batch: tuple[int, ...]
+    others: tuple[int, ...]
     summed: tuple[int, ...]
     order: tuple[int, ...]
 
 
-def _arranged(shape: tuple[int, ...], batch: tuple[int, ...], summed: tuple[int, ...]) -> _Plan:
-    """Return the axes of one factor as batch, kept, summed."""
-    kept = tuple(axis for axis in range(len(shape)) if axis not in (*batch, *summed))
+def _plan_axes(shape: tuple[int, ...], batch: tuple[int, ...], summed: tuple[int, ...]) -> _Plan:
+    """Return the sizes and the order of the axes of one factor: batch, others, summed."""
+    others = tuple(axis for axis in range(len(shape)) if axis not in (*batch, *summed))
 
     def sizes(axes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(shape[axis] for axis in axes)
 
-    return _Plan(shape, sizes(batch), sizes(kept), sizes(summed), (*batch, *kept, *summed))
+    return _Plan(shape, sizes(batch), sizes(others), sizes(summed), (*batch, *others, *summed))

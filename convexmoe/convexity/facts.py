@@ -14,11 +14,12 @@ and a set of facts, which hold in exact arithmetic for every x and for every val
 
 Without REAL nothing is claimed. Source of the composition rules: Grant, Boyd and Ye, Disciplined convex programming
 (2006); Boyd and Vandenberghe, Convex optimization, sections 3.2 and 3.5.2 (log-convexity). ROOT_CONVEX is ours: it
-makes every way of writing a Euclidean norm one rule. No framework is imported here.
+makes every way of writing a Euclidean norm one rule.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,8 @@ class Value:
     """Bounds and facts, element by element.
 
     Args:
-        lower, upper: float64 `[*shape]`, -inf and inf where there is no bound.
+        lower: float64 `[*shape]`, -inf where there is no bound.
+        upper: float64 `[*shape]`, inf where there is no bound.
         facts: uint16 `[*shape]`, the sum of the facts that hold.
     """
 
@@ -50,6 +52,15 @@ class Value:
     def shape(self) -> tuple[int, ...]:
         """The shape of the value."""
         return self.facts.shape
+
+    @property
+    def parts(self) -> tuple[Array, Array, Array]:
+        """The three arrays."""
+        return self.lower, self.upper, self.facts
+
+    def map(self, change: Callable[[Array], Array]) -> Value:
+        """Return the value whose three arrays are all changed alike: elements move."""
+        return Value(*map(change, self.parts))
 
     def has(self, facts: int) -> Array:
         """Return where all of `facts` hold."""
@@ -109,32 +120,37 @@ class Value:
         """Return the value broadcast to a shape, without a copy."""
         if self.shape == shape:
             return self
-        return Value(*(np.broadcast_to(part, shape) for part in (self.lower, self.upper, self.facts)))
+        return self.map(lambda part: np.broadcast_to(part, shape))
 
     def reshape(self, *shape: int) -> Value:
         """Return the value in another shape of the same size."""
-        return Value(*(part.reshape(shape) for part in (self.lower, self.upper, self.facts)))
+        return self.map(lambda part: part.reshape(shape))
 
     def take(self, index: Array) -> Value:
         """Return the elements at flat indices; an index below 0 gives an element of which nothing is known."""
-        parts = (part.reshape(-1) for part in (self.lower, self.upper, self.facts))
-        found = Value(*(part[np.maximum(index, 0)] if part.size else np.zeros(index.shape) for part in parts))
-        return merge(index >= 0, found, nothing(index.shape)) if (index < 0).any() else found
+        if not self.facts.size:
+            return nothing(index.shape)
+        elements = self.map(lambda part: part.reshape(-1)[np.maximum(index, 0)])
+        return merge(index >= 0, elements, nothing(index.shape)) if (index < 0).any() else elements
 
 
-def turned(facts: Array) -> Array:
+def join(values: Iterable[Value], arrange: Callable[[list[Array]], Array]) -> Value:
+    """Return one value of several whose arrays are put together by `arrange`, such as `np.stack`."""
+    return Value(*(arrange(list(group)) for group in zip(*(value.parts for value in values), strict=True)))
+
+
+def negate_facts(facts: Array) -> Array:
     """Return the facts of -v from those of v."""
-    kept = facts & (REAL | NONZERO | QUADRATIC)
-    swapped = (facts & (CONVEX | RISING)) << 1 | (facts & (CONCAVE | FALLING)) >> 1
-    return kept | swapped
+    opposite = (facts & (CONVEX | RISING)) << 1 | (facts & (CONCAVE | FALLING)) >> 1
+    return facts & (REAL | NONZERO | QUADRATIC) | opposite
 
 
 def facts_where(*pairs: tuple[int, Any]) -> Array:
     """Return the sum of the facts, each where its condition, an array of truth values, holds."""
-    found = pairs[0][1] * np.uint16(pairs[0][0])
+    facts = pairs[0][1] * np.uint16(pairs[0][0])
     for fact, condition in pairs[1:]:
-        found = found | condition * np.uint16(fact)
-    return found
+        facts = facts | condition * np.uint16(fact)
+    return facts
 
 
 def settle(lower: Array, upper: Array, facts: Array) -> Value:
@@ -144,39 +160,36 @@ def settle(lower: Array, upper: Array, facts: Array) -> Value:
         lower, upper = np.where(real, lower, -np.inf), np.where(real, upper, np.inf)
     above = lower >= 0
     facts = facts | facts_where((NONZERO, (lower > 0) | (upper < 0)), (CONSTANT, lower == upper))
-    fixed = ((facts & CONSTANT) == CONSTANT) * np.uint16(AFFINE)
-    facts = facts | fixed
-    above_facts = (fixed != 0) * np.uint16(LOG_CONVEX | LOG_CONCAVE | ROOT_CONVEX)
-    # A positive concave value is log-concave.
-    above_facts = above_facts | ((facts & (NONZERO | CONCAVE)) == (NONZERO | CONCAVE)) * np.uint16(
-        LOG_CONCAVE
+    constant = (facts & CONSTANT) == CONSTANT
+    facts = facts | facts_where((AFFINE, constant))
+    positive_concave = (facts & (NONZERO | CONCAVE)) == (NONZERO | CONCAVE)  # so is its logarithm
+    facts = facts | above * facts_where(
+        (LOG_CONVEX | LOG_CONCAVE | ROOT_CONVEX, constant), (LOG_CONCAVE, positive_concave)
     )
-    facts = facts | above * above_facts
     facts = facts | facts_where(
         (ROOT_CONVEX, (facts & LOG_CONVEX) != 0), (QUADRATIC, (facts & AFFINE) == AFFINE)
     )
-    rooted = (facts & ROOT_CONVEX) != 0
-    facts = facts | rooted * np.uint16(CONVEX)
-    if rooted.any():
-        lower = np.where(rooted & real, np.maximum(lower, 0.0), lower)
+    root_convex = (facts & ROOT_CONVEX) != 0
+    facts = facts | facts_where((CONVEX, root_convex))
+    if root_convex.any():
+        lower = np.where(root_convex & real, np.maximum(lower, 0.0), lower)
     return Value(lower, upper, np.asarray(real * facts, np.uint16))
 
 
-def known(array: Any) -> Value:
-    """Return the value of known numbers. Of NaN nothing is claimed; an infinity keeps its bounds, for `maximum`."""
+def literal(array: Any) -> Value:
+    """Return the value of known numbers. Nothing is claimed of NaN; an infinity keeps its bounds, for `maximum`."""
     array = np.asarray(array)
     number = array.astype(np.float64)
     finite = np.isfinite(number)
     facts = np.where(finite, np.uint16(REAL), np.uint16(0))
-    if array.dtype.kind in "iu" and (np.abs(number) >= LARGEST_INTEGER).any():
-        rounded = np.abs(number) >= LARGEST_INTEGER
+    rounded = np.abs(number) >= LARGEST_INTEGER
+    if array.dtype.kind in "iu" and rounded.any():
         low, high = (np.where(rounded, np.nextafter(number, end), number) for end in (-np.inf, np.inf))
         return settle(low, high, facts | facts_where((CONSTANT, finite)))
     value = settle(number, number, facts)
-    if finite.all():
-        return value
-    endless = np.isinf(number)
-    return Value(np.where(endless, number, value.lower), np.where(endless, number, value.upper), value.facts)
+    infinite = np.isinf(number)
+    lower, upper = (np.where(infinite, number, bound) for bound in (value.lower, value.upper))
+    return value if finite.all() else Value(lower, upper, value.facts)
 
 
 def nothing(shape: tuple[int, ...]) -> Value:
@@ -191,8 +204,8 @@ def uniform(shape: tuple[int, ...], facts: int, lower: float = -np.inf, upper: f
     return one.broadcast(shape)
 
 
-def fixed(shape: tuple[int, ...], lower: float = -np.inf, upper: float = np.inf) -> Value:
-    """Return an unknown number that does not depend on the chosen input: a parameter."""
+def parameter(shape: tuple[int, ...], lower: float = -np.inf, upper: float = np.inf) -> Value:
+    """Return an unknown real number that does not depend on the chosen input."""
     return uniform(shape, REAL | CONSTANT, lower, upper)
 
 
@@ -203,8 +216,7 @@ def variable(shape: tuple[int, ...], lower: float = -np.inf, upper: float = np.i
 
 def merge(condition: Array, value: Value, other: Value) -> Value:
     """Return `value` where the condition holds and `other` elsewhere; the condition is known."""
-    pairs = ((value.lower, other.lower), (value.upper, other.upper), (value.facts, other.facts))
-    return Value(*(np.where(condition, one, two) for one, two in pairs))
+    return join((value, other), lambda pair: np.where(condition, *pair))
 
 
 def either(values: list[Value]) -> Value:
@@ -217,7 +229,7 @@ def either(values: list[Value]) -> Value:
 
 
 def either_over(value: Value, axes: tuple[int, ...]) -> Value:
-    """Return what holds of all elements along `axes`, which are kept with size 1."""
+    """Return what holds of all elements along `axes`, whose size becomes 1."""
     return settle(
         value.lower.min(axis=axes, keepdims=True, initial=np.inf),
         value.upper.max(axis=axes, keepdims=True, initial=-np.inf),
@@ -227,11 +239,11 @@ def either_over(value: Value, axes: tuple[int, ...]) -> Value:
 
 def mixture(values: list[Value]) -> Value:
     """Return what holds of a choice among values that depends on the input: bounds only."""
-    found = either(values)
-    return settle(found.lower, found.upper, found.facts & (REAL | NONZERO))
+    value = either(values)
+    return settle(value.lower, value.upper, value.facts & (REAL | NONZERO))
 
 
-def words(value: Value) -> str:
+def curvature_word(value: Value) -> str:
     """Return the curvature of a value in one word: that of its weakest element."""
     facts = int(np.bitwise_and.reduce(value.facts, axis=None)) if value.facts.size else EVERY
     if not facts & REAL:

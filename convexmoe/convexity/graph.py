@@ -1,4 +1,4 @@
-"""A program as a list of operations on numbered values, equal operations once. No framework is imported here.
+"""A program as a list of operations on numbered values, equal operations once.
 
 `match` compares programs operation by operation: names of the user's functions do not exist in a graph.
 """
@@ -20,7 +20,8 @@ class Operation:
 
     Args:
         name: of the primitive; "constant" for a known array, which is its parameter `array`.
-        inputs, outputs: numbers of the values it takes and gives.
+        inputs: numbers of the values it takes.
+        outputs: numbers of the values it gives.
         params: the static parameters of the primitive.
         source: file, line and function of the user's program, where that is known.
     """
@@ -37,10 +38,13 @@ class Graph:
     """A program without functions: calls are written out, and what is computed twice stands once.
 
     Args:
-        shapes, dtypes: of the values, by number.
+        shapes: of the values, by number.
+        dtypes: of the values, by number.
         operations: in an order in which they can run.
-        inputs, outputs: numbers of the values that go in and come out.
+        inputs: numbers of the values that go in.
+        outputs: numbers of the values that come out.
         makers: value -> the operation that gives it.
+        seen: key of an operation -> the operation.
     """
 
     shapes: list[tuple[int, ...]] = field(default_factory=list)
@@ -63,11 +67,11 @@ class Graph:
         key: Hashable = id(array)
         if array.size <= 64:
             key = (CONSTANT_OPERATION, str(array.dtype), array.shape, array.tobytes())
-        found = self.seen.get(key)
-        if found is None:
+        operation = self.seen.get(key)
+        if operation is None:
             output = self.value(array.shape, str(array.dtype))
-            found = self._append(Operation(CONSTANT_OPERATION, (), (output,), {"array": array}), key)
-        return found.outputs[0]
+            operation = self._append(Operation(CONSTANT_OPERATION, (), (output,), {"array": array}), key)
+        return operation.outputs[0]
 
     def add(
         self,
@@ -81,13 +85,13 @@ class Graph:
         """Return the numbers of the outputs, given as shapes and dtypes, of an operation, new or known."""
         key: Hashable = (name, inputs, tuple(sorted(params.items(), key=lambda item: item[0])))
         try:
-            found = self.seen.get(key) if pure else None
+            operation = self.seen.get(key) if pure else None
         except TypeError:  # a parameter that cannot be hashed
-            key, found = object(), None
-        if found is None:
+            key, operation = object(), None
+        if operation is None:
             numbers = tuple(self.value(shape, dtype) for shape, dtype in outputs)
-            found = self._append(Operation(name, inputs, numbers, params, source), key)
-        return found.outputs
+            operation = self._append(Operation(name, inputs, numbers, params, source), key)
+        return operation.outputs
 
     def _append(self, operation: Operation, key: Hashable) -> Operation:
         self.operations.append(operation)
@@ -103,33 +107,28 @@ class Graph:
 
     def before(self, value: int, stops: frozenset[int] = frozenset()) -> set[int]:
         """Return the values from which `value` is computed, itself included, not looking behind `stops`."""
-        found, open_values = {value}, [value]
+        values, open_values = {value}, [value]
         while open_values:
             current = open_values.pop()
-            if current in stops or current not in self.makers:
-                continue
-            for number in self.makers[current].inputs:
-                if number not in found:
-                    found.add(number)
-                    open_values.append(number)
-        return found
+            if current not in stops and current in self.makers:
+                new = set(self.makers[current].inputs) - values
+                values |= new
+                open_values.extend(new)
+        return values
 
 
 def equal_params(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two sets of static parameters are equal; what cannot be compared is not."""
     if one.keys() != other.keys():
         return False
-    for key, value in one.items():
-        if isinstance(value, np.ndarray) or isinstance(other[key], np.ndarray):
-            here, there = np.asarray(value), np.asarray(other[key])
-            same = (
-                here.dtype == there.dtype and here.shape == there.shape and here.tobytes() == there.tobytes()
-            )
-        else:
-            same = bool(value is other[key] or (type(value) is type(other[key]) and value == other[key]))
-        if not same:
-            return False
-    return True
+    return all(_equal(value, other[key]) for key, value in one.items())
+
+
+def _equal(value: Any, other: Any) -> bool:
+    if isinstance(value, np.ndarray) or isinstance(other, np.ndarray):
+        here, there = np.asarray(value), np.asarray(other)
+        return here.dtype == there.dtype and here.shape == there.shape and here.tobytes() == there.tobytes()
+    return bool(value is other or (type(value) is type(other) and value == other))
 
 
 def match(reference: Graph, graph: Graph, value: int) -> list[int] | None:

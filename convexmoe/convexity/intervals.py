@@ -1,7 +1,7 @@
 """Bounds of sums and products of real numbers, in float64, rounded outward: they hold in exact arithmetic.
 
 A lower bound is never +inf and an upper bound never -inf, since what they bound is a real number; 0 times an
-unbounded number is 0 for the same reason. No framework is imported here.
+unbounded number is 0 for the same reason.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _sum_up(upper: Array, axes: tuple[int, ...], count: int) -> Array:
     return np.where(np.isnan(result), np.inf, result)
 
 
-def widened(lower: Array, upper: Array) -> tuple[Array, Array]:
+def widen(lower: Array, upper: Array) -> tuple[Array, Array]:
     """Return bounds with room for the rounding of an elementary function."""
     with np.errstate(all="ignore"):
         low = lower - ELEMENTARY * np.abs(lower) - 1e-300

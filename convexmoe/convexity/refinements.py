@@ -1,7 +1,7 @@
 """What the rules leave open and the whole of a program decides: quadratic forms, and weighted sums of sorted values.
 
 Both evaluate a part of the program at known points, in bounds that are rounded outward, so that the coefficients they
-read off are enclosed, not estimated. No framework is imported here.
+read off are enclosed, not estimated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .facts import (
     Array,
     Value,
     facts_where,
-    known,
+    literal,
     settle,
     variable,
 )
@@ -51,16 +51,16 @@ class Refinements:
         value = walk.values[number]
         if value.facts.size > LARGEST_VALUE:
             return None
-        found = self._quadratic(walk, number, value)
-        if found is None and any(self.sorts(maker) is not None for maker in walk.graph.operations):
+        refinement = self._quadratic(walk, number, value)
+        if refinement is None and any(self.sorts(maker) is not None for maker in walk.graph.operations):
             return self._ordered(walk, number, value)
-        return found
+        return refinement
 
     def _quadratic(self, walk: Walk, number: int, value: Value) -> tuple[str, Value] | None:
         """Decide the elements that are polynomials of degree 2 by their Hessians."""
-        open_ones = np.asarray(value.has(QUADRATIC | REAL) & ~value.affine)
+        undecided = np.asarray(value.has(QUADRATIC | REAL) & ~value.affine)
         size = sum(int(np.prod(walk.graph.shapes[given])) for given in self.chosen)
-        if value.curved.all() or not open_ones.any() or size > LARGEST_ORDER or size == 0:
+        if value.curved.all() or not undecided.any() or size > LARGEST_ORDER or size == 0:
             return None
         units = np.eye(size)
         at_zero = self._at(walk, number, np.zeros(size))
@@ -69,49 +69,44 @@ class Refinements:
         for i in range(size):
             for j in range(i, size):
                 second = self._at(walk, number, units[i] + units[j])
-                bend = add(add(second, at_zero), negate(add(firsts[i], firsts[j])))
-                hessian[0, i, j] = hessian[0, j, i] = bend.lower
-                hessian[1, i, j] = hessian[1, j, i] = bend.upper
+                entry = add(add(second, at_zero), negate(add(firsts[i], firsts[j])))
+                hessian[0, i, j] = hessian[0, j, i] = entry.lower
+                hessian[1, i, j] = hessian[1, j, i] = entry.upper
         lower, upper = (np.moveaxis(part, (0, 1), (-2, -1)) for part in hessian)
         convex, concave = (np.zeros(value.shape, bool) for _ in range(2))
         for place in np.ndindex(*value.shape):
-            if open_ones[place]:
+            if undecided[place]:
                 convex[place] = is_semidefinite(lower[place], upper[place])
                 concave[place] = is_semidefinite(-upper[place], -lower[place])
-        if not (convex.any() or concave.any()):
-            return None
-        return "quadratic", _with(value, (CONVEX, convex), (CONCAVE, concave))
+        return _claim("quadratic", value, convex, concave)
 
     def _at(self, walk: Walk, number: int, point: Array) -> Value:
         """Return bounds of a value where the chosen inputs are a known point."""
-        given, start = {}, 0
-        for chosen in self.chosen:
-            shape = walk.graph.shapes[chosen]
-            stop = start + int(np.prod(shape))
-            given[chosen] = known(point[start:stop].reshape(shape))
-            start = stop
-        return again(walk, number, given)
+        shapes = [walk.graph.shapes[chosen] for chosen in self.chosen]
+        parts = np.split(point, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
+        values = (literal(part.reshape(shape)) for part, shape in zip(parts, shapes, strict=True))
+        return evaluate_again(walk, number, dict(zip(self.chosen, values, strict=True)))
 
     def _ordered(self, walk: Walk, number: int, value: Value) -> tuple[str, Value] | None:
         """Decide the elements that are weighted sums of sorted values by their weights."""
-        found = self._sorted_behind(walk, number)
-        if found is None:
+        order = self._find_sorted(walk, number)
+        if order is None:
             return None
-        source, operation, axis, falling = found
+        source, operation, axis, falling = order
         ordered = walk.values[source]
         axis %= max(len(ordered.shape), 1)
         if ordered.facts.size > LARGEST_SORT or source == number:
             return None
         shape = ordered.shape
-        free = again(walk, number, {source: variable(shape)})
+        free = evaluate_again(walk, number, {source: variable(shape)})
         if not free.affine.any():
             return None
-        start = again(walk, number, {source: known(np.zeros(shape))})
+        start = evaluate_again(walk, number, {source: literal(np.zeros(shape))})
         slopes = np.empty((2, *shape, *value.shape))
         for place in np.ndindex(*shape):
             unit = np.zeros(shape)
             unit[place] = 1.0
-            slope = add(again(walk, number, {source: known(unit)}), negate(start))
+            slope = add(evaluate_again(walk, number, {source: literal(unit)}), negate(start))
             slopes[(0, *place)], slopes[(1, *place)] = slope.lower, slope.upper
         lower, upper = np.moveaxis(slopes, axis + 1, 1)
         given = walk.values[operation.inputs[0]]
@@ -126,13 +121,11 @@ class Refinements:
         convex = growing & (straight | (up & above) | (down & below))
         concave = shrinking & (straight | (down & above) | (up & below))
         convex, concave = (holds & free.affine & value.has(REAL) for holds in (convex, concave))
-        if not (convex.any() or concave.any()):
-            return None
-        return "ordered", _with(value, (CONVEX, convex), (CONCAVE, concave))
+        return _claim("ordered", value, convex, concave)
 
-    def _sorted_behind(self, walk: Walk, number: int) -> tuple[int, Operation, int, bool] | None:
+    def _find_sorted(self, walk: Walk, number: int) -> tuple[int, Operation, int, bool] | None:
         """Return the one sorted value through which a value depends on the chosen input, if there is one."""
-        found: tuple[int, Operation, int, bool] | None = None
+        result: tuple[int, Operation, int, bool] | None = None
         open_values, seen = [number], {number}
         while open_values:
             current = open_values.pop()
@@ -143,34 +136,31 @@ class Refinements:
                 return None
             order = self.sorts(maker)
             if order is not None and maker.outputs[0] == current:
-                if found is not None and found[0] != current:
+                if result is not None and result[0] != current:
                     return None
-                found = (current, maker, *order)
+                result = (current, maker, *order)
                 continue
             for given in maker.inputs:
                 if given not in seen:
                     seen.add(given)
                     open_values.append(given)
-        return found
+        return result
 
 
-def _with(value: Value, *facts: tuple[int, Array]) -> Value:
-    return settle(value.lower, value.upper, value.facts | facts_where(*facts))
+def _claim(law: str, value: Value, convex: Array, concave: Array) -> tuple[str, Value] | None:
+    """Return a value with curvature where it was decided, and the law; None where nothing was."""
+    if not (convex.any() or concave.any()):
+        return None
+    facts = value.facts | facts_where((CONVEX, convex), (CONCAVE, concave))
+    return law, settle(value.lower, value.upper, facts)
 
 
-def again(walk: Walk, number: int, given: dict[int, Value]) -> Value:
-    """Return what is known of a value where some values are given anew, the others following from them."""
+def evaluate_again(walk: Walk, number: int, given: dict[int, Value]) -> Value:
+    """Return what is known of a value where some values are given anew, and others follow from them."""
     part = Walk(walk.graph, walk.rules, walk.atoms)
-    part.values = {key: value for key, value in walk.values.items() if _untouched(walk, key, given)}
-    part.values.update(given)
+    part.values = {key: value for key, value in walk.values.items() if value.constant.all()} | given
     needed = walk.graph.before(number, frozenset(part.values))
     for operation in walk.graph.operations:
-        wanted = any(output in needed and output not in part.values for output in operation.outputs)
-        if wanted:
+        if any(output in needed and output not in part.values for output in operation.outputs):
             part.step(operation)
     return part.values[number]
-
-
-def _untouched(walk: Walk, number: int, given: dict[int, Value]) -> bool:
-    """Return whether a value cannot change with the chosen input."""
-    return number not in given and bool(walk.values[number].constant.all())

@@ -1,4 +1,4 @@
-"""Functions of one real number: where each is convex, concave, rising and falling. No framework is imported here."""
+"""Functions of one real number: where each is convex, concave, rising and falling."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .facts import (
     Array,
     Value,
     facts_where,
+    negate_facts,
     settle,
-    turned,
 )
-from .intervals import widened
+from .intervals import widen
 
 Region = tuple[float, float] | None
 
@@ -38,7 +38,10 @@ class Scalar(NamedTuple):
     """A function of one real number.
 
     Args:
-        convex, concave, rising, falling: an interval on which it is that, with its ends; None where there is none.
+        convex: an interval on which it is convex, with its ends; None where there is none.
+        concave: as `convex`.
+        rising: as `convex`.
+        falling: as `convex`.
         value: the function in numpy, for bounds of a monotone function; None where it has `range` alone.
         range: bounds of all its values.
         domain: where it is a real number; its lower end belongs to it only where `closed`.
@@ -109,7 +112,7 @@ def inside(value: Value, region: Region) -> Array:
     return (value.lower >= region[0]) & (value.upper <= region[1])
 
 
-def composed(value: Value, convex: Array, concave: Array, rising: Array, falling: Array) -> Array:
+def compose(value: Value, convex: Array, concave: Array, rising: Array, falling: Array) -> Array:
     """Return the facts of f(v), without REAL, for an f that is so on the range of v.
 
     f(v) is convex where f is convex and v affine, f moreover rising and v convex, or falling and v concave.
@@ -129,7 +132,7 @@ def apply(name: str, value: Value) -> Value:
     """Return f(v) for the function of that name."""
     scalar = SCALARS[name]
     rising, falling = inside(value, scalar.rising), inside(value, scalar.falling)
-    facts = composed(value, inside(value, scalar.convex), inside(value, scalar.concave), rising, falling)
+    facts = compose(value, inside(value, scalar.convex), inside(value, scalar.concave), rising, falling)
     low, high = scalar.domain
     real = value.has(REAL) & (value.lower >= low) & (value.upper <= high)
     if not scalar.closed:
@@ -139,7 +142,7 @@ def apply(name: str, value: Value) -> Value:
     facts |= _further(name, value)
     if name == "abs":  # of one sign: the value itself, or its negative, with all their facts
         facts |= np.where(value.nonnegative, value.facts, 0) | np.where(
-            value.nonpositive, turned(value.facts), 0
+            value.nonpositive, negate_facts(value.facts), 0
         )
     return settle(lower, upper, facts)
 
@@ -150,21 +153,19 @@ def _bounds(name: str, scalar: Scalar, value: Value) -> tuple[Array, Array]:
     if name == "abs":
         least = np.maximum(0.0, np.maximum(value.lower, -value.upper))
         return least, np.maximum(np.abs(value.lower), np.abs(value.upper))
-    if name == "erf":  # numpy has no erf: its sign is what is kept
+    if name == "erf":  # numpy has no erf: only its sign is known
         return np.where(value.nonnegative, 0.0, low), np.where(value.nonpositive, 0.0, high)
     if scalar.value is None:
         return low, high
     with np.errstate(all="ignore"):
-        bounds = scalar.value(value.lower), scalar.value(value.upper)
-    lower = np.where(np.isnan(bounds[0]), -np.inf, bounds[0])
-    upper = np.where(np.isnan(bounds[1]), np.inf, bounds[1])
+        lower, upper = scalar.value(value.lower), scalar.value(value.upper)
+    lower, upper = np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper)
     if name not in EXACT:
-        exact_zero = (value.lower == 0, value.upper == 0) if name in ZERO_AT_ZERO else (False, False)
-        wide = widened(lower, upper)
-        lower, upper = np.where(exact_zero[0], 0.0, wide[0]), np.where(exact_zero[1], 0.0, wide[1])
-        if name in ZERO_AT_ZERO:  # they keep the sign
-            lower = np.where(value.nonnegative, np.maximum(lower, 0.0), lower)
-            upper = np.where(value.nonpositive, np.minimum(upper, 0.0), upper)
+        lower, upper = widen(lower, upper)
+    if name in ZERO_AT_ZERO:  # they keep zeros and signs
+        lower, upper = np.where(value.lower == 0, 0.0, lower), np.where(value.upper == 0, 0.0, upper)
+        lower = np.where(value.nonnegative, np.maximum(lower, 0.0), lower)
+        upper = np.where(value.nonpositive, np.minimum(upper, 0.0), upper)
     return np.maximum(lower, low), np.minimum(upper, high)
 
 
@@ -174,14 +175,11 @@ KEEPS_NONZERO = {*ZERO_AT_ZERO, "erf", "abs", "sign"}
 
 def _further(name: str, value: Value) -> Array:
     """Return the facts about zeros, logarithms and roots."""
-    none = np.zeros(value.shape, np.uint16)
     if name in ("exp", "exp2"):
         return facts_where((LOG_CONVEX, value.has(CONVEX)), (LOG_CONCAVE, value.has(CONCAVE)))
     if name == "logistic":  # the logarithm of the logistic function is concave, and rises
         return facts_where((LOG_CONCAVE, value.has(CONCAVE)))
-    nonzero = none
-    if name in KEEPS_NONZERO:
-        nonzero = facts_where((NONZERO, value.has(NONZERO)))
+    nonzero = facts_where((NONZERO, value.has(NONZERO) & (name in KEEPS_NONZERO)))
     if name == "sqrt":
         return nonzero | facts_where(
             (CONVEX, value.has(ROOT_CONVEX)),
@@ -214,7 +212,7 @@ def power(value: Value, exponent: float) -> Value:
     concave = (above & (not steep)) | (below & (not even))
     rising = (above & (p > 0)) | (below & even & (p < 0)) | (whole and not even and p > 0)
     falling = (above & (p < 0)) | (below & even & (p > 0)) | (below & (not even) & (p < 0))
-    facts = composed(value, convex & real, concave & real, rising & real, falling & real)
+    facts = compose(value, convex & real, concave & real, rising & real, falling & real)
     log_convex, log_concave = value.has(LOG_CONVEX), value.has(LOG_CONCAVE)
     if p < 0:
         log_convex, log_concave = log_concave & value.positive, log_convex & value.positive
@@ -240,7 +238,7 @@ def _power_bounds(value: Value, p: float, even: bool) -> tuple[Array, Array]:
         ends = np.power(base, p)
         exact = (p == 2.0) & (np.abs(base) < 2.0**26) & (np.rint(base) == base)
     exact |= (base == 0) & (p > 0)
-    low, high = widened(np.where(np.isnan(ends), -np.inf, ends), np.where(np.isnan(ends), np.inf, ends))
+    low, high = widen(np.where(np.isnan(ends), -np.inf, ends), np.where(np.isnan(ends), np.inf, ends))
     low, high = np.where(exact, ends, low), np.where(exact, ends, high)
     crosses = (value.lower < 0) & (value.upper > 0)
     lower = np.where(crosses & (even or p < 0), -np.inf, low.min(axis=0))

@@ -1,7 +1,4 @@
-"""Segments on which a function may lie above its chord: how they are drawn, and judged.
-
-No framework is imported here.
-"""
+"""Segments on which a function may lie above its chord: how they are drawn, judged and confirmed."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from ..errors import fail
 # What rounding alone can make of a convex function, relative to its largest value.
 TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
 BATCH = 8192
-BEST = 16  # segments of each batch that are kept
-# A segment is shaken by these shares of its length; how often, and which share of the copies must keep a gap. Numbers
-# near each other are rounded alike, so that shaking by less than a share of the reach of the search shows nothing.
-SHAKES, COPIES, KEPT = (0.05, 0.01, 0.002), 32, 0.9
-LEAST_SHAKE = {"float64": 1e-7, "float32": 1e-2}
+BEST = 16  # segments of each batch that go on
+# A segment is perturbed by these shares of its length; how often, and which share of the copies must retain a gap.
+# Numbers near each other are rounded alike: a perturbation below a share of the reach of the search shows nothing.
+PERTURBATIONS, COPIES, RETAINED = (0.05, 0.01, 0.002), 32, 0.9
+LEAST_PERTURBATION = {"float64": 1e-7, "float32": 1e-2}
 
 Values = Callable[[np.ndarray], np.ndarray]
 
@@ -28,10 +25,13 @@ class Violation(NamedTuple):
     """A segment on which one output of a function lies above its chord.
 
     Args:
-        left, right: the end points, `[in_dim]`.
+        left: one end point, `[in_dim]`.
+        right: the other end point, `[in_dim]`.
         weight: the share of `left` in the point between them, `weight * left + (1 - weight) * right`.
         output: the index of the output coordinate.
-        value_left, value_right, value: the function at the ends and between them.
+        value_left: the function at `left`.
+        value_right: the function at `right`.
+        value: the function between them.
         gap: `value` minus the chord, `weight * value_left + (1 - weight) * value_right`: > 0.
         dtype: in which the three values were computed last; not float64 where the function takes no other.
     """
@@ -51,7 +51,8 @@ class Candidates(NamedTuple):
     """The segments with the largest gaps, relative to the size of the function; not all of them are violations.
 
     Args:
-        left, right: end points, `[candidates, in_dim]`.
+        left: end points, `[candidates, in_dim]`.
+        right: the other end points, `[candidates, in_dim]`.
         weight: `[candidates, 1]`.
         output: index of the output coordinate, `[candidates]`.
         gap: relative to `size`, `[candidates]`.
@@ -66,7 +67,7 @@ class Candidates(NamedTuple):
     size: np.ndarray
 
 
-def drawn(
+def draw_segments(
     points: np.ndarray, segments: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield batches of end points (batch, in_dim) and weights (batch, 1): wide, narrow and along the axes in turn."""
@@ -94,14 +95,16 @@ def between(left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> np.ndarr
     return weight * left + (1 - weight) * right
 
 
-def judged(
+def judge(
     values: list[np.ndarray], left: np.ndarray, right: np.ndarray, weight: np.ndarray, strict: bool
 ) -> Candidates:
     """Return the best segments of a batch, from the values at their ends and between them.
 
     Args:
         values: at the left ends, at the right ends and between, each `[batch, outputs]`.
-        left, right, weight: the segments.
+        left: the left ends.
+        right: the right ends.
+        weight: the shares of the left ends.
         strict: a value that is not finite is an error; else its segment is passed over.
     """
     value_left, value_right, value = (np.asarray(part, np.float64).reshape(len(left), -1) for part in values)
@@ -127,20 +130,20 @@ def judged(
     )
 
 
-def gathered(parts: list[Candidates]) -> Candidates:
+def merge_candidates(parts: list[Candidates]) -> Candidates:
     """Return the best of all batches, the largest gap first."""
     whole = Candidates(*(np.concatenate(group) for group in zip(*parts, strict=True)))
     order = np.argsort(-whole.gap, kind="stable")[:BEST]
     return Candidates(*(part[order] for part in whole))
 
 
-def confirmed(
+def confirm(
     candidates: Candidates, values: Values, tolerance: float, reach: np.ndarray, dtype: str
 ) -> Violation | None:
-    """Return the candidate with the largest gap that stands when its values are computed anew, or None.
+    """Return the candidate with the largest gap that remains when its values are computed anew, or None.
 
-    A gap that rounding inside the function makes comes and goes from point to point, however large it is; one of the
-    function itself stays where the segment is shaken a little.
+    A gap that rounding inside the function makes comes and goes from point to point, however large it is; a gap of the
+    function itself remains where the segment is perturbed a little.
 
     Args:
         candidates: at most `BEST` of them.
@@ -157,17 +160,17 @@ def confirmed(
     ends, gap = _gaps(candidates, values)
     size = np.maximum(candidates.size, np.max(np.abs(ends), axis=0))
     with np.errstate(invalid="ignore"):
-        stands = np.isfinite(gap) & (gap > tolerance * size)
-    if not stands.any():
+        valid = np.isfinite(gap) & (gap > tolerance * size)
+    if not valid.any():
         return None
     again, _ = _gaps(candidates, values)
-    if not np.all((np.abs(again - ends) <= tolerance * size)[:, stands]):
+    if not np.all((np.abs(again - ends) <= tolerance * size)[:, valid]):
         fix = "Take out what draws random numbers: call .eval() on a module with dropout."
         fail("find_violation", "function", "the same values at the same points", "others", fix)
-    stands &= _steady(candidates, values, reach, dtype)
-    if not stands.any():
+    valid &= _survive_perturbation(candidates, values, reach, dtype)
+    if not valid.any():
         return None
-    best = int(np.argmax(np.where(stands, gap, -np.inf)))
+    best = int(np.argmax(np.where(valid, gap, -np.inf)))
     return Violation(
         left=candidates.left[best],
         right=candidates.right[best],
@@ -190,23 +193,24 @@ def _gaps(candidates: Candidates, values: Values) -> tuple[np.ndarray, np.ndarra
         return ends, ends[2] - (weight[:, 0] * ends[0] + (1 - weight[:, 0]) * ends[1])
 
 
-def _steady(candidates: Candidates, values: Values, reach: np.ndarray, dtype: str) -> np.ndarray:
-    """Return which candidates keep a gap > 0 in nearly all copies, shaken by one of `SHAKES` at least."""
+def _survive_perturbation(
+    candidates: Candidates, values: Values, reach: np.ndarray, dtype: str
+) -> np.ndarray:
+    """Return which candidates retain a gap > 0 in nearly all copies, under one of `PERTURBATIONS` at least."""
     rng = np.random.default_rng(0)
     dim = candidates.left.shape[1]
     length = np.max(np.abs(candidates.right - candidates.left) / reach, axis=1)
     copies = Candidates(*(np.repeat(part, COPIES, axis=0) for part in candidates))
-    steady = np.zeros(len(length), bool)
-    for share in SHAKES:
-        shaken = share * length
-        moves = [
-            rng.uniform(-1, 1, (len(copies.gap), dim)) * np.repeat(shaken, COPIES)[:, None] for _ in range(2)
-        ]
-        ends = [
+    least = LEAST_PERTURBATION.get(dtype, LEAST_PERTURBATION["float32"])
+    survives = np.zeros(len(length), bool)
+    for share in PERTURBATIONS:
+        size = np.repeat(share * length, COPIES)[:, None]
+        moves = [rng.uniform(-1, 1, (len(copies.gap), dim)) * size for _ in range(2)]
+        left, right = (
             end + move * reach / np.sqrt(dim)
             for end, move in zip((copies.left, copies.right), moves, strict=True)
-        ]
-        _, gap = _gaps(copies._replace(left=ends[0], right=ends[1]), values)
-        kept = np.mean((gap > 0).reshape(-1, COPIES), axis=1) >= KEPT
-        steady |= kept & (shaken >= LEAST_SHAKE.get(dtype, LEAST_SHAKE["float32"]))
-    return steady
+        )
+        _, gap = _gaps(copies._replace(left=left, right=right), values)
+        retained = np.mean((gap > 0).reshape(-1, COPIES), axis=1) >= RETAINED
+        survives |= retained & (share * length >= least)
+    return survives

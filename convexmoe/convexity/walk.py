@@ -1,16 +1,18 @@
-"""The walk through a program that collects what is known of each value, step by step. No framework is imported here."""
+"""The walk through a program that collects what is known of each value, step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from .calculus import LAWS
-from .facts import CONSTANT, REAL, Value, known, nothing, settle, words
+from .facts import CONSTANT, REAL, Value, curvature_word, literal, nothing, settle
 from .graph import CONSTANT_OPERATION, Graph, Operation
+
+Inputs = list[Value]
 
 
 class Rule(NamedTuple):
@@ -23,7 +25,7 @@ class Rule(NamedTuple):
     """
 
     law: str
-    apply: Callable[[Walk, Operation, list[Value]], list[Value]]
+    apply: Callable[[Walk, Operation, Inputs], Inputs]
     elementwise: bool = False
 
 
@@ -37,8 +39,8 @@ class Reason(NamedTuple):
     note: str = ""
 
 
-class Found(NamedTuple):
-    """An atom in a program: a part of it that is a function whose curvature is known as a whole.
+class Atom(NamedTuple):
+    """A part of a program that is a function whose curvature is known as a whole.
 
     Args:
         name: of the atom.
@@ -80,17 +82,8 @@ class Step:
     note: str = ""
 
 
-Atoms = Callable[[Graph, Operation, int], Iterable[Found]]
+Atoms = Callable[[Graph, Operation, int], Iterable[Atom]]
 Refine = Callable[["Walk", Operation, int], "tuple[str, Value] | None"]
-
-
-def no_atoms(graph: Graph, operation: Operation, number: int) -> Iterator[Found]:
-    """Recognise nothing."""
-    return iter(())
-
-
-def no_refinement(walk: Walk, operation: Operation, number: int) -> None:
-    """Add nothing."""
 
 
 class Walk:
@@ -99,19 +92,22 @@ class Walk:
     Args:
         graph: the program.
         rules: primitive -> rule.
-        atoms: recognises parts of a program.
-        refine: what whole-program arguments add to a value that the rules leave open.
+        atoms: recognizes parts of a program; None for no atoms.
+        refine: what whole-program arguments add to a value that the rules leave open; None for nothing.
 
-    `values` holds what is known by number, `reasons` how it was found; `inside` is what stopped the last inner walk,
-    `depth` is how many loops and branches the program stands in.
+    Attributes:
+        values: what is known of each value, by number.
+        reasons: how it was found, by number.
+        inside: what stopped the last inner walk.
+        depth: how many loops and branches surround the program.
     """
 
     def __init__(
         self,
         graph: Graph,
         rules: Mapping[str, Rule],
-        atoms: Atoms = no_atoms,
-        refine: Refine = no_refinement,
+        atoms: Atoms | None = None,
+        refine: Refine | None = None,
     ) -> None:
         self.graph, self.rules, self.atoms, self.refine = graph, rules, atoms, refine
         self.values: dict[int, Value] = {}
@@ -121,13 +117,13 @@ class Walk:
 
     def steps(self) -> dict[int, Step]:
         """Return the steps of the proof by the number of the value they give, in the order of computation."""
-        found = {}
+        steps = {}
         for number in sorted(self.reasons):
             reason, value = self.reasons[number], self.values[number]
             note = "" if value.curved.all() else reason.note
-            parts = (words(value), sign(value), value.shape, reason.source, note)
-            found[number] = Step(number, reason.operation, reason.law, tuple(reason.inputs), *parts)
-        return found
+            about = (curvature_word(value), sign_text(value), value.shape, reason.source, note)
+            steps[number] = Step(number, reason.operation, reason.law, tuple(reason.inputs), *about)
+        return steps
 
     def run(self, inputs: list[Value]) -> list[Value]:
         """Return what is known of the outputs, given what is known of the inputs."""
@@ -153,44 +149,45 @@ class Walk:
 
     def step(self, operation: Operation) -> None:
         """Find what is known of the outputs of one operation."""
-        values, note = self._ruled(operation)
+        values, note = self._apply_rule(operation)
         rule = self.rules.get(operation.name)
         law = LAWS["constant" if operation.name == CONSTANT_OPERATION else rule.law if rule else "none"]
         for number, value in zip(operation.outputs, values, strict=True):
             self.values[number] = value
-            name, said, inputs = operation.name, law, operation.inputs
+            name, sentence, inputs = operation.name, law, operation.inputs
             try:
                 if not value.curved.all():
-                    name, said, inputs = self._recognised(operation, number) or (name, said, inputs)
+                    name, sentence, inputs = self._recognize(operation, number) or (name, sentence, inputs)
                 if not self.values[number].curved.all():
-                    said = self._refined(operation, number) or said
-            except Exception as error:  # as in `_ruled`
+                    sentence = self._refine(operation, number) or sentence
+            except Exception as error:  # as in `_apply_rule`
                 note = f"{type(error).__name__} beyond the rule for {operation.name!r}: {error}"
-            self.reasons[number] = Reason(name, said, inputs, operation.source, note)
+            self.reasons[number] = Reason(name, sentence, inputs, operation.source, note)
 
-    def _recognised(self, operation: Operation, number: int) -> tuple[str, str, tuple[int, ...]] | None:
+    def _recognize(self, operation: Operation, number: int) -> tuple[str, str, tuple[int, ...]] | None:
         """Add what is known of the first atom that a value is; return its name, its law and its inputs."""
-        for found in self.atoms(self.graph, operation, number):
-            atom = found.apply([self.values[given] for given in found.inputs])
-            if atom.shape == self.values[number].shape:
-                self.values[number] = both(self.values[number], atom)
-                return found.name, LAWS[found.law], found.inputs
+        for atom in self.atoms(self.graph, operation, number) if self.atoms else ():
+            value = atom.apply([self.values[given] for given in atom.inputs])
+            if value.shape == self.values[number].shape:
+                self.values[number] = combine(self.values[number], value)
+                return atom.name, LAWS[atom.law], atom.inputs
         return None
 
-    def _refined(self, operation: Operation, number: int) -> str:
+    def _refine(self, operation: Operation, number: int) -> str:
         """Add what the whole program says of a value; return the law, "" for none."""
-        found = self.refine(self, operation, number)
-        if found is None:
+        refinement = self.refine(self, operation, number) if self.refine else None
+        if refinement is None:
             return ""
-        self.values[number] = both(self.values[number], found[1])
-        return LAWS[found[0]]
+        law, value = refinement
+        self.values[number] = combine(self.values[number], value)
+        return LAWS[law]
 
-    def _ruled(self, operation: Operation) -> tuple[list[Value], str]:
+    def _apply_rule(self, operation: Operation) -> tuple[list[Value], str]:
         """Return what the rule of an operation gives, and a note where there is none that applies."""
         kinds = [(self.graph.shapes[number], self.graph.dtypes[number]) for number in operation.outputs]
         if operation.name == CONSTANT_OPERATION:
             array = operation.params["array"]
-            value = number_of(array)
+            value = array_value(array)
             return [value], "" if value.has(REAL).all() else "a constant is not a finite number"
         rule = self.rules.get(operation.name)
         inputs = [self.values[number] for number in operation.inputs]
@@ -210,46 +207,45 @@ class Walk:
             return [nothing(shape) for shape, _ in kinds], note
 
 
-def number_of(array: np.ndarray) -> Value:
-    """Return the value of a known array; nothing is claimed of what is not real numbers."""
+def array_value(array: np.ndarray) -> Value:
+    """Return the value of a known array; of an array that holds no real numbers nothing is known."""
     if array.dtype.kind not in "fiub" and array.dtype.kind != "V":
         return nothing(array.shape)
     try:
-        return known(array)
+        return literal(array)
     except (TypeError, ValueError):
         return nothing(array.shape)
 
 
 def compact(value: Value) -> Value:
     """Return one element of a value whose elements are all alike and stored once."""
-    parts = (value.lower, value.upper, value.facts)
-    if value.facts.size > 1 and all(not any(part.strides) for part in parts):
-        return Value(*(part[(0,) * part.ndim] for part in parts))
+    if value.facts.size > 1 and not any(any(part.strides) for part in value.parts):
+        return value.map(lambda part: part[(0,) * part.ndim])
     return value
 
 
 def in_range(value: Value, dtype: str) -> Value:
-    """Return a value of which nothing is known where its integers may overflow; of a sum of truth values, say, too."""
+    """Return a value without its facts where its integers may overflow, those of a sum of truth values included."""
     if not dtype.startswith(("int", "uint", "bool")):
         return value
     least, most = (0, 1) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     fits = (value.lower >= least) & (value.upper <= most)
     if fits.all():
         return value
-    # A constant that overflows is a constant still.
+    # A constant that overflows remains a constant.
     facts = np.where(fits, value.facts, value.facts & np.uint16(0)).astype(np.uint16)
     facts |= np.where(~fits & value.constant, np.uint16(REAL | CONSTANT), np.uint16(0))
     lower = np.where(fits, value.lower, float(least))
     return settle(lower, np.where(fits, value.upper, float(most)), facts)
 
 
-def both(one: Value, other: Value) -> Value:
+def combine(one: Value, other: Value) -> Value:
     """Return what is known of a value of which two things are known."""
     lower, upper = np.maximum(one.lower, other.lower), np.minimum(one.upper, other.upper)
     return settle(lower, upper, one.facts | other.facts)
 
 
-def sign(value: Value) -> str:
+def sign_text(value: Value) -> str:
     """Return the sign that all elements have."""
     for holds, text in ((value.positive, "> 0"), (value.negative, "< 0"), (value.nonnegative, ">= 0")):
         if holds.all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -10,23 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convexmoe.convexity.segments import (
-    TOLERANCES,
-    Candidates,
-    Violation,
-    box,
-    confirmed,
-    drawn,
-    gathered,
-    judged,
-)
-from convexmoe.errors import describe, dtype_name, fail, whole_number
+from convexmoe.convexity import Candidates, Violation, search
+from convexmoe.errors import dtype_name
 
-CLIMB = 32  # steps of the ascent, each half as long as its forerunner at worst
+Function = Callable[[jax.Array], jax.Array]
 
 
 def find_violation(
-    function: Callable[[jax.Array], jax.Array],
+    function: Function,
     points: jax.Array,
     *,
     segments: int = 100_000,
@@ -36,7 +28,7 @@ def find_violation(
     """Search for a segment that shows that a function is not convex; return the worst found, or None.
 
     None is no proof. A third of the random segments is wide, a third narrow, a third along one axis of the input; the
-    best climb along the gradient of their gap. What is returned was computed anew in float64, where the function takes
+    best climb along the gradient of their gap. The result was computed anew in float64, where the function takes
     that (`Violation.dtype`).
 
     Args:
@@ -56,134 +48,70 @@ def find_violation(
     >>> find_violation(VectorHull(2, petals=3, rngs=nnx.Rngs(0)), jnp.eye(2), segments=1000) is None
     True
     """
-    if getattr(points, "ndim", 0) != 2 or len(points) < 2:
-        fail(
-            "find_violation", "points", "[rows >= 2, in_dim]", describe(points), "Pass some rows of the data."
-        )
-    whole_number("find_violation", "segments", segments, 1)
-    if dtype_name(points.dtype) not in TOLERANCES:
-        fix = "Cast them to the dtype the function takes."
-        fail("find_violation", "points", f"one of {list(TOLERANCES)}", describe(points), fix, TypeError)
-    return search(function, points, segments, seed, tolerance, strict=True)
+    search.check_search(points, segments)
+    return search.search(Evaluator(function, points), segments, seed, tolerance, strict=True)
 
 
-def search(
-    function: Callable[[jax.Array], jax.Array],
-    points: jax.Array,
-    segments: int,
-    seed: int,
-    tolerance: float | None,
-    strict: bool,
-) -> Violation | None:
-    """Return what `find_violation` does; segments with values that are not finite are an error only where `strict`."""
-    values = jax.jit(function)
-    rows = np.asarray(points, np.float64)
-    batches = []
-    for left, right, weight in drawn(rows, segments, seed):
-        ends = [jnp.asarray(end, points.dtype) for end in (left, right)]
-        share = jnp.asarray(weight, points.dtype)
-        three = [values(ends[0]), values(ends[1]), values(share * ends[0] + (1 - share) * ends[1])]
-        batches.append(judged([np.asarray(part, np.float64) for part in three], left, right, weight, strict))
-    best = gathered(batches)
-    if not len(best.gap):
-        return None
-    if not strict:  # any violation will do: the ascent has to be compiled
-        found = _confirmed(function, best, points, tolerance)
-        if found is not None:
-            return found
-    climbed = _climbed(function, best, rows, points.dtype)
-    return _confirmed(function, gathered([best, climbed]), points, tolerance)
+class Evaluator:
+    """A function of rows; `convexmoe.convexity.search.Evaluator` says what the methods do.
 
+    Args:
+        function: `[rows, in_dim]` -> `[rows, out_dim]`.
+        points: `[rows, in_dim]`, around which is searched.
+    """
 
-def _climbed(
-    function: Callable[[jax.Array], jax.Array], candidates: Candidates, rows: np.ndarray, dtype: Any
-) -> Candidates:
-    """Return the segments after an ascent along the gradient of their gaps, inside the box of the search."""
-    middle, reach = (jnp.asarray(part, dtype) for part in box(rows))
-    output = jnp.asarray(candidates.output)
-    size = jnp.asarray(candidates.size, dtype)
+    limit = np.inf
 
-    def gaps(segments: Any) -> tuple[jax.Array, jax.Array]:
-        left, right, weight = segments
-        at = jnp.concatenate([left, right, weight * left + (1 - weight) * right])
-        found = function(at).reshape(3, len(left), -1)
-        one, two, three = (jnp.take_along_axis(part, output[:, None], axis=1)[:, 0] for part in found)
-        gap = (three - (weight[:, 0] * one + (1 - weight[:, 0]) * two)) / size
-        return jnp.sum(gap), gap
+    def __init__(self, function: Function, points: jax.Array) -> None:
+        self.function, self.compiled = function, jax.jit(function)
+        self.rows, self.dtype = np.asarray(points, np.float64), dtype_name(points.dtype)
 
-    def climb(segments: Any) -> Any:
-        def step(carry: Any, _: None) -> tuple[Any, None]:
-            now, height, slopes, length = carry
-            norm = jnp.sqrt(sum(jnp.sum(slope**2, axis=1, keepdims=True) for slope in slopes)) + 1e-30
-            scales = (reach, reach, jnp.asarray(0.5, dtype))
-            moved = [
-                at + length * scale * slope / norm
-                for at, scale, slope in zip(now, scales, slopes, strict=True)
-            ]
-            ends = [jnp.clip(end, middle - reach, middle + reach) for end in moved[:2]]
-            tried = (*ends, jnp.clip(moved[2], 0.02, 0.98))
-            (_, found), steep = jax.value_and_grad(gaps, has_aux=True)(tried)
-            better = (found > height)[:, None]
-            kept, slopes = (
-                tuple(jnp.where(better, one, two) for one, two in zip(new, old, strict=True))
-                for new, old in ((tried, now), (jax.tree.map(jnp.nan_to_num, steep), slopes))
-            )
-            length = jnp.where(better, length * 1.2, length * 0.5)
-            return (kept, jnp.where(better[:, 0], found, height), slopes, length), None
+    def on_segments(self, left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
+        one, two, share = (jnp.asarray(part, self.dtype) for part in (left, right, weight))
+        at = (one, two, share * one + (1 - share) * two)
+        return [np.asarray(self.compiled(part), np.float64) for part in at]
 
-        lowest = jnp.full(len(candidates.gap), -jnp.inf, dtype)
-        flat = jax.tree.map(jnp.zeros_like, segments)
-        start = (segments, lowest, flat, jnp.full((len(candidates.gap), 1), 0.1, dtype))
-        (last, height, *_), _ = jax.lax.scan(step, start, length=CLIMB)
-        return last, height
+    def values(self, at: np.ndarray) -> np.ndarray:
+        return np.asarray(self.function(jnp.asarray(at, self.dtype)), np.float64)
 
-    start = tuple(jnp.asarray(part, dtype) for part in (candidates.left, candidates.right, candidates.weight))
-    try:
-        (left, right, weight), height = jax.jit(climb)(start)
-    except (TypeError, ValueError, NotImplementedError):  # a function without gradients is searched without
-        return candidates
-    left, right, weight, height = (np.asarray(part, np.float64) for part in (left, right, weight, height))
-    return candidates._replace(
-        left=left, right=right, weight=weight, gap=np.where(np.isfinite(height), height, -1.0)
-    )
+    @cached_property
+    def _wide(self) -> Function:
+        return jax.jit(widen(self.function))
 
-
-def _confirmed(
-    function: Callable[[jax.Array], jax.Array],
-    candidates: Candidates,
-    points: jax.Array,
-    tolerance: float | None,
-) -> Violation | None:
-    """Return the worst candidate that stands in float64, or in its own dtype where the function takes no other."""
-    name = dtype_name(points.dtype)
-    _, reach = box(np.asarray(points, np.float64))
-    least = TOLERANCES[name] if tolerance is None else tolerance
-    if not (candidates.gap > least).any():
-        return None
-    if name != "float64":
+    def values_in_float64(self, at: np.ndarray) -> np.ndarray:
         with jax.enable_x64(True):
-            wide = jax.jit(widened(function))
+            values = self._wide(jnp.asarray(at, jnp.float64))
+            if dtype_name(values.dtype) != "float64":
+                raise TypeError("the function rounds to another dtype")
+            return np.asarray(values)
 
-            def values(at: np.ndarray) -> np.ndarray:
-                found = wide(jnp.asarray(at, jnp.float64))
-                if dtype_name(found.dtype) != "float64":
-                    raise TypeError("the function rounds to another dtype")
-                return np.asarray(found)
+    def climb(self, candidates: Candidates, middle: np.ndarray, reach: np.ndarray) -> list[np.ndarray] | None:
+        box = [jnp.asarray(part, self.dtype) for part in (middle, reach)]
+        size, output = jnp.asarray(candidates.size, self.dtype), jnp.asarray(candidates.output)
 
-            try:
-                fine = TOLERANCES["float64"] if tolerance is None else tolerance
-                return confirmed(candidates, values, fine, reach, "float64")
-            except (TypeError, ValueError):
-                pass  # it takes no float64
+        def total(segments: Any) -> tuple[jax.Array, jax.Array]:
+            gaps = search.relative_gaps(jnp, self.function, segments, output, size)
+            return jnp.sum(gaps), gaps
 
-    def narrow(at: np.ndarray) -> np.ndarray:
-        return np.asarray(function(jnp.asarray(at, points.dtype)), np.float64)
+        def gaps_and_slopes(segments: Any) -> tuple[jax.Array, Any]:
+            (_, gaps), slopes = jax.value_and_grad(total, has_aux=True)(segments)
+            return gaps, slopes
 
-    found = confirmed(candidates, narrow, least, reach, name)
-    return None if found is None else found._replace(dtype=name)
+        def follow(segments: Any) -> Any:
+            def step(now: Any, _: None) -> tuple[Any, None]:
+                return search.ascend(jnp, gaps_and_slopes, now, *box), None
+
+            return jax.lax.scan(step, search.start_ascent(jnp, segments), length=search.CLIMB)[0]
+
+        start = tuple(jnp.asarray(part, self.dtype) for part in candidates[:3])
+        try:
+            end = jax.jit(follow)(start)
+        except (TypeError, ValueError, NotImplementedError):
+            return None
+        return [np.asarray(part, np.float64) for part in (*end.segments, end.gap)]
 
 
-def widened(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+def widen(function: Function) -> Function:
     """Return a module with its parameters in float64; other functions as they are."""
     if not isinstance(function, nnx.Module):
         return function
@@ -194,8 +122,8 @@ def widened(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array],
 def in_float64(tree: Any) -> Any:
     """Return a tree of arrays with those that hold floats in float64."""
 
-    def wide(leaf: Any) -> Any:
+    def widen_leaf(leaf: Any) -> Any:
         floating = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
         return jnp.asarray(leaf, jnp.float64) if floating else leaf
 
-    return jax.tree.map(wide, tree)
+    return jax.tree.map(widen_leaf, tree)

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from convexmoe.convexity.graph import Graph
+from convexmoe.convexity import Graph
 
 # Primitives that call a program with their own inputs, and where that stands in their parameters. What custom_jvp and
 # custom_vjp add is of derivatives, and the value is that of the program.
@@ -81,18 +81,19 @@ def _write(graph: Graph, jaxpr: Any, consts: Any, inputs: list[int], caller: str
 
 
 @lru_cache(maxsize=1)
-def _of_jax() -> dict[str, Any]:
+def primitives_of_jax() -> dict[str, Any]:
     """Return the primitives of JAX itself by name."""
     public = [vars(module).values() for module in (core.primitives, lax)]
-    found = {value.name: value for values in public for value in values if isinstance(value, core.Primitive)}
-    for called in (jax.checkpoint(jnp.sin), lax.composite(jnp.sin, name="convexmoe.sin")):  # not public
-        found |= {each.primitive.name: each.primitive for each in jax.make_jaxpr(called)(1.0).eqns}
-    return found
+    values = (value for values in public for value in values)
+    primitives = {value.name: value for value in values if isinstance(value, core.Primitive)}
+    for call in (jax.checkpoint(jnp.sin), lax.composite(jnp.sin, name="convexmoe.sin")):  # not public
+        primitives |= {each.primitive.name: each.primitive for each in jax.make_jaxpr(call)(1.0).eqns}
+    return primitives
 
 
 def name_of(primitive: Any) -> str:
     """Return the name under which a primitive has a rule: anyone may call another one by a name of JAX."""
-    own = _of_jax().get(primitive.name) is primitive
+    own = primitives_of_jax().get(primitive.name) is primitive
     return primitive.name if own else f"{primitive.name} (not JAX's own)"
 
 

@@ -20,10 +20,11 @@ from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from convexmoe.convexity.graph import Graph
+from convexmoe.convexity import Graph, Kind, NotTraced
+from convexmoe.errors import dtype_name
 
-from .lowering.elementwise import Call, Declined, Kind, Ref
-from .lowering.table import LOWERINGS
+from .lowering import LOWERINGS
+from .lowering.elementwise import Call, Declined, Ref
 
 # Without a value, or for the running program alone.
 WITHOUT_VALUE = ("promote_types", "_assert_tensor_metadata", "_assert_async", "_assert_scalar")
@@ -31,31 +32,7 @@ OF_TORCH = str(Path(torch.__file__).parent)
 OWN = (__file__, str(Path(__file__).with_name("certify.py")))
 
 
-class NotTraced(Exception):
-    """`torch.export` cannot trace a function; the text says why.
-
-    Args:
-        by_value: because the function looks at the value of a tensor.
-    """
-
-    def __init__(self, text: str, by_value: bool = False) -> None:
-        super().__init__(text)
-        self.by_value = by_value
-
-
-class Traced:
-    """A function as `torch.export` has it.
-
-    Args:
-        graph: the program; its inputs are the leaves of the parameters and the arguments.
-        outputs: what the function returns, with the numbers of values in place of tensors; None where it is None.
-    """
-
-    def __init__(self, graph: Graph, outputs: Any) -> None:
-        self.graph, self.outputs = graph, outputs
-
-
-class _Wrapped(nn.Module):
+class _AsModule(nn.Module):
     """A function of lists of tensors as a module, which is what `torch.export` takes."""
 
     def __init__(self, call: Callable[..., Any], with_lines: bool) -> None:
@@ -90,29 +67,34 @@ def source_line(innermost: FrameType) -> str:
     return inside
 
 
+Traced = tuple[Graph, Any]
+
+
 def trace(call: Callable[..., Any], leaves: list[Tensor], arguments: list[Tensor]) -> Traced:
-    """Return the program of `call(leaves, arguments)` at the shapes and dtypes of the tensors.
+    """Return the program of `call(leaves, arguments)` at the shapes and dtypes of the tensors, and its outputs.
+
+    The outputs have numbers of values in place of tensors, None where the function returns None.
 
     Raises:
         NotTraced: the function decides in Python by the value of its input, or is beyond `torch.export` otherwise.
     """
     try:
-        return _traced(_Wrapped(call, with_lines=True), leaves, arguments)
+        return _export(_AsModule(call, with_lines=True), leaves, arguments)
     except NotTraced as error:
         if error.by_value:
             raise
         # Some operators, such as `torch.cond`, are not captured while another mode is on.
-        return _traced(_Wrapped(call, with_lines=False), leaves, arguments)
+        return _export(_AsModule(call, with_lines=False), leaves, arguments)
 
 
-def _traced(module: nn.Module, leaves: list[Tensor], arguments: list[Tensor]) -> Traced:
+def _export(module: nn.Module, leaves: list[Tensor], arguments: list[Tensor]) -> Traced:
     try:
         with torch.no_grad(), _quiet(), traceback.preserve_node_meta():
             program = torch.export.export(module, (leaves, arguments), strict=False)
             try:
-                return _written(program, strict=True)
+                return _write_program(program, strict=True)
             except Declined:
-                return _written(program.run_decompositions(_decompositions()), strict=False)
+                return _write_program(program.run_decompositions(_decompositions()), strict=False)
     except NotTraced:
         raise
     except Exception as error:  # whatever it is, there is no program to look at
@@ -137,7 +119,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _written(program: Any, strict: bool) -> Traced:
+def _write_program(program: Any, strict: bool) -> Traced:
     """Return an exported program as a graph."""
     signature, known = program.graph_signature, {**program.constants, **program.state_dict}
     graph = Graph()
@@ -156,7 +138,7 @@ def _written(program: Any, strict: bool) -> Traced:
     outputs = torch.utils._pytree.tree_unflatten(results[first:], program.call_spec.out_spec)
     graph.outputs = [number for number in results[first:] if number is not None]
     graph.seen.clear()
-    return Traced(graph, outputs)
+    return graph, outputs
 
 
 def trace_reference(function: Callable[..., Any], *kinds: Kind) -> Graph:
@@ -179,17 +161,15 @@ def graph_of(module: Any) -> Graph:
 def _decompositions() -> dict[Any, Any]:
     """Return PyTorch's decompositions but for the operators that are lowered here."""
     table = torch.export.default_decompositions()
-    kept = [op for op in table if getattr(op, "_opname", "") in LOWERINGS.keys() - {"matmul", "einsum"}]
-    for op in kept:
-        del table[op]
-    return table
+    lowered = LOWERINGS.keys() - {"matmul", "einsum"}
+    return {op: how for op, how in table.items() if getattr(op, "_opname", "") not in lowered}
 
 
 def kind_of(value: Any) -> Kind:
     """Return shape and dtype of a tensor, as a graph keeps them."""
     if not isinstance(value, Tensor):
         return (), "none"
-    return tuple(int(size) for size in value.shape), str(value.dtype).removeprefix("torch.")
+    return tuple(int(size) for size in value.shape), dtype_name(value.dtype)
 
 
 def array_of(tensor: Tensor) -> np.ndarray:
@@ -200,7 +180,7 @@ def array_of(tensor: Tensor) -> np.ndarray:
     return tensor.resolve_conj().numpy()
 
 
-def written(
+def lower_call(
     graph: Graph, target: Any, args: list[Any], kwargs: dict[str, Any], kinds: list[Kind], source: str
 ) -> list[int]:
     """Add a call of an operator to a graph; return the numbers of what it gives.
@@ -213,12 +193,12 @@ def written(
         raise Declined(f"{target}")
     arguments = {argument.name: argument.default_value for argument in target._schema.arguments}
     arguments |= dict(zip(arguments, args, strict=False)) | kwargs
-    found = lowering(Call(graph, target, arguments, kinds, source))
-    for number, (shape, dtype) in zip(found, kinds, strict=True):
-        known = graph.array(number) is not None  # a constant of half precision is kept wider
-        if graph.shapes[number] != shape or not (known or graph.dtypes[number] == dtype):
+    numbers = lowering(Call(graph, target, arguments, kinds, source))
+    for number, (shape, dtype) in zip(numbers, kinds, strict=True):
+        is_constant = graph.array(number) is not None  # one of half precision is stored wider
+        if graph.shapes[number] != shape or not (is_constant or graph.dtypes[number] == dtype):
             raise Declined("another shape")
-    return found
+    return numbers
 
 
 def _is_pure(target: Any) -> bool:
@@ -228,8 +208,8 @@ def _is_pure(target: Any) -> bool:
 
 def source_of(node: Any) -> str:
     """Return the line that `_Lines` gave to a node, "" where PyTorch put its own there."""
-    found = node.meta.get("stack_trace") or ""
-    return "" if "\n" in found or '"' in found else found
+    line = node.meta.get("stack_trace") or ""
+    return "" if "\n" in line or '"' in line else line
 
 
 class Writer:
@@ -263,9 +243,7 @@ class Writer:
                 self._call(node)
             elif node.op == "output":
                 given = node.args[0]
-                return [
-                    self._output(part) for part in (given if isinstance(given, (list, tuple)) else [given])
-                ]
+                return list(map(self._output, given if isinstance(given, (list, tuple)) else [given]))
         return []
 
     def _output(self, given: Any) -> int | None:
@@ -285,8 +263,8 @@ class Writer:
 
     def _call(self, node: Any) -> None:
         if node.target is operator.getitem:
-            found = self.numbers[node.args[0]]
-            self.numbers[node] = found[node.args[1]] if isinstance(found, list) else found
+            results = self.numbers[node.args[0]]
+            self.numbers[node] = results[node.args[1]] if isinstance(results, list) else results
             return
         name = str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", node.target))
         if node.target is torch.ops.higher_order.cond:
@@ -297,8 +275,8 @@ class Writer:
         value = node.meta.get("val")
         several = isinstance(value, (list, tuple))
         kinds = [kind_of(part) for part in (value if several else [value])]
-        found = self._lowered(node, name, kinds)
-        self.numbers[node] = found if several else found[0]
+        results = self._lower(node, name, kinds)
+        self.numbers[node] = results if several else results[0]
 
     def _branches(self, node: Any) -> None:
         """Add a choice between two programs."""
@@ -307,21 +285,16 @@ class Writer:
         inputs = [self.numbers[given] for given in (which, *operands)]
         kinds = [kind_of(value) for value in node.meta["val"]]
         params = {"branches": graphs}
-        found = self.graph.add("cond", tuple(inputs), params, kinds, source_of(node), pure=False)
-        self.numbers[node] = list(found)
+        results = self.graph.add("cond", tuple(inputs), params, kinds, source_of(node), pure=False)
+        self.numbers[node] = list(results)
 
-    def _lowered(self, node: Any, name: str, kinds: list[Kind]) -> list[int]:
+    def _lower(self, node: Any, name: str, kinds: list[Kind]) -> list[int]:
         """Return the numbers of what an operator gives."""
         source, target = source_of(node), node.target
         try:
-            return written(
-                self.graph,
-                target,
-                [self._argument(given) for given in node.args],
-                {key: self._argument(given) for key, given in node.kwargs.items()},
-                kinds,
-                source,
-            )
+            args = [self._argument(given) for given in node.args]
+            kwargs = {key: self._argument(given) for key, given in node.kwargs.items()}
+            return lower_call(self.graph, target, args, kwargs, kinds, source)
         except (Declined, TypeError, ValueError, KeyError, RuntimeError, IndexError) as error:
             if self.strict:
                 raise Declined(name) from error

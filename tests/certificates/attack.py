@@ -8,14 +8,13 @@ import numpy as np
 from random_programs import parameters, run
 
 from convexmoe.convexity import facts as facts
-from convexmoe.convexity.facts import Value, fixed, variable
+from convexmoe.convexity.facts import Value, parameter, variable
 from convexmoe.convexity.graph import Graph
 from convexmoe.convexity.refinements import Refinements
-from convexmoe.convexity.segments import between, drawn
+from convexmoe.convexity.segments import between, draw_segments
 from convexmoe.convexity.walk import Walk
 from convexmoe_jax.convexity import atoms
-from convexmoe_jax.convexity.order import sorts
-from convexmoe_jax.convexity.rules import RULES
+from convexmoe_jax.convexity.rules import RULES, sorts
 from convexmoe_jax.convexity.trace import trace
 
 SEGMENTS = 96
@@ -27,7 +26,7 @@ TOLERANCE = 1e-8
 def points(size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Segments as `find_violation` draws them; and pairs of points of which the second is not below the first."""
     reach = np.stack([-np.full(size, 1.5), np.full(size, 1.5)])
-    [(left, right, weight)] = drawn(reach, SEGMENTS, seed)
+    [(left, right, weight)] = draw_segments(reach, SEGMENTS, seed)
     return left, right, weight
 
 
@@ -44,8 +43,8 @@ def traced(size: int, program: list) -> Graph:
 
 def walked(size: int, graph: Graph) -> list[Value]:
     """What the walk knows of every register, whatever the parameters are."""
-    walk = Walk(graph, RULES, lambda *given: atoms.recognise(*given), Refinements(graph.inputs[:1], sorts))
-    return walk.run([variable((size,)), fixed((size,))])
+    walk = Walk(graph, RULES, atoms.recognize, Refinements(graph.inputs[:1], sorts))
+    return walk.run([variable((size,)), parameter((size,))])
 
 
 def contradictions(size: int, program: list, seed: int = 0, claimed: list[Value] | None = None) -> list[str]:

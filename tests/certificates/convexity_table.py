@@ -41,8 +41,8 @@ def quadratic(matrix):
 
 
 def layer_norm(xp, u):
-    centred = u - xp.mean(u)
-    return centred / xp.sqrt(xp.mean(centred * centred) + 1e-5)
+    centered = u - xp.mean(u)
+    return centered / xp.sqrt(xp.mean(centered * centered) + 1e-5)
 
 
 def huber(xp, u):

@@ -42,7 +42,8 @@ class Jax:
         return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
     def certify(self, row: Row | Monotone, **options: Any) -> Any:
-        """The certificate of a row of the table."""
+        """The certificate of a row of the table; fewer segments than a batch are one shape to compile."""
+        options = {"segments": 4096} | options
         shape = getattr(row, "shape", (3,))
         return convexmoe_jax.certify(lambda x: row.function(self.xp, x), self.example(shape), **options)
 

@@ -96,7 +96,7 @@ def test_bounds_of_functions(name):
     scalar = scalars.SCALARS[name]
     low = max(scalar.domain[0], -30.0)
     at = np.concatenate([np.linspace(low + 1e-3, 30, 997), [1e-300, 1.0, 0.5]])
-    value = scalars.apply(name, curvature.known(at))
+    value = scalars.apply(name, curvature.literal(at))
     wide = np.asarray(scalar.value(at.astype(np.longdouble)), np.longdouble)
     assert value.has(REAL).all() and (value.lower <= wide).all() and (wide <= value.upper).all()
     assert (value.upper - value.lower <= 1e-13 * np.abs(value.upper) + 1e-299).all()
@@ -141,7 +141,7 @@ def random_value(rng, shape):
 @hypothesis.given(st.integers(0, 2**32 - 1))
 def test_counting_terms_claims_no_more_than_adding_them(seed):
     rng = np.random.default_rng(seed)
-    weights = curvature.known(rng.choice([-1.0, 0.0, 2.0, 0.5], size=(2, 3, 4), p=[0.15, 0.25, 0.3, 0.3]))
+    weights = curvature.literal(rng.choice([-1.0, 0.0, 2.0, 0.5], size=(2, 3, 4), p=[0.15, 0.25, 0.3, 0.3]))
     value = random_value(rng, (2, 4, 5))
     axes = Axes((2,), (1,), (0,), (0,))
     added = contract(weights, value, axes)

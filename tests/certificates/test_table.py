@@ -15,7 +15,9 @@ def test_the_table_is_large_and_its_names_are_its_own():
 
 @pytest.mark.parametrize(("engine", "row"), CASES)
 def test_verdict_and_curvature(engine, row):
-    found = engine.certify(row)
+    # A search that finds nothing has its ascent compiled in JAX; that nothing is found is told in PyTorch.
+    options = {"segments": 0} if (engine.name, row.verdict) == ("jax", "unknown") else {}
+    found = engine.certify(row, **options)
     assert (found.verdict, found.outputs[0].weakest) == (row.verdict, row.curvature), str(found)
     assert (found.failed is None) == (row.verdict == "proved")
     assert (found.violation is not None) == (row.verdict == "refuted")
@@ -29,7 +31,7 @@ def test_verdict_and_curvature(engine, row):
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_a_function_is_not_known_by_its_name(engine):
-    """The user's `softplus` is a cube; and ours under another name is recognised."""
+    """The user's `softplus` is a cube; and ours under another name is recognized."""
     rows = {row.name: row for row in TABLE}
     assert engine.certify(rows["a softplus that is not"], segments=0).verdict == "unknown"
     [last] = [step for step in engine.certify(rows["softplus"]).steps if step.operation == "softplus"]

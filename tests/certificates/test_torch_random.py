@@ -12,7 +12,7 @@ from convexmoe.convexity.certificate import word_arrays
 from convexmoe.convexity.facts import CONVEX
 from convexmoe_torch import certify
 
-# `make test` runs 5,000 programs, `make fuzz` 100,000
+# `make test` runs 250 programs, `make test-all` 5,000, `make fuzz` 100,000
 SHARDS, PROGRAMS = 20, int(os.environ.get("CONVEXMOE_PROGRAMS", 250))
 
 
@@ -28,12 +28,10 @@ def no_contradiction(seed, programs):
     return convex
 
 
-def test_no_claim_is_false():
-    assert no_contradiction(SHARDS, 300) > 30
+RELEASE = [pytest.param(shard, marks=pytest.mark.release) for shard in range(1, SHARDS)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shard", range(SHARDS))
+@pytest.mark.parametrize("shard", [0, *RELEASE])
 def test_no_claim_of_many_programs_is_false(shard):
     assert no_contradiction(shard, PROGRAMS) > PROGRAMS / 10  # what proves nothing is never false
 
@@ -45,7 +43,7 @@ def test_the_programs_reach_every_operation():
 
 
 @pytest.mark.parametrize(
-    ("shard", "programs"), [(0, 30), *(pytest.param(k, 100, marks=pytest.mark.slow) for k in (1, 2, 3))]
+    ("shard", "programs"), [(0, 10), *(pytest.param(k, 110, marks=pytest.mark.release) for k in (1, 2, 3))]
 )
 def test_certify_says_of_a_sample_what_the_bulk_is_told(shard, programs):
     """The programs above are written without `torch.export`; with it they are the same."""

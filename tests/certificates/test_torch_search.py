@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from convexmoe.convexity import segments
-from convexmoe.convexity.segments import BATCH, between, drawn
+from convexmoe.convexity import search, segments
+from convexmoe.convexity.segments import BATCH, between, draw_segments
 from convexmoe_torch import VectorHull, certify, find_violation
 from convexmoe_torch.convexity import search as violation
 
@@ -24,7 +24,7 @@ def test_the_ascent_finds_what_random_segments_miss(monkeypatch):
     assert found is not None and found.gap > 0.1 and found.dtype == "float64"
     direction = (found.right - found.left) / np.linalg.norm(found.right - found.left)
     assert abs(direction @ AXIS) > 0.75
-    monkeypatch.setattr(violation, "_climbed", lambda function, candidates, *rest: candidates)
+    monkeypatch.setattr(search, "_climb", lambda function, candidates: candidates)
     assert find_violation(saddle, points, segments=5_000) is None
 
 
@@ -32,7 +32,7 @@ def test_the_ascent_stays_in_the_box_and_does_not_lower_the_gap(monkeypatch):
     points = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
     found = find_violation(lambda x: -torch.sum(x**4, dim=1), points, segments=1_000)
     assert (np.abs([found.left, found.right]) <= 2.0 + 1e-6).all()
-    monkeypatch.setattr(violation, "_climbed", lambda function, candidates, *rest: candidates)
+    monkeypatch.setattr(search, "_climb", lambda function, candidates: candidates)
     assert found.gap >= find_violation(lambda x: -torch.sum(x**4, dim=1), points, segments=1_000).gap
 
 
@@ -50,9 +50,11 @@ def test_rounding_in_float32_is_no_violation(monkeypatch):
 
         return wide
 
-    monkeypatch.setattr(violation, "widened", refuse)
+    monkeypatch.setattr(violation, "widen", refuse)
     assert find_violation(rough, points, segments=2_000) is None  # its gaps do not stay
-    monkeypatch.setattr(segments, "_steady", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
+    monkeypatch.setattr(
+        segments, "_survive_perturbation", lambda candidates, *rest: np.ones(len(candidates.gap), bool)
+    )
     assert find_violation(rough, points, segments=2_000).dtype == "float32"
 
 
@@ -83,7 +85,7 @@ def test_a_module_is_searched_and_left_as_it_was():
 @pytest.mark.parametrize("segments", [1, 2, BATCH + 1])
 def test_any_number_of_segments(segments):
     points = np.array([[0.0, 1.0], [2.0, 5.0]])
-    assert sum(len(left) for left, _, _ in drawn(points, segments, 0)) == segments
+    assert sum(len(left) for left, _, _ in draw_segments(points, segments, 0)) == segments
     find_violation(lambda x: torch.sum(x, dim=1), torch.as_tensor(points).float(), segments=segments)
 
 
@@ -108,7 +110,9 @@ def test_what_rounding_makes_in_float64_refutes_nothing(offset, monkeypatch):
     assert certify(lambda x: variance(x + offset), x).verdict != "refuted"
     points = torch.stack([x - 2, x + 2])
     assert find_violation(lambda x: variance(x + offset), points, segments=20_000) is None
-    monkeypatch.setattr(segments, "_steady", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
+    monkeypatch.setattr(
+        segments, "_survive_perturbation", lambda candidates, *rest: np.ones(len(candidates.gap), bool)
+    )
     assert find_violation(lambda x: variance(x + offset), points, segments=20_000) is not None
 
 

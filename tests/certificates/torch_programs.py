@@ -14,15 +14,14 @@ from random_programs import OPS as SHARED
 from random_programs import Instruction, constants, matrix
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convexmoe.convexity.facts import Value, fixed, variable
+from convexmoe.convexity.facts import Value, parameter, variable
 from convexmoe.convexity.graph import Graph
 from convexmoe.convexity.refinements import Refinements
 from convexmoe.convexity.walk import Walk
 from convexmoe_torch.convexity import atoms
 from convexmoe_torch.convexity.lowering.elementwise import Declined, Ref
-from convexmoe_torch.convexity.order import sorts
-from convexmoe_torch.convexity.rules import RULES
-from convexmoe_torch.convexity.trace import array_of, kind_of, written
+from convexmoe_torch.convexity.rules import RULES, sorts
+from convexmoe_torch.convexity.trace import array_of, kind_of, lower_call
 
 
 def spread(reduce):
@@ -243,7 +242,8 @@ class Caught(TorchDispatchMode):
         arguments = {key: self._refs(value) for key, value in (kwargs or {}).items()}
         kinds = [kind_of(tensor) for tensor in results]
         try:
-            found = written(self.graph, func, self._refs(list(args)), arguments, kinds, "")
+            source = func._opname  # by which a test tells the operators of a program
+            found = lower_call(self.graph, func, self._refs(list(args)), arguments, kinds, source)
         except Declined:  # an operator without a rule
             given = [self.number(part) for part in (*args, *arguments) if isinstance(part, torch.Tensor)]
             found = list(self.graph.add(str(func), tuple(given), {}, kinds, pure=False))
@@ -300,5 +300,5 @@ def traced(size: int, program: list[Instruction]) -> Graph:
 
 def walked(size: int, graph: Graph) -> list[Value]:
     """What the walk knows of every register, whatever the parameters are."""
-    walk = Walk(graph, RULES, lambda *given: atoms.recognise(*given), Refinements(graph.inputs[:1], sorts))
-    return walk.run([variable((size,)), fixed((size,))])
+    walk = Walk(graph, RULES, atoms.recognize, Refinements(graph.inputs[:1], sorts))
+    return walk.run([variable((size,)), parameter((size,))])

@@ -7,14 +7,13 @@ that has no rule and proves nothing. Numbers are taken in the dtype in which PyT
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from convexmoe.convexity.graph import Graph
-
-Kind = tuple[tuple[int, ...], str]
+from convexmoe.convexity import Graph, Kind, rules, scalars
 
 
 class Declined(Exception):
@@ -105,11 +104,15 @@ class Call:
         kind = (tuple(shape), dtype or self.dtype)
         return self.graph.add(name, tuple(inputs), params, [kind], self.source)[0]
 
+    def buffers(self) -> list[int]:
+        """Return the other outputs, which the operator stores for its derivative: nothing is known of them."""
+        return [self.graph.add("buffer", (), {}, [kind], self.source)[0] for kind in self.kinds[1:]]
+
     def number(self, number: float, dtype: str | None = None) -> int:
         """Return a number as a value."""
         return self.value(number, dtype or self.dtype)
 
-    def reshaped(self, value: int, shape: Sequence[int]) -> int:
+    def reshape(self, value: int, shape: Sequence[int]) -> int:
         """Return a value in another shape; a chain of these is one."""
         shape = tuple(shape)
         maker = self.graph.makers.get(value)
@@ -129,24 +132,18 @@ class Call:
 Lowering = Callable[[Call], "list[int]"]
 
 
-def _arithmetic(name: str) -> Lowering:
+def _arithmetic(name: str, call: Call) -> list[int]:
     """Two arguments, of which one may be a number; truth values are no numbers here."""
-
-    def lower(call: Call) -> list[int]:
-        a, b = call.values("self", "other")
-        if call.dtype == "bool":  # of truth values the sum is `or`, the product `and`
-            return [
-                call.op({"add": "logical_or", "mul": "logical_and"}[name], truth(call, a), truth(call, b))
-            ]
-        alpha = call.get("alpha", 1)
-        if alpha != 1:
-            b = call.op("mul", b, call.number(alpha))
-        return [call.op(name, a, b)]
-
-    return lower
+    a, b = call.values("self", "other")
+    if call.dtype == "bool":  # of truth values the sum is `or`, the product `and`
+        return [call.op({"add": "logical_or", "mul": "logical_and"}[name], truth(call, a), truth(call, b))]
+    alpha = call.get("alpha", 1)
+    if alpha != 1:
+        b = call.op("mul", b, call.number(alpha))
+    return [call.op(name, a, b)]
 
 
-def _reversed_sub(call: Call) -> list[int]:
+def _rsub(call: Call) -> list[int]:
     a, b = call.values("self", "other")
     alpha = call.get("alpha", 1)
     a = a if alpha == 1 else call.op("mul", a, call.number(alpha))
@@ -167,13 +164,9 @@ def _two(name: str) -> Lowering:
     return lambda call: [call.op(name, *call.values("self", "other"))]
 
 
-def _truth(name: str) -> Lowering:
+def _truth(name: str, call: Call) -> list[int]:
     """Of truth values, which a number is where it is not 0."""
-
-    def lower(call: Call) -> list[int]:
-        return [call.op(name, *(truth(call, call[key]) for key in call.arguments))]
-
-    return lower
+    return [call.op(name, *(truth(call, call[key]) for key in call.arguments))]
 
 
 def truth(call: Call, value: int) -> int:
@@ -182,70 +175,35 @@ def truth(call: Call, value: int) -> int:
     return int(value) if dtype == "bool" else call.op("ne", value, call.number(0, dtype), dtype="bool")
 
 
-def _one(name: str) -> Lowering:
+def _one(name: str, call: Call) -> list[int]:
     """One tensor, and nothing else."""
-
-    def lower(call: Call) -> list[int]:
-        if len(call.arguments) > 1:
-            raise Declined("more arguments")
-        return [call.op(name, call["self"])]
-
-    return lower
-
-
-def _same(call: Call) -> list[int]:
-    return [int(call["self"])]
-
-
-def _cast(call: Call) -> list[int]:
-    return [call.cast(call["self"], call.dtype)]
-
-
-def _pow(call: Call) -> list[int]:
-    return [call.op("pow", *call.values("self", "exponent"))]
-
-
-def _square(call: Call) -> list[int]:
-    return [call.op("mul", call["self"], call["self"])]
+    if len(call.arguments) > 1:
+        raise Declined("more arguments")
+    return [call.op(name, call["self"])]
 
 
 def _to_power(exponent: float) -> Lowering:
     return lambda call: [call.op("pow", call["self"], call.number(exponent))]
 
 
-def _relu(call: Call) -> list[int]:
-    return [call.op("maximum", call["self"], call.number(0))]
-
-
-def _clamp(low: str, high: str) -> Lowering:
+def _clamp(low: str, high: str, call: Call) -> list[int]:
     """The lower bound first: where they cross, the upper one counts."""
-
-    def lower(call: Call) -> list[int]:
-        value = int(call["self"])
-        for name, operation in ((low, "maximum"), (high, "minimum")):
-            if name and call.get(name) is not None:
-                value = call.op(operation, value, call.value(call[name], call.dtype))
-        return [value]
-
-    return lower
+    value = int(call["self"])
+    for name, operation in ((low, "maximum"), (high, "minimum")):
+        if name and call.get(name) is not None:
+            value = call.op(operation, value, call.value(call[name], call.dtype))
+    return [value]
 
 
-def _where(call: Call) -> list[int]:
-    a, b = (call.value(call[name], call.dtype) for name in ("self", "other"))
-    return [call.op("where", call["condition"], a, b)]
+def _choose(call: Call, condition: str, if_true: str, if_false: str) -> int:
+    cases = (call.value(call[name], call.dtype) for name in (if_true, if_false))
+    return call.op("where", call[condition], *cases)
 
 
-def _masked_fill(call: Call) -> list[int]:
-    return [call.op("where", call["mask"], call.value(call["value"], call.dtype), call["self"])]
-
-
-def _softplus(call: Call) -> list[int]:
-    return [call.op("softplus", call["self"], beta=float(call["beta"]), threshold=float(call["threshold"]))]
-
-
-def _elu(call: Call) -> list[int]:
-    alpha, scale, input_scale = (float(call.get(name, 1)) for name in ("alpha", "scale", "input_scale"))
-    return [call.op("elu", call["self"], alpha=alpha, scale=scale, input_scale=input_scale)]
+def _with_numbers(operation: str, names: tuple[str, ...], call: Call) -> list[int]:
+    """One tensor, and numbers that are parameters of the operation, 1 where the operator has none of the name."""
+    params: dict[str, Any] = {name: float(call.get(name, 1)) for name in names}
+    return [call.op(operation, call["self"], **params)]
 
 
 def _celu(call: Call) -> list[int]:
@@ -254,8 +212,8 @@ def _celu(call: Call) -> list[int]:
     if not alpha > 0:
         raise Declined("alpha <= 0")
     value = value if alpha == 1 else call.op("div", value, call.number(alpha))
-    found = call.op("elu", value, alpha=1.0, scale=1.0, input_scale=1.0)
-    return [found if alpha == 1 else call.op("mul", found, call.number(alpha))]
+    value = call.op("elu", value, alpha=1.0, scale=1.0, input_scale=1.0)
+    return [value if alpha == 1 else call.op("mul", value, call.number(alpha))]
 
 
 def _leaky_relu(call: Call) -> list[int]:
@@ -266,82 +224,44 @@ def _leaky_relu(call: Call) -> list[int]:
 
 
 def _log_sigmoid(call: Call) -> list[int]:
-    found = call.op("log", call.op("sigmoid", call["self"]))
-    # What the operator keeps for its derivative: nothing is known of it.
-    return [found, *(call.graph.add("buffer", (), {}, [kind], call.source)[0] for kind in call.kinds[1:])]
+    return [call.op("log", call.op("sigmoid", call["self"])), *call.buffers()]
 
 
-UNARY = (
-    "exp",
-    "exp2",
-    "expm1",
-    "log",
-    "log1p",
-    "sqrt",
-    "tanh",
-    "erf",
-    "erfc",
-    "atan",
-    "asinh",
-    "sinh",
-    "cosh",
-    "sin",
-    "cos",
-    "abs",
-    "lgamma",
-    "digamma",
-    "sigmoid",
-    "floor",
-    "ceil",
-    "round",
-    "neg",
-    "log2",
-    "log10",
-    "bitwise_not",
-    "isfinite",
+# Those of `scalars` that ATen has under the same name.
+SCALAR_OPERATIONS = tuple(
+    name for name in scalars.SCALARS if name not in (*rules.OF_MODELS, "cbrt", "logistic")
 )
-BINARY = (
-    "maximum",
-    "minimum",
-    "logaddexp",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "eq",
-    "ne",
-    "bitwise_and",
-    "bitwise_or",
-)
+UNARY = (*SCALAR_OPERATIONS, "sigmoid", "neg", "log2", "log10", "bitwise_not", "isfinite")
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+BINARY = (*COMPARISONS, "maximum", "minimum", "logaddexp", "bitwise_and", "bitwise_or")
 SAME = ("contiguous", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "positive")
 
 ELEMENTWISE: dict[str, Lowering] = {
-    **{name: _one(name) for name in UNARY},
+    **{name: partial(_one, name) for name in UNARY},
     **{name: _two(name) for name in BINARY},
-    **dict.fromkeys(SAME, _same),
-    **dict.fromkeys(("to", "_to_copy", "type_as"), _cast),
-    **{name: _arithmetic(name) for name in ("add", "sub", "mul")},
-    **{name: _truth(name) for name in ("logical_and", "logical_or", "logical_not")},
-    "sign": _one("sign"),
-    "sgn": _one("sign"),
-    "rsub": _reversed_sub,
+    **dict.fromkeys(SAME, lambda call: [int(call["self"])]),
+    **dict.fromkeys(("to", "_to_copy", "type_as"), lambda call: [call.cast(call["self"], call.dtype)]),
+    **{name: partial(_arithmetic, name) for name in ("add", "sub", "mul")},
+    **{name: partial(_truth, name) for name in ("logical_and", "logical_or", "logical_not")},
+    "sgn": partial(_one, "sign"),
+    "rsub": _rsub,
     "div": _div,
     "true_divide": _div,
-    "pow": _pow,
-    "square": _square,
+    "pow": lambda call: [call.op("pow", *call.values("self", "exponent"))],
+    "square": lambda call: [call.op("mul", call["self"], call["self"])],
     "reciprocal": _to_power(-1.0),
     "rsqrt": _to_power(-0.5),
-    "relu": _relu,
-    "clamp": _clamp("min", "max"),
-    "clamp_min": _clamp("min", ""),
-    "clamp_max": _clamp("", "max"),
-    "hardtanh": _clamp("min_val", "max_val"),
-    "where": _where,
-    "masked_fill": _masked_fill,
+    "relu": lambda call: [call.op("maximum", call["self"], call.number(0))],
+    "clamp": partial(_clamp, "min", "max"),
+    "clamp_min": partial(_clamp, "min", ""),
+    "clamp_max": partial(_clamp, "", "max"),
+    "hardtanh": partial(_clamp, "min_val", "max_val"),
+    "where": lambda call: [_choose(call, "condition", "self", "other")],
+    "masked_fill": lambda call: [_choose(call, "mask", "value", "self")],
     "log_sigmoid": _log_sigmoid,
     "log_sigmoid_forward": _log_sigmoid,
-    "softplus": _softplus,
-    "elu": _elu,
+    "softplus": partial(_with_numbers, "softplus", ("beta", "threshold")),
+    "elu": partial(_with_numbers, "elu", ("alpha", "scale", "input_scale")),
     "celu": _celu,
     "leaky_relu": _leaky_relu,
 }

@@ -33,22 +33,13 @@ class Places:
         return hash(self.key)
 
 
-def numbered(shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
+def number_elements(shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
     """Return the places of tensors of these shapes, counted from 1 through all."""
     starts = np.cumsum([1, *(math.prod(shape) for shape in shapes)]).tolist()
     return [
         torch.arange(start, start + math.prod(shape)).reshape(shape)
         for start, shape in zip(starts, shapes, strict=False)
     ]
-
-
-def replaced(arguments: Any, tensors: dict[int, torch.Tensor]) -> Any:
-    """Return arguments with a tensor for each `Ref`."""
-    if isinstance(arguments, Ref):
-        return tensors[arguments]
-    if isinstance(arguments, (list, tuple)):
-        return [replaced(part, tensors) for part in arguments]
-    return arguments
 
 
 def refs(arguments: Any) -> list[int]:
@@ -62,16 +53,18 @@ def refs(arguments: Any) -> list[int]:
     return []
 
 
-def _fixed(call: Call) -> list[int]:
+def _move_to_known_places(call: Call) -> list[int]:
     """Known places: one operation an output."""
     given = refs(call.arguments)
     if given != refs([call.get(name) for name in ("self", "src", "tensors")]):
         raise Declined("places that are values of the program")
     fill = call.get("value", 0) if call.target._opname == "constant_pad_nd" else 0
     arguments = {name: 0 if name == "value" else value for name, value in call.arguments.items()}
-    tensors = dict(zip(given, numbered([call.shape_of(value) for value in given]), strict=True))
-    found = call.target(**{name: replaced(value, tensors) for name, value in arguments.items()})
-    results = list(found) if isinstance(found, (list, tuple)) else [found]
+    tensors = number_elements([call.shape_of(value) for value in given])
+    results = call.target(
+        **{name: fill_template(_template(value, given), tensors) for name, value in arguments.items()}
+    )
+    results = results if isinstance(results, (list, tuple)) else [results]
     return [
         call.graph.add(
             call.target._opname,
@@ -87,21 +80,13 @@ def _fixed(call: Call) -> list[int]:
 def _reshape(call: Call) -> list[int]:
     if "dtype" in call.arguments:
         raise Declined("bits")
-    return [call.reshaped(call["self"], call.shape)]
+    return [call.reshape(call["self"], call.shape)]
 
 
-def _expand(call: Call) -> list[int]:
-    return _expanded(call, int(call["self"]))
-
-
-def _expanded(call: Call, value: int) -> list[int]:
+def _expand_value(call: Call, value: int) -> list[int]:
     if call.shape_of(value) == call.shape:
         return [value]
     return [call.op("expand", value, shape=call.shape, new_shape=call.shape)]
-
-
-def _copy(call: Call) -> list[int]:
-    return _expanded(call, call.cast(call["src"], call.dtype))
 
 
 def _permute(call: Call) -> list[int]:
@@ -115,7 +100,7 @@ def _permute(call: Call) -> list[int]:
     ]
 
 
-def _indexed(call: Call) -> list[int]:
+def _move_by_index(call: Call) -> list[int]:
     """Places that are values of the program themselves: what moves comes first, then the places."""
     arguments, dtype = dict(call.arguments), call.dtype
     if arguments.get("accumulate") or arguments.get("reduce") is not None or arguments.get("sparse_grad"):
@@ -150,124 +135,52 @@ def _template(value: Any, given: list[int]) -> Any:
     return tuple(_template(part, given) for part in value) if isinstance(value, (list, tuple)) else value
 
 
-def filled(template: Any, tensors: list[torch.Tensor]) -> Any:
+def fill_template(template: Any, tensors: list[torch.Tensor]) -> Any:
     """Return an argument with the tensors in their slots."""
     if isinstance(template, Slot):
         return tensors[template]
-    return [filled(part, tensors) for part in template] if isinstance(template, tuple) else template
+    return [fill_template(part, tensors) for part in template] if isinstance(template, tuple) else template
 
 
-def _made(call: Call) -> list[int]:
+def _make_constant(call: Call) -> list[int]:
     """Numbers that depend on no tensor but for its shape."""
     shape, dtype = call.shape, getattr(torch, call.dtype)
     name = call.target._opname.removesuffix("_like").removeprefix("new_")
     if name in ("zeros", "ones", "full"):
         number = {"zeros": 0, "ones": 1}.get(name, call.get("fill_value"))
-        found = torch.full(shape, call_number(number), dtype=dtype)
-    else:
-        arguments = call.arguments | {
-            key: None for key in ("layout", "device", "pin_memory") if key in call.arguments
-        }
-        if refs(arguments):
+        if isinstance(number, Ref) or not isinstance(number, (bool, int, float)):
             raise Declined("made of a tensor")
-        found = call.target(**arguments)
-    return [
-        call.graph.constant(
-            found.double().numpy() if dtype in (torch.bfloat16, torch.float16) else found.numpy()
-        )
-    ]
+        tensor = torch.full(shape, number, dtype=dtype)
+    else:
+        if refs(call.arguments):
+            raise Declined("made of a tensor")
+        placement = dict.fromkeys(call.arguments.keys() & {"layout", "device", "pin_memory"})
+        tensor = call.target(**call.arguments | placement)
+    tensor = tensor.double() if dtype in (torch.bfloat16, torch.float16) else tensor
+    return [call.graph.constant(tensor.numpy())]
 
 
-def call_number(number: Any) -> Any:
-    """Return a plain number, nothing else."""
-    if isinstance(number, Ref) or not isinstance(number, (bool, int, float)):
-        raise Declined("made of a tensor")
-    return number
-
-
-FIXED = (
-    "flip",
-    "roll",
-    "slice",
-    "select",
-    "narrow",
-    "repeat",
-    "tile",
-    "diagonal",
-    "unfold",
-    "unbind",
-    "split",
-    "split_with_sizes",
-    "chunk",
-    "tensor_split",
-    "select_scatter",
-    "slice_scatter",
-    "diagonal_scatter",
-    "cat",
-    "concat",
-    "concatenate",
-    "stack",
-    "hstack",
-    "vstack",
-    "column_stack",
-    "tril",
-    "triu",
-    "diag",
-    "diag_embed",
-    "constant_pad_nd",
-    "rot90",
-    "fliplr",
-    "flipud",
-    "unsafe_split",
-    "unsafe_chunk",
-)
-RESHAPES = (
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "unsqueeze",
-    "squeeze",
-    "flatten",
-    "unflatten",
-    "view_as",
-    "reshape_as",
-    "ravel",
-    "atleast_1d",
-)
+SPLITS = ("unbind", "split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
+JOINS = ("cat", "concat", "concatenate", "stack", "hstack", "vstack", "column_stack", "repeat", "tile")
+PARTS = ("slice", "select", "narrow", "diagonal", "unfold", "tril", "triu", "diag")
+WRITES = ("select_scatter", "slice_scatter", "diagonal_scatter", "diag_embed", "constant_pad_nd")
+PLACED = (*SPLITS, *JOINS, *PARTS, *WRITES, "flip", "fliplr", "flipud", "roll", "rot90")
+VIEWS = ("view", "view_as", "reshape", "reshape_as", "_unsafe_view", "flatten", "unflatten", "ravel")
+RESHAPES = (*VIEWS, "squeeze", "unsqueeze", "atleast_1d")
 PERMUTES = ("permute", "transpose", "t", "numpy_T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims")
-INDEXED = (
-    "index_select",
-    "gather",
-    "index",
-    "take",
-    "scatter",
-    "index_put",
-    "index_copy",
-    "index_fill",
-    "embedding",
-)
-MADE = (
-    "arange",
-    "full",
-    "zeros",
-    "ones",
-    "eye",
-    "linspace",
-    "scalar_tensor",
-    "full_like",
-    "zeros_like",
-    "ones_like",
-    "new_full",
-    "new_zeros",
-    "new_ones",
-)
+READS = ("index_select", "gather", "index", "take", "embedding")
+INDEXED = (*READS, "scatter", "index_put", "index_copy", "index_fill")
+LIKE = ("full_like", "zeros_like", "ones_like", "new_full", "new_zeros", "new_ones")
+CONSTANTS = (*LIKE, "full", "zeros", "ones", "arange", "eye", "linspace", "scalar_tensor")
 
 MOVES: dict[str, Lowering] = {
-    **dict.fromkeys(FIXED, _fixed),
+    **dict.fromkeys(PLACED, _move_to_known_places),
     **dict.fromkeys(RESHAPES, _reshape),
     **dict.fromkeys(PERMUTES, _permute),
-    **dict.fromkeys(INDEXED, _indexed),
-    **dict.fromkeys(MADE, _made),
-    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
-    "copy": _copy,
+    **dict.fromkeys(INDEXED, _move_by_index),
+    **dict.fromkeys(CONSTANTS, _make_constant),
+    **dict.fromkeys(
+        ("expand", "expand_as", "broadcast_to"), lambda call: _expand_value(call, int(call["self"]))
+    ),
+    "copy": lambda call: _expand_value(call, call.cast(call["src"], call.dtype)),
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from convexmoe.convexity.contraction import Axes
+from functools import partial
+
+from convexmoe.convexity import contraction
 
 from .elementwise import Call, Declined, Lowering
 
 
-def dotted(call: Call, left: int, right: int, axes: Axes) -> int:
+def add_dot(call: Call, left: int, right: int, axes: contraction.Axes) -> int:
     """Add a product that is summed over axes, `[batch..., rest of left..., rest of right...]`."""
     one, two = call.shape_of(left), call.shape_of(right)
     shape = [one[axis] for axis in axes.batch_left]
@@ -22,10 +24,10 @@ def product(call: Call, left: int, right: int) -> int:
     if not one or not two:
         raise Declined("a number")
     if len(two) <= 2 or len(one) == 1:
-        return dotted(call, left, right, Axes((len(one) - 1,), (max(len(two) - 2, 0),)))
+        return add_dot(call, left, right, contraction.Axes((len(one) - 1,), (max(len(two) - 2, 0),)))
     if len(one) == len(two) and one[:-2] == two[:-2]:
         batch = tuple(range(len(one) - 2))
-        return dotted(call, left, right, Axes((len(one) - 1,), (len(two) - 2,), batch, batch))
+        return add_dot(call, left, right, contraction.Axes((len(one) - 1,), (len(two) - 2,), batch, batch))
     raise Declined("batches that are broadcast")
 
 
@@ -33,28 +35,26 @@ def _product(left: str, right: str) -> Lowering:
     return lambda call: [product(call, call[left], call[right])]
 
 
-def _added_product(start: str, left: str, right: str) -> Lowering:
+def _product_plus(start: str, left: str, right: str, call: Call) -> list[int]:
     """beta start + alpha left @ right."""
-
-    def lower(call: Call) -> list[int]:
-        found, first = product(call, call[left], call[right]), int(call[start])
-        alpha, beta = call.get("alpha", 1), call.get("beta", 1)
-        found = found if alpha == 1 else call.op("mul", found, call.number(alpha))
-        first = first if beta == 1 else call.op("mul", first, call.number(beta))
-        return [call.op("add", first, found)]
-
-    return lower
+    result, first = product(call, call[left], call[right]), int(call[start])
+    alpha, beta = call.get("alpha", 1), call.get("beta", 1)
+    result = result if alpha == 1 else call.op("mul", result, call.number(alpha))
+    first = first if beta == 1 else call.op("mul", first, call.number(beta))
+    return [call.op("add", first, result)]
 
 
 def _linear(call: Call) -> list[int]:
     left, right = int(call["input"]), int(call["weight"])
-    found = dotted(call, left, right, Axes((len(call.shape_of(left)) - 1,), (len(call.shape_of(right)) - 1,)))
-    return [found if call.get("bias") is None else call.op("add", found, call["bias"])]
+    result = add_dot(
+        call, left, right, contraction.Axes((len(call.shape_of(left)) - 1,), (len(call.shape_of(right)) - 1,))
+    )
+    return [result if call.get("bias") is None else call.op("add", result, call["bias"])]
 
 
 def _outer(call: Call) -> list[int]:
     left, right = (int(call[name]) for name in ("self", "vec2"))
-    return [call.op("mul", call.reshaped(left, (*call.shape_of(left), 1)), right)]
+    return [call.op("mul", call.reshape(left, (*call.shape_of(left), 1)), right)]
 
 
 def _einsum(call: Call) -> list[int]:
@@ -70,32 +70,32 @@ def _einsum(call: Call) -> list[int]:
         letter not in left + wanted for letter in right
     ):
         raise Declined("a letter that is summed alone")
-    batch, summed = ([c for c in both if (c in wanted) == kept] for kept in (True, False))
-    axes = Axes(
+    batch, summed = ([c for c in both if (c in wanted) == stays] for stays in (True, False))
+    axes = contraction.Axes(
         tuple(map(left.index, summed)),
         tuple(map(right.index, summed)),
         tuple(map(left.index, batch)),
         tuple(map(right.index, batch)),
     )
     one, two = tensors
-    found = dotted(call, one, two, axes)
+    result = add_dot(call, one, two, axes)
     order = batch + [c for c in left if c not in both] + [c for c in right if c not in both]
     dims = tuple(order.index(letter) for letter in wanted)
     if dims == tuple(range(len(dims))):
-        return [found]
-    return [call.op("permute", found, shape=call.shape, dims=dims)]
+        return [result]
+    return [call.op("permute", result, shape=call.shape, dims=dims)]
 
 
 def _convolution(call: Call) -> list[int]:
     names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
     params = {name: tuple(v) if isinstance(v := call[name], (list, tuple)) else v for name in names}
     given, kinds = (int(call["input"]), int(call["weight"])), [call.kinds[0]]
-    [found] = call.graph.add("convolution", given, params, kinds, call.source)
+    [result] = call.graph.add("convolution", given, params, kinds, call.source)
     if call.get("bias") is None:
-        return [found]
+        return [result]
     width = (-1, *(1 for _ in call.shape[2:]))
-    bias = call.reshaped(call["bias"], tuple(call.shape_of(call["bias"])[0] if k < 0 else k for k in width))
-    return [call.op("add", found, bias)]
+    bias = call.reshape(call["bias"], tuple(call.shape_of(call["bias"])[0] if k < 0 else k for k in width))
+    return [call.op("add", result, bias)]
 
 
 PRODUCTS: dict[str, Lowering] = {
@@ -104,9 +104,9 @@ PRODUCTS: dict[str, Lowering] = {
     "mv": _product("self", "vec"),
     "dot": _product("self", "tensor"),
     "matmul": _product("self", "other"),
-    "addmm": _added_product("self", "mat1", "mat2"),
-    "baddbmm": _added_product("self", "batch1", "batch2"),
-    "addmv": _added_product("self", "mat", "vec"),
+    "addmm": partial(_product_plus, "self", "mat1", "mat2"),
+    "baddbmm": partial(_product_plus, "self", "batch1", "batch2"),
+    "addmv": partial(_product_plus, "self", "mat", "vec"),
     "linear": _linear,
     "outer": _outer,
     "einsum": _einsum,

@@ -1,0 +1,208 @@
+"""Functions whose bodies do not compose, recognized in a program by what it computes, never by a name.
+
+Each is traced afresh at the shapes that the program has, and compared with it operation by operation (`graph.match`).
+A package writes them out (`Forms`) and does not import those of our models: a fault in a model must not become a fault
+in its proof.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import calculus, order, scalars
+from .facts import Value, literal, parameter
+from .graph import Graph, Operation, match
+from .walk import Atom
+
+DEPTH = 14  # operations between the end of an atom and the reduction that tells its shapes
+
+Kind = tuple[tuple[int, ...], str]
+Apply = Callable[[list[Value]], Value]
+Function = Callable[..., Any]
+
+
+class Reference(NamedTuple):
+    """A function to compare with, at given shapes.
+
+    Args:
+        name: of the atom.
+        law: the name of its sentence.
+        function: to be traced.
+        kinds: shapes and dtypes of its arguments.
+        apply: what is known of it, from what is known of its arguments.
+    """
+
+    name: str
+    law: str
+    function: Function
+    kinds: tuple[Kind, ...]
+    apply: Apply
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The atoms as one package writes them.
+
+    Args:
+        trace: (function, kinds of its arguments) -> its graph.
+        sum: the name of the operation that sums over axes.
+        elementwise: functions of one array, each as name, law, function, and what is known of it.
+        log_add: log(exp(a) + exp(b)).
+        log_sum_exp: (axes, shape of the input, shape of the output) -> ways of writing log-sum-exp.
+        log_softmax: axes -> ways of writing log-softmax.
+        smooth_maximum: T log mean exp(g / T) over the last axis but one, of g and T.
+        with_temperature: T -> the same of g alone, T a literal of the program.
+    """
+
+    trace: Callable[[Function, tuple[Kind, ...]], Graph]
+    sum: str
+    elementwise: tuple[tuple[str, str, Function, Apply], ...]
+    log_add: Function
+    log_sum_exp: Callable[[tuple[int, ...], tuple[int, ...], tuple[int, ...]], Iterable[Function]]
+    log_softmax: Callable[[tuple[int, ...]], Iterable[Function]]
+    smooth_maximum: Function
+    with_temperature: Callable[[float], Function]
+
+
+Family = Callable[[Forms, Graph, int], Iterable[Reference]]
+
+
+def recognize_atoms(
+    forms: Forms, families: Mapping[str, tuple[Family, ...]], graph: Graph, operation: Operation, number: int
+) -> Iterator[Atom]:
+    """Yield the atoms that compute a value.
+
+    Args:
+        forms: the atoms as a package writes them.
+        families: the last operation of an atom -> what it may be.
+        graph: the program.
+        operation: that gives the value.
+        number: of the value.
+    """
+    if not graph.dtypes[number].startswith(("float", "bfloat")):
+        return
+    for family in families.get(operation.name, ()):
+        for reference in family(forms, graph, number):
+            arguments = match(forms.trace(reference.function, reference.kinds), graph, number)
+            if arguments is not None:
+                yield Atom(reference.name, reference.law, tuple(arguments), reference.apply)
+
+
+# What is known of atoms, from what is known of their arguments.
+
+
+def as_scalar(name: str) -> Apply:
+    """Return what is known of a function of `scalars`."""
+    return lambda values: scalars.apply(name, values[0])
+
+
+def as_softplus(values: list[Value]) -> Value:
+    """Return what is known of log(1 + exp(u))."""
+    return order.log_add(values[0], literal(np.zeros(values[0].shape)))
+
+
+def as_relu(values: list[Value]) -> Value:
+    """Return what is known of max(u, 0)."""
+    return calculus.maximum(values[0], literal(np.zeros(values[0].shape)))
+
+
+def as_leaky_relu(values: list[Value]) -> Value:
+    """Return what is known of max(u, u / 100)."""
+    return calculus.maximum(values[0], calculus.multiply(parameter((), 0.0099, 0.0101), values[0]))
+
+
+# Families of references; where those over axes sum is read off the reduction in the program.
+
+
+def elementwise_atoms(forms: Forms, graph: Graph, number: int) -> Iterable[Reference]:
+    """Yield the functions of one array, and of two."""
+    kind = graph.shapes[number], graph.dtypes[number]
+    for name, law, function, apply in forms.elementwise:
+        yield Reference(name, law, function, (kind,), apply)
+    scalar = (), graph.dtypes[number]
+    for kinds in dict.fromkeys([(kind, kind), (kind, scalar), (scalar, kind)]):
+        yield Reference(
+            "logaddexp", "log_sum_exp", forms.log_add, kinds, lambda values: order.log_add(*values)
+        )
+
+
+def _sums_behind(forms: Forms, graph: Graph, number: int) -> list[Operation]:
+    """Return the sums within `DEPTH` operations before a value."""
+    sums: dict[int, Operation] = {}
+    layer = {number}
+    for _ in range(DEPTH):
+        makers = {id(graph.makers[value]): graph.makers[value] for value in layer if value in graph.makers}
+        sums |= {key: maker for key, maker in makers.items() if maker.name == forms.sum}
+        layer = {value for maker in makers.values() for value in maker.inputs}
+    return list(sums.values())
+
+
+def log_sum_exps(forms: Forms, graph: Graph, number: int) -> Iterable[Reference]:
+    """Yield log-sum-exp over the axes of the sums in the program."""
+    shape, dtype = graph.shapes[number], graph.dtypes[number]
+    for reduction in _sums_behind(forms, graph, number):
+        axes, given = tuple(reduction.params["axes"]), graph.shapes[reduction.inputs[0]]
+        with_axes = tuple(1 if axis in axes else size for axis, size in enumerate(given))
+        without = tuple(size for axis, size in enumerate(given) if axis not in axes)
+        if shape not in (with_axes, without):
+            continue
+
+        def apply(values: list[Value], axes: tuple[int, ...] = axes) -> Value:
+            return calculus.log_sum_exp(values[0], axes).reshape(*shape)
+
+        for form in forms.log_sum_exp(axes, given, shape):
+            yield Reference("logsumexp", "log_sum_exp", form, ((given, dtype),), apply)
+
+
+def log_softmaxes(forms: Forms, graph: Graph, number: int) -> Iterable[Reference]:
+    """Yield log-softmax over the axes of the sums in the program."""
+    kind = graph.shapes[number], graph.dtypes[number]
+    for reduction in _sums_behind(forms, graph, number):
+        axes = tuple(reduction.params["axes"])
+        if graph.shapes[reduction.inputs[0]] == kind[0]:
+
+            def apply(values: list[Value], axes: tuple[int, ...] = axes) -> Value:
+                return calculus.log_softmax(values[0], axes)
+
+            for form in forms.log_softmax(axes):
+                yield Reference("log_softmax", "log_softmax", form, (kind,), apply)
+
+
+def smooth_maxima(forms: Forms, graph: Graph, number: int) -> Iterable[Reference]:
+    """Yield the fusion of a hull: its temperature is a value of the program, or a literal by which it divides."""
+    name, dtype = "smooth_maximum", graph.dtypes[number]
+    wide = "float64" if dtype == "float64" else "float32"  # in which it is computed
+    for reduction in _sums_behind(forms, graph, number):
+        shape, axes = graph.shapes[reduction.inputs[0]], tuple(reduction.params["axes"])
+        if len(shape) < 2 or axes != (len(shape) - 2,):
+            continue
+
+        def with_learned(values: list[Value], axis: int = axes[0]) -> Value:
+            return calculus.smooth_maximum(values[0], values[1], axis)
+
+        def with_literal(values: list[Value], axis: int = axes[0], temperature: float = 1.0) -> Value:
+            return calculus.smooth_maximum(values[0], literal(temperature), axis)
+
+        for kind in itertools.product(((), (shape[-1],)), dict.fromkeys((dtype, wide))):
+            yield Reference(name, name, forms.smooth_maximum, ((shape, dtype), kind), with_learned)
+        for number_given in _divisors(graph, reduction):
+            apply = partial(with_literal, temperature=number_given)
+            yield Reference(name, name, forms.with_temperature(number_given), ((shape, dtype),), apply)
+
+
+def _divisors(graph: Graph, reduction: Operation) -> list[float]:
+    """Return the literals by which values are divided just before a reduction."""
+    divisors = []
+    for value in graph.before(reduction.inputs[0]):
+        maker = graph.makers.get(value)
+        if maker is not None and maker.name == "div":
+            array = graph.array(maker.inputs[1])
+            if array is not None and array.shape == () and array.dtype.kind == "f":
+                divisors.append(float(array))
+    return list(dict.fromkeys(divisors))[:4]

@@ -1,0 +1,189 @@
+"""The proof that a function is convex, its refutation, or where the proof stops: the flow of `certify`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import describe, dtype_name, one_of, whole_number
+from .calculus import LAWS
+from .certificate import (
+    EXACT,
+    STRENGTHS,
+    Certificate,
+    Output,
+    coarsest_dtype,
+    first_failure,
+    monotonicity,
+    word_arrays,
+)
+from .facts import CONVEX, Value, nothing, parameter, variable
+from .graph import Graph
+from .problem import Engine, NotTraced, Problem
+from .refinements import Refinements
+from .search import search
+from .segments import TOLERANCES, Violation
+from .walk import Reason, Step, Walk
+
+SEGMENTS = 20_000
+REACH = 3.0  # half the width of the box that is searched around the example, in units of its size
+
+
+def certify_problem(
+    engine: Engine, problem: Problem, strength: str | None, per_input: bool, segments: int, seed: int
+) -> Certificate:
+    """Return the certificate of a problem; the options are those of the packages' `certify`."""
+    if strength is not None:
+        one_of("certify", "strength", strength, STRENGTHS)
+    whole_number("certify", "segments", segments, 0)
+    whole_number("certify", "seed", seed, 0)
+    try:
+        _check_real_inputs(problem)
+        graph, names = problem.trace()
+        _check_real_outputs(graph)
+    except NotTraced as error:
+        return Certificate("unknown", strength or "structural", str(error))
+    strengths = STRENGTHS if problem.leaves else ("numeric",)
+    for now in (strength,) if strength else strengths:
+        walk = _walk(engine, problem, graph, now)
+        proved = all(walk.values[number].has(CONVEX).all() for number in graph.outputs)
+        if proved:
+            break
+    alone = _walk_coordinates(engine, problem, graph, now) if per_input else []
+    outputs = _describe_outputs(names, walk, alone)
+    steps, results = tuple(walk.steps().values()), tuple(graph.outputs)
+    if proved and not problem.is_refused:
+        return Certificate("proved", now, _proved_text(problem, now), outputs, None, None, steps, results)
+    failures = [first_failure(walk, number) for number in graph.outputs]
+    failed = next((step for step in failures if step is not None), None)
+    violation, outcome = None, "no counterexample was looked for"
+    if segments:
+        try:
+            violation, outcome = _find_violation(problem, walk, segments, seed)
+        except Exception as error:  # a function that is traced need not run in batches, or compile
+            outcome = f"the search for a counterexample failed: {type(error).__name__}: {error}"
+    verdict = "unknown" if violation is None else "refuted"
+    reason = _failed_text(problem, failed, violation, outcome)
+    return Certificate(verdict, now, reason, outputs, failed, violation, steps, results)
+
+
+def _check_real_inputs(problem: Problem) -> None:
+    for k in problem.chosen:
+        argument = problem.arguments[k]
+        if not dtype_name(argument.dtype).startswith(("float", "bfloat")):
+            raise NotTraced(f"argument {k} is {describe(argument)}: convexity is of real inputs")
+
+
+def _check_real_outputs(graph: Graph) -> None:
+    if not graph.outputs:
+        raise NotTraced("the function returns no array")
+    for number in graph.outputs:
+        dtype, shape = graph.dtypes[number], ", ".join(map(str, graph.shapes[number]))
+        if dtype.startswith("complex"):
+            raise NotTraced(f"the function returns {dtype}[{shape}]: convexity is of real outputs")
+
+
+def _walk(
+    engine: Engine, problem: Problem, graph: Graph, strength: str, coordinate: int | None = None
+) -> Walk:
+    """Return the walk through the program; with a coordinate, only that entry of the chosen inputs moves."""
+    split = len(problem.leaves)
+    chosen = [graph.inputs[split + k] for k in problem.chosen]
+    # A refinement assumes that all coordinates move.
+    refine = Refinements(chosen, engine.sorts) if coordinate is None else None
+    walk = Walk(graph, engine.rules, engine.recognize, refine)
+    values = []
+    for number, leaf, name in zip(graph.inputs, problem.leaves, problem.names, strict=False):
+        exact = strength == "numeric"
+        values.append(problem.leaf_value(leaf) if exact else _unknown_number(graph, number))
+        law = "a parameter, of known value" if exact else "a parameter, any real number"
+        walk.reasons[number] = Reason("parameter", law, (), name)
+    start = 0
+    for k, number in enumerate(graph.inputs[split:]):
+        moves = k in problem.chosen
+        shape = graph.shapes[number]
+        values.append(_moving_input(shape, start, coordinate) if moves else _unknown_number(graph, number))
+        start += int(np.prod(shape)) if moves else 0
+        law = LAWS["input"] if moves else "an input that is fixed"
+        walk.reasons[number] = Reason("input", law, (), f"argument {k}")
+    walk.run(values)
+    return walk
+
+
+def _unknown_number(graph: Graph, number: int) -> Value:
+    """Return what is known of a fixed input from its dtype."""
+    shape, dtype = graph.shapes[number], graph.dtypes[number]
+    if dtype == "bool":
+        return parameter(shape, 0.0, 1.0)
+    if dtype.startswith(("int", "uint")):
+        bits = int(dtype.lstrip("uint"))  # 4 too, which numpy does not know
+        if dtype.startswith("uint"):
+            return parameter(shape, 0.0, 2.0**bits - 1)
+        return parameter(shape, -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+    return parameter(shape) if dtype.startswith(("float", "bfloat")) else nothing(shape)
+
+
+def _moving_input(shape: tuple[int, ...], start: int, coordinate: int | None) -> Value:
+    """Return a chosen input, of which all moves, or one coordinate."""
+    value = variable(shape)
+    if coordinate is None:
+        return value
+    moves = (start + np.arange(int(np.prod(shape))).reshape(shape)) == coordinate
+    return Value(value.lower, value.upper, np.where(moves, value.facts, parameter(shape).facts))
+
+
+def _walk_coordinates(engine: Engine, problem: Problem, graph: Graph, strength: str) -> list[Walk]:
+    """Return one walk for each coordinate of the chosen inputs, in which only that coordinate moves."""
+    sizes = (int(np.prod(graph.shapes[graph.inputs[len(problem.leaves) + k]])) for k in problem.chosen)
+    return [_walk(engine, problem, graph, strength, coordinate) for coordinate in range(sum(sizes))]
+
+
+def _describe_outputs(names: list[str], walk: Walk, alone: list[Walk]) -> tuple[Output, ...]:
+    """Return what a walk knows of each output, and the walks of single coordinates, if any, of monotonicity."""
+    outputs = []
+    for name, number in zip(names, walk.graph.outputs, strict=True):
+        by_coordinate = [monotonicity(single.values[number]) for single in alone]
+        per_input = np.stack(by_coordinate, axis=-1) if by_coordinate else None
+        outputs.append(Output(name, **word_arrays(walk.values[number]), per_input=per_input))
+    return tuple(outputs)
+
+
+def _proved_text(problem: Problem, strength: str) -> str:
+    whose = {"structural": ", for every value of the parameters", "numeric": ", for the given parameters"}
+    parameters = whose[strength] if problem.leaves else ""
+    count = len(problem.chosen)
+    others = " for fixed others" if len(problem.arguments) > count else ""
+    what = "argument " + " and ".join(map(str, problem.chosen)) + (" jointly" if count > 1 else "")
+    what = "its input" if len(problem.arguments) == 1 else what
+    return f"convex in {what}{others}{parameters}, {EXACT} ({strength})"
+
+
+def _failed_text(problem: Problem, failed: Step | None, violation: Violation | None, outcome: str) -> str:
+    """Return in a sentence why a function is not proved to be convex."""
+    if violation is not None:
+        return (
+            f"not convex: a segment on which it lies {violation.gap:.3g} above its chord ({violation.dtype})"
+        )
+    if problem.is_refused:
+        return "a NonConvexHull is refused: its sigmoid gates are not convex, whatever a search finds"
+    if failed is None:
+        return f"no proof {EXACT}; {outcome}"
+    where = f" at {failed.source}" if failed.source else ""
+    why = failed.note or failed.law
+    if failed.curvature != "unknown":
+        why = f"it is {failed.curvature}"
+    return f"no proof {EXACT}: {failed.operation}{where}: {why}; {outcome}"
+
+
+def _find_violation(problem: Problem, walk: Walk, segments: int, seed: int) -> tuple[Violation | None, str]:
+    """Search around the example, parameters and fixed arguments as they are given; say so where that is impossible."""
+    center = problem.center()
+    if center is None:
+        return None, "no counterexample was looked for without values of the parameters"
+    if center.size == 0 or not np.isfinite(center).all():
+        return None, "no counterexample was looked for around an example that is empty or not finite"
+    reach = REACH * np.maximum(1.0, np.abs(center)) / 2
+    function = problem.evaluator(np.stack([center - reach, center + reach]))
+    rounded = coarsest_dtype(walk, function.dtype)
+    tolerance = TOLERANCES.get(rounded, np.inf) if rounded else None
+    violation = search(function, segments, seed, tolerance, strict=False)
+    return violation and violation._replace(dtype=rounded or violation.dtype), "no counterexample found"

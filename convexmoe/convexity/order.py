@@ -1,0 +1,107 @@
+"""What is known of sorted values, of running sums and maxima, and of the places of the largest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from . import calculus
+from .facts import (
+    CONSTANT,
+    FALLING,
+    NONZERO,
+    REAL,
+    RISING,
+    Array,
+    Value,
+    either_over,
+    join,
+    merge,
+    nothing,
+    settle,
+)
+from .graph import Operation
+from .walk import Inputs, Rule, Walk
+
+
+def places_along(value: Value, axis: int, real: Array | int = REAL) -> Value:
+    """Return what is known of places along an axis, which has size 1: constant where all elements there are.
+
+    Args:
+        value: the elements whose order decides the places.
+        axis: of `value`.
+        real: REAL where the places are numbers at all.
+    """
+    constant = either_over(value, (axis,)).constant
+    facts = np.where(constant, np.uint16(REAL | CONSTANT), np.asarray(real, np.uint16))
+    return settle(np.zeros(facts.shape), np.full(facts.shape, value.shape[axis] - 1.0), facts)
+
+
+def _place_of_extreme(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    [value] = inputs
+    [axis] = operation.params["axes"]
+    real = either_over(value, (axis,)).facts & np.uint16(REAL)
+    return [places_along(value, axis, real).map(lambda part: np.squeeze(part, axis))]
+
+
+def _place_of_running_extreme(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    [value], axis = inputs, operation.params["axis"]
+    return [places_along(value, axis, either_over(value, (axis,)).facts & np.uint16(REAL))]
+
+
+def running(
+    step: Callable[[Value, Value], Value], walk: Walk, operation: Operation, inputs: Inputs
+) -> Inputs:
+    """Return sums, maxima and so on from the first element along an axis to each."""
+    [value], axis = inputs, operation.params["axis"]
+    order = range(value.shape[axis])
+    order = order[::-1] if operation.params.get("reverse", False) else order
+    results: dict[int, Value] = {}
+    total = None
+    for place in order:
+        element = value.map(partial(np.take, indices=[place], axis=axis))
+        total = results[place] = element if total is None else step(total, element)
+    if not results:
+        return [value]
+    return [join((results[place] for place in sorted(results)), lambda group: np.concatenate(group, axis))]
+
+
+def log_add(a: Value, b: Value) -> Value:
+    """Return log(exp(a) + exp(b))."""
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    return calculus.log_sum_exp(join((a.broadcast(shape), b.broadcast(shape)), np.stack), (0,))
+
+
+def order_statistics(value: Value, axis: int, count: int, falling: bool) -> Value:
+    """Return the first `count` elements in order.
+
+    Each lies within the bounds of all and rises with them; the largest is their maximum, the smallest their minimum.
+    """
+    shape = tuple(count if a == axis else size for a, size in enumerate(value.shape))
+    if count == 0 or value.facts.size == 0:
+        return nothing(shape)
+    whole = either_over(value, (axis,))
+    facts = whole.facts & np.uint16(REAL | NONZERO | RISING | FALLING)
+    result = settle(whole.lower, whole.upper, facts).broadcast(shape)
+    place = np.arange(count).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    last = value.shape[axis] - 1
+    largest = calculus.fold(value, (axis,), calculus.maximum, -np.inf), 0 if falling else last
+    smallest = calculus.fold(value, (axis,), calculus.minimum, np.inf), last if falling else 0
+    for extreme, position in (largest, smallest):
+        extreme = extreme.map(lambda part: np.expand_dims(part, axis)).broadcast(shape)
+        result = merge(np.broadcast_to(place == position, shape), extreme, result)
+    return result
+
+
+ORDER_RULES: dict[str, Rule] = {
+    "argmax": Rule("comparison", _place_of_extreme),
+    "argmin": Rule("comparison", _place_of_extreme),
+    "cumsum": Rule("sum", partial(running, calculus.add)),
+    "cummax": Rule("maximum", partial(running, calculus.maximum)),
+    "cummin": Rule("minimum", partial(running, calculus.minimum)),
+    "cumprod": Rule("product", partial(running, calculus.multiply)),
+}
+PLACE_OF_RUNNING_EXTREME = Rule("comparison", _place_of_running_extreme)
+RUNNING_LOG_SUM_EXP = Rule("log_sum_exp", partial(running, log_add))

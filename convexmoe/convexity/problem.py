@@ -1,0 +1,117 @@
+"""What a package gives to `certify`: its rules (`Engine`), and how a function is traced and evaluated (`Problem`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import describe, fail
+from .facts import Value
+from .graph import Graph
+from .refinements import Sorts
+from .search import Evaluator
+from .walk import Atoms, Rule
+
+
+class NotTraced(Exception):
+    """A function cannot be traced; the text says why.
+
+    Args:
+        by_value: because the function looks at the value of an array.
+    """
+
+    def __init__(self, text: str, by_value: bool = False) -> None:
+        super().__init__(text)
+        self.by_value = by_value
+
+
+class Engine(NamedTuple):
+    """What a package knows of its operations.
+
+    Args:
+        rules: operation -> rule.
+        recognize: the atoms of a program.
+        sorts: the operations that sort.
+    """
+
+    rules: Mapping[str, Rule]
+    recognize: Atoms
+    sorts: Sorts
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A function as `certify` takes it; the methods are the package's.
+
+    Args:
+        call: (leaves of the parameters, arguments) -> what the function returns.
+        leaves: of the parameters.
+        names: of the leaves.
+        arguments: the arrays of `x_example`.
+        chosen: which of the arguments move; the others are fixed.
+        is_refused: the function is a `NonConvexHull`, which promises no convexity.
+    """
+
+    call: Callable[[list[Any], list[Any]], Any]
+    leaves: list[Any]
+    names: list[str]
+    arguments: list[Any]
+    chosen: tuple[int, ...]
+    is_refused: bool
+
+    def trace(self) -> tuple[Graph, list[str]]:
+        """Return the program, whose inputs are the leaves and the arguments, and the names of its outputs.
+
+        Raises:
+            NotTraced: there is no program to look at.
+        """
+        raise NotImplementedError
+
+    def leaf_value(self, leaf: Any) -> Value:
+        """Return what is known of a leaf of known value."""
+        raise NotImplementedError
+
+    def center(self) -> np.ndarray | None:
+        """Return the chosen arguments as one row in float64, None where the function has no values to evaluate."""
+        raise NotImplementedError
+
+    def evaluator(self, corners: np.ndarray) -> Evaluator:
+        """Return the function of rows of the chosen arguments, to be searched around two corners, `[2, in_dim]`."""
+        raise NotImplementedError
+
+
+def choose_arguments(argnum: Any, count: int) -> tuple[int, ...]:
+    """Return the indices of the arguments that move, of `count` arguments."""
+    chosen = argnum if isinstance(argnum, tuple) else (argnum,)
+    inside = all(isinstance(k, int) and not isinstance(k, bool) and 0 <= k < count for k in chosen)
+    if not (chosen and inside and len(set(chosen)) == len(chosen)):
+        fix = "Pass argnum=0, or a tuple of examples."
+        fail("certify", "argnum", f"indices of {count} arguments, each once", repr(argnum), fix)
+    return chosen
+
+
+def convert_example(convert: Callable[[Any], Any], x: Any) -> Any:
+    """Return an argument of `x_example` as an array of the package."""
+    try:
+        return convert(x)
+    except (TypeError, ValueError, RuntimeError):
+        fix = "Pass one array for each argument."
+        fail("certify", "x_example", "an array, or a tuple of arrays", type(x).__name__, fix, TypeError)
+
+
+def check_no_params(params: Any) -> None:
+    """Check that no parameters are given beside those of a module."""
+    if params is not None:
+        fail("certify", "params", "None for a module", describe(params), "The module has its own.")
+
+
+def leaf_name(path: tuple[Any, ...], leave_out: tuple[str, ...] = ()) -> str:
+    """Return the name of a leaf of a tree, as in `trunk.0.weight`, from the keys of its path."""
+    keys = [
+        next((getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name)), key)
+        for key in path
+    ]
+    return ".".join(str(key) for key in keys if key not in leave_out)

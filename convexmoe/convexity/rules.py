@@ -1,0 +1,181 @@
+"""What is known of the outputs of the operations that both packages have, each under its own names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+
+from . import calculus, scalars
+from .facts import (
+    CONSTANT,
+    FALLING,
+    NONZERO,
+    REAL,
+    RISING,
+    Value,
+    either,
+    facts_where,
+    literal,
+    merge,
+    mixture,
+    nothing,
+    settle,
+)
+from .graph import Graph, Operation
+from .order import ORDER_RULES
+from .walk import Inputs, Rule, Walk
+
+WHOLE = ("int", "uint")
+
+SCALAR_LAWS = {"sqrt": "root", "log": "logarithm", "log1p": "logarithm"}
+# Those of `scalars` that are functions of models, and no operations of a framework.
+OF_MODELS = ("huber_relu", "elu", "huber")
+
+
+def elementwise(law: str, function: Callable[..., Value]) -> Rule:
+    """Return the rule of an operation whose value is a function of the values at one place."""
+    return Rule(law, lambda walk, operation, inputs: [function(*inputs)], elementwise=True)
+
+
+def over_axes(law: str, function: Callable[[Value, tuple[int, ...]], Value]) -> Rule:
+    """Return the rule of an operation that reduces its input over `axes`."""
+    return Rule(law, lambda walk, operation, inputs: [function(inputs[0], tuple(operation.params["axes"]))])
+
+
+def scalar_rule(name: str) -> Rule:
+    """Return the rule of a function of `scalars`."""
+    return elementwise(SCALAR_LAWS.get(name, "scalar"), lambda value: scalars.apply(name, value))
+
+
+def _multiply(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    first, second = operation.inputs
+    return [scalars.power(inputs[0], 2.0) if first == second else calculus.multiply(*inputs)]
+
+
+def _power(base: Value, exponent: Value) -> Value:
+    """base ** exponent: a known exponent is a power, a known positive base an exponential."""
+    shape = np.broadcast_shapes(base.shape, exponent.shape)
+    result = nothing(shape)
+    if exponent.known.all() and exponent.facts.size:
+        base = base.broadcast(shape)
+        for p in np.unique(exponent.lower)[:16]:
+            result = merge(exponent.lower == p, scalars.power(base, p), result)
+    elif base.constant.all():
+        result = scalars.apply("exp", calculus.multiply(scalars.apply("log", base), exponent))
+    return result
+
+
+def _compare(name: str, walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """A comparison is 1 or 0, and known where the order of the bounds is."""
+    shape = np.broadcast_shapes(*(value.shape for value in inputs))
+    a, b = (value.broadcast(shape) for value in inputs)
+    if name in ("gt", "ge"):
+        a, b = b, a
+    same = operation.inputs[0] == operation.inputs[1]
+    less, more = (a.upper < b.lower), (a.lower > b.upper)
+    if name in ("lt", "gt"):
+        true, false = less, (a.lower >= b.upper) | same
+    elif name in ("le", "ge"):
+        true, false = (a.upper <= b.lower) | same, more
+    else:
+        equal, unequal = (a.known & b.known & (a.lower == b.lower)) | same, less | more
+        true, false = (equal, unequal) if name == "eq" else (unequal, equal)
+    constant = a.constant & b.constant
+    ordered = name not in ("eq", "ne")  # a < b rises where a falls and b rises
+    rising = constant | (a.has(FALLING) & b.has(RISING) & ordered)
+    falling = constant | (a.has(RISING) & b.has(FALLING) & ordered)
+    facts = facts_where((REAL, a.has(REAL) & b.has(REAL)), (RISING, rising), (FALLING, falling))
+    return [settle(np.where(true, 1.0, 0.0), np.where(false, 0.0, 1.0), facts)]
+
+
+def logic(
+    name: str,
+    of_integers: Callable[[Walk, Operation, Inputs], Inputs],
+    walk: Walk,
+    operation: Operation,
+    inputs: Inputs,
+) -> Inputs:
+    """Return "and", "or" or "not" of truth values; of integers they work on bits."""
+    if walk.graph.dtypes[operation.outputs[0]] != "bool":
+        return of_integers(walk, operation, inputs)
+    if name == "not":
+        return [calculus.add(literal(np.ones(())), calculus.negate(inputs[0]))]
+    return [truth({"and": calculus.minimum, "or": calculus.maximum}[name](*inputs))]
+
+
+def truth(value: Value) -> Value:
+    """Return a truth value without curvature: 0 and 1 are no interval."""
+    facts = np.where(value.constant, value.facts, value.facts & np.uint16(REAL | NONZERO | CONSTANT))
+    return settle(value.lower, value.upper, facts.astype(np.uint16))
+
+
+def _cast(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """A cast: the value itself between floats, cut towards 0 from floats to integers."""
+    [value] = inputs
+    old, new = walk.graph.dtypes[operation.inputs[0]], walk.graph.dtypes[operation.outputs[0]]
+    if new == "bool":
+        constant = np.where(value.constant, np.uint16(CONSTANT), np.uint16(0))
+        facts = (value.facts & np.uint16(REAL) | constant).astype(np.uint16)
+        return [settle(np.where(value.has(NONZERO), 1.0, 0.0), np.where(value.zero, 0.0, 1.0), facts)]
+    if new.startswith(WHOLE) and not old.startswith((*WHOLE, "bool")):
+        with np.errstate(all="ignore"):
+            lower, upper = np.trunc(value.lower), np.trunc(value.upper)
+        return [settle(lower, upper, value.facts & np.uint16(REAL | CONSTANT))]
+    return [truth(value) if new.startswith(WHOLE) and old == "bool" else value]
+
+
+def _is_finite(value: Value) -> Value:
+    """In exact arithmetic a real number is finite."""
+    real = value.has(REAL).astype(np.float64)
+    return settle(real, np.ones(real.shape), value.facts & np.uint16(REAL))
+
+
+def convolve(graph: Graph, operation: Operation, inputs: Inputs, product: calculus.Bilinear) -> Inputs:
+    """Return what is known of `product(value, kernel)`, a convolution, of which one factor is constant."""
+    value, kernel = inputs
+    if kernel.constant.all():
+        return [calculus.linear(kernel, value, lambda first, second: product(second, first))]
+    if value.constant.all():
+        return [calculus.linear(value, kernel, product)]
+    return [nothing(graph.shapes[operation.outputs[0]])]
+
+
+def branch(walk: Walk, which: Value, graphs: Mapping[int, Graph], inputs: Inputs) -> Inputs:
+    """Return what is known of the outputs of the program `graphs[which]`."""
+    if which.known.all():
+        return walk.inner(graphs[int(np.clip(which.lower, min(graphs), max(graphs)))], inputs)
+    choose = either if which.constant.all() else mixture
+    results = [walk.inner(graph, inputs) for graph in graphs.values()]
+    return [choose(list(cases)) for cases in zip(*results, strict=True)]
+
+
+def fold_truth(value: Value, axes: tuple[int, ...], combine: Callable[..., Value], start: float) -> Value:
+    """Return whether all, or any, of the truth values along axes hold."""
+    return truth(calculus.fold(value, axes, combine, start))
+
+
+# By the names that both packages give them.
+SHARED_RULES: dict[str, Rule] = {
+    **{
+        name: Rule("comparison", partial(_compare, name), elementwise=True)
+        for name in ("lt", "le", "gt", "ge", "eq", "ne")
+    },
+    "add": elementwise("sum", calculus.add),
+    "sub": elementwise("sum", lambda a, b: calculus.add(a, calculus.negate(b))),
+    "neg": elementwise("negative", calculus.negate),
+    "mul": Rule("product", _multiply, elementwise=True),
+    "pow": elementwise("power", _power),
+    **ORDER_RULES,
+}
+MAXIMUM = elementwise("maximum", calculus.maximum)
+MINIMUM = elementwise("minimum", calculus.minimum)
+CAST = Rule("same", _cast, elementwise=True)
+IS_FINITE = elementwise("comparison", _is_finite)
+SUM = over_axes("sum", lambda value, axes: calculus.sum_over(value, axes))
+PRODUCT = over_axes("product", lambda value, axes: calculus.fold(value, axes, calculus.multiply, 1.0))
+LARGEST = over_axes("maximum", lambda value, axes: calculus.fold(value, axes, calculus.maximum, -np.inf))
+SMALLEST = over_axes("minimum", lambda value, axes: calculus.fold(value, axes, calculus.minimum, np.inf))
+ALL = over_axes("comparison", lambda value, axes: fold_truth(value, axes, calculus.minimum, 1.0))
+ANY = over_axes("comparison", lambda value, axes: fold_truth(value, axes, calculus.maximum, 0.0))

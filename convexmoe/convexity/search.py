@@ -1,0 +1,175 @@
+"""The search for a counterexample to convexity: random segments, an ascent from the best, and a check in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ..errors import describe, dtype_name, fail, whole_number
+from .segments import (
+    TOLERANCES,
+    Candidates,
+    Violation,
+    box,
+    confirm,
+    draw_segments,
+    judge,
+    merge_candidates,
+)
+
+CLIMB = 32  # steps of the ascent; each is at least half as long as the one before
+
+
+class Evaluator(Protocol):
+    """A function of rows as a package evaluates it, with numpy arrays in float64 going in and coming out.
+
+    Attributes:
+        rows: `[rows, in_dim]`, around which is searched.
+        dtype: the name of the dtype in which the function is evaluated.
+        limit: how many segments are tried at most.
+    """
+
+    rows: np.ndarray
+    dtype: str
+    limit: float
+
+    def on_segments(self, left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
+        """Return the values at the left ends, at the right ends and between them, each `[batch, outputs]`."""
+
+    def values(self, at: np.ndarray) -> np.ndarray:
+        """Return the values at rows."""
+
+    def values_in_float64(self, at: np.ndarray) -> np.ndarray:
+        """Return the values at rows, computed in float64; TypeError where the function rounds to another dtype."""
+
+    def climb(self, candidates: Candidates, middle: np.ndarray, reach: np.ndarray) -> list[np.ndarray] | None:
+        """Return left, right, weight and gaps after `CLIMB` steps of `ascend`; None without gradients."""
+
+
+def check_search(points: Any, segments: Any) -> None:
+    """Check the arguments of `find_violation`."""
+    owner = "find_violation"
+    if getattr(points, "ndim", 0) != 2 or len(points) < 2:
+        fail(owner, "points", "[rows >= 2, in_dim]", describe(points), "Pass some rows of the data.")
+    whole_number(owner, "segments", segments, 1)
+    if dtype_name(points.dtype) not in TOLERANCES:
+        fix = "Cast them to the dtype the function takes."
+        fail(owner, "points", f"one of {list(TOLERANCES)}", describe(points), fix, TypeError)
+
+
+def search(
+    function: Evaluator, segments: int, seed: int, tolerance: float | None, strict: bool
+) -> Violation | None:
+    """Return a segment on which a function lies above its chord, None where none is found.
+
+    Args:
+        function: what is searched.
+        segments: how many to try.
+        seed: of the random segments.
+        tolerance: what counts as rounding, None for the tolerance of the dtype.
+        strict: values that are not finite are an error, and the worst violation is looked for; else their segments
+            are passed over, and any violation is returned.
+    """
+    batches = []
+    for left, right, weight in draw_segments(function.rows, int(min(segments, function.limit)), seed):
+        values = function.on_segments(left, right, weight)
+        batches.append(judge(values, left, right, weight, strict))
+    best = merge_candidates(batches)
+    if not len(best.gap):
+        return None
+    violation = None if strict else _confirm(function, best, tolerance)
+    if violation is None:  # the ascent comes last, as it may have to be compiled
+        violation = _confirm(function, merge_candidates([best, _climb(function, best)]), tolerance)
+    return violation
+
+
+def _climb(function: Evaluator, candidates: Candidates) -> Candidates:
+    """Return the segments after an ascent along the gradient of their gaps, inside the box of the search."""
+    end = function.climb(candidates, *box(function.rows))
+    if end is None:
+        return candidates
+    left, right, weight, gap = end
+    return candidates._replace(
+        left=left, right=right, weight=weight, gap=np.where(np.isfinite(gap), gap, -1.0)
+    )
+
+
+def _confirm(function: Evaluator, candidates: Candidates, tolerance: float | None) -> Violation | None:
+    """Return the worst candidate that holds in float64, or in its own dtype where the function takes no float64."""
+    _, reach = box(function.rows)
+    name = function.dtype
+    least, least_in_float64 = (
+        TOLERANCES[dtype] if tolerance is None else tolerance for dtype in (name, "float64")
+    )
+    if not (candidates.gap > least).any():
+        return None
+    if name != "float64":
+        try:
+            return confirm(candidates, function.values_in_float64, least_in_float64, reach, "float64")
+        except (TypeError, ValueError, RuntimeError):
+            pass  # the function takes no float64
+    violation = confirm(candidates, function.values, least, reach, name)
+    return None if violation is None else violation._replace(dtype=name)
+
+
+# The ascent, over the namespace `xp` of the arrays of a package.
+
+
+class Ascent(NamedTuple):
+    """Where the ascent of several segments stands.
+
+    Args:
+        segments: left ends and right ends, `[candidates, in_dim]`, and weights, `[candidates, 1]`.
+        gap: relative, `[candidates]`.
+        slopes: the gradient of the gap in each of `segments`.
+        length: of the next step, `[candidates, 1]`.
+    """
+
+    segments: tuple[Any, Any, Any]
+    gap: Any
+    slopes: tuple[Any, Any, Any]
+    length: Any
+
+
+def start_ascent(xp: Any, segments: tuple[Any, Any, Any]) -> Ascent:
+    """Return the ascent before its first step."""
+    left, right, weight = segments
+    slopes = (xp.zeros_like(left), xp.zeros_like(right), xp.zeros_like(weight))
+    return Ascent(segments, xp.full_like(weight[:, 0], -np.inf), slopes, xp.full_like(weight, 0.1))
+
+
+def relative_gaps(
+    xp: Any, function: Callable[[Any], Any], segments: tuple[Any, Any, Any], output: Any, size: Any
+) -> Any:
+    """Return the gaps of one output each, relative to the size of the function, `[candidates]`."""
+    left, right, weight = segments
+    rows = xp.concatenate([left, right, weight * left + (1 - weight) * right])
+    values = function(rows).reshape(3, len(left), -1)[:, xp.arange(len(left)), output]
+    return (values[2] - (weight[:, 0] * values[0] + (1 - weight[:, 0]) * values[1])) / size
+
+
+def ascend(
+    xp: Any, gaps_and_slopes: Callable[[Any], tuple[Any, Any]], now: Ascent, middle: Any, reach: Any
+) -> Ascent:
+    """Return the ascent one step further: a step that lowers a gap is taken back, and the next one is shorter."""
+    norm = xp.sqrt(xp.sum(xp.concatenate(now.slopes, axis=1) ** 2, axis=1, keepdims=True)) + 1e-30
+    left, right, weight = (
+        at + now.length * scale * slope / norm
+        for at, scale, slope in zip(now.segments, (reach, reach, 0.5), now.slopes, strict=True)
+    )
+    ends = (xp.clip(end, middle - reach, middle + reach) for end in (left, right))
+    segments = (*ends, xp.clip(weight, 0.02, 0.98))
+    gap, slopes = gaps_and_slopes(segments)
+    better = gap > now.gap
+
+    def select(new: Any, old: Any) -> Any:
+        return tuple(xp.where(better[:, None], one, two) for one, two in zip(new, old, strict=True))
+
+    return Ascent(
+        select(segments, now.segments),
+        xp.where(better, gap, now.gap),
+        select(map(xp.nan_to_num, slopes), now.slopes),
+        xp.where(better[:, None], now.length * 1.2, now.length * 0.5),
+    )
