@@ -42,11 +42,12 @@ class Library(NamedTuple):
 
 
 LIBRARIES: dict[str, Library] = {}
+NUMPY = array_namespace(np.zeros(0))
 
 
 def namespace(array: Array) -> Any:
     """Return the library of an array, as a module that follows the array API standard."""
-    return array_namespace(array)
+    return NUMPY if type(array) is np.ndarray else array_namespace(array)
 
 
 def register(array: Array, library: Library) -> None:
@@ -139,7 +140,6 @@ def _softmax(u: np.ndarray) -> np.ndarray:
     return powers / np.sum(powers, axis=-1, keepdims=True)
 
 
-NUMPY = namespace(np.zeros(0))
 register(
     np.zeros(0),
     Library(
