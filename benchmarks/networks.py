@@ -31,7 +31,7 @@ class Network(NamedTuple):
         init: key -> parameters.
         apply: (parameters, `[N, D]`) -> `[N, O]`.
         project: parameters -> the nearest ones that are allowed.
-        loss: (`[N, O]`, `[N, O]`) -> what is minimised.
+        loss: (`[N, O]`, `[N, O]`) -> what is minimized.
         start: (parameters, x, y) -> what is trained, made of new parameters and the rows to train on.
         config: of a hull.
     """
@@ -59,7 +59,7 @@ class Tuned(NamedTuple):
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return U(-1, 1) / sqrt(fan-in): the usual initialisation of a linear layer."""
+    """Return U(-1, 1) / sqrt(fan-in): the usual initialization of a linear layer."""
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(shape[0])
 
 

@@ -45,7 +45,7 @@ FITTED, WIDE = "hull, 8 petals, by fit", "ICNN (Amos), clamped, 64 x 4"
 HULL, CHOSEN = "hull, 8 petals", "hull"
 HARD, HARD_CHOSEN = "hard maximum of means", "hard maximum"
 LSE_STARTED = "LSE network, our start"
-PLANES, CONVEX = "max-affine (Magnani, Boyd)", "convex regression, penalised"
+PLANES, CONVEX = "max-affine (Magnani, Boyd)", "convex regression, penalized"
 # Beside a hull of 8 petals with a learned temperature; all but the first start "affine", so that they differ.
 OURS: dict[str, dict[str, Any]] = {
     HULL: {},
@@ -104,7 +104,7 @@ def layered(make: Any, counts: tuple[int, ...]) -> dict[str, Shape]:
 
 PEERS: dict[str, dict[str, Shape]] = {
     "ICNN (Amos), clamped": layered(icnn, (1, 2, 4)),
-    "ICNN, our initialisation": layered(deep, (1, 2, 4)),
+    "ICNN, our initialization": layered(deep, (1, 2, 4)),
     "LSE network": {"planes": lse_network},
     LSE_STARTED: {"from planes": lse_from_planes},
     "convex KAN": {f"{knots} knots": partial(convex_kan, knots=knots) for knots in (2, 4, 8)},
@@ -160,11 +160,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Standard:
-    """The tasks of all seeds in standardised units, split; those of the suite have rows of their own.
+    """The tasks of all seeds in standardized units, split; those of the suite have rows of their own.
 
     Args:
         tasks: of each seed.
-        rows: split and standardised, `[S, N, ...]`.
+        rows: split and standardized, `[S, N, ...]`.
         mean, scale: of y, `[S, O]`.
         x_test: `[S, T, D]`.
     """
@@ -177,7 +177,7 @@ class Standard:
 
     @classmethod
     def of(cls, tasks: Sequence[Task]) -> Standard:
-        """Return the tasks of seeds 0, 1, ... standardised, a fifth of their rows held out."""
+        """Return the tasks of seeds 0, 1, ... standardized, a fifth of their rows held out."""
         parts, means, scales, x_tests = [], [], [], []
         for seed, task in enumerate(tasks):
             x_mean, x_scale, mean, scale = task.x.mean(0), task.x.std(0), task.y.mean(0), task.y.std(0)
@@ -192,7 +192,7 @@ class Standard:
         return cls(tasks, rows, np.stack(means), np.stack(scales), np.stack(x_tests))
 
     def error(self, seed: int, predicted: np.ndarray) -> float:
-        """Return the error of standardised predictions `[T, O]`, over the variance of the function."""
+        """Return the error of standardized predictions `[T, O]`, over the variance of the function."""
         return relative_error(self.tasks[seed], predicted * self.scale[seed] + self.mean[seed])
 
 

@@ -42,7 +42,7 @@ STRONG_CONVEXITY = 0.1
 
 
 def semi_dual(value: Value, dim: int, init: Callable[[jax.Array], Params], start: Any) -> Network:
-    """Return a potential as a network on rows (x, y), whose outputs f(x) + f*(y) are minimised in the mean."""
+    """Return a potential as a network on rows (x, y), whose outputs f(x) + f*(y) are minimized in the mean."""
 
     def apply(p: Params, rows: jax.Array) -> jax.Array:
         def one(row: jax.Array) -> jax.Array:

@@ -41,7 +41,7 @@ def test_pre_activations_stay_alive_and_do_not_explode(backend, activation):
             assert np.median(np.abs(np.corrcoef(u.T)[np.triu_indices(u.shape[1], 1)])) < 0.95
 
 
-def test_control_he_initialisation_of_non_negative_weights_explodes(backend, monkeypatch):
+def test_control_he_initialization_of_non_negative_weights_explodes(backend, monkeypatch):
     weights = dict(drawn(backend, 0))
     rng = np.random.default_rng(0)
     for name in weights:
@@ -167,7 +167,7 @@ def test_seeds_draw_different_weights_and_one_seed_the_same(backend):
 
 
 @pytest.mark.parametrize("activation", ["softplus", "relu", "huber_relu"])
-def test_activations_are_standardised_by_quadrature(backend, activation):
+def test_activations_are_standardized_by_quadrature(backend, activation):
     got = convexmoe.hull.activations.STANDARD[activation]
     assert np.allclose(got, reference.standard_moments(activation), rtol=1e-13, atol=0)
     u = np.random.default_rng(0).standard_normal(10**5)
