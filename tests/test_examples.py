@@ -21,10 +21,11 @@ SPLITS = languages.read_words(["es", "ca"], set())
 def test_a_model_trains_and_is_scored(monkeypatch):
     """Forty steps for two languages; control: at a rate of 0 nothing is learned."""
     monkeypatch.setattr(languages, "CHUNK", 40)
+    monkeypatch.setattr(languages, "BATCH", 256)
     settings = languages.Settings({"west": ["es", "ca"]}, (), 1, 40)
     data = languages.prepare(settings)
     for rate, least, most in ((1e-2, 1.0, 4.8), (0.0, 5.0, 7.0)):
-        ran = languages.run("hierarchy", rate, 0, data, settings, lambda steps: None)
+        ran = languages.run("shared", rate, 0, data, settings, lambda steps: None)
         assert list(ran["test"]) == ["es", "ca"]
         assert all(least < bits < most for bits in (ran["validation"], *ran["test"].values())), ran
 
