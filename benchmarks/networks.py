@@ -169,7 +169,7 @@ def hull_network(config: HullConfig) -> Network:
     return Network(lambda key: hull.init(config, key), lambda p, x: hull.apply(p, x, config), config=config)
 
 
-def started_network(config: HullConfig, start: str | None = None) -> Network:
+def network_from_start(config: HullConfig, start: str | None = None) -> Network:
     """A hull that starts as with `fit(start=start)`."""
 
     def started(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
@@ -178,7 +178,7 @@ def started_network(config: HullConfig, start: str | None = None) -> Network:
     return hull_network(config)._replace(start=started)
 
 
-def sized(make: Callable[[int], Network], parameters: int) -> Network:
+def match_size(make: Callable[[int], Network], parameters: int) -> Network:
     """Return the network whose parameters are nearest in number, by its width."""
     widths = range(1, 2049)
     at = bisect.bisect_left(widths, parameters, key=lambda width: count(make(width)))
@@ -311,7 +311,7 @@ def best_rate(
     return best
 
 
-def tuned(shapes: Mapping[str, Network], rows: Rows, steps: int, batch: int, grid: Sequence[float]) -> Tuned:
+def tune(shapes: Mapping[str, Network], rows: Rows, steps: int, batch: int, grid: Sequence[float]) -> Tuned:
     """Train one copy a seed, in the shape that is best on the held-out rows of all seeds.
 
     The rate of each shape is the best on the held-out rows of seed 0.

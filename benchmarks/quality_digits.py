@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from networks import Network, Params, Rows, hull_network, tuned
+from networks import Network, Params, Rows, hull_network, tune
 from quality_runs import write
 from timing import table
 
@@ -76,7 +76,7 @@ def accuracies(depth: int, initialization: str, steps: int) -> tuple[list[float]
     """Return the test accuracy of every seed, and the rate, chosen on the held-out rows of seed 0."""
     rows, pixels, classes = digits()
     model = network(depth, initialization)
-    found = tuned({"": model}, rows, steps, BATCH, RATES)
+    found = tune({"": model}, rows, steps, BATCH, RATES)
     apply = jax.jit(model.apply)
     logits = np.stack([apply(p, x) for p, x in zip(found.params, pixels.astype(np.float32), strict=True)])
     return np.mean(logits.argmax(-1) == classes, axis=1).tolist(), found.rate

@@ -25,10 +25,10 @@ from networks import (
     icnn,
     lse_from_planes,
     lse_network,
+    match_size,
     mlp,
-    sized,
-    started_network,
-    tuned,
+    network_from_start,
+    tune,
 )
 from quality_tasks import SCALAR, Task, quadratic_50, small, suite_task
 from regressors import fit_convex
@@ -75,7 +75,7 @@ def hull_of(
 ) -> Network:
     """Return a hull with a start of `fit`."""
     fields = {"hidden_dim": units, "group_size": group_size, "temperature": temperature}
-    return started_network(HullConfig(dim, petals, out_dim, **fields), start)
+    return network_from_start(HullConfig(dim, petals, out_dim, **fields), start)
 
 
 # Ways to spend the parameters of a hull: on a wide trunk, on petals, on petals alone.
@@ -97,18 +97,18 @@ def deep(dim: int, out_dim: int, width: int, layers: int) -> Network:
     return hull_network(HullConfig(dim, 1, out_dim, hidden_dim=width, depth=layers))
 
 
-def layered(make: Any, counts: tuple[int, ...]) -> dict[str, Shape]:
+def by_depth(make: Any, counts: tuple[int, ...]) -> dict[str, Shape]:
     """Return a shape for each number of hidden layers."""
     return {f"{layers} layer" + "s" * (layers > 1): partial(make, layers=layers) for layers in counts}
 
 
 PEERS: dict[str, dict[str, Shape]] = {
-    "ICNN (Amos), clamped": layered(icnn, (1, 2, 4)),
-    "ICNN, our initialization": layered(deep, (1, 2, 4)),
+    "ICNN (Amos), clamped": by_depth(icnn, (1, 2, 4)),
+    "ICNN, our initialization": by_depth(deep, (1, 2, 4)),
     "LSE network": {"planes": lse_network},
     LSE_STARTED: {"from planes": lse_from_planes},
     "convex KAN": {f"{knots} knots": partial(convex_kan, knots=knots) for knots in (2, 4, 8)},
-    "MLP": layered(mlp, (1, 2, 3)),
+    "MLP": by_depth(mlp, (1, 2, 3)),
 }
 CHOICE = HULLS | {"from planes, hard": HARD_HULLS["from planes, hard"]}
 SHAPES = {CHOSEN: CHOICE, HARD_CHOSEN: HARD_HULLS, **PEERS}
@@ -210,25 +210,25 @@ def score(job: Job) -> Score:
     own = HullConfig(dim, 8, out_dim, temperature="learned")
     parameters, shape, rate, idle = count(hull_network(own)), "", None, None
     if job.model == FITTED:
-        errors, idle = fitted(tasks, own, job)
+        errors, idle = fit_hulls(tasks, own, job)
     elif job.model in (PLANES, CONVEX):
-        errors, parameters = regressed(job.model, Standard.of(tasks))
+        errors, parameters = fit_regressor(job.model, Standard.of(tasks))
     else:
         data = Standard.of(tasks)
         if job.model in OURS:
             fields = {"petals": 8, "temperature": "learned"} | OURS[job.model]
             start = None if job.model == HULL else "affine"
-            shapes = {"": started_network(HullConfig(dim, out_dim=out_dim, **fields), start)}
+            shapes = {"": network_from_start(HullConfig(dim, out_dim=out_dim, **fields), start)}
         elif job.model == WIDE:
             shapes = {
                 "4 layers": icnn(dim, out_dim, 64, layers=4)
             }  # as published, at any number of parameters
         else:
             shapes = {
-                name: sized(partial(make, dim, out_dim), parameters)
+                name: match_size(partial(make, dim, out_dim), parameters)
                 for name, make in SHAPES[job.model].items()
             }
-        shape, network, rate, params = tuned(shapes, data.rows, job.steps, job.batch, RATES)
+        shape, network, rate, params = tune(shapes, data.rows, job.steps, job.batch, RATES)
         parameters = count(network)
         apply = jax.jit(network.apply)
         errors = [data.error(seed, np.asarray(apply(p, data.x_test[seed]))) for seed, p in enumerate(params)]
@@ -256,7 +256,7 @@ def tasks_of(job: Job) -> list[Task]:
     return [suite_task(job.task, **job.fields, seed=seed) for seed in range(seeds)]
 
 
-def fitted(tasks: Sequence[Task], config: HullConfig, job: Job) -> tuple[list[float], float]:
+def fit_hulls(tasks: Sequence[Task], config: HullConfig, job: Job) -> tuple[list[float], float]:
     """Return the errors of `fit` with its defaults, and how many groups are idle."""
     errors, idle = [], []
     for seed, task in enumerate(tasks):
@@ -275,7 +275,7 @@ def idle_groups(model: VectorHull, x: np.ndarray) -> int:
     return int((shares < 1e-3).sum())
 
 
-def regressed(model: str, data: Standard) -> tuple[list[float], int]:
+def fit_regressor(model: str, data: Standard) -> tuple[list[float], int]:
     """Return the errors of a regressor without gradients, its size chosen on held-out rows, and its parameters."""
     errors, sizes = [], []
     for seed, (x, y, x_held, y_held) in enumerate(zip(*data.rows, strict=True)):

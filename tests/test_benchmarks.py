@@ -146,7 +146,7 @@ def one_hidden_layer(weight):
 
 
 def found(network, **options):
-    return named_networks.judged(network, **{"seeds": 2, "steps": 5, "segments": 2000} | options)
+    return named_networks.judge(network, **{"seeds": 2, "steps": 5, "segments": 2000} | options)
 
 
 def test_a_network_with_positive_weights_is_proved_in_every_state():
@@ -168,14 +168,14 @@ def test_control_a_network_with_weights_of_any_sign_is_refuted():
 
 def test_projected_weights_stay_so_while_they_train():
     free = one_hidden_layer(lambda weight: weight)
-    projected = free._replace(project=named_networks.clipped)
+    projected = free._replace(project=named_networks.clip_hidden_kernels)
     _, drawn, trained = found(projected)
     assert drawn.proved == trained.proved == 2
-    params = named_networks.trained(projected, free.init(jax.random.key(0)), jnp.ones((4, 2)), steps=1)
+    params = named_networks.train(projected, free.init(jax.random.key(0)), jnp.ones((4, 2)), steps=1)
     assert float(params["w_zs"].min()) >= 0 > float(params["x"].min())
 
 
 def test_without_its_peer_the_script_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ott", None)
     with pytest.raises(SystemExit, match=r"needs ott-jax .* pip install \"convexmoe\[jax,peers\]\""):
-        named_networks.published()
+        named_networks.published_networks()

@@ -49,8 +49,8 @@ def test_quick_run_passes_its_check(name, picture, tmp_path):
 
 def test_a_plan_by_a_hull_meets_the_demand_and_costs_no_less_than_the_optimum():
     plants = dispatch.PLANTS
-    x, y = dispatch.measured(plants[0], 60, 0)
-    hull = dispatch.fitted_hull(x, y, 40, 0)
+    x, y = dispatch.measure_costs(plants[0], 60, 0)
+    hull = dispatch.fit_hull(x, y, 40, 0)
     costs = [lambda at, p=p: dispatch.true_expression(p, at) for p in plants]
     exact = dispatch.solve(costs, 2)
     plan = dispatch.solve([lambda at: to_cvxpy(hull, at, output=0), *costs[1:]], 2)
@@ -64,7 +64,9 @@ def test_a_controller_with_a_hull_at_the_end_plans_otherwise_than_without():
     state = np.array([2.0, -1.0])
     hull = control.cm.VectorHull(2, petals=4, out_dim=1, hidden_dim=7, rngs=nnx.Rngs(0))
     ends = (None, lambda end: 100 * to_cvxpy(hull, end, output=0))
-    without, with_hull = (control.solver_policy(control.planned(control.HORIZON, end))(state) for end in ends)
+    without, with_hull = (
+        control.solver_policy(control.planning_problem(control.HORIZON, end))(state) for end in ends
+    )
     assert max(abs(without), abs(with_hull)) <= control.LARGEST_FORCE
     assert with_hull != pytest.approx(without, rel=1e-3)
 
@@ -95,7 +97,7 @@ def test_no_plan_costs_less_than_the_optimum():
 def test_quadratics_are_fitted():
     x = np.random.default_rng(0).uniform(0, 100, (60, 2))
     Q = np.array([[0.02, 0.008], [0.008, 0.02]])
-    found = dispatch.fitted_quadratic(x, 5 + x @ [3.0, 2.0] + np.einsum("ni,ij,nj->n", x, Q, x))
+    found = dispatch.fit_quadratic(x, 5 + x @ [3.0, 2.0] + np.einsum("ni,ij,nj->n", x, Q, x))
     np.testing.assert_allclose(found[2], Q, atol=1e-5)
     value = dispatch.quadratic_expression(found, cp.Variable(x.shape, value=x)).value
     np.testing.assert_allclose(value, 5 + x @ [3.0, 2.0] + np.einsum("ni,ij,nj->n", x, Q, x), rtol=1e-3)
@@ -109,7 +111,7 @@ def test_values_are_least_costs():
         gain = np.linalg.solve(R + B.T @ P @ B, B.T @ P @ A)
         P = Q + A.T @ P @ (A - B @ gain)
     state = np.array([0.05, -0.02])
-    start, _, problem = control.planned(control.LONG, None)
+    start, _, problem = control.planning_problem(control.LONG, None)
     start.value = state
     assert problem.solve(solver=cp.CLARABEL) == pytest.approx(state @ P @ state, rel=1e-5)
 
