@@ -120,7 +120,16 @@ def test_the_shape_is_chosen_on_the_rows_of_all_seeds():
     assert networks.tune({"one": line(1.0), "two": line(2.0)}, first, 2, 4, (0.01, 0.04)).shape == "one"
 
 
-@pytest.mark.parametrize("model", [HULL, FITTED, PLANES, CHOSEN, "MLP"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        FITTED,
+        PLANES,
+        "MLP",
+        pytest.param(HULL, marks=pytest.mark.release),
+        pytest.param(CHOSEN, marks=pytest.mark.release),
+    ],
+)
 def test_a_job_gives_a_score(model, monkeypatch):
     monkeypatch.setattr(quality_scores, "MORE_SEEDS", 2)
     score = quality_scores.score(Job("small", model, 4, 31))
