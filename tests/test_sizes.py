@@ -9,14 +9,11 @@ FILE, FUNCTION, ALL = 400, 60, 20_000
 
 # What is over a limit, with the reason; a row that is within it by now must go.
 EXCUSED: dict[str, str] = {
-    "convexmoe_jax/hierarchy/dispatch.py:dynamic_blocks": "open: being dissolved",
-    "convexmoe_jax/minimization/regions.py:region": "open: being dissolved",
-    "convexmoe_torch/minimization/regions.py:region": "open: being dissolved",
     "interop/job.py:run": "open: being dissolved",
     "interop/report.py:_draw_groups": "open: being dissolved",
 }
 # What the trees may have together until all is done; then the row goes, and ALL holds. open: being dissolved
-FOR_NOW = 24_200
+FOR_NOW = 22_000
 
 
 def body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
