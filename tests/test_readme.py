@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs" / "pages").glob("*.md"))]
 TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
 README = TEXTS["README.md"]
+LONG = ("deployment", "files", "fitting")  # pages whose blocks run at a release only
 SHELL = ("bash", "console", "sh", "shell")
 FENCE = re.compile(r"^```[ ]*(\w*)[^\n]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
 
@@ -127,7 +128,14 @@ def problems(found: list[Block]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in TEXTS[page]])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.release) if Path(page).stem in LONG else page
+        for page in PAGES
+        if "```python" in TEXTS[page]
+    ],
+)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # docs/pages/activations.md adds a row to these tables, which goes with the test

@@ -77,7 +77,10 @@ def model_of(dtype):
     return ENGINE.build(CASE, random_weights(CASE), dtype)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("one expert a level", "float32"), ("both", "float64")])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [pytest.param("one expert a level", "float32", marks=pytest.mark.release), ("both", "float64")],
+)
 def test_a_hierarchy_comes_back_the_same(name, dtype):
     with ENGINE.precision(dtype):
         model, routing = model_of(dtype), ROUTINGS[name]
