@@ -31,7 +31,7 @@ class Network(NamedTuple):
         init: key -> parameters.
         apply: (parameters, `[N, D]`) -> `[N, O]`.
         project: parameters -> the nearest ones that are allowed.
-        loss: (`[N, O]`, `[N, O]`) -> what is minimised.
+        loss: (`[N, O]`, `[N, O]`) -> what is minimized.
         start: (parameters, x, y) -> what is trained, made of new parameters and the rows to train on.
         config: of a hull.
     """
@@ -59,7 +59,7 @@ class Tuned(NamedTuple):
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return U(-1, 1) / sqrt(fan-in): the usual initialisation of a linear layer."""
+    """Return U(-1, 1) / sqrt(fan-in): the usual initialization of a linear layer."""
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(shape[0])
 
 
@@ -169,7 +169,7 @@ def hull_network(config: HullConfig) -> Network:
     return Network(lambda key: hull.init(config, key), lambda p, x: hull.apply(p, x, config), config=config)
 
 
-def started_network(config: HullConfig, start: str | None = None) -> Network:
+def network_from_start(config: HullConfig, start: str | None = None) -> Network:
     """A hull that starts as with `fit(start=start)`."""
 
     def started(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
@@ -178,7 +178,7 @@ def started_network(config: HullConfig, start: str | None = None) -> Network:
     return hull_network(config)._replace(start=started)
 
 
-def sized(make: Callable[[int], Network], parameters: int) -> Network:
+def match_size(make: Callable[[int], Network], parameters: int) -> Network:
     """Return the network whose parameters are nearest in number, by its width."""
     widths = range(1, 2049)
     at = bisect.bisect_left(widths, parameters, key=lambda width: count(make(width)))
@@ -311,7 +311,7 @@ def best_rate(
     return best
 
 
-def tuned(shapes: Mapping[str, Network], rows: Rows, steps: int, batch: int, grid: Sequence[float]) -> Tuned:
+def tune(shapes: Mapping[str, Network], rows: Rows, steps: int, batch: int, grid: Sequence[float]) -> Tuned:
     """Train one copy a seed, in the shape that is best on the held-out rows of all seeds.
 
     The rate of each shape is the best on the held-out rows of seed 0.
