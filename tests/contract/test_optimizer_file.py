@@ -162,7 +162,7 @@ def test_a_header_with_a_bad_optimizer_is_refused(backend, name, tmp_path):
     model = in_jax("hull")
     header, arrays = convexmoe_jax.files.models.content_of(model)
     header |= {"schema": 1, "notes": {}, "optimizer": SPOILT[name]}
-    convexmoe_jax.files.format.write_sealed(tmp_path / "file", header, arrays)
+    convexmoe.files.format.write_sealed(tmp_path / "file", header, arrays)
     with pytest.raises(ValueError, match=r"expected an optimizer with its rule, one of .* and its step"):
         backend.package.load(tmp_path / "file")
 
@@ -173,7 +173,7 @@ def test_a_missing_moment_is_named_before_a_tensor_is_read(backend, tmp_path, mo
     header |= {"schema": 1, "notes": {}, "optimizer": {"rule": "sgd", "step": 3}}
     arrays |= {f"opt/trace/{name.removeprefix('params/')}": value for name, value in arrays.items()}
     del arrays["opt/trace/shifts"]
-    convexmoe_jax.files.format.write_sealed(tmp_path / "file", header, arrays)
+    convexmoe.files.format.write_sealed(tmp_path / "file", header, arrays)
     seen = watch(backend, monkeypatch)
     with pytest.raises(ValueError, match="got missing opt/trace/shifts"):
         backend.package.load(tmp_path / "file")
@@ -217,9 +217,11 @@ def test_tensors_are_read_one_by_one(backend, tmp_path, monkeypatch):
 def test_control_a_reader_that_keeps_its_tensors_is_seen(backend, tmp_path, monkeypatch):
     model = in_jax("hull")
     convexmoe_jax.save(model, tmp_path / "file", optimizer=stepped(RULES["adam"][0](), model, 2, 0))
-    counts, kept, bytes_of = watch(backend, monkeypatch), [], backend.package.files.format.bytes_of
+    counts, kept, hash_array = watch(backend, monkeypatch), [], convexmoe.files.format._hash_array
     monkeypatch.setattr(
-        backend.package.files.format, "bytes_of", lambda value: kept.append(value) or bytes_of(value)
+        convexmoe.files.format,
+        "_hash_array",
+        lambda *arguments: kept.append(arguments) or hash_array(*arguments),
     )
     backend.package.read_notes(tmp_path / "file")
     assert max(counts) == len(counts) - 1
@@ -337,7 +339,7 @@ def test_a_bad_state_leaves_the_file_as_it_was(backend, name, tmp_path):
         backend.package.save(model, path, optimizer=state)
     assert path.read_bytes() == before
     with pytest.raises((TypeError, ValueError)):
-        backend.package.files.optimizer.restored(fresh(backend, model), model, state)
+        backend.package.files.optimizer.restore(fresh(backend, model), model, state)
 
 
 def test_an_optimizer_of_a_copy_is_refused(tmp_path):
