@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -241,7 +241,7 @@ def check_own_parts(
 
 
 def make_expert(
-    recipe: dict[str, Any], experts: dict[str, Callable[..., Any]], hull: Callable[[HullConfig], Any]
+    recipe: dict[str, Any], experts: Mapping[str, Callable[..., Any]], hull: Callable[[HullConfig], Any]
 ) -> Any:
     """Return a ready expert by its recipe.
 

@@ -213,7 +213,7 @@ class HullEngine(Engine, Protocol):
         if not isinstance(model, cls.kind):
             rule, got = (f"{k.__module__.partition('.')[0]}.{k.__name__}" for k in (cls.kind, type(model)))
             fail("fit", "model", f"a {rule}", got, "Pass such a model.", TypeError)
-        given: HullConfig = model.config
+        given: HullConfig = model.config  # type: ignore[attr-defined]
         x, y = check_data("x", x, y, given)
         normalization = given.normalization or normalization_of(x, y, *cls.limits(model))
         rows, held_out = (normalize(*part, normalization) for part in hold_out(x, y, validation, given, seed))
@@ -229,7 +229,7 @@ class HullEngine(Engine, Protocol):
         return run(engine, schedule, resume, on_evaluation, default_rate(len(rows[0]), config.in_dim))
 
 
-def check_resumed(state: Any, kind: type, config: HullConfig) -> None:
+def check_resumed(state: Any, kind: Any, config: HullConfig) -> None:
     """Check that a run goes on with a state of this package, and with the model and the data it was begun with."""
     if not isinstance(state, FitState) or not isinstance(state.model, kind):
         got = f"{type(state).__module__}.{type(state).__name__}"

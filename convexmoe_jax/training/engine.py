@@ -123,7 +123,8 @@ class Engine(core.Engine):
         self.begin(state.model, state.optimizer, state.best)
 
     def state(self, history: History, best: Any, best_step: int) -> FitState:
-        return FitState(*jax.tree.map(np.array, self.carry), history, best, best_step)
+        params, optimizer = jax.tree.map(np.array, self.carry)
+        return FitState(params, optimizer, history, best, best_step)
 
     def result(self, best: Any) -> Any:
         return jax.tree.map(jnp.asarray, best)
