@@ -7,6 +7,7 @@ import cases
 import numpy as np
 import pytest
 
+TORCH = backends.BACKENDS[1]  # for what the core refuses, which no framework changes
 STEPS, HALF = 120, 60  # evaluated every three steps
 SCHEDULE = {"steps": STEPS, "batch_size": 67, "seed": 3, "learning_rate": 0.05, "start": "affine"}
 FIELDS = cases.fields(in_dim=3, petals=5, temperature="learned")
@@ -123,17 +124,17 @@ def test_a_run_at_its_end_stays_as_it_is(backend):
 
 
 @pytest.mark.parametrize("steps", [50, 270, 41 * 40])
-def test_another_schedule_is_refused(backend, steps):
-    state = half(backend, "float32")
+def test_another_schedule_is_refused(steps):
+    state = half(TORCH, "float32")
     x, y, validation = data()
     with pytest.raises(
         ValueError, match=r"fit.resume: expected a multiple of \d+ steps, at most \d+; got 60"
     ):
-        backend.package.fit(state.model, x, y, validation=validation, steps=steps, resume=state)
+        TORCH.package.fit(state.model, x, y, validation=validation, steps=steps, resume=state)
 
 
 @pytest.mark.parametrize("change", ["none now", "none before", "another seed", "other rows"])
-def test_other_held_out_rows_are_refused(backend, change):
+def test_other_held_out_rows_are_refused(change):
     """Else rows that chose the step are trained on, or losses on different rows are compared."""
     x, y, validation = data()
     now = {"validation": 0.3, "seed": 3}
@@ -141,17 +142,17 @@ def test_other_held_out_rows_are_refused(backend, change):
     later = {"none now": {"validation": 0}, "another seed": {"seed": 4}}.get(change, {})
     options = SCHEDULE | {"steps": 40}
     states = []
-    backend.package.fit(
-        start(backend, "float32"),
+    TORCH.package.fit(
+        start(TORCH, "float32"),
         x,
         y,
         **(options | now | before),
         on_evaluation=lambda s: not states.append(s),
     )
     with pytest.raises(ValueError, match=r"expected a state of a run that held the same rows out"):
-        backend.package.fit(states[-1].model, x, y, **(options | now | later), resume=states[-1])
+        TORCH.package.fit(states[-1].model, x, y, **(options | now | later), resume=states[-1])
     # control: with the same rows it goes on
-    on = backend.package.fit(states[-1].model, x, y, **(options | now | before), resume=states[-1])
+    on = TORCH.package.fit(states[-1].model, x, y, **(options | now | before), resume=states[-1])
     assert on.history.step[-1] == 40
 
 
@@ -175,11 +176,11 @@ def other(backend):
     return next(one for one in backends.BACKENDS if one.package is not backend.package)
 
 
-def test_other_data_are_refused(backend):
-    state = half(backend, "float32")
+def test_other_data_are_refused():
+    state = half(TORCH, "float32")
     x, y, validation = data(1)
     with pytest.raises(ValueError) as caught:
-        backend.package.fit(start(backend, "float32"), x, y, validation=validation, steps=STEPS, resume=state)
+        TORCH.package.fit(start(TORCH, "float32"), x, y, validation=validation, steps=STEPS, resume=state)
     assert str(caught.value) == (
         "fit.resume: expected a state of the given model and data; got another normalization. "
         "Go on with what the run was begun with."
