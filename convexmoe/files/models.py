@@ -5,70 +5,33 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from ..errors import fail
 from ..hierarchy.config import CELMoEConfig
 from ..hierarchy.description import FUSIONS, USER
 from ..hull.config import HullConfig
+from ..hull.parameters import nest
 from .format import KINDS, OPTIMIZER, PREFIX, SCHEMA, Arrays, own_copy, plain_notes, read, write_sealed
 from .optimizer import MOMENTS, OptimizerState, check_state
 
 Path = str | os.PathLike[str]
 
 
-class Layers(Protocol):
-    """What `files.layers` of a package has.
-
-    Attributes:
-        MODELS: its `VectorHull` and its `HierarchicalCELMoE`.
-
-    Methods:
-        neutral_arrays: returns neutral name -> a copy of the array in numpy, of every parameter of a model.
-        from_numpy: returns such an array in the framework; the path is for the message of an error.
-        make_hull: returns the hull of a config and its arrays.
-        recipes_of: returns what `describe_parts` says of a hierarchy.
-        build, fill: return a hierarchy of a config and recipes; set its arrays.
-    """
-
-    MODELS: tuple[Any, Any]
-
-    def neutral_arrays(self, model: Any) -> Arrays: ...
-    def from_numpy(self, value: Any, path: Path | None) -> Any: ...
-    def make_hull(self, config: HullConfig, arrays: dict[str, Any]) -> Any: ...
-    def recipes_of(self, model: Any) -> dict[str, Any]: ...
-    def build(self, config: CELMoEConfig, recipes: Any, expert_factory: Any, fusion_module: Any) -> Any: ...
-    def fill(self, model: Any, arrays: dict[str, Any]) -> None: ...
-
-
-class Optimizers(Protocol):
-    """What `files.optimizer` of a package has.
-
-    Attributes:
-        KINDS: the classes of arrays that a state may have.
-
-    Methods:
-        optimizer_state: returns a copy of the state of an optimizer.
-        restore: returns the optimizer with a saved state.
-        to_numpy, moment_of: return a moment in numpy, and one from numpy.
-    """
-
-    KINDS: tuple[type, ...]
-
-    def optimizer_state(self, optimizer: Any, model: Any, *, step: int | None) -> OptimizerState: ...
-    def restore(self, optimizer: Any, model: Any, saved: OptimizerState) -> Any: ...
-    def to_numpy(self, value: Any) -> np.ndarray: ...
-    def moment_of(self, value: np.ndarray) -> Any: ...
-
-
 class Package:
-    """How the models of a package are saved and loaded."""
+    """How the models of a package are saved and loaded.
+
+    Args:
+        layers: its `files.layers`. `MODELS` are its `VectorHull` and `HierarchicalCELMoE`; `neutral_arrays` returns a copy
+            in numpy of every parameter of a model by neutral name, `from_numpy` such an array in the framework,
+            `recipes_of` what `describe_parts` says of a hierarchy; `build` and `fill` make one, and set its arrays.
+        optimizers: its `files.optimizer`. `KINDS` are the classes of arrays that a state may have; `optimizer_state`
+            returns a copy of a state, `restore` the optimizer with a saved one, `to_numpy` and `moment_of` a moment in
+            numpy, and one from numpy.
+    """
 
     def __init__(self, layers: Any, optimizers: Any) -> None:
-        self._layers: Layers = layers
-        self._optimizers: Optimizers = optimizers
+        self._layers, self._optimizers = layers, optimizers
 
     def save(
         self,
@@ -144,7 +107,7 @@ class Package:
         }
         recipes = header["config"]
         if header["kind"] == "VectorHull":
-            return self._layers.make_hull(HullConfig.from_json(json.dumps(recipes)), named)
+            return self._layers.MODELS[0].from_params(HullConfig.from_json(json.dumps(recipes)), nest(named))
         config = CELMoEConfig.from_json(json.dumps(recipes["hierarchy"]))
         model = self._layers.build(config, recipes, expert_factory, fusion_module)
         self._layers.fill(model, named)

@@ -20,13 +20,12 @@ from flax import nnx
 from convexmoe.errors import describe, dtype_name, fail, same_keys
 from convexmoe.files import check_own_parts, describe_parts, make_expert
 from convexmoe.hierarchy import CELMoEConfig
-from convexmoe.hull import HullConfig
 
 from ..hierarchy.experts import HullExpert, LinearExpert, MLPExpert
 from ..hierarchy.fusion import LearnedFusion, PositionAwareFusion
 from ..hierarchy.module import HierarchicalCELMoE
 from ..hull.initialization import switched_on
-from ..hull.module import VectorHull, flatten, nest
+from ..hull.module import VectorHull, flatten
 
 MODELS = VectorHull, HierarchicalCELMoE
 Permutation = Callable[[int], tuple[int, ...]]
@@ -162,11 +161,6 @@ def from_numpy(value: Any, path: str | os.PathLike[str] | None, permutation: Per
         got = describe(value) if path is None else f"{os.fspath(path)!r} in float64"
         fail("load", "path", "a dtype that JAX has switched on", got, fix)
     return jnp.asarray(np.asarray(value).transpose(np.argsort(permutation(value.ndim))))
-
-
-def make_hull(config: HullConfig, arrays: dict[str, Any]) -> VectorHull:
-    """Return the hull of a config and its arrays by neutral name."""
-    return VectorHull.from_params(config, nest(arrays))
 
 
 def recipes_of(model: HierarchicalCELMoE) -> dict[str, Any]:

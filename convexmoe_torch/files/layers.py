@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from convexmoe.errors import fail, same_keys
 from convexmoe.files import check_own_parts, describe_parts, make_expert
 from convexmoe.hierarchy import CELMoEConfig
-from convexmoe.hull import HullConfig
 
 from ..hierarchy.experts import HullExpert, LinearExpert, MLPExpert
 from ..hierarchy.fusion import LearnedFusion, PositionAwareFusion
 from ..hierarchy.module import HierarchicalCELMoE
-from ..hull.module import VectorHull, nest
+from ..hull.module import VectorHull
 
 MODELS = VectorHull, HierarchicalCELMoE
 OURS: dict[str, type[nn.Module]] = {
@@ -108,11 +107,6 @@ def fill(model: HierarchicalCELMoE, arrays: dict[str, Any]) -> None:
     same_keys("HierarchicalCELMoE", expected, {name: (tuple(v.shape), "") for name, v in arrays.items()})
     for name, parameter in parameters.items():
         parameter.data = from_numpy(arrays[name]).detach().clone().to(parameter.device)
-
-
-def make_hull(config: HullConfig, arrays: dict[str, Any]) -> VectorHull:
-    """Return the hull of a config and its arrays by neutral name."""
-    return VectorHull.from_params(config, nest(arrays))
 
 
 def recipes_of(model: HierarchicalCELMoE) -> dict[str, Any]:
