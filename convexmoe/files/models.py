@@ -22,8 +22,8 @@ class Package:
     """How the models of a package are saved and loaded.
 
     Args:
-        layers: its `files.layers`. `MODELS` are its `VectorHull` and `HierarchicalCELMoE`; `neutral_arrays` returns a copy
-            in numpy of every parameter of a model by neutral name, `from_numpy` such an array in the framework,
+        layers: its `files.layers`. `MODELS` are its `VectorHull` and `HierarchicalCELMoE`; `neutral_arrays` returns a
+            copy in numpy of every parameter of a model by neutral name, `from_numpy` such an array in the framework,
             `recipes_of` what `describe_parts` says of a hierarchy; `build` and `fill` make one, and set its arrays.
         optimizers: its `files.optimizer`. `KINDS` are the classes of arrays that a state may have; `optimizer_state`
             returns a copy of a state, `restore` the optimizer with a saved one, `to_numpy` and `moment_of` a moment in
