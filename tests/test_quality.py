@@ -68,7 +68,12 @@ def test_the_loop_is_that_of_the_package():
 
 @pytest.mark.parametrize(
     ("make", "convex"),
-    [(networks.icnn, True), (networks.lse_network, True), (networks.convex_kan, True), (networks.mlp, False)],
+    [
+        (networks.icnn, True),
+        pytest.param(networks.lse_network, True, marks=pytest.mark.release),
+        pytest.param(networks.convex_kan, True, marks=pytest.mark.release),
+        (networks.mlp, False),
+    ],
 )
 def test_the_peers_are_convex_where_they_are_said_to_be(make, convex):
     network = networks.sized(lambda width: make(3, 2, width), 500)
@@ -120,7 +125,10 @@ def test_the_shape_is_chosen_on_the_rows_of_all_seeds():
     assert networks.tuned({"one": line(1.0), "two": line(2.0)}, first, 2, 4, (0.01, 0.04)).shape == "one"
 
 
-@pytest.mark.parametrize("model", [HULL, FITTED, PLANES, CHOSEN, "MLP"])
+@pytest.mark.parametrize(
+    "model",
+    [HULL, *[pytest.param(name, marks=pytest.mark.release) for name in (FITTED, CHOSEN, "MLP")], PLANES],
+)
 def test_a_job_gives_a_score(model, monkeypatch):
     monkeypatch.setattr(quality_scores, "MORE_SEEDS", 2)
     score = quality_scores.score(Job("small", model, 4, 31))
