@@ -59,6 +59,11 @@ class FitState(NamedTuple, Generic[Model]):
     best: Any
     best_step: int
 
+    @property
+    def params(self) -> Model:
+        """The model, by the name that `train` of JAX has for it."""
+        return self.model
+
 
 class Engine(Protocol):
     """What a package does in a run: it holds the weights, their mean since the evaluation before, and the rows.
