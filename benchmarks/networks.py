@@ -18,7 +18,7 @@ import numpy as np
 from convexmoe.training.schedule import ADAM_DECAYS, EVALUATIONS, learning_rates
 from convexmoe_jax import HullConfig, hull
 from convexmoe_jax.hull.fusion import learned_temperature
-from convexmoe_jax.training.engine import clipped, mean_squared_error, started_tree
+from convexmoe_jax.training.engine import clip, mean_squared_error, start_params
 
 Params = dict[str, Any]
 BEYOND, LEAST_LOSS = 3, 1e-30
@@ -126,7 +126,7 @@ def lse_from_planes(dim: int, out_dim: int, pieces: int) -> Network:
     config = HullConfig(dim, pieces, out_dim, hidden_dim=1, group_size=1, temperature="learned")
 
     def start(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
-        found = started_tree(hull.init(config, jax.random.key(0)), config, x, y, "planes")
+        found = start_params(hull.init(config, jax.random.key(0)), config, x, y, "planes")
         T = learned_temperature(found["raw_temperature"])
         slopes, offsets = (jnp.moveaxis(found["readout"][name], -1, -2) for name in ("weight", "bias"))
         return {"slopes": slopes, "offsets": offsets, "log_temperature": jnp.log(T)}
@@ -173,7 +173,7 @@ def network_from_start(config: HullConfig, start: str | None = None) -> Network:
     """A hull that starts as with `fit(start=start)`."""
 
     def started(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
-        return started_tree(params, config, x, y, start)
+        return start_params(params, config, x, y, start)
 
     return hull_network(config)._replace(start=started)
 
@@ -211,7 +211,7 @@ def _chunk(network: Network, carry: Any, data: Any, rows: jax.Array, rates: jax.
         p: Params, m: Params, v: Params, x: jax.Array, y: jax.Array, rate: jax.Array, t: jax.Array
     ) -> Any:
         first, second = ADAM_DECAYS
-        g = clipped(jax.grad(loss)(p, x, y))
+        g = clip(jax.grad(loss)(p, x, y))
         m = jax.tree.map(lambda a, b: first * a + (1 - first) * b, m, g)
         v = jax.tree.map(lambda a, b: second * a + (1 - second) * b * b, v, g)
         unbiased = (1 - first**t, 1 - second**t)

@@ -26,7 +26,7 @@ from quality_runs import run, write
 from timing import table
 
 from convexmoe_jax import HullConfig
-from convexmoe_jax.training.engine import started_tree
+from convexmoe_jax.training.engine import start_params
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from ott.neural.networks.icnn import ICNN
@@ -65,7 +65,7 @@ def hull(dim: int) -> Network:
 
     def start(p: Params, rows: np.ndarray, _: np.ndarray) -> Params:
         x = rows[:, :dim]
-        return started_tree(p, config, x, 0.5 * np.sum(x**2, axis=1, keepdims=True), "affine")
+        return start_params(p, config, x, 0.5 * np.sum(x**2, axis=1, keepdims=True), "affine")
 
     return semi_dual(value, dim, own.init, start)
 

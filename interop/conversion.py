@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from convexmoe.files import format as neutral
 from convexmoe.files.atomic import write_whole
 
 from . import frameworks
@@ -60,8 +61,9 @@ def convert(source: Path, target: Path, to: str | None = None) -> Conversion:
         )
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"convexmoe convert: expected two places; got {source} twice. Name another target.")
-    package = frameworks.choose("jax" if source.is_dir() else None).package
-    form, header, arrays = _read(source, package.files.format)
+    if source.is_dir():
+        frameworks.choose("jax")
+    form, header, arrays = _read(source)
     if to is None:
         to = "neutral" if form != "neutral" else "torch" if target.suffix else "orbax"
     if not target.parent.is_dir():
@@ -70,12 +72,12 @@ def convert(source: Path, target: Path, to: str | None = None) -> Conversion:
     return Conversion(to, to == "torch" and "optimizer" in header)
 
 
-def _read(source: Path, neutral: Any) -> tuple[str, dict[str, Any], Arrays]:
+def _read(source: Path) -> tuple[str, dict[str, Any], Arrays]:
     """Return the form, the description without its digest, and the tensors by their names in the neutral file."""
     try:
         if source.is_dir():
-            return "orbax", *_read_orbax(source, neutral)
-        found = _read_torch(source, neutral)
+            return "orbax", *_read_orbax(source)
+        found = _read_torch(source)
         if found is not None:
             return "torch", *found
         header, arrays = neutral.read(source)
@@ -92,9 +94,9 @@ def _description(header: dict[str, Any]) -> dict[str, Any]:
     return {name: header[name] for name in fields}
 
 
-def _read_torch(source: Path, neutral: Any) -> tuple[dict[str, Any], Arrays] | None:
+def _read_torch(source: Path) -> tuple[dict[str, Any], Arrays] | None:
     """Return what stands in a state dict that `_write_torch` wrote, None where the file is none."""
-    with safe_open(str(source), framework=neutral.FRAMEWORK) as file:
+    with safe_open(str(source), framework="numpy") as file:
         text = (file.metadata() or {}).get(ENTRY)
         if text is None:
             return None
@@ -108,9 +110,8 @@ def _read_torch(source: Path, neutral: Any) -> tuple[dict[str, Any], Arrays] | N
 
 
 def _write_torch(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
-    neutral = frameworks.choose(None).package.files.format
     own = {
-        name.removeprefix(neutral.PREFIX): _native(value, neutral)
+        name.removeprefix(neutral.PREFIX): neutral.own_copy(value)
         for name, value in arrays.items()
         if name.startswith(neutral.PREFIX)
     }
@@ -122,8 +123,7 @@ def _write_torch(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
 
 
 def _write_neutral(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
-    neutral = frameworks.choose(None).package.files.format
-    neutral.write_sealed(target, header, {name: _native(value, neutral) for name, value in arrays.items()})
+    neutral.write_sealed(target, header, {name: neutral.own_copy(value) for name, value in arrays.items()})
 
 
 def _units(header: dict[str, Any], arrays: Arrays) -> Arrays:
@@ -136,24 +136,8 @@ def _units(header: dict[str, Any], arrays: Arrays) -> Arrays:
     for prefix, config in hulls.items():
         for name in UNITS if config.get("normalization") else ():
             values, like = config["normalization"][name], arrays[f"{prefix}shifts"]
-            new = (
-                like.new_tensor(values)
-                if hasattr(like, "new_tensor")
-                else np.asarray(values).astype(like.dtype)
-            )
-            found[f"{prefix}normalization.{name}"] = new
+            found[f"{prefix}normalization.{name}"] = np.asarray(values).astype(like.dtype)
     return found
-
-
-def _native(value: Any, neutral: Any) -> Any:
-    """Return an array as the files of the framework hold it."""
-    if neutral.FRAMEWORK == "numpy":
-        return np.array(value, order="C")
-    if hasattr(value, "detach"):
-        return value
-    from .weights import tensor_of
-
-    return tensor_of(value)
 
 
 def _write_orbax(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
@@ -168,7 +152,7 @@ def _write_orbax(target: Path, header: dict[str, Any], arrays: Arrays) -> None:
         branch = trees
         for part in path:
             branch = branch.setdefault(part, {})
-        branch[leaf] = _numpy(value)
+        branch[leaf] = np.asarray(value)
     beside = Path(tempfile.mkdtemp(prefix=".convexmoe-", dir=target.parent))
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -192,18 +176,7 @@ def _path(name: str) -> list[str]:
     return ["optimizer", moment, *parameter.split(".")]
 
 
-def _numpy(value: Any) -> np.ndarray:
-    if not hasattr(value, "detach"):
-        return np.asarray(value)
-    if str(value.dtype) != "torch.bfloat16":
-        return value.numpy()
-    import ml_dtypes  # comes with JAX
-    import torch
-
-    return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-
-
-def _read_orbax(source: Path, neutral: Any) -> tuple[dict[str, Any], Arrays]:
+def _read_orbax(source: Path) -> tuple[dict[str, Any], Arrays]:
     """Return what stands in a directory that `_write_orbax` wrote."""
     import jax
     import orbax.checkpoint as ocp

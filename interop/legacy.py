@@ -84,7 +84,7 @@ def from_celmoe(
     own_config = package.CELMoEConfig.from_json(config.to_json())
     names = import_module(f"{package.__name__}.files.layers")
     recipes = {"experts": {}, "fusion": "LearnedFusion"}
-    model = names.built(own_config, recipes, expert_factory, fusion_module)
+    model = names.build(own_config, recipes, expert_factory, fusion_module)
     names.fill(model, {name: _given(array, framework) for name, array in arrays.items()})
     return model
 

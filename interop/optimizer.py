@@ -36,7 +36,7 @@ def adam_to_torch(state: Any, model: Any, optimizer: torch.optim.Optimizer, twin
     """
     found = in_jax.optimizer_state(state, model)
     moments = {moment: _each(arrays, tensor_of) for moment, arrays in found.moments.items()}
-    in_torch.restored(optimizer, twin, in_torch.OptimizerState(found.rule, found.step, moments))
+    in_torch.restore(optimizer, twin, in_torch.OptimizerState(found.rule, found.step, moments))
     return found.step
 
 
@@ -68,7 +68,7 @@ def adam_to_optax(
         moment: _each(tensors, lambda tensor: np.asarray(array_of(tensor)))
         for moment, tensors in found.moments.items()
     }
-    return in_jax.restored(state, model, in_jax.OptimizerState(found.rule, found.step, moments))
+    return in_jax.restore(state, model, in_jax.OptimizerState(found.rule, found.step, moments))
 
 
 def _each(arrays: dict[str, Any], change: Any) -> dict[str, Any]:

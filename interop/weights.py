@@ -39,9 +39,8 @@ def to_torch(model: Any, *, expert_factory: Any = None, fusion_module: Any = Non
     if isinstance(model, convexmoe_jax.HierarchicalCELMoE):
         recipes = convexmoe_jax.files.layers.recipes_of(model)
         config = convexmoe_torch.CELMoEConfig.from_json(model.config.to_json())
-        twin = convexmoe_torch.files.layers.built(config, recipes, expert_factory, fusion_module)
-        arrays = convexmoe_jax.files.layers.neutral_arrays(model)
-        convexmoe_torch.files.layers.fill(twin, {name: tensor_of(array) for name, array in arrays.items()})
+        twin = convexmoe_torch.files.layers.build(config, recipes, expert_factory, fusion_module)
+        convexmoe_torch.files.layers.fill(twin, convexmoe_jax.files.layers.neutral_arrays(model))
         return twin
     _check_hull("to_torch", model, convexmoe_jax)
     weights = {name: tensor_of(array) for name, array in convexmoe_jax.hull.flatten(model.params).items()}
@@ -65,9 +64,8 @@ def to_jax(model: Any, *, expert_factory: Any = None, fusion_module: Any = None)
     if isinstance(model, convexmoe_torch.HierarchicalCELMoE):
         recipes = convexmoe_torch.files.layers.recipes_of(model)
         config = convexmoe_jax.CELMoEConfig.from_json(model.config.to_json())
-        twin = convexmoe_jax.files.layers.built(config, recipes, expert_factory, fusion_module)
-        tensors = convexmoe_torch.files.layers.neutral_arrays(model)
-        convexmoe_jax.files.layers.fill(twin, {name: array_of(tensor) for name, tensor in tensors.items()})
+        twin = convexmoe_jax.files.layers.build(config, recipes, expert_factory, fusion_module)
+        convexmoe_jax.files.layers.fill(twin, convexmoe_torch.files.layers.neutral_arrays(model))
         return twin
     _check_hull("to_jax", model, convexmoe_torch)
     weights = {name: array_of(tensor) for name, tensor in model.named_parameters()}
