@@ -161,5 +161,3 @@ ACTIVATIONS = {
         smooth=_smooth_huber_relu,
     ),
 }
-
-STANDARD = {name: (row.mean, row.deviation) for name, row in ACTIVATIONS.items()}

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...hull.activations import POSITIVE_SHARE, STANDARD
+from ...hull.activations import ACTIVATIONS
 from ...hull.config import HullConfig
+from ...hull.parameters import positive_scale
 from .affine import Weights, inverse_softplus, scale_softplus
 from .planes import in_units
 
@@ -46,21 +47,12 @@ class Sum(NamedTuple):
     def units(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the units at `[N, D]`, their derivatives, and the distances to the knots, each `[N, K]`."""
         distance_NK = x[:, self.inputs] - self.knots
-        return *unit(self.sharpness * distance_NK, self.activation), distance_NK
+        u_NK, act = self.sharpness * distance_NK, ACTIVATIONS[self.activation]
+        return act.value(u_NK), act.slope(u_NK), distance_NK
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Return `[N, O]` values at `[N, D]`."""
         return self.units(x)[0] @ self.heights + _design(x) @ self.plane
-
-
-def unit(u: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the activation of u, not normalized, and its derivative."""
-    if activation == "softplus":
-        return np.logaddexp(u, 0.0), 0.5 + 0.5 * np.tanh(0.5 * u)
-    if activation == "relu":
-        return np.maximum(u, 0.0), (u > 0.0).astype(u.dtype)
-    bent = np.clip(u + 1.0, 0.0, 2.0)
-    return 0.25 * bent**2 + np.maximum(u - 1.0, 0.0), 0.5 * bent
 
 
 def _design(x: np.ndarray) -> np.ndarray:
@@ -125,7 +117,7 @@ def _add_units(given: Sum, x: np.ndarray, y: np.ndarray, most: int) -> Sum:
     rows, dim = x.shape
     knots = min(MOST_KNOTS, max(3, LARGEST_TABLE // (len(SHARPNESS) * rows * dim)))
     knots_TD = np.quantile(x, np.linspace(OUTSIDE, 1.0 - OUTSIDE, knots), axis=0)
-    parts = [unit(s * (x[:, None, :] - knots_TD), given.activation)[0] for s in SHARPNESS]
+    parts = [ACTIVATIONS[given.activation].value(s * (x[:, None, :] - knots_TD)) for s in SHARPNESS]
     table_NM = np.concatenate([part.reshape(rows, -1) for part in parts], axis=1)
     basis = np.linalg.qr(_design(x))[0]
     table_NM -= basis @ (basis.T @ table_NM)
@@ -238,7 +230,7 @@ def place_units(weights: Weights, config: HullConfig, sums: Sum) -> Weights:
     """Return weights in which the first units of the last layer are those of the sum, at height zero."""
     new = {name: np.array(value, np.float64) for name, value in weights.items()}
     units, last = np.arange(len(sums.inputs)), f"trunk.{config.depth - 1}."
-    mean, deviation = STANDARD[config.activation]
+    act = ACTIVATIONS[config.activation]
     weight, bias = new[last + "weight"], new[last + "bias"]
     bias[..., units] = -sums.sharpness * sums.knots
     weight[..., units] = 0.0
@@ -249,7 +241,7 @@ def place_units(weights: Weights, config: HullConfig, sums: Sum) -> Weights:
         raw[..., units] = scale_softplus(raw[..., units], LITTLE)
     elif config.gate:
         new["gate.weight"][:, units] = 0.0
-        bias[..., units] -= (unit(new["gate.bias"][units], config.activation)[0] - mean) / deviation
+        bias[..., units] -= (act.value(new["gate.bias"][units]) - act.mean) / act.deviation
     new["readout.raw_weight"][units] = inverse_softplus(np.zeros(()))
     return new
 
@@ -257,11 +249,11 @@ def place_units(weights: Weights, config: HullConfig, sums: Sum) -> Weights:
 def add_sum(weights: Weights, config: HullConfig, sums: Sum) -> Weights:
     """Return the weights of `place_units` with the sum added: the heights of its units, and its plane."""
     new = dict(weights)
-    mean, deviation = STANDARD[config.activation]
-    heights = sums.heights * deviation / math.sqrt(POSITIVE_SHARE / config.hidden_dim)
+    act = ACTIVATIONS[config.activation]
+    heights = sums.heights * act.deviation / positive_scale(config.hidden_dim)
     raw = new["readout.raw_weight"].copy()
     raw[: len(heights)] = inverse_softplus(heights)[:, None, :]
     new["readout.raw_weight"] = raw
     new["readout.weight"] = new["readout.weight"] + sums.plane[:-1, None, :]
-    new["readout.bias"] = new["readout.bias"] + sums.plane[-1] + sums.heights.sum(axis=0) * mean
+    new["readout.bias"] = new["readout.bias"] + sums.plane[-1] + sums.heights.sum(axis=0) * act.mean
     return new
