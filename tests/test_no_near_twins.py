@@ -25,9 +25,6 @@ EXCUSED: dict[str, str] = {
     "hull/module.py": "`winners` is three lines of array operations after the petals, on which each package stands",
     "hull/petals.py": "tuned apart: the order of the products is what a forward pass costs",
     "convexity/atoms.py": "reference programs, which are traced: each in the operations of its framework",
-    "files/format.py": "open: being dissolved",
-    "files/layers.py": "open: being dissolved",
-    "files/models.py": "open: being dissolved",
 }
 
 # The same thing in the frameworks' spelling. First what has dots, by patterns, then single names.
