@@ -13,7 +13,7 @@ EXCUSED: dict[str, str] = {
     "interop/report.py:_draw_groups": "open: being dissolved",
 }
 # What the trees may have together until all is done; then the row goes, and ALL holds. open: being dissolved
-FOR_NOW = 22_000
+FOR_NOW = 21_800
 
 
 def body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
