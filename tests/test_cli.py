@@ -16,7 +16,7 @@ import convexmoe_jax
 import convexmoe_torch
 import interop
 from interop import frameworks
-from interop.tables import embedded_table, read_table
+from interop.command.tables import embedded_table, read_table
 
 # What is wrong with the table: (change, parts of the message: what came, the remedy).
 BAD_TABLES = {
@@ -133,7 +133,7 @@ def test_an_interrupted_run_leaves_what_it_can_go_on_from_and_nothing_else(tmp_p
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("interop.job.draw_report", stop)
+    monkeypatch.setattr("interop.command.experiment.draw_report", stop)
     result = invoke("fit", "--framework", "torch", "--out", tmp_path / "run", *QUICK)
     assert result.exit_code == 130 and f"--resume {tmp_path / 'run'}" in result.stdout
     assert os.listdir(tmp_path) == ["run"] and os.listdir(tmp_path / "run") == ["unfinished"]
@@ -172,19 +172,19 @@ def test_the_metrics_are_those_of_the_saved_model(trained):
     assert 0 < metrics["parity"]["max_difference"] < 2e-6
     assert f"{metrics['test_rmse']['hull']:.2f}" in printed
 
-    from interop import job
+    from interop.command import experiment
 
     table = embedded_table()
-    data = job.prepare(table, "mpg", (), seed=0)
-    saved = job.read_model(out / "model.safetensors", frameworks.get(name))
+    data = experiment.prepare(table, "mpg", (), seed=0)
+    saved = experiment.read_model(out / "model.safetensors", frameworks.get(name))
     error = np.sqrt(np.mean((saved.predict(data.x[data.test]) - data.y[data.test]) ** 2))
     assert error == pytest.approx(metrics["test_rmse"]["hull"], rel=1e-6)
 
 
 def test_the_split_uses_every_row_once():
-    from interop import job
+    from interop.command import experiment
 
-    first, second = (job.prepare(embedded_table(), "mpg", (), seed=seed) for seed in (0, 1))
+    first, second = (experiment.prepare(embedded_table(), "mpg", (), seed=seed) for seed in (0, 1))
     for data in (first, second):
         together = np.concatenate([data.train, data.validation, data.test])
         assert sorted(together) == list(range(392))
@@ -258,9 +258,8 @@ def test_bad_input_to_predict_is_refused_in_one_line(trained, tmp_path):
 
 
 def test_a_model_without_column_names_is_refused(tmp_path):
-    torch_side = frameworks.get("torch")
     path = tmp_path / "bare.safetensors"
-    torch_side.package.save(torch_side.hull(0, in_dim=2, petals=3, out_dim=1), path)
+    convexmoe_torch.save(convexmoe_torch.VectorHull(2, petals=3, out_dim=1), path)
     data = write(tmp_path / "t.csv", rows())
     assert_one_line_refusal(
         invoke("predict", path, data), "bare.safetensors", "column names", "convexmoe fit"

@@ -13,9 +13,10 @@ import torch
 from commands import FRAMEWORKS, QUICK, assert_one_line_refusal, invoke, rows, write
 
 import convexmoe_torch
+from convexmoe.errors import InputError
 from interop import cli, frameworks
-from interop.saved import notes_of, read_model
-from interop.tables import InputError, read_table
+from interop.command.saved_model import notes_of, read_model
+from interop.command.tables import read_table
 
 
 def hull_file(path, notes=None, dtype=torch.float32, **options):
@@ -118,7 +119,7 @@ def test_any_name_of_a_column_is_drawn_and_printed(tmp_path, monkeypatch):
 def test_matplotlib_shows_a_name_as_it_is():
     from matplotlib.text import Text
 
-    from interop.report import _plain
+    from interop.command.report import _plain
 
     for name in ("$a_{$", "$", "a$b$c", r"\$x\$", "mpg"):
         assert Text()._preprocess_math(_plain(name)) == (name, False), name
@@ -126,7 +127,7 @@ def test_matplotlib_shows_a_name_as_it_is():
 
 
 def test_results_that_are_not_finite_are_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("interop.job._convexity", lambda *_: {"segments": 1, "violation": float("nan")})
+    monkeypatch.setattr("interop.in_torch.largest_violation", lambda *_, **__: float("nan"))
     data = write(tmp_path / "t.csv", rows())
     result = invoke("fit", data, "--target", "y", "--framework", "torch", "--out", tmp_path / "run", *QUICK)
     assert result.exit_code == 2
@@ -147,10 +148,12 @@ def test_units_near_the_limits_give_finite_results(tmp_path, unit):
 
 
 def test_parity_of_predictions_of_zero(tmp_path, monkeypatch):
-    from interop import job
+    from interop.command import experiment
 
-    monkeypatch.setattr("interop.saved.SavedModel.predict", lambda self, x: np.zeros(len(x)))
-    parity = job._parity(frameworks.get("torch"), hull_file(tmp_path / "m.safetensors"), np.zeros((4, 2)))
+    monkeypatch.setattr("interop.command.saved_model.SavedModel.predict", lambda self, x: np.zeros(len(x)))
+    parity = experiment.compare_frameworks(
+        frameworks.get("torch"), hull_file(tmp_path / "m.safetensors"), np.zeros((4, 2))
+    )
     assert parity == {"framework": "jax", "max_difference": 0.0}
 
 

@@ -12,7 +12,8 @@ import pytest
 from commands import assert_one_line_refusal, invoke
 
 import convexmoe_torch
-from interop import frameworks, unfinished
+from interop import frameworks
+from interop.command import resume as unfinished
 
 STEPS = 120
 # With this seed the best step comes after the middle, where the runs are stopped: the result shows what goes on.
@@ -95,7 +96,8 @@ def test_an_interrupted_run_says_how_to_go_on(framework, whole, tmp_path, monkey
 
 KILLED = """
 import convexmoe_torch
-from interop import frameworks, unfinished
+from interop import frameworks
+from interop.command import resume as unfinished
 unfinished.EVERY = 0.0
 from interop.cli import main
 main()

@@ -61,7 +61,7 @@ def test_the_floor_is_what_one_ulp_makes():
     from convexmoe_jax import VectorHull
 
     model = VectorHull(1, 1, hidden_dim=1, out_dim=1, rngs=nnx.Rngs(0))
-    moved = parity._moved(model)
+    moved = parity.nudge(model)
     for name, leaf in nnx.to_flat_state(nnx.state(moved, nnx.Param)):
         was = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))[name]
         assert np.array_equal(leaf[...], np.nextafter(was[...], np.float32(np.inf))), name

@@ -1,5 +1,6 @@
-"""The neutral file: its form, its checks, and how it is written."""
+"""The neutral file: its form, its checks, how it is written, and what its header says."""
 
+from .inspect import Inspection, inspect
 from .optimizer import OptimizerState
 
-__all__ = ["OptimizerState"]
+__all__ = ["Inspection", "OptimizerState", "inspect"]
