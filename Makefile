@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install test demo example-languages example-hierarchy example-dispatch example-control example-transport lint types benchmarks docs clean
+.PHONY: help install test test-all demo example-languages example-hierarchy example-dispatch example-control example-transport lint types benchmarks docs clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -40,10 +40,10 @@ example-transport: $(INSTALLED)  ## Hulls as potentials of ott-jax, against the 
 	@$(PIP) -e '.[peers]'
 	$(BIN)/python examples/transport.py --out transport-run
 
-test: $(INSTALLED)  ## Lint, types, doctests and every test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+test: lint types  ## Lint, types, doctests and the tests, but for those that only a release needs
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not release"
+
+test-all: lint types  ## Lint, types, doctests and every test: before a release
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 fuzz: $(INSTALLED)  ## Hold 100,000 random programs a package against what certify says of them; about 20 minutes

@@ -31,6 +31,14 @@ def pytest_ignore_collect(collection_path):
     return True if shared and Path(__file__).parent in collection_path.parents else None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What only a release runs is slow as well, so that `-m "not slow"` leaves it out."""
+    for item in items:
+        if item.get_closest_marker("release"):
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Global generators start alike in every test, whatever ran before it."""
