@@ -55,9 +55,7 @@ def tied_hull(seed, petals=SIZES["petals"]):
 def losses_in_jax(params, batches, config, adam):
     """The loss before each step; `adam` is what `train_step` takes from its module: another is another program."""
     model, carry = convexmoe_jax.training.engine.HullFunction(config), (params, adam.init(params))
-    return jax.lax.scan(
-        lambda c, b: convexmoe_jax.training.engine.train_step(model, c, b), carry, batches
-    )[1]
+    return jax.lax.scan(lambda c, b: convexmoe_jax.training.engine.train_step(model, c, b), carry, batches)[1]
 
 
 def trajectories(hull, seed, steps=200):
