@@ -22,9 +22,9 @@ def startup_problem() -> str | None:
     True
     """
     if getattr(interop, "__distribution__", None) != "convexmoe":
-        found = getattr(interop, "__file__", None) or list(interop.__path__)
+        place = getattr(interop, "__file__", None) or list(interop.__path__)
         return (
-            f"convexmoe: expected its own package `interop`; found another distribution's at {found}. "
+            f"convexmoe: expected its own package `interop`; found another distribution's at {place}. "
             "Install convexmoe in a fresh environment."
         )
     missing = [name for name in ("typer", "rich") if not _is_installed(name)]

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from . import frameworks
 
 FORMS = ("neutral", "torch", "orbax")
 ENTRY = "convexmoe_state_dict"  # of the metadata of a state dict
-DESCRIPTION = "convexmoe.json"  # beside an Orbax state
+DESCRIPTION, FOLDERS = "convexmoe.json", ("state", "optimizer")  # of an Orbax directory
 UNITS = ("input_mean", "input_scale", "output_mean", "output_scale")
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, RecursionError, MemoryError, SafetensorError)
 Arrays = dict[str, np.ndarray]
@@ -139,27 +138,20 @@ def _read_orbax(source: Path) -> tuple[Header, Arrays]:
     import orbax.checkpoint as ocp
 
     header = json.loads((source / DESCRIPTION).read_text())
+    folders = FOLDERS if "optimizer" in header else FOLDERS[:1]
     with jax.enable_x64(True), ocp.StandardCheckpointer() as checkpointer:
-        trees = {PREFIX: checkpointer.restore(source.absolute() / "state")}
-        if "optimizer" in header:
-            moments = checkpointer.restore(source.absolute() / "optimizer")
-            trees |= {f"{OPTIMIZER}{moment}/": tree for moment, tree in moments.items()}
-    return header, {name: value for prefix, tree in trees.items() for name, value in _leaves(tree, prefix)}
+        trees = {folder: checkpointer.restore(source.absolute() / folder) for folder in folders}
+    leaves = frameworks.get("jax").package.hull.flatten(trees)
+    return header, {_neutral_name(name): np.asarray(value) for name, value in leaves.items()}
 
 
 def _write_orbax(target: Path, header: Header, arrays: Arrays) -> None:
-    frameworks.choose("jax")
+    hull = frameworks.choose("jax").package.hull
     import orbax.checkpoint as ocp
 
     if target.exists() and not (target / DESCRIPTION).is_file():
         raise InputError(f"{target}: expected a new directory; something else is there. Name another one.")
-    trees: dict[str, Any] = {}
-    for name, value in arrays.items():
-        *path, leaf = _path(name)
-        branch = trees
-        for part in path:
-            branch = branch.setdefault(part, {})
-        branch[leaf] = value
+    trees = hull.nest({_orbax_name(name): value for name, value in arrays.items()})
     beside = Path(tempfile.mkdtemp(prefix=".convexmoe-", dir=target.parent))
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -174,19 +166,14 @@ def _write_orbax(target: Path, header: Header, arrays: Arrays) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _path(name: str) -> list[str]:
+def _orbax_name(name: str) -> str:
     """Return where a tensor of the neutral file stands in the directory: folder, moment if it is one, dotted parts."""
-    kind, _, rest = name.partition("/")
-    if kind == "params":
-        return ["state", *rest.split(".")]
-    moment, _, parameter = rest.partition("/")
-    return ["optimizer", moment, *parameter.split(".")]
+    if name.startswith(PREFIX):
+        return f"{FOLDERS[0]}.{name.removeprefix(PREFIX)}"
+    return f"{FOLDERS[1]}.{name.removeprefix(OPTIMIZER).replace('/', '.', 1)}"
 
 
-def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the arrays of nested dicts with their dotted names."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", np.asarray(value)
+def _neutral_name(name: str) -> str:
+    """Return what a tensor of the directory is called in the neutral file; the inverse of `_orbax_name`."""
+    folder, _, parameter = name.partition(".")
+    return PREFIX + parameter if folder == FOLDERS[0] else OPTIMIZER + parameter.replace(".", "/", 1)

@@ -41,18 +41,18 @@ def precision(wide: bool) -> AbstractContextManager[Any]:
 
 def own_array(array: Any) -> torch.Tensor:
     """Return a copy of an array of numpy or JAX as a CPU tensor of the same dtype; bfloat16 crosses as bits."""
-    own = np.array(array, order="C", copy=True)
-    if own.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(own.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(own)
+    values = np.array(array, order="C", copy=True)
+    if values.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(values.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
 
 
 def numpy_of(tensor: torch.Tensor) -> np.ndarray:
     """Return a copy of a tensor, on any device, as an array of numpy of the same dtype; bfloat16 crosses as bits."""
-    own = tensor.detach().cpu().contiguous()
-    if own.dtype == torch.bfloat16:
-        return own.view(torch.uint16).numpy().view(ml_dtypes.bfloat16).copy()
-    return own.numpy().copy()
+    values = tensor.detach().cpu().contiguous()
+    if values.dtype == torch.bfloat16:
+        return values.view(torch.uint16).numpy().view(ml_dtypes.bfloat16).copy()
+    return values.numpy().copy()
 
 
 def rows_for(model: Any, x: Rows) -> torch.Tensor:

@@ -104,9 +104,9 @@ def _hull_twin(model: Any, package: Any, weights: dict[str, Any]) -> Any:
 
 def array_of(tensor: torch.Tensor) -> jax.Array:
     """Return a copy as a JAX array of the same dtype; bfloat16 crosses as bits."""
-    own = numpy_of(tensor)
-    array = in_jax.own_array(own)
-    if array.dtype != own.dtype:
+    values = numpy_of(tensor)
+    array = in_jax.own_array(values)
+    if array.dtype != values.dtype:
         fix = 'Call jax.config.update("jax_enable_x64", True) first.'
-        fail("to_jax", "model", "a dtype that JAX has switched on", str(own.dtype), fix)
+        fail("to_jax", "model", "a dtype that JAX has switched on", str(values.dtype), fix)
     return array

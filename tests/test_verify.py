@@ -42,14 +42,14 @@ def test_another_model_is_a_miss(kind, tmp_path):
         weight = list(model.parameters())[-1]
         weight.flatten()[0] += 1e-3
     convexmoe_torch.save(model, paths[1])
-    result = invoke("verify", *paths, "--steps", 2)
+    result = invoke("verify", *paths, "--steps", 5)
     assert result.exit_code == 1 and "MISS" in result.stdout
-    assert invoke("verify", paths[1], paths[1], "--steps", 2).exit_code == 0
+    assert invoke("verify", paths[1], paths[1], "--steps", 5).exit_code == 0
 
 
 def test_the_table_names_every_quantity(path):
     convexmoe_torch.save(hull(), path)
-    shown = invoke("verify", path, "--steps", 2, "--rows", 3).stdout
+    shown = invoke("verify", path, "--steps", 5).stdout
     for word in ("forward", "hessian", "trajectory", "gradient shifts", "one ulp", "float32: parity"):
         assert word in shown, word
 

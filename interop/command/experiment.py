@@ -23,7 +23,7 @@ from .baselines import fit_linear, fit_mlp
 from .group_map import importance, map_groups, rmse
 from .output import say
 from .report import draw_report, print_results
-from .resume import Keeper, Plan, Unfinished, fingerprint
+from .resume import Keeper, Plan, RunRecord, Unfinished, fingerprint
 from .saved_model import notes_of, read_model
 from .tables import MIN_ROWS, Table, check_varies, require_columns, shorten
 
@@ -126,17 +126,10 @@ def run_fit(run: Run, console: Console) -> int | None:
     if run.resumed is not None:
         console.print(f"Going on from step {first_step} of {plan.steps}.", highlight=False)
     part = {"framework": run.framework.name, "from_step": first_step}
-    parts = [part] if run.resumed is None else [*run.resumed.parts, part]
-    description = {
-        "plan": asdict(plan),
-        "target": data.target,
-        "drop": list(run.drop),
-        "table": data.name,
-        "data": prints,
-        "parts": parts,
-    }
+    parts = (part,) if run.resumed is None else (*run.resumed.record.parts, part)
+    record = RunRecord(plan, data.target, run.drop, data.name, prints, parts)
     notes = notes_of(data.columns, data.target, data.x[data.train])
-    keeper = Keeper(run.framework, run.folder, notes, description, run.pause_at)
+    keeper = Keeper(run.framework, run.folder, notes, record, run.pause_at)
     fitted = _train(run, keeper)
     if keeper.paused and keeper.step < plan.steps:
         go_on = f"Go on, in either framework: convexmoe fit --resume {run.folder.parent}"
@@ -163,8 +156,8 @@ def _check_start(run: Run, prints: str) -> int:
     """Check that a run goes on with its own table, to a later step, and return the step where it stands."""
     if run.resumed is None:
         return 0
-    if run.resumed.data != prints:
-        rule = f"the table that the run was begun with, {run.resumed.table}"
+    if run.resumed.record.data != prints:
+        rule = f"the table that the run was begun with, {run.resumed.record.table}"
         fix = "Name that table before --resume."
         refuse("convexmoe fit --resume", rule, "other rows or columns", fix)
     step = run.resumed.state.history.step[-1]
@@ -204,7 +197,7 @@ def _train(run: Run, keeper: Keeper) -> Any:
 
 
 def _measure(
-    run: Run, fitted: Any, parts: list[dict[str, Any]], path: Path
+    run: Run, fitted: Any, parts: tuple[dict[str, Any], ...], path: Path
 ) -> tuple[dict[str, Any], NDArray[np.float64], NDArray[np.float64]]:
     """Return the metrics of a fitted hull, its predictions for the test rows, and the importance of each column."""
     data, plan, framework, model = run.data, run.plan, run.framework, fitted.model

@@ -62,10 +62,11 @@ def fit_table(
     if resume is not None:
         with side.quiet():
             earlier = unfinished.read(resume, side)
-        plan, target, dropped, out = earlier.plan, earlier.target, earlier.drop, resume
-    if earlier is not None and data is None and earlier.table != embedded_table().name:
-        fix = f"Name it: convexmoe fit {earlier.table} --resume {resume}."
-        refuse("convexmoe fit --resume", "the table that the run was begun with", "none", fix)
+        record, out = earlier.record, resume
+        plan, target, dropped = record.plan, record.target, record.drop
+        if data is None and record.table != embedded_table().name:
+            fix = f"Name it: convexmoe fit {record.table} --resume {resume}."
+            refuse("convexmoe fit --resume", "the table that the run was begun with", "none", fix)
     table, predicted = _table_and_target(data, target)
     dataset = prepare(table, predicted, dropped, plan.seed)
     out = new_directory("convexmoe-fit") if out is None else out

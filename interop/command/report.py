@@ -126,7 +126,7 @@ def _draw_loss(axes: Axes, history: History, best_step: int) -> None:
     axes.plot(steps, history.validation_loss, "--", color=_COLORS[5], label="validation", linewidth=1.8)
     axes.axvline(best_step, color=_INK, linewidth=1.0, linestyle=":", label=f"kept: step {best_step}")
     axes.set_yscale("log")
-    axes.set(title="Loss while training", xlabel="step", ylabel="mean squared error (standardised)")
+    axes.set(title="Loss while training", xlabel="step", ylabel="mean squared error (normalized)")
     axes.grid(True, which="both", alpha=0.2)
     axes.legend(facecolor="white", framealpha=0.9, edgecolor="none")
 
@@ -205,7 +205,7 @@ def _draw_legend(axes: Axes, group_map: GroupMap, legend: _Legend) -> None:
     colors = zip(legend.colors, labels, strict=False)
     axes.legend(
         handles=[Patch(facecolor=color, edgecolor=_INK, label=label) for color, label in colors],
-        title="share of the map\n(points: test rows, in the\ncolour of their own group)",
+        title="share of the map\n(points: test rows, in the\ncolor of their own group)",
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
         frameon=False,

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,14 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """What the files say of a run.
+class RunRecord:
+    """What a run is, as its file says it.
 
     Attributes:
         plan: the options of the run.
         target: the column to predict; drop: the columns left out.
         table: the name of the table; data: the fingerprint of its rows and columns.
         parts: the framework and the first step of each part so far.
-        state: the `FitState` of the framework that read it.
     """
 
     plan: Plan
@@ -59,6 +58,13 @@ class Unfinished:
     table: str
     data: str
     parts: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that goes on: its record, and the `FitState` of the framework that read it."""
+
+    record: RunRecord
     state: Any
 
 
@@ -99,7 +105,7 @@ class Keeper:
         framework: the one that fits.
         folder: where to.
         notes: of the model.
-        run: the description of the run, without its losses.
+        record: of the run.
         pause_at: the step to pause at, or None.
     """
 
@@ -108,10 +114,10 @@ class Keeper:
         framework: Framework,
         folder: Path,
         notes: dict[str, Any],
-        run: dict[str, Any],
+        record: RunRecord,
         pause_at: int | None,
     ) -> None:
-        self._save, self._folder, self._notes, self._run = framework.package.save, folder, notes, run
+        self._save, self._folder, self._notes, self._record = framework.package.save, folder, notes, record
         self._pause_at = pause_at
         self._start_time = time.monotonic()
         self._state: Any = None
@@ -143,7 +149,7 @@ class Keeper:
         best = best_file(self._folder, sha256)
         os.replace(fresh, best)
         history = {name: list(losses) for name, losses in state.history._asdict().items()}
-        run = self._run | {"history": history, "best_step": int(state.best_step), "best": sha256}
+        run = asdict(self._record) | {"history": history, "best_step": int(state.best_step), "best": sha256}
         self._save(
             state.model, self._folder / NOW, notes=self._notes | {"fit": run}, optimizer=state.optimizer
         )
@@ -183,15 +189,15 @@ def read(directory: Path, framework: Framework) -> Unfinished:
             best=package.load(best),
             best_step=run["best_step"],
         )
-        plan = Plan(**run["plan"])
-        _check_state(state, plan, package)
+        _check_state(state, run["plan"], package)
     except InputError:
         raise
     except UNREADABLE as error:
         got = f"files that cannot be read as one ({reason_of(error)[:160]})"
         refuse("convexmoe fit --resume", f"an unfinished run in {folder}", got, "Begin again with --out.")
     drop, parts = tuple(run["drop"]), tuple(run["parts"])
-    return Unfinished(plan, run["target"], drop, run["table"], run["data"], parts, state)
+    record = RunRecord(Plan(**run["plan"]), run["target"], drop, run["table"], run["data"], parts)
+    return Unfinished(record, state)
 
 
 KINDS = {
@@ -233,13 +239,13 @@ def _check_description(run: Any) -> None:
     _demand(parts, "parts has other fields")
 
 
-def _check_state(state: Any, plan: Plan, package: Any) -> None:
+def _check_state(state: Any, plan: dict[str, int], package: Any) -> None:
     """Check that the files of a run are of one model, one step and one kind."""
     models, optimizer = (state.model, state.best), state.optimizer
     hulls = all(isinstance(model, package.VectorHull) for model in models)
     _demand(hulls, "there is another model than a VectorHull")
     config = state.model.config
-    planned = config == state.best.config and (config.petals, config.depth) == (plan.petals, plan.depth)
+    planned = config == state.best.config and (config.petals, config.depth) == (plan["petals"], plan["depth"])
     _demand(planned, "its models have other configs than its plan")
     _demand(optimizer is not None and optimizer.rule == "adam", "it has not the state of Adam")
     same_step = optimizer.step == state.history.step[-1]
