@@ -21,6 +21,7 @@ from convexmoe.errors import InputError, refuse
 from convexmoe.files.atomic import write_whole
 from convexmoe.files.format import OPTIMIZER, PREFIX, digest, read, write_sealed
 from convexmoe.files.hulls import NUMPY, to_safetensors
+from convexmoe.hull.parameters import flatten, nest
 
 from . import frameworks
 
@@ -141,17 +142,16 @@ def _read_orbax(source: Path) -> tuple[Header, Arrays]:
     folders = FOLDERS if "optimizer" in header else FOLDERS[:1]
     with jax.enable_x64(True), ocp.StandardCheckpointer() as checkpointer:
         trees = {folder: checkpointer.restore(source.absolute() / folder) for folder in folders}
-    leaves = frameworks.get("jax").package.hull.flatten(trees)
-    return header, {_neutral_name(name): np.asarray(value) for name, value in leaves.items()}
+    return header, {_neutral_name(name): np.asarray(value) for name, value in flatten(trees).items()}
 
 
 def _write_orbax(target: Path, header: Header, arrays: Arrays) -> None:
-    hull = frameworks.choose("jax").package.hull
+    frameworks.choose("jax")
     import orbax.checkpoint as ocp
 
     if target.exists() and not (target / DESCRIPTION).is_file():
         raise InputError(f"{target}: expected a new directory; something else is there. Name another one.")
-    trees = hull.nest({_orbax_name(name): value for name, value in arrays.items()})
+    trees = nest({_orbax_name(name): value for name, value in arrays.items()})
     beside = Path(tempfile.mkdtemp(prefix=".convexmoe-", dir=target.parent))
     try:
         with ocp.StandardCheckpointer() as checkpointer:

@@ -5,16 +5,14 @@ Letters: D in, H hidden, P petals, O out.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import fail
-from .activations import POSITIVE_SHARE
 from .config import HullConfig
-from .parameters import parameter_shapes
+from .parameters import parameter_shapes, positive_scale
 
 Arrays = dict[str, NDArray[np.float64]]
 
@@ -53,7 +51,7 @@ def effective_weights(config: HullConfig, parameters: Arrays, owner: str) -> Hul
         ValueError: names or shapes are not those of the config, a value is not finite, or a `positive_weight` is
             negative; all faults are listed.
     """
-    arrays, scale = {}, math.sqrt(POSITIVE_SHARE / config.hidden_dim)
+    arrays, scale = {}, positive_scale(config.hidden_dim)
     for name, value in parameters.items():
         raw = name.endswith("raw_weight")
         arrays[name.replace("raw_weight", "positive_weight")] = (

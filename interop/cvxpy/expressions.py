@@ -17,7 +17,7 @@ import cvxpy as cp
 import numpy as np
 from cvxpy.transforms.partial_optimize import partial_optimize
 
-from convexmoe.hull.activations import STANDARD
+from convexmoe.hull.activations import ACTIVATIONS
 from convexmoe.hull.weights import HullWeights
 
 from .matrices import hull_matrices, means_matrix, structure_of, trunk_suffixes
@@ -27,20 +27,8 @@ NONNEGATIVE = ("positive_weight", "output.scale", "temperature")
 
 def act(u: Any, activation: str) -> Any:
     """Return the standardized activation of an expression."""
-    mean, deviation = STANDARD[activation]
-    functions = {"softplus": cp.logistic, "relu": cp.pos, "huber_relu": huber_relu}
-    return (functions[activation](u) - mean) / deviation
-
-
-def huber_relu(u: Any) -> Any:
-    """Return 0 below -1, `(u + 1)^2 / 4` between -1 and 1, u above.
-
-    `(huber(u) + 1) / 4 + u / 2` is what solvers take best. CVXPY knows that it does not decrease, and so takes a curved
-    u, only in the form `huber(pos(u + 1), 2) / 4`.
-    """
-    if u.is_affine():
-        return (cp.huber(u) + 1) / 4 + u / 2
-    return cp.huber(cp.pos(u + 1), 2) / 4
+    row = ACTIVATIONS[activation]
+    return row.standardize(row.atom(cp, u))
 
 
 class ConstantProgram:
