@@ -309,7 +309,7 @@ def in_a_new_interpreter(program, blocked=()):
     path = os.pathsep.join([str(Path(interop.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-c", block + program + "\n" + run, "fit", "--petals", "0"],
-        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
 
 
