@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -98,69 +99,63 @@ def fingerprint(names: tuple[str, ...], *arrays: np.ndarray) -> str:
     return total.hexdigest()
 
 
+@dataclass
 class Keeper:
     """Writes where a fit stands, every `EVERY` seconds and when it is to pause; called at each evaluation.
 
-    Args:
-        framework: the one that fits.
-        folder: where to.
-        notes: of the model.
-        record: of the run.
-        pause_at: the step to pause at, or None.
+    Attributes:
+        framework: the one that fits; folder: where to.
+        notes: of the model; record: of the run.
+        pause_at: the step to pause at, or None; paused: whether it is reached.
+        state: the last `FitState`, or None; start_time, write_time: when it began, and when it wrote last.
     """
 
-    def __init__(
-        self,
-        framework: Framework,
-        folder: Path,
-        notes: dict[str, Any],
-        record: RunRecord,
-        pause_at: int | None,
-    ) -> None:
-        self._save, self._folder, self._notes, self._record = framework.package.save, folder, notes, record
-        self._pause_at = pause_at
-        self._start_time = time.monotonic()
-        self._state: Any = None
-        self._write_time = float("-inf")
-        self.paused = False
+    framework: Framework
+    folder: Path
+    notes: dict[str, Any]
+    record: RunRecord
+    pause_at: int | None
+    paused: bool = False
+    state: Any = None
+    start_time: float = field(default_factory=time.monotonic)
+    write_time: float = -math.inf
 
     @property
     def step(self) -> int:
         """The step of the last evaluation."""
-        return 0 if self._state is None else int(self._state.history.step[-1])
+        return 0 if self.state is None else int(self.state.history.step[-1])
 
     def __call__(self, state: Any) -> bool:
         """Take note of a state; return whether the run is to pause here."""
-        self._state = state
-        self.paused = self._pause_at is not None and self.step >= self._pause_at
-        if self.paused or time.monotonic() - self._write_time > EVERY:
+        self.state = state
+        self.paused = self.pause_at is not None and self.step >= self.pause_at
+        if self.paused or time.monotonic() - self.write_time > EVERY:
             self.write()
         return self.paused
 
     def write(self) -> None:
         """Write the last state, if there is one."""
-        state = self._state
+        state, save = self.state, self.framework.package.save
         if state is None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = self._folder / "new.safetensors"
-        self._save(state.best, fresh, notes=self._notes)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fresh = self.folder / "new.safetensors"
+        save(state.best, fresh, notes=self.notes)
         sha256 = inspect(fresh).sha256
-        best = best_file(self._folder, sha256)
+        best = best_file(self.folder, sha256)
         os.replace(fresh, best)
         history = {name: list(losses) for name, losses in state.history._asdict().items()}
-        run = asdict(self._record) | {"history": history, "best_step": int(state.best_step), "best": sha256}
-        self._save(
-            state.model, self._folder / NOW, notes=self._notes | {"fit": run}, optimizer=state.optimizer
-        )
-        for old in self._folder.glob("best-*.safetensors"):
+        run = asdict(self.record) | {"history": history, "best_step": int(state.best_step), "best": sha256}
+        notes = self.notes | {"fit": run}
+        save(state.model, self.folder / NOW, notes=notes, optimizer=state.optimizer)
+        for old in self.folder.glob("best-*.safetensors"):
             if old != best:
                 old.unlink()
-        self._write_time = time.monotonic()
+        self.write_time = time.monotonic()
 
     def write_where_long(self) -> None:
         """Write the last state of a run of which much would be lost."""
-        if time.monotonic() - self._start_time > EVERY:
+        if time.monotonic() - self.start_time > EVERY:
             self.write()
 
 
