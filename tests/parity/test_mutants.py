@@ -51,7 +51,7 @@ def test_a_slip_in_the_weights_is_caught(mutate, dtype, seed):
 
 
 def softplus_threshold(monkeypatch):
-    monkeypatch.setattr(convexmoe_torch.hull.petals, "softplus", torch.nn.functional.softplus)
+    monkeypatch.setitem(convexmoe_torch.hull.petals.FUNCTIONS, "softplus", torch.nn.functional.softplus)
 
 
 def wrong_positivity(monkeypatch):
