@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timing import FRAMEWORKS, Calls, Record, bind, compare, measured, table
+from timing import FRAMEWORKS, Calls, Record, bind, compare, run_job, table
 
 # Without this glibc gives large arrays back to the kernel after every call and takes new pages at the next, which on a
 # virtual machine can cost more than the arithmetic, and falls on whichever call comes when the heap shrinks.
@@ -270,7 +270,7 @@ def main() -> None:
     job = {"cases": options.cases, "experts": options.experts, "rounds": options.rounds, "threads": 1}
     load, records = [os.getloadavg()[0]], []
     for name in names:
-        records += measured(__file__, job | {"framework": name}, **KEEP_PAGES)
+        records += run_job(__file__, job | {"framework": name}, **KEEP_PAGES)
         load.append(os.getloadavg()[0])
     versions = ", ".join(f"{package} {version(package)}" for name in names for package in FRAMEWORKS[name])
     note = f"{versions}; one thread; load average {min(load):.1f} to {max(load):.1f}."

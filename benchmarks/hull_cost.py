@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from timing import FRAMEWORKS, Calls, Record, bind, compare, measured, quartiles, table
+from timing import FRAMEWORKS, Calls, Record, bind, compare, quartiles, run_job, table
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -249,7 +249,7 @@ def main() -> None:
     load, records = [os.getloadavg()[0]], []
     for name in names:
         for threads in options.threads:
-            records += measured(__file__, job | {"framework": name, "threads": threads})
+            records += run_job(__file__, job | {"framework": name, "threads": threads})
             load.append(os.getloadavg()[0])
     versions = ", ".join(f"{package} {version(package)}" for name in names for package in FRAMEWORKS[name])
     note = f"{versions}; {cores} cores; load average {min(load):.1f} to {max(load):.1f}."

@@ -72,7 +72,7 @@ class Finding:
     stops: str
 
 
-def published() -> list[Network]:
+def published_networks() -> list[Network]:
     """Return the networks; ott-jax is installed by the user."""
     try:
         from ott.neural.networks.icnn import ICNN
@@ -92,13 +92,13 @@ def published() -> list[Network]:
     )
     return [
         icnn("ott-jax ICNN, default", False),
-        icnn("ott-jax ICNN, default, kernels >= 0", False, clipped),
+        icnn("ott-jax ICNN, default, kernels >= 0", False, clip_hidden_kernels),
         icnn("ott-jax ICNN, pos_weights=True", True),
         ours,
     ]
 
 
-def clipped(params: Any) -> Any:
+def clip_hidden_kernels(params: Any) -> Any:
     """Return parameters in which the kernels of the path through the hidden layers (`w_zs`) are at least 0."""
 
     def clip(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
@@ -107,7 +107,7 @@ def clipped(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(clip, params)
 
 
-def trained(network: Network, params: Any, rows: jax.Array, steps: int) -> Any:
+def train(network: Network, params: Any, rows: jax.Array, steps: int) -> Any:
     """Return the parameters after steps of Adam on values of log sum exp, which is convex."""
     wanted = jax.nn.logsumexp(3 * rows, axis=-1)
     optimizer = optax.adam(RATE)
@@ -127,16 +127,16 @@ def trained(network: Network, params: Any, rows: jax.Array, steps: int) -> Any:
     return carry[0]
 
 
-def judged(network: Network, seeds: int, steps: int, segments: int) -> list[Finding]:
+def judge(network: Network, seeds: int, steps: int, segments: int) -> list[Finding]:
     """Return what is found of a network: for any parameters, as drawn, and trained."""
     rows = jax.random.normal(jax.random.key(0), (ROWS, DIM))
     drawn = [network.project(network.init(jax.random.key(seed))) for seed in range(seeds)]
     # Only the shapes of the parameters count for the structural proof: no projection holds for any parameters.
     said = certify(network.apply, jnp.ones(DIM), params=drawn[0], strength="structural", segments=0)
-    findings = [counted(network.name, "any parameters", [said], None)]
+    findings = [count_verdicts(network.name, "any parameters", [said], None)]
     for state in STATES:
         if state == "trained":
-            drawn = [trained(network, params, rows, steps) for params in drawn]
+            drawn = [train(network, params, rows, steps) for params in drawn]
         said_of_each = [
             certify(network.apply, jnp.ones(DIM), params=p, strength="numeric", segments=segments)
             for p in drawn
@@ -144,11 +144,11 @@ def judged(network: Network, seeds: int, steps: int, segments: int) -> list[Find
         violations = [
             find_violation(lambda x, p=p: network.apply(p, x), rows, segments=segments) for p in drawn
         ]
-        findings.append(counted(network.name, state, said_of_each, violations))
+        findings.append(count_verdicts(network.name, state, said_of_each, violations))
     return findings
 
 
-def counted(name: str, state: str, certificates: list[Any], violations: list[Any] | None) -> Finding:
+def count_verdicts(name: str, state: str, certificates: list[Any], violations: list[Any] | None) -> Finding:
     """Return certificates and violations as counts."""
     verdicts = [certificate.verdict for certificate in certificates]
     gaps = [violation.gap for violation in violations or [] if violation is not None]
@@ -197,8 +197,8 @@ def main() -> None:
     if min(options.seeds, options.segments) < 1 or options.steps < 0:
         parser.error("--seeds and --segments: expected 1 or more, and --steps 0 or more.")
     findings: list[Finding] = []
-    for network in published():
-        findings += judged(network, options.seeds, options.steps, options.segments)
+    for network in published_networks():
+        findings += judge(network, options.seeds, options.steps, options.segments)
     print(report(findings))
     print(", ".join(f"{name} {version(name)}" for name in ("ott-jax", "jax", "flax")))
     if options.json:

@@ -18,7 +18,7 @@ import numpy as np
 from convexmoe.training.schedule import ADAM_DECAYS, EVALUATIONS, learning_rates
 from convexmoe_jax import HullConfig, hull
 from convexmoe_jax.hull.fusion import learned_temperature
-from convexmoe_jax.training.engine import clipped, mean_squared_error, started_tree
+from convexmoe_jax.training.engine import clip, mean_squared_error, start_params
 
 Params = dict[str, Any]
 BEYOND, LEAST_LOSS = 3, 1e-30
@@ -31,7 +31,7 @@ class Network(NamedTuple):
         init: key -> parameters.
         apply: (parameters, `[N, D]`) -> `[N, O]`.
         project: parameters -> the nearest ones that are allowed.
-        loss: (`[N, O]`, `[N, O]`) -> what is minimised.
+        loss: (`[N, O]`, `[N, O]`) -> what is minimized.
         start: (parameters, x, y) -> what is trained, made of new parameters and the rows to train on.
         config: of a hull.
     """
@@ -59,7 +59,7 @@ class Tuned(NamedTuple):
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return U(-1, 1) / sqrt(fan-in): the usual initialisation of a linear layer."""
+    """Return U(-1, 1) / sqrt(fan-in): the usual initialization of a linear layer."""
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(shape[0])
 
 
@@ -126,7 +126,7 @@ def lse_from_planes(dim: int, out_dim: int, pieces: int) -> Network:
     config = HullConfig(dim, pieces, out_dim, hidden_dim=1, group_size=1, temperature="learned")
 
     def start(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
-        found = started_tree(hull.init(config, jax.random.key(0)), config, x, y, "planes")
+        found = start_params(hull.init(config, jax.random.key(0)), config, x, y, "planes")
         T = learned_temperature(found["raw_temperature"])
         slopes, offsets = (jnp.moveaxis(found["readout"][name], -1, -2) for name in ("weight", "bias"))
         return {"slopes": slopes, "offsets": offsets, "log_temperature": jnp.log(T)}
@@ -169,16 +169,16 @@ def hull_network(config: HullConfig) -> Network:
     return Network(lambda key: hull.init(config, key), lambda p, x: hull.apply(p, x, config), config=config)
 
 
-def started_network(config: HullConfig, start: str | None = None) -> Network:
+def network_from_start(config: HullConfig, start: str | None = None) -> Network:
     """A hull that starts as with `fit(start=start)`."""
 
     def started(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
-        return started_tree(params, config, x, y, start)
+        return start_params(params, config, x, y, start)
 
     return hull_network(config)._replace(start=started)
 
 
-def sized(make: Callable[[int], Network], parameters: int) -> Network:
+def match_size(make: Callable[[int], Network], parameters: int) -> Network:
     """Return the network whose parameters are nearest in number, by its width."""
     widths = range(1, 2049)
     at = bisect.bisect_left(widths, parameters, key=lambda width: count(make(width)))
@@ -211,7 +211,7 @@ def _chunk(network: Network, carry: Any, data: Any, rows: jax.Array, rates: jax.
         p: Params, m: Params, v: Params, x: jax.Array, y: jax.Array, rate: jax.Array, t: jax.Array
     ) -> Any:
         first, second = ADAM_DECAYS
-        g = clipped(jax.grad(loss)(p, x, y))
+        g = clip(jax.grad(loss)(p, x, y))
         m = jax.tree.map(lambda a, b: first * a + (1 - first) * b, m, g)
         v = jax.tree.map(lambda a, b: second * a + (1 - second) * b * b, v, g)
         unbiased = (1 - first**t, 1 - second**t)
@@ -311,7 +311,7 @@ def best_rate(
     return best
 
 
-def tuned(shapes: Mapping[str, Network], rows: Rows, steps: int, batch: int, grid: Sequence[float]) -> Tuned:
+def tune(shapes: Mapping[str, Network], rows: Rows, steps: int, batch: int, grid: Sequence[float]) -> Tuned:
     """Train one copy a seed, in the shape that is best on the held-out rows of all seeds.
 
     The rate of each shape is the best on the held-out rows of seed 0.

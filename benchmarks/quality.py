@@ -3,7 +3,7 @@
     python benchmarks/quality.py quadratic       # ||x||^2 in 50 dimensions, of HyCNN's paper
     python benchmarks/quality.py small           # 100 rows in 3 dimensions, of cvxreg's documentation
     python benchmarks/quality.py suite --dim 8 --noise 0.1   # five families; --dim 2, 8, 32, 64, --noise 0, 0.1
-    python benchmarks/quality.py digits          # the initialisation at 3 to 24 layers; needs scikit-learn
+    python benchmarks/quality.py digits          # the initialization at 3 to 24 layers; needs scikit-learn
     python benchmarks/quality.py transport       # maps between Gaussians beside ott-jax's ICNN; needs ott-jax
     python benchmarks/quality.py report          # one table of all suites that were run
 
@@ -43,7 +43,7 @@ from timing import table
 
 PUBLISHED = {  # mean squared errors in original units
     "quadratic": {"HyCNN 48x16": 0.761, "ICNN 64x4": 1.566, "MLP": 3.93, "predicting the mean": 4.64},
-    "small": {"penalised convex regression": 0.024, "SVR": 0.042, "linear regression": 0.310},
+    "small": {"penalized convex regression": 0.024, "SVR": 0.042, "linear regression": 0.310},
 }
 SUITE = (*SHAPES, PLANES)
 OTHERS = {"digits": "sklearn", "transport": "ott"}  # subcommands in a file of their own, and what they need
@@ -121,9 +121,9 @@ def draw(scores: Sequence[Score], published: dict[str, float], path: Path) -> No
         here = [one for one in scores if one.task == task][::-1]
         for row, one in enumerate(here):
             errors = np.array(one.errors) * (one.variance if published else 1.0)
-            colour = "C1" if one.model in (*PEERS, WIDE, PLANES, CONVEX) else "C0"
-            axes.plot(errors, np.full(len(errors), row), ".", color=colour, alpha=0.6)
-            axes.plot(np.median(errors), row, "|", color=colour, ms=14, mew=2)
+            color = "C1" if one.model in (*PEERS, WIDE, PLANES, CONVEX) else "C0"
+            axes.plot(errors, np.full(len(errors), row), ".", color=color, alpha=0.6)
+            axes.plot(np.median(errors), row, "|", color=color, ms=14, mew=2)
         for name, value in published.items():
             axes.axvline(value, color="0.5", ls="--", lw=1)
             axes.text(value, len(here) - 0.4, f" {name}", rotation=90, va="bottom", ha="center", fontsize=7)

@@ -1,9 +1,9 @@
-"""Deep convex classifiers: test accuracy on scikit-learn's digits at 3 to 24 hidden layers, by initialisation.
+"""Deep convex classifiers: test accuracy on scikit-learn's digits at 3 to 24 hidden layers, by initialization.
 
 The logits are hulls of one petal and 128 relu units a layer; every output is convex in the pixels. "ours" is the
-package's initialisation, "He" puts |N(0, 1 / fan_in)|, his rule for our
-standardised activation, on the same non-negative weights. Labels are smoothed by 0.1, and
-pixels are centred and divided by one deviation, that of all.
+package's initialization, "He" puts |N(0, 1 / fan_in)|, his rule for our
+standardized activation, on the same non-negative weights. Labels are smoothed by 0.1, and
+pixels are centerd and divided by one deviation, that of all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from networks import Network, Params, Rows, hull_network, tuned
+from networks import Network, Params, Rows, hull_network, tune
 from quality_runs import write
 from timing import table
 
@@ -49,11 +49,11 @@ def he(params: Params, key: jax.Array) -> Params:
     return jax.tree.unflatten(tree, [drawn(place, *pair) for place, pair in enumerate(paths)])
 
 
-def network(depth: int, initialisation: str) -> Network:
+def network(depth: int, initialization: str) -> Network:
     """Return the classifier of so many hidden layers."""
     config = HullConfig(64, 1, 10, hidden_dim=128, depth=depth, activation="relu")
     own = hull_network(config)
-    if initialisation == "ours":
+    if initialization == "ours":
         return own._replace(loss=cross_entropy)
     return own._replace(init=lambda key: he(own.init(key), jax.random.fold_in(key, 1)), loss=cross_entropy)
 
@@ -72,11 +72,11 @@ def digits() -> tuple[Rows, np.ndarray, np.ndarray]:
     return rows, pixels[parts[0]], classes[parts[0]]
 
 
-def accuracies(depth: int, initialisation: str, steps: int) -> tuple[list[float], float]:
+def accuracies(depth: int, initialization: str, steps: int) -> tuple[list[float], float]:
     """Return the test accuracy of every seed, and the rate, chosen on the held-out rows of seed 0."""
     rows, pixels, classes = digits()
-    model = network(depth, initialisation)
-    found = tuned({"": model}, rows, steps, BATCH, RATES)
+    model = network(depth, initialization)
+    found = tune({"": model}, rows, steps, BATCH, RATES)
     apply = jax.jit(model.apply)
     logits = np.stack([apply(p, x) for p, x in zip(found.params, pixels.astype(np.float32), strict=True)])
     return np.mean(logits.argmax(-1) == classes, axis=1).tolist(), found.rate
@@ -90,12 +90,12 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for colour, name in (("C0", "ours"), ("C1", "He")):
-        own = [record for record in records if record["initialisation"] == name]
+    for color, name in (("C0", "ours"), ("C1", "He")):
+        own = [record for record in records if record["initialization"] == name]
         depths = [record["depth"] for record in own]
-        axes.plot(depths, [np.median(record["accuracy"]) for record in own], "o-", color=colour, label=name)
+        axes.plot(depths, [np.median(record["accuracy"]) for record in own], "o-", color=color, label=name)
         for record in own:
-            axes.plot([record["depth"]] * SEEDS, record["accuracy"], ".", color=colour, alpha=0.4)
+            axes.plot([record["depth"]] * SEEDS, record["accuracy"], ".", color=color, alpha=0.4)
     axes.axhline(GOAL, color="0.5", ls="--", lw=1, label=f"goal, {GOAL}")
     axes.set(xscale="log", xlabel="hidden layers", ylabel="test accuracy", xticks=DEPTHS)
     axes.set_xticklabels([str(depth) for depth in DEPTHS])
@@ -104,7 +104,7 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(quick: bool, out: Path) -> None:
-    """Train every depth by both initialisations, print the table, draw the picture."""
+    """Train every depth by both initializations, print the table, draw the picture."""
     from rich.progress import track
 
     records = []
@@ -114,14 +114,14 @@ def main(quick: bool, out: Path) -> None:
             found, rate = accuracies(depth, name, 4 if quick else STEPS)
             seconds = time.perf_counter() - began
             records.append(
-                {"depth": depth, "initialisation": name, "rate": rate, "accuracy": found, "seconds": seconds}
+                {"depth": depth, "initialization": name, "rate": rate, "accuracy": found, "seconds": seconds}
             )
     lines = []
     for record in records:
         accuracy, seconds = record["accuracy"], f"{record['seconds']:.0f}"
         spread = f"{min(accuracy):.3f} - {max(accuracy):.3f}"
-        cells = [record["initialisation"], record["rate"], f"{np.median(accuracy):.3f}", spread, seconds]
+        cells = [record["initialization"], record["rate"], f"{np.median(accuracy):.3f}", spread, seconds]
         lines.append([record["depth"], *cells])
-    print(table(["hidden layers", "initialisation", "rate", "accuracy", "least - most", "seconds"], lines))
+    print(table(["hidden layers", "initialization", "rate", "accuracy", "least - most", "seconds"], lines))
     write(records, out / "digits.json")
     draw(records, out / "digits.png")

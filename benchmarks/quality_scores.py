@@ -25,10 +25,10 @@ from networks import (
     icnn,
     lse_from_planes,
     lse_network,
+    match_size,
     mlp,
-    sized,
-    started_network,
-    tuned,
+    network_from_start,
+    tune,
 )
 from quality_tasks import SCALAR, Task, quadratic_50, small, suite_task
 from regressors import fit_convex
@@ -45,7 +45,7 @@ FITTED, WIDE = "hull, 8 petals, by fit", "ICNN (Amos), clamped, 64 x 4"
 HULL, CHOSEN = "hull, 8 petals", "hull"
 HARD, HARD_CHOSEN = "hard maximum of means", "hard maximum"
 LSE_STARTED = "LSE network, our start"
-PLANES, CONVEX = "max-affine (Magnani, Boyd)", "convex regression, penalised"
+PLANES, CONVEX = "max-affine (Magnani, Boyd)", "convex regression, penalized"
 # Beside a hull of 8 petals with a learned temperature; all but the first start "affine", so that they differ.
 OURS: dict[str, dict[str, Any]] = {
     HULL: {},
@@ -75,7 +75,7 @@ def hull_of(
 ) -> Network:
     """Return a hull with a start of `fit`."""
     fields = {"hidden_dim": units, "group_size": group_size, "temperature": temperature}
-    return started_network(HullConfig(dim, petals, out_dim, **fields), start)
+    return network_from_start(HullConfig(dim, petals, out_dim, **fields), start)
 
 
 # Ways to spend the parameters of a hull: on a wide trunk, on petals, on petals alone.
@@ -97,18 +97,18 @@ def deep(dim: int, out_dim: int, width: int, layers: int) -> Network:
     return hull_network(HullConfig(dim, 1, out_dim, hidden_dim=width, depth=layers))
 
 
-def layered(make: Any, counts: tuple[int, ...]) -> dict[str, Shape]:
+def by_depth(make: Any, counts: tuple[int, ...]) -> dict[str, Shape]:
     """Return a shape for each number of hidden layers."""
     return {f"{layers} layer" + "s" * (layers > 1): partial(make, layers=layers) for layers in counts}
 
 
 PEERS: dict[str, dict[str, Shape]] = {
-    "ICNN (Amos), clamped": layered(icnn, (1, 2, 4)),
-    "ICNN, our initialisation": layered(deep, (1, 2, 4)),
+    "ICNN (Amos), clamped": by_depth(icnn, (1, 2, 4)),
+    "ICNN, our initialization": by_depth(deep, (1, 2, 4)),
     "LSE network": {"planes": lse_network},
     LSE_STARTED: {"from planes": lse_from_planes},
     "convex KAN": {f"{knots} knots": partial(convex_kan, knots=knots) for knots in (2, 4, 8)},
-    "MLP": layered(mlp, (1, 2, 3)),
+    "MLP": by_depth(mlp, (1, 2, 3)),
 }
 CHOICE = HULLS | {"from planes, hard": HARD_HULLS["from planes, hard"]}
 SHAPES = {CHOSEN: CHOICE, HARD_CHOSEN: HARD_HULLS, **PEERS}
@@ -160,11 +160,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Standard:
-    """The tasks of all seeds in standardised units, split; those of the suite have rows of their own.
+    """The tasks of all seeds in standardized units, split; those of the suite have rows of their own.
 
     Args:
         tasks: of each seed.
-        rows: split and standardised, `[S, N, ...]`.
+        rows: split and standardized, `[S, N, ...]`.
         mean, scale: of y, `[S, O]`.
         x_test: `[S, T, D]`.
     """
@@ -177,7 +177,7 @@ class Standard:
 
     @classmethod
     def of(cls, tasks: Sequence[Task]) -> Standard:
-        """Return the tasks of seeds 0, 1, ... standardised, a fifth of their rows held out."""
+        """Return the tasks of seeds 0, 1, ... standardized, a fifth of their rows held out."""
         parts, means, scales, x_tests = [], [], [], []
         for seed, task in enumerate(tasks):
             x_mean, x_scale, mean, scale = task.x.mean(0), task.x.std(0), task.y.mean(0), task.y.std(0)
@@ -192,7 +192,7 @@ class Standard:
         return cls(tasks, rows, np.stack(means), np.stack(scales), np.stack(x_tests))
 
     def error(self, seed: int, predicted: np.ndarray) -> float:
-        """Return the error of standardised predictions `[T, O]`, over the variance of the function."""
+        """Return the error of standardized predictions `[T, O]`, over the variance of the function."""
         return relative_error(self.tasks[seed], predicted * self.scale[seed] + self.mean[seed])
 
 
@@ -210,25 +210,25 @@ def score(job: Job) -> Score:
     own = HullConfig(dim, 8, out_dim, temperature="learned")
     parameters, shape, rate, idle = count(hull_network(own)), "", None, None
     if job.model == FITTED:
-        errors, idle = fitted(tasks, own, job)
+        errors, idle = fit_hulls(tasks, own, job)
     elif job.model in (PLANES, CONVEX):
-        errors, parameters = regressed(job.model, Standard.of(tasks))
+        errors, parameters = fit_regressor(job.model, Standard.of(tasks))
     else:
         data = Standard.of(tasks)
         if job.model in OURS:
             fields = {"petals": 8, "temperature": "learned"} | OURS[job.model]
             start = None if job.model == HULL else "affine"
-            shapes = {"": started_network(HullConfig(dim, out_dim=out_dim, **fields), start)}
+            shapes = {"": network_from_start(HullConfig(dim, out_dim=out_dim, **fields), start)}
         elif job.model == WIDE:
             shapes = {
                 "4 layers": icnn(dim, out_dim, 64, layers=4)
             }  # as published, at any number of parameters
         else:
             shapes = {
-                name: sized(partial(make, dim, out_dim), parameters)
+                name: match_size(partial(make, dim, out_dim), parameters)
                 for name, make in SHAPES[job.model].items()
             }
-        shape, network, rate, params = tuned(shapes, data.rows, job.steps, job.batch, RATES)
+        shape, network, rate, params = tune(shapes, data.rows, job.steps, job.batch, RATES)
         parameters = count(network)
         apply = jax.jit(network.apply)
         errors = [data.error(seed, np.asarray(apply(p, data.x_test[seed]))) for seed, p in enumerate(params)]
@@ -256,7 +256,7 @@ def tasks_of(job: Job) -> list[Task]:
     return [suite_task(job.task, **job.fields, seed=seed) for seed in range(seeds)]
 
 
-def fitted(tasks: Sequence[Task], config: HullConfig, job: Job) -> tuple[list[float], float]:
+def fit_hulls(tasks: Sequence[Task], config: HullConfig, job: Job) -> tuple[list[float], float]:
     """Return the errors of `fit` with its defaults, and how many groups are idle."""
     errors, idle = [], []
     for seed, task in enumerate(tasks):
@@ -275,7 +275,7 @@ def idle_groups(model: VectorHull, x: np.ndarray) -> int:
     return int((shares < 1e-3).sum())
 
 
-def regressed(model: str, data: Standard) -> tuple[list[float], int]:
+def fit_regressor(model: str, data: Standard) -> tuple[list[float], int]:
     """Return the errors of a regressor without gradients, its size chosen on held-out rows, and its parameters."""
     errors, sizes = [], []
     for seed, (x, y, x_held, y_held) in enumerate(zip(*data.rows, strict=True)):

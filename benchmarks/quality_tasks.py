@@ -51,10 +51,10 @@ def max_affine(rng: np.random.Generator, dim: int) -> Function:
 
 def huber_l1(rng: np.random.Generator, dim: int) -> Function:
     """`sum_j w_j huber(x_j - c_j) + v_j |x_j - e_j|`, Huber's threshold 0.5."""
-    weights, centres = rng.uniform(0.2, 1.0, (2, dim)), rng.uniform(-0.5, 0.5, (2, dim))
+    weights, centers = rng.uniform(0.2, 1.0, (2, dim)), rng.uniform(-0.5, 0.5, (2, dim))
 
     def function(x: np.ndarray) -> np.ndarray:
-        u, v = np.abs(x - centres[0]), np.abs(x - centres[1])
+        u, v = np.abs(x - centers[0]), np.abs(x - centers[1])
         huber = np.where(u < 0.5, 0.5 * u * u, 0.5 * (u - 0.25))
         return huber @ weights[0] + v @ weights[1]
 

@@ -21,12 +21,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from networks import Network, Params, Rows, count, hull_network, sized, tuned
+from networks import Network, Params, Rows, count, hull_network, match_size, tune
 from quality_runs import run, write
 from timing import table
 
 from convexmoe_jax import HullConfig
-from convexmoe_jax.training.engine import started_tree
+from convexmoe_jax.training.engine import start_params
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from ott.neural.networks.icnn import ICNN
@@ -42,7 +42,7 @@ STRONG_CONVEXITY = 0.1
 
 
 def semi_dual(value: Value, dim: int, init: Callable[[jax.Array], Params], start: Any) -> Network:
-    """Return a potential as a network on rows (x, y), whose outputs f(x) + f*(y) are minimised in the mean."""
+    """Return a potential as a network on rows (x, y), whose outputs f(x) + f*(y) are minimized in the mean."""
 
     def apply(p: Params, rows: jax.Array) -> jax.Array:
         def one(row: jax.Array) -> jax.Array:
@@ -65,7 +65,7 @@ def hull(dim: int) -> Network:
 
     def start(p: Params, rows: np.ndarray, _: np.ndarray) -> Params:
         x = rows[:, :dim]
-        return started_tree(p, config, x, 0.5 * np.sum(x**2, axis=1, keepdims=True), "affine")
+        return start_params(p, config, x, 0.5 * np.sum(x**2, axis=1, keepdims=True), "affine")
 
     return semi_dual(value, dim, own.init, start)
 
@@ -85,7 +85,7 @@ def icnn(dim: int, width: int) -> Network:
 
 MODELS: dict[str, Callable[[int], Network]] = {
     "hull": hull,
-    "ICNN of ott-jax": lambda dim: sized(lambda width: icnn(dim, width), count(hull(dim))),
+    "ICNN of ott-jax": lambda dim: match_size(lambda width: icnn(dim, width), count(hull(dim))),
 }
 
 
@@ -112,7 +112,7 @@ def pairs_of(dim: int) -> list[tuple[Gaussian, Gaussian]]:
     return [(gaussian(rng, dim), gaussian(rng, dim)) for rng in rngs]
 
 
-def judged(pair: tuple[Gaussian, Gaussian], seed: int, move: Callable[[Any], Any]) -> float:
+def judge(pair: tuple[Gaussian, Gaussian], seed: int, move: Callable[[Any], Any]) -> float:
     """Return the L2-UVP of a map, in per cent, on new samples."""
     x = next(pair[0].batches(10 * seed + 2, TESTED))
     wanted = np.asarray(x, np.float64) @ closed_form(*pair)[0].T
@@ -125,24 +125,22 @@ def baselines(dim: int) -> list[tuple[str, int, None, list[float]]]:
     drawn = samples(pairs).x
     found: dict[str, list[float]] = {"identity": [], "covariances of the samples": []}
     for seed, pair in enumerate(pairs):
-        found["identity"].append(judged(pair, seed, lambda x: x))
+        found["identity"].append(judge(pair, seed, lambda x: x))
         roots = [
             np.linalg.cholesky(np.cov(part.T.astype(np.float64))) for part in np.split(drawn[seed], 2, axis=1)
         ]
         matrix = closed_form(*[Gaussian(np.zeros(dim), root) for root in roots])[0]
-        found["covariances of the samples"].append(
-            judged(pair, seed, lambda x, m=matrix: np.asarray(x) @ m.T)
-        )
+        found["covariances of the samples"].append(judge(pair, seed, lambda x, m=matrix: np.asarray(x) @ m.T))
     return [(name, 0, None, values) for name, values in found.items()]
 
 
-def learned(job: tuple[str, int, int]) -> Record:
+def learn_map(job: tuple[str, int, int]) -> Record:
     """Return what a model, in a dimension, by so many steps comes to."""
     began = time.perf_counter()
     name, dim, steps = job
     pairs = pairs_of(dim)
     network = MODELS[name](dim)
-    found = tuned({"": network}, samples(pairs), steps, BATCH, RATES)
+    found = tune({"": network}, samples(pairs), steps, BATCH, RATES)
 
     @jax.jit
     def move(p: Params, x: jax.Array) -> jax.Array:
@@ -152,7 +150,7 @@ def learned(job: tuple[str, int, int]) -> Record:
         return jax.vmap(jax.grad(total))(x)
 
     apart = [
-        judged(pair, seed, partial(move, p))
+        judge(pair, seed, partial(move, p))
         for seed, (pair, p) in enumerate(zip(pairs, found.params, strict=True))
     ]
     return record(dim, name, count(network), found.rate, apart, time.perf_counter() - began)
@@ -191,7 +189,7 @@ def main(quick: bool, out: Path) -> None:
     """Learn every map, print the table, draw the picture."""
     # the longest first
     jobs = [(name, dim, 4 if quick else STEPS) for dim in DIMS[::-1] for name in MODELS]
-    records = run(learned, jobs, out)
+    records = run(learn_map, jobs, out)
     records += [record(dim, *one, 0.0) for dim in DIMS for one in baselines(dim)]
     records.sort(key=lambda one: int(one["dim"]))
     lines = []

@@ -56,7 +56,7 @@ def bind(framework: str, threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def measured(script: str, job: Record, **variables: str) -> list[Record]:
+def run_job(script: str, job: Record, **variables: str) -> list[Record]:
     """Return the records that `script --job JOB` prints, JSON a line, in a new process with these variables."""
     threads = job["threads"]
     flags = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false" if threads == 1 else ""}

@@ -17,7 +17,7 @@ from convexmoe.hierarchy import (
 )
 from convexmoe.hull.config import HullConfig, Normalization
 from convexmoe.minimization.sets import Ball, Box, Polytope, Simplex
-from convexmoe.training.schedule import History
+from convexmoe.training import History
 
 from . import hull
 from .convexity import Certificate, Violation, certify, find_violation

@@ -104,14 +104,14 @@ def true_expression(plant: Plant, x: Any) -> Any:
     )
 
 
-def measured(plant: Plant, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def measure_costs(plant: Plant, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return what was measured: rows within the limits, and their costs with noise."""
     rng = np.random.default_rng(seed)
     x = rng.uniform(plant.low, plant.high, (count, len(plant.low)))
     return x, true_cost(plant, x) * (1 + NOISE * rng.standard_normal(count))
 
 
-def fitted_hull(x: np.ndarray, y: np.ndarray, steps: int, seed: int) -> Any:
+def fit_hull(x: np.ndarray, y: np.ndarray, steps: int, seed: int) -> Any:
     """Return a hull fitted to measurements, a fifth of them held out to stop early."""
     torch.manual_seed(seed)
     hull = cm.VectorHull(
@@ -121,7 +121,7 @@ def fitted_hull(x: np.ndarray, y: np.ndarray, steps: int, seed: int) -> Any:
     return cm.fit(hull, x[held:], y[held:], validation=(x[:held], y[:held]), steps=steps, seed=seed).model
 
 
-def fitted_quadratic(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+def fit_quadratic(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """Return constant, linear and positive semidefinite quadratic coefficients by least squares, in MW."""
     a, b, Q = cp.Variable(), cp.Variable(x.shape[1]), cp.Variable((x.shape[1],) * 2, PSD=True)
     unit = np.abs(x).max()
@@ -227,12 +227,12 @@ def main() -> int:
     samples, steps, hours = (250, 1000, 6) if args.quick else (400, 3000, 24)
     console, started = Console(), time.perf_counter()
     torch.set_num_threads(1)  # layers this small gain nothing from a second one
-    data = [measured(plant, samples, seed) for seed, plant in enumerate(PLANTS)]
+    data = [measure_costs(plant, samples, seed) for seed, plant in enumerate(PLANTS)]
     hulls = []
     for seed, (plant, (x, y)) in enumerate(zip(PLANTS, data, strict=True)):
-        hulls.append(fitted_hull(x, y, steps, seed))
+        hulls.append(fit_hull(x, y, steps, seed))
         console.print(f"fitted {plant.name}: {time.perf_counter() - started:.0f} s", highlight=False)
-    quadratics = [fitted_quadratic(x, y) for x, y in data]
+    quadratics = [fit_quadratic(x, y) for x, y in data]
     plans = {
         "exact optimum": solve([lambda x, p=p: true_expression(p, x) for p in PLANTS], hours),
         "hulls": solve([lambda x, h=h: to_cvxpy(h, x, output=0) for h in hulls], hours),

@@ -14,7 +14,7 @@ them are told the language, by a learned vector. Each gets its best learning rat
 
 Some languages have only 200 words to learn from. Scores are bits per character of held-out words, end of word
 included: lower is better. A form that is held out is held out in every language, so that no model has seen "radio" in a
-neighbour. The words are split once; seeds change weights and batches.
+neighbor. The words are split once; seeds change weights and batches.
 
 What came out (three seeds, medians over them, CPU; the ranges do not overlap unless said):
 
@@ -25,7 +25,7 @@ What came out (three seeds, medians over them, CPU; the ranges do not overlap un
 So the hierarchy is best on average, and ties with flat experts on the rich languages at under half their parameters.
 On the poor languages real families help, but one shared model is better still, in all of them but Icelandic.
 
-The words come from the package wordfreq: code under the Apache licence 2.0, data under Creative Commons
+The words come from the package wordfreq: code under the Apache license 2.0, data under Creative Commons
 Attribution-ShareAlike 4.0 (https://creativecommons.org/licenses/by-sa/4.0/), see its README for all sources.
 
     python examples/languages.py            # minutes on two cores; table, figures.json and languages.png

@@ -61,7 +61,7 @@ class Settings(NamedTuple):
     states: int  # at which descents are counted
 
 
-def planned(horizon: int, end: Callable[[Any], Any] | None) -> tuple[Any, Any, Any]:
+def planning_problem(horizon: int, end: Callable[[Any], Any] | None) -> tuple[Any, Any, Any]:
     """Return the state, the forces and the problem of planning: stage costs, then `end` of the last state."""
     start, states, forces = cp.Parameter(2), cp.Variable((horizon + 1, 2)), cp.Variable(horizon)
     cost = cp.sum_squares(states[:-1] @ np.diag(ROOTS)) + FORCE_COST * cp.sum_squares(forces)
@@ -87,11 +87,11 @@ def solver_policy(plan: tuple[Any, Any, Any]) -> Policy:
     return policy
 
 
-def measured_values(count: int, seed: int, noise: float = NOISE) -> tuple[np.ndarray, np.ndarray]:
+def measure_values(count: int, seed: int, noise: float = NOISE) -> tuple[np.ndarray, np.ndarray]:
     """Return random states `[count, 2]`, denser towards the goal, and their values with noise, `[count]`."""
     rng = np.random.default_rng(seed)
     states = rng.uniform(-BOX, BOX, (count, 2)) * rng.uniform(0, 1, (count, 1))
-    start, _, problem = planned(LONG, None)
+    start, _, problem = planning_problem(LONG, None)
     values = np.empty(count)
     for n, state in enumerate(states):
         start.value = state
@@ -99,7 +99,7 @@ def measured_values(count: int, seed: int, noise: float = NOISE) -> tuple[np.nda
     return states, values * (1 + noise * rng.standard_normal(count))
 
 
-def fitted_hull(x: np.ndarray, y: np.ndarray, steps: int) -> cm.VectorHull:
+def fit_hull(x: np.ndarray, y: np.ndarray, steps: int) -> cm.VectorHull:
     """Return a hull fitted to values, a fifth of them held out to stop early."""
     held = len(x) // 5
     hull = cm.VectorHull(
@@ -114,7 +114,7 @@ def fitted_hull(x: np.ndarray, y: np.ndarray, steps: int) -> cm.VectorHull:
     return cm.fit(hull, x[held:], y[held:], validation=(x[:held], y[:held]), steps=steps).model
 
 
-def fitted_mlp(x: np.ndarray, y: np.ndarray, steps: int) -> Callable[[jax.Array], jax.Array]:
+def fit_mlp(x: np.ndarray, y: np.ndarray, steps: int) -> Callable[[jax.Array], jax.Array]:
     """Return an MLP, `[N, 2] -> [N]`, of two hidden layers of 12, fitted as the hull is."""
     sizes, rng = (2, 12, 12, 1), np.random.default_rng(0)
     weights = {
@@ -237,24 +237,26 @@ def main() -> int:
     def say(what: str) -> None:
         console.print(f"{what}: {time.perf_counter() - started:.0f} s", highlight=False)
 
-    x, y = measured_values(settings.samples, 0)
+    x, y = measure_values(settings.samples, 0)
     say(f"measured {len(x)} values")
-    hull, mlp = fitted_hull(x, y, settings.steps), fitted_mlp(x, y, settings.steps)
+    hull, mlp = fit_hull(x, y, settings.steps), fit_mlp(x, y, settings.steps)
     say("fitted the hull and the MLP")
     folded = hull.fold()
     values = {"hull, Clarabel": lambda at: folded(at)[:, 0], "MLP, one descent": mlp}
     on_hull, on_mlp = (descent(value) for value in values.values())
-    fresh_x, fresh_y = measured_values(100, 3, noise=0.0)
+    fresh_x, fresh_y = measure_values(100, 3, noise=0.0)
     errors = {
         name: float(np.sqrt(np.mean((np.asarray(value(jnp.asarray(fresh_x, jnp.float32))) - fresh_y) ** 2)))
         for name, value in zip(("hull", "MLP"), values.values(), strict=True)
     }
     policies: dict[str, Callable[[], Policy]] = {
-        "optimum": partial(solver_policy, planned(LONG, None)),
-        "hull, Clarabel": partial(solver_policy, planned(HORIZON, lambda end: to_cvxpy(hull, end, output=0))),
+        "optimum": partial(solver_policy, planning_problem(LONG, None)),
+        "hull, Clarabel": partial(
+            solver_policy, planning_problem(HORIZON, lambda end: to_cvxpy(hull, end, output=0))
+        ),
         "MLP, one descent": descent_policy(on_mlp, 1),
         f"MLP, best of {STARTS}": descent_policy(on_mlp, STARTS),
-        "no value at the end": partial(solver_policy, planned(HORIZON, None)),
+        "no value at the end": partial(solver_policy, planning_problem(HORIZON, None)),
     }
     rng = np.random.default_rng(1)
     begins = rng.uniform(-0.8 * BOX, 0.8 * BOX, (settings.runs, 2))

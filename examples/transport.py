@@ -126,7 +126,7 @@ def closed_form(source: Gaussian, target: Gaussian) -> tuple[np.ndarray, float]:
     return inverse @ middle @ inverse, float(np.sum((source.mean - target.mean) ** 2) + traces)
 
 
-def learned(steps: int) -> tuple[Any, Any]:
+def learn_potentials(steps: int) -> tuple[Any, Any]:
     """Return f and its conjugate, each a function `[D] -> []`, as the neural dual learns them from samples."""
 
     def optimizer() -> optax.GradientTransformation:
@@ -177,7 +177,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("transport-run"))
     args = parser.parse_args()
     console, started = Console(), time.perf_counter()
-    f, conjugate = learned(20 if args.quick else STEPS)
+    f, conjugate = learn_potentials(20 if args.quick else STEPS)
     x, y = next(SOURCE.batches(4, 4000)), next(TARGET.batches(5, 4000))
     matrix, distance = closed_form(SOURCE, TARGET)
     moved = np.asarray(jax.vmap(jax.grad(f))(x))

@@ -19,8 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from convexmoe.errors import InputError, refuse
 from convexmoe.files.atomic import write_whole
-from convexmoe.files.format import OPTIMIZER, PREFIX, digest, read, write_sealed
-from convexmoe.files.hulls import NUMPY, to_safetensors
+from convexmoe.files.format import OPTIMIZER, PREFIX, digest, own_copy, read, to_safetensors, write_sealed
 from convexmoe.hull.parameters import flatten, nest
 
 from . import frameworks
@@ -82,7 +81,7 @@ def _read(source: Path) -> tuple[str, Header, Arrays]:
         elif (state := _read_torch(source)) is not None:
             form, (header, arrays) = "torch", state
         else:
-            header, arrays = read(source, "", NUMPY)
+            header, arrays = read(source)
         fields = [*("schema", "kind", "config", "notes"), *(["optimizer"] if "optimizer" in header else [])]
         return form, {name: header[name] for name in fields}, arrays
     except UNREADABLE as error:
@@ -91,18 +90,18 @@ def _read(source: Path) -> tuple[str, Header, Arrays]:
 
 
 def _write_neutral(target: Path, header: Header, arrays: Arrays) -> None:
-    write_sealed(target, header, {name: NUMPY.own_copy(value) for name, value in arrays.items()}, NUMPY)
+    write_sealed(target, header, {name: own_copy(value) for name, value in arrays.items()})
 
 
 def _read_torch(source: Path) -> tuple[Header, Arrays] | None:
     """Return what stands in a state dict that `_write_torch` wrote, None where the file is none."""
-    with safe_open(str(source), framework=NUMPY.framework) as file:
+    with safe_open(str(source), framework="numpy") as file:
         text = (file.metadata() or {}).get(ENTRY)
         if text is None:
             return None
         state = {name: file.get_tensor(name) for name in sorted(file.keys())}
     header = json.loads(text)
-    if header.pop("sha256") != digest(header, state, NUMPY):
+    if header.pop("sha256") != digest(header, state):
         raise ValueError("its content is not what its sha256 says. Fetch it again.")
     units = _units(header, state)
     return header, {PREFIX + name: value for name, value in state.items() if name not in units}
@@ -110,10 +109,10 @@ def _read_torch(source: Path) -> tuple[Header, Arrays] | None:
 
 def _write_torch(target: Path, header: Header, arrays: Arrays) -> None:
     parameters = {name: value for name, value in arrays.items() if name.startswith(PREFIX)}
-    state = {name.removeprefix(PREFIX): NUMPY.own_copy(value) for name, value in parameters.items()}
+    state = {name.removeprefix(PREFIX): own_copy(value) for name, value in parameters.items()}
     state |= _units(header, state)
     described = {name: value for name, value in header.items() if name != "optimizer"}
-    sealed = described | {"sha256": digest(described, state, NUMPY)}
+    sealed = described | {"sha256": digest(described, state)}
     text = json.dumps(sealed, sort_keys=True, allow_nan=False)
     write_whole(target, to_safetensors(state, {ENTRY: text}))
 

@@ -47,14 +47,6 @@ def own_array(array: Any) -> torch.Tensor:
     return torch.from_numpy(values)
 
 
-def numpy_of(tensor: torch.Tensor) -> np.ndarray:
-    """Return a copy of a tensor, on any device, as an array of numpy of the same dtype; bfloat16 crosses as bits."""
-    values = tensor.detach().cpu().contiguous()
-    if values.dtype == torch.bfloat16:
-        return values.view(torch.uint16).numpy().view(ml_dtypes.bfloat16).copy()
-    return values.numpy().copy()
-
-
 def rows_for(model: Any, x: Rows) -> torch.Tensor:
     """Return rows `[N, in_dim]` in the dtype of the model's parameters."""
     return torch.as_tensor(x, dtype=model.shifts.dtype)

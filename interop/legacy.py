@@ -80,10 +80,10 @@ def from_celmoe(
     arrays, side = _read("from_celmoe", source), get(framework)
     layers = import_module(f"{side.package.__name__}.files.layers")
     recipes = {"experts": {}, "fusion": "LearnedFusion"}
-    model = layers.built(
+    model = layers.build(
         side.package.CELMoEConfig.from_json(config.to_json()), recipes, expert_factory, fusion_module
     )
-    layers.fill(model, {name: side.own_array(array) for name, array in arrays.items()})
+    layers.fill(model, arrays)
     return model
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from convexmoe.files import OptimizerState
 from convexmoe_jax.files import optimizer as in_jax
 from convexmoe_torch.files import optimizer as in_torch
 
@@ -39,7 +40,7 @@ def adam_to_torch(state: Any, model: Any, optimizer: torch.optim.Optimizer, twin
         moment: {name: tensor_of(array) for name, array in arrays.items()}
         for moment, arrays in saved.moments.items()
     }
-    in_torch.restored(optimizer, twin, in_torch.OptimizerState(saved.rule, saved.step, moments))
+    in_torch.restore(optimizer, twin, OptimizerState(saved.rule, saved.step, moments))
     return saved.step
 
 
@@ -71,4 +72,4 @@ def adam_to_optax(
         moment: {name: np.asarray(array_of(tensor)) for name, tensor in tensors.items()}
         for moment, tensors in saved.moments.items()
     }
-    return in_jax.restored(state, model, in_jax.OptimizerState(saved.rule, saved.step, moments))
+    return in_jax.restore(state, model, OptimizerState(saved.rule, saved.step, moments))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 
 import convexmoe_jax
@@ -17,9 +18,9 @@ import convexmoe_jax.files.layers
 import convexmoe_torch
 import convexmoe_torch.files.layers
 from convexmoe.errors import fail
+from convexmoe_torch.files.layers import to_numpy
 
 from . import in_jax
-from .in_torch import numpy_of
 from .in_torch import own_array as tensor_of
 
 
@@ -63,7 +64,7 @@ def to_jax(model: Any, *, expert_factory: Any = None, fusion_module: Any = None)
     4
     """
     if isinstance(model, convexmoe_torch.HierarchicalCELMoE):
-        return _hierarchy_twin(model, convexmoe_torch, convexmoe_jax, array_of, expert_factory, fusion_module)
+        return _hierarchy_twin(model, convexmoe_torch, convexmoe_jax, _in_jax, expert_factory, fusion_module)
     _check_hull("to_jax", model, convexmoe_torch)
     return _hull_twin(
         model, convexmoe_jax, {name: array_of(tensor) for name, tensor in model.named_parameters()}
@@ -86,7 +87,7 @@ def _hierarchy_twin(
 ) -> Any:
     """Return the hierarchy of the package `target` with the weights of one of the package `source`."""
     recipes = source.files.layers.recipes_of(model)
-    twin = target.files.layers.built(model.config, recipes, expert_factory, fusion_module)
+    twin = target.files.layers.build(model.config, recipes, expert_factory, fusion_module)
     arrays = source.files.layers.neutral_arrays(model)
     target.files.layers.fill(twin, {name: copy(array) for name, array in arrays.items()})
     return twin
@@ -104,7 +105,11 @@ def _hull_twin(model: Any, package: Any, weights: dict[str, Any]) -> Any:
 
 def array_of(tensor: torch.Tensor) -> jax.Array:
     """Return a copy as a JAX array of the same dtype; bfloat16 crosses as bits."""
-    values = numpy_of(tensor)
+    return _in_jax(to_numpy(tensor))
+
+
+def _in_jax(values: np.ndarray) -> jax.Array:
+    """Return a copy of an array in JAX, in the same dtype."""
     array = in_jax.own_array(values)
     if array.dtype != values.dtype:
         fix = 'Call jax.config.update("jax_enable_x64", True) first.'

@@ -20,6 +20,8 @@ HULLS = {
         normalization=UNITS,
     ),
 }
+# What `make test` exports; the others are for a release.
+FEW = ("default", "everything")
 SIZES = (3, 41)  # batches; the hulls are traced with another
 
 CASE = Case(

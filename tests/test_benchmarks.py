@@ -105,12 +105,20 @@ def test_script_refuses_more_threads_than_cores():
     assert "the cores there are; got [100000]" in result.stderr
 
 
-@pytest.mark.slow
-def test_dispatch_prints_a_line_for_each_case(tmp_path):
+@pytest.mark.parametrize(
+    ("cases", "experts"),
+    [
+        (["2,6"], ["linear"]),
+        pytest.param(["2,6", "3,6,5"], ["linear", "mlp"], marks=pytest.mark.release),
+    ],
+)
+def test_dispatch_prints_a_line_for_each_case(tmp_path, cases, experts):
     path = tmp_path / "dispatch.json"
-    result = run("dispatch.py", "--cases", "2,6", "3,6,5", "--rounds", "1", "--json", str(path))
+    options = ["--cases", *cases, "--experts", *experts, "--rounds", "1", "--json", str(path)]
+    result = run("dispatch.py", *options)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("| jax |") == result.stdout.count("| torch |") == 4
+    lines = len(cases) * len(experts)
+    assert result.stdout.count("| jax |") == result.stdout.count("| torch |") == lines
     for record in json.loads(path.read_text())["records"]:
         for part in dispatch.PARTS:
             assert list(record[part]["ratio"]) == [f"{a} / {b}" for a, b in dispatch.PAIRS]
@@ -138,12 +146,12 @@ def one_hidden_layer(weight):
 
 
 def found(network, **options):
-    return named_networks.judged(network, **{"seeds": 3, "steps": 20, "segments": 2000} | options)
+    return named_networks.judge(network, **{"seeds": 2, "steps": 5, "segments": 2000} | options)
 
 
 def test_a_network_with_positive_weights_is_proved_in_every_state():
     for finding in found(one_hidden_layer(jnp.abs)):
-        count = 1 if finding.state == "any parameters" else 3
+        count = 1 if finding.state == "any parameters" else 2
         assert (finding.proved, finding.refuted, finding.unknown, finding.found) == (count, 0, 0, 0)
         assert finding.stops == ""
 
@@ -152,22 +160,22 @@ def test_control_a_network_with_weights_of_any_sign_is_refuted():
     anything, *others = found(one_hidden_layer(lambda weight: weight), steps=2)
     assert (anything.proved, anything.refuted, anything.unknown) == (0, 0, 1)
     for finding in others:
-        assert finding.refuted == finding.found == 3 and finding.gap > 0
+        assert finding.refuted == finding.found == 2 and finding.gap > 0
         assert finding.stops.startswith("dot_general at ")
     lines = named_networks.report([anything, *others]).splitlines()
-    assert "| 3 of 3 |" in lines[-1] and "dot_general" in lines[-1]
+    assert "| 2 of 2 |" in lines[-1] and "dot_general" in lines[-1]
 
 
 def test_projected_weights_stay_so_while_they_train():
     free = one_hidden_layer(lambda weight: weight)
-    projected = free._replace(project=named_networks.clipped)
+    projected = free._replace(project=named_networks.clip_hidden_kernels)
     _, drawn, trained = found(projected)
-    assert drawn.proved == trained.proved == 3
-    params = named_networks.trained(projected, free.init(jax.random.key(0)), jnp.ones((4, 2)), steps=1)
+    assert drawn.proved == trained.proved == 2
+    params = named_networks.train(projected, free.init(jax.random.key(0)), jnp.ones((4, 2)), steps=1)
     assert float(params["w_zs"].min()) >= 0 > float(params["x"].min())
 
 
 def test_without_its_peer_the_script_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ott", None)
     with pytest.raises(SystemExit, match=r"needs ott-jax .* pip install \"convexmoe\[jax,peers\]\""):
-        named_networks.published()
+        named_networks.published_networks()

@@ -1,4 +1,4 @@
-"""The example runs from end to end, and what it compares has equal compute."""
+"""The example of the languages trains, runs from end to end (at a release), and what it compares has equal compute."""
 
 import importlib.util
 import json
@@ -18,7 +18,19 @@ spec.loader.exec_module(languages)
 SPLITS = languages.read_words(["es", "ca"], set())
 
 
-@pytest.mark.slow
+def test_a_model_trains_and_is_scored(monkeypatch):
+    """Forty steps for two languages; control: at a rate of 0 nothing is learned."""
+    monkeypatch.setattr(languages, "CHUNK", 40)
+    monkeypatch.setattr(languages, "BATCH", 256)
+    settings = languages.Settings({"west": ["es", "ca"]}, (), 1, 40)
+    data = languages.prepare(settings)
+    for rate, least, most in ((1e-2, 1.0, 4.8), (0.0, 5.0, 7.0)):
+        ran = languages.run("shared", rate, 0, data, settings, lambda steps: None)
+        assert list(ran["test"]) == ["es", "ca"]
+        assert all(least < bits < most for bits in (ran["validation"], *ran["test"].values())), ran
+
+
+@pytest.mark.release
 def test_quick_run_writes_sensible_figures(tmp_path):
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")]),

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 import saved_models
 
-import convexmoe_jax
+import convexmoe.files.format
 import convexmoe_torch
 
 FIELDS = cases.HULLS["default"]
@@ -146,7 +146,7 @@ def resealed(data, change):
     entry = json.loads(header["__metadata__"]["convexmoe"])
     change(entry)
     arrays = safetensors.numpy.load(data)
-    entry["sha256"] = convexmoe_jax.files.format.digest(entry, arrays)
+    entry["sha256"] = convexmoe.files.format.digest(entry, arrays)
     header["__metadata__"]["convexmoe"] = json.dumps(entry, sort_keys=True)
     return joined(header, rest)
 
@@ -170,7 +170,8 @@ LIES = {
 @pytest.mark.parametrize("name", LIES)
 def test_a_lie_about_a_hierarchy_is_found_before_anything_is_built(backend, name, tmp_path, monkeypatch):
     good = trained_files(backend, tmp_path)[2]
-    monkeypatch.setattr(backend.package.files.models, "built", lambda *_: pytest.fail("it was built"))
+    model = backend.package.HierarchicalCELMoE
+    monkeypatch.setattr(model, "__init__", lambda *_, **__: pytest.fail("it was built"))
     (tmp_path / "lie").write_bytes(resealed(good, LIES[name]))
     for read in (backend.package.load, backend.package.read_optimizer):
         with pytest.raises((ValueError, TypeError)) as caught:

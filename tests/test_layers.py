@@ -109,28 +109,3 @@ def test_every_import_goes_downwards(package):
 def test_control_a_wrong_import_is_seen(module, line, fault):
     [found] = faults_of(module, imports(line, module, False))
     assert fault in found
-
-
-def twins(one: dict[str, str], other: dict[str, str]) -> list[str]:
-    """The files of some length that stand in both packages to the letter."""
-    return [
-        name
-        for name in sorted(one.keys() & other.keys())
-        if one[name] == other[name] and one[name].count("\n") > 15
-    ]
-
-
-def texts(package: str) -> dict[str, str]:
-    folder = ROOT / package
-    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.py")}
-
-
-def test_no_file_stands_in_both_packages():
-    assert twins(*map(texts, PACKAGES)) == []
-
-
-def test_control_a_twin_is_seen():
-    one = texts(PACKAGES[0])
-    assert twins(one, one | {"hull/module.py": ""}) == sorted(
-        name for name, text in one.items() if text.count("\n") > 15 and name != "hull/module.py"
-    )

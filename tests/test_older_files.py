@@ -97,7 +97,7 @@ def test_a_model_is_written_as_it_was(kind, package, x64, tmp_path):
     assert new.read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("framework", ["jax", "torch"])
+@pytest.mark.parametrize("framework", [pytest.param("jax", marks=pytest.mark.release), "torch"])
 def test_a_paused_run_goes_on(framework, tmp_path):
     shutil.copytree(FOLDER / "paused", tmp_path / "run")
     result = invoke("fit", "--resume", tmp_path / "run", "--framework", framework)

@@ -13,6 +13,7 @@ from backends import BACKENDS
 from cases import fields, random_weights
 from small_hulls import hull, value
 
+import convexmoe.files.format
 import convexmoe_torch
 from convexmoe.files.hulls import read_hull
 from interop import to_cvxpy
@@ -120,7 +121,7 @@ def test_a_config_out_of_range_is_refused_even_when_sealed(change, tmp_path):
     model, path = hull(), tmp_path / "hull.safetensors"
     header, arrays = convexmoe_torch.files.models.content_of(model)
     header |= {"schema": 1, "notes": {}, "config": header["config"] | change}
-    convexmoe_torch.files.format.write_sealed(path, header, arrays)
+    convexmoe.files.format.write_sealed(path, header, arrays)
     with pytest.raises(ValueError, match="expected the config of a hull"):
         read_hull(path, "test")
 

@@ -68,13 +68,18 @@ def test_the_loop_is_that_of_the_package():
 
 @pytest.mark.parametrize(
     ("make", "convex"),
-    [(networks.icnn, True), (networks.lse_network, True), (networks.convex_kan, True), (networks.mlp, False)],
+    [
+        (networks.icnn, True),
+        pytest.param(networks.lse_network, True, marks=pytest.mark.release),
+        pytest.param(networks.convex_kan, True, marks=pytest.mark.release),
+        (networks.mlp, False),
+    ],
 )
 def test_the_peers_are_convex_where_they_are_said_to_be(make, convex):
-    network = networks.sized(lambda width: make(3, 2, width), 500)
+    network = networks.match_size(lambda width: make(3, 2, width), 500)
     assert abs(networks.count(network) - 500) < 50
     rows = Standard.of([quality_tasks.suite_task("vector", 3, 0.0, draw=0, seed=0, rows=100)]).rows
-    network = networks.sized(lambda width: make(3, 4, width), 500)
+    network = networks.match_size(lambda width: make(3, 4, width), 500)
     draws = [network.init(jax.random.key(0))]
     best, _ = networks.train(network, draws, rows, 60, 50, [0.03], [0])
     params = jax.tree.map(lambda leaf: leaf[0], best)
@@ -114,13 +119,16 @@ def test_the_shape_is_chosen_on_the_rows_of_all_seeds():
     x = np.ones((3, 8, 1))
     y = x * np.array([1.0, 2.0, 2.0])[:, None, None]
     rows = networks.Rows(x, y, x, y)
-    found = networks.tuned({"one": line(1.0), "two": line(2.0)}, rows, 2, 4, (0.01, 0.04))
+    found = networks.tune({"one": line(1.0), "two": line(2.0)}, rows, 2, 4, (0.01, 0.04))
     assert found.shape == "two" and len(found.params) == 3
     first = networks.Rows(*[part[:1] for part in rows])
-    assert networks.tuned({"one": line(1.0), "two": line(2.0)}, first, 2, 4, (0.01, 0.04)).shape == "one"
+    assert networks.tune({"one": line(1.0), "two": line(2.0)}, first, 2, 4, (0.01, 0.04)).shape == "one"
 
 
-@pytest.mark.parametrize("model", [HULL, FITTED, PLANES, CHOSEN, "MLP"])
+@pytest.mark.parametrize(
+    "model",
+    [HULL, *[pytest.param(name, marks=pytest.mark.release) for name in (FITTED, CHOSEN, "MLP")], PLANES],
+)
 def test_a_job_gives_a_score(model, monkeypatch):
     monkeypatch.setattr(quality_scores, "MORE_SEEDS", 2)
     score = quality_scores.score(Job("small", model, 4, 31))

@@ -7,26 +7,13 @@ from functools import partial
 
 import numpy as np
 
-from . import calculus
-from .facts import (
-    CONSTANT,
-    FALLING,
-    NONZERO,
-    REAL,
-    RISING,
-    Array,
-    Value,
-    either_over,
-    join,
-    merge,
-    nothing,
-    settle,
-)
+from . import calculus, facts
+from .facts import Array, Value
 from .graph import Operation
 from .walk import Inputs, Rule, Walk
 
 
-def places_along(value: Value, axis: int, real: Array | int = REAL) -> Value:
+def places_along(value: Value, axis: int, real: Array | int = facts.REAL) -> Value:
     """Return what is known of places along an axis, which has size 1: constant where all elements there are.
 
     Args:
@@ -34,21 +21,21 @@ def places_along(value: Value, axis: int, real: Array | int = REAL) -> Value:
         axis: of `value`.
         real: REAL where the places are numbers at all.
     """
-    constant = either_over(value, (axis,)).constant
-    facts = np.where(constant, np.uint16(REAL | CONSTANT), np.asarray(real, np.uint16))
-    return settle(np.zeros(facts.shape), np.full(facts.shape, value.shape[axis] - 1.0), facts)
+    constant = facts.either_over(value, (axis,)).constant
+    claim = np.where(constant, np.uint16(facts.REAL | facts.CONSTANT), np.asarray(real, np.uint16))
+    return facts.settle(np.zeros(claim.shape), np.full(claim.shape, value.shape[axis] - 1.0), claim)
 
 
 def _place_of_extreme(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     [value] = inputs
     [axis] = operation.params["axes"]
-    real = either_over(value, (axis,)).facts & np.uint16(REAL)
+    real = facts.either_over(value, (axis,)).facts & np.uint16(facts.REAL)
     return [places_along(value, axis, real).map(lambda part: np.squeeze(part, axis))]
 
 
 def _place_of_running_extreme(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     [value], axis = inputs, operation.params["axis"]
-    return [places_along(value, axis, either_over(value, (axis,)).facts & np.uint16(REAL))]
+    return [places_along(value, axis, facts.either_over(value, (axis,)).facts & np.uint16(facts.REAL))]
 
 
 def running(
@@ -65,13 +52,15 @@ def running(
         total = results[place] = element if total is None else step(total, element)
     if not results:
         return [value]
-    return [join((results[place] for place in sorted(results)), lambda group: np.concatenate(group, axis))]
+    return [
+        facts.join((results[place] for place in sorted(results)), lambda group: np.concatenate(group, axis))
+    ]
 
 
 def log_add(a: Value, b: Value) -> Value:
     """Return log(exp(a) + exp(b))."""
     shape = np.broadcast_shapes(a.shape, b.shape)
-    return calculus.log_sum_exp(join((a.broadcast(shape), b.broadcast(shape)), np.stack), (0,))
+    return calculus.log_sum_exp(facts.join((a.broadcast(shape), b.broadcast(shape)), np.stack), (0,))
 
 
 def order_statistics(value: Value, axis: int, count: int, falling: bool) -> Value:
@@ -81,17 +70,17 @@ def order_statistics(value: Value, axis: int, count: int, falling: bool) -> Valu
     """
     shape = tuple(count if a == axis else size for a, size in enumerate(value.shape))
     if count == 0 or value.facts.size == 0:
-        return nothing(shape)
-    whole = either_over(value, (axis,))
-    facts = whole.facts & np.uint16(REAL | NONZERO | RISING | FALLING)
-    result = settle(whole.lower, whole.upper, facts).broadcast(shape)
+        return facts.nothing(shape)
+    whole = facts.either_over(value, (axis,))
+    claim = whole.facts & np.uint16(facts.REAL | facts.NONZERO | facts.RISING | facts.FALLING)
+    result = facts.settle(whole.lower, whole.upper, claim).broadcast(shape)
     place = np.arange(count).reshape([-1 if a == axis else 1 for a in range(len(shape))])
     last = value.shape[axis] - 1
     largest = calculus.fold(value, (axis,), calculus.maximum, -np.inf), 0 if falling else last
     smallest = calculus.fold(value, (axis,), calculus.minimum, np.inf), last if falling else 0
     for extreme, position in (largest, smallest):
         extreme = extreme.map(lambda part: np.expand_dims(part, axis)).broadcast(shape)
-        result = merge(np.broadcast_to(place == position, shape), extreme, result)
+        result = facts.merge(np.broadcast_to(place == position, shape), extreme, result)
     return result
 
 

@@ -10,20 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from . import facts
 from .calculus import add, negate
-from .facts import (
-    AFFINE,
-    CONCAVE,
-    CONVEX,
-    QUADRATIC,
-    REAL,
-    Array,
-    Value,
-    facts_where,
-    literal,
-    settle,
-    variable,
-)
+from .facts import Array, Value
 from .graph import Operation
 from .semidefinite import LARGEST_ORDER, is_semidefinite
 from .walk import Walk
@@ -58,7 +47,7 @@ class Refinements:
 
     def _quadratic(self, walk: Walk, number: int, value: Value) -> tuple[str, Value] | None:
         """Decide the elements that are polynomials of degree 2 by their Hessians."""
-        undecided = np.asarray(value.has(QUADRATIC | REAL) & ~value.affine)
+        undecided = np.asarray(value.has(facts.QUADRATIC | facts.REAL) & ~value.affine)
         size = sum(int(np.prod(walk.graph.shapes[given])) for given in self.chosen)
         if value.curved.all() or not undecided.any() or size > LARGEST_ORDER or size == 0:
             return None
@@ -84,7 +73,7 @@ class Refinements:
         """Return bounds of a value where the chosen inputs are a known point."""
         shapes = [walk.graph.shapes[chosen] for chosen in self.chosen]
         parts = np.split(point, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
-        values = (literal(part.reshape(shape)) for part, shape in zip(parts, shapes, strict=True))
+        values = (facts.literal(part.reshape(shape)) for part, shape in zip(parts, shapes, strict=True))
         return evaluate_again(walk, number, dict(zip(self.chosen, values, strict=True)))
 
     def _ordered(self, walk: Walk, number: int, value: Value) -> tuple[str, Value] | None:
@@ -98,15 +87,15 @@ class Refinements:
         if ordered.facts.size > LARGEST_SORT or source == number:
             return None
         shape = ordered.shape
-        free = evaluate_again(walk, number, {source: variable(shape)})
+        free = evaluate_again(walk, number, {source: facts.variable(shape)})
         if not free.affine.any():
             return None
-        start = evaluate_again(walk, number, {source: literal(np.zeros(shape))})
+        start = evaluate_again(walk, number, {source: facts.literal(np.zeros(shape))})
         slopes = np.empty((2, *shape, *value.shape))
         for place in np.ndindex(*shape):
             unit = np.zeros(shape)
             unit[place] = 1.0
-            slope = add(evaluate_again(walk, number, {source: literal(unit)}), negate(start))
+            slope = add(evaluate_again(walk, number, {source: facts.literal(unit)}), negate(start))
             slopes[(0, *place)], slopes[(1, *place)] = slope.lower, slope.upper
         lower, upper = np.moveaxis(slopes, axis + 1, 1)
         given = walk.values[operation.inputs[0]]
@@ -117,10 +106,10 @@ class Refinements:
         growing = (lower[1:] >= upper[:-1]).all(axis=every)
         shrinking = (upper[1:] <= lower[:-1]).all(axis=every)
         above, below = (lower >= 0).all(axis=every), (upper <= 0).all(axis=every)
-        straight, up, down = (given.has(fact).all() for fact in (AFFINE, CONVEX, CONCAVE))
+        straight, up, down = (given.has(fact).all() for fact in (facts.AFFINE, facts.CONVEX, facts.CONCAVE))
         convex = growing & (straight | (up & above) | (down & below))
         concave = shrinking & (straight | (down & above) | (up & below))
-        convex, concave = (holds & free.affine & value.has(REAL) for holds in (convex, concave))
+        convex, concave = (holds & free.affine & value.has(facts.REAL) for holds in (convex, concave))
         return _claim("ordered", value, convex, concave)
 
     def _find_sorted(self, walk: Walk, number: int) -> tuple[int, Operation, int, bool] | None:
@@ -151,8 +140,8 @@ def _claim(law: str, value: Value, convex: Array, concave: Array) -> tuple[str, 
     """Return a value with curvature where it was decided, and the law; None where nothing was."""
     if not (convex.any() or concave.any()):
         return None
-    facts = value.facts | facts_where((CONVEX, convex), (CONCAVE, concave))
-    return law, settle(value.lower, value.upper, facts)
+    claim = value.facts | facts.facts_where((facts.CONVEX, convex), (facts.CONCAVE, concave))
+    return law, facts.settle(value.lower, value.upper, claim)
 
 
 def evaluate_again(walk: Walk, number: int, given: dict[int, Value]) -> Value:

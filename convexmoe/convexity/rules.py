@@ -7,22 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from . import calculus, scalars
-from .facts import (
-    CONSTANT,
-    FALLING,
-    NONZERO,
-    REAL,
-    RISING,
-    Value,
-    either,
-    facts_where,
-    literal,
-    merge,
-    mixture,
-    nothing,
-    settle,
-)
+from . import calculus, facts, scalars
+from .facts import Value
 from .graph import Graph, Operation
 from .order import ORDER_RULES
 from .walk import Inputs, Rule, Walk
@@ -57,11 +43,11 @@ def _multiply(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 def _power(base: Value, exponent: Value) -> Value:
     """base ** exponent: a known exponent is a power, a known positive base an exponential."""
     shape = np.broadcast_shapes(base.shape, exponent.shape)
-    result = nothing(shape)
+    result = facts.nothing(shape)
     if exponent.known.all() and exponent.facts.size:
         base = base.broadcast(shape)
         for p in np.unique(exponent.lower)[:16]:
-            result = merge(exponent.lower == p, scalars.power(base, p), result)
+            result = facts.merge(exponent.lower == p, scalars.power(base, p), result)
     elif base.constant.all():
         result = scalars.apply("exp", calculus.multiply(scalars.apply("log", base), exponent))
     return result
@@ -84,10 +70,12 @@ def _compare(name: str, walk: Walk, operation: Operation, inputs: Inputs) -> Inp
         true, false = (equal, unequal) if name == "eq" else (unequal, equal)
     constant = a.constant & b.constant
     ordered = name not in ("eq", "ne")  # a < b rises where a falls and b rises
-    rising = constant | (a.has(FALLING) & b.has(RISING) & ordered)
-    falling = constant | (a.has(RISING) & b.has(FALLING) & ordered)
-    facts = facts_where((REAL, a.has(REAL) & b.has(REAL)), (RISING, rising), (FALLING, falling))
-    return [settle(np.where(true, 1.0, 0.0), np.where(false, 0.0, 1.0), facts)]
+    rising = constant | (a.has(facts.FALLING) & b.has(facts.RISING) & ordered)
+    falling = constant | (a.has(facts.RISING) & b.has(facts.FALLING) & ordered)
+    claim = facts.facts_where(
+        (facts.REAL, a.has(facts.REAL) & b.has(facts.REAL)), (facts.RISING, rising), (facts.FALLING, falling)
+    )
+    return [facts.settle(np.where(true, 1.0, 0.0), np.where(false, 0.0, 1.0), claim)]
 
 
 def logic(
@@ -101,14 +89,16 @@ def logic(
     if walk.graph.dtypes[operation.outputs[0]] != "bool":
         return of_integers(walk, operation, inputs)
     if name == "not":
-        return [calculus.add(literal(np.ones(())), calculus.negate(inputs[0]))]
+        return [calculus.add(facts.literal(np.ones(())), calculus.negate(inputs[0]))]
     return [truth({"and": calculus.minimum, "or": calculus.maximum}[name](*inputs))]
 
 
 def truth(value: Value) -> Value:
     """Return a truth value without curvature: 0 and 1 are no interval."""
-    facts = np.where(value.constant, value.facts, value.facts & np.uint16(REAL | NONZERO | CONSTANT))
-    return settle(value.lower, value.upper, facts.astype(np.uint16))
+    claim = np.where(
+        value.constant, value.facts, value.facts & np.uint16(facts.REAL | facts.NONZERO | facts.CONSTANT)
+    )
+    return facts.settle(value.lower, value.upper, claim.astype(np.uint16))
 
 
 def _cast(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
@@ -116,20 +106,22 @@ def _cast(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     [value] = inputs
     old, new = walk.graph.dtypes[operation.inputs[0]], walk.graph.dtypes[operation.outputs[0]]
     if new == "bool":
-        constant = np.where(value.constant, np.uint16(CONSTANT), np.uint16(0))
-        facts = (value.facts & np.uint16(REAL) | constant).astype(np.uint16)
-        return [settle(np.where(value.has(NONZERO), 1.0, 0.0), np.where(value.zero, 0.0, 1.0), facts)]
+        constant = np.where(value.constant, np.uint16(facts.CONSTANT), np.uint16(0))
+        claim = (value.facts & np.uint16(facts.REAL) | constant).astype(np.uint16)
+        return [
+            facts.settle(np.where(value.has(facts.NONZERO), 1.0, 0.0), np.where(value.zero, 0.0, 1.0), claim)
+        ]
     if new.startswith(WHOLE) and not old.startswith((*WHOLE, "bool")):
         with np.errstate(all="ignore"):
             lower, upper = np.trunc(value.lower), np.trunc(value.upper)
-        return [settle(lower, upper, value.facts & np.uint16(REAL | CONSTANT))]
+        return [facts.settle(lower, upper, value.facts & np.uint16(facts.REAL | facts.CONSTANT))]
     return [truth(value) if new.startswith(WHOLE) and old == "bool" else value]
 
 
 def _is_finite(value: Value) -> Value:
     """In exact arithmetic a real number is finite."""
-    real = value.has(REAL).astype(np.float64)
-    return settle(real, np.ones(real.shape), value.facts & np.uint16(REAL))
+    real = value.has(facts.REAL).astype(np.float64)
+    return facts.settle(real, np.ones(real.shape), value.facts & np.uint16(facts.REAL))
 
 
 def convolve(graph: Graph, operation: Operation, inputs: Inputs, product: calculus.Bilinear) -> Inputs:
@@ -139,14 +131,14 @@ def convolve(graph: Graph, operation: Operation, inputs: Inputs, product: calcul
         return [calculus.linear(kernel, value, lambda first, second: product(second, first))]
     if value.constant.all():
         return [calculus.linear(value, kernel, product)]
-    return [nothing(graph.shapes[operation.outputs[0]])]
+    return [facts.nothing(graph.shapes[operation.outputs[0]])]
 
 
 def branch(walk: Walk, which: Value, graphs: Mapping[int, Graph], inputs: Inputs) -> Inputs:
     """Return what is known of the outputs of the program `graphs[which]`."""
     if which.known.all():
         return walk.inner(graphs[int(np.clip(which.lower, min(graphs), max(graphs)))], inputs)
-    choose = either if which.constant.all() else mixture
+    choose = facts.either if which.constant.all() else facts.mixture
     results = [walk.inner(graph, inputs) for graph in graphs.values()]
     return [choose(list(cases)) for cases in zip(*results, strict=True)]
 

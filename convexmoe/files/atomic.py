@@ -12,21 +12,15 @@ from ..errors import fail
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file beside `path`, flush it to the disk, and rename it: `path` is always whole.
 
-    A link is followed; what is there and is no regular file (a device, a folder) is left alone.
+    A link is followed; a device or a folder of that name is left alone.
 
     Raises:
         OSError: it cannot be written (no room, a folder for reading only); what was there before stays.
     """
     path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
-        fail(
-            "save",
-            "path",
-            "a folder that exists",
-            repr(str(path)),
-            "Make the folder first.",
-            FileNotFoundError,
-        )
+        fix = "Make the folder first."
+        fail("save", "path", "a folder that exists", repr(str(path)), fix, FileNotFoundError)
     if path.exists() and not path.is_file():
         fail("save", "path", "a regular file", repr(str(path)), "Choose another name.", FileExistsError)
     beside = path.with_name(f".{secrets.token_hex(8)}.part")

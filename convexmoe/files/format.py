@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import ml_dtypes  # noqa: F401  (tells numpy, and so safetensors, of bfloat16)
+import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
 
 from ..errors import dtype_name, fail, same_keys
 from ..hierarchy import parameters_described_by
@@ -32,61 +35,46 @@ FIELDS = {"schema", "kind", "config", "notes", "sha256"}
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 DAMAGED = "Fetch the file again or save the model anew."
 
-
-class Tensors(NamedTuple):
-    """What a framework does with the tensors of a file.
-
-    Args:
-        framework: its name in safetensors.
-        serialize: `(arrays, metadata) -> bytes` of a file.
-        bytes_of: the elements of a tensor in C order, little-endian.
-        own_copy: a copy in C order on the host, that shares no memory.
-    """
-
-    framework: str
-    serialize: Callable[[dict[str, Any], dict[str, str]], bytes]
-    bytes_of: Callable[[Any], Any]
-    own_copy: Callable[[Any], Any]
+Arrays = dict[str, np.ndarray]
 
 
-def write_sealed(
-    path: str | os.PathLike[str], header: dict[str, Any], arrays: dict[str, Any], tensors: Tensors
-) -> None:
+def own_copy(value: Any) -> np.ndarray:
+    """Return a copy in C order that shares no memory: the serializer reads strided memory as if it were contiguous."""
+    return np.array(value, order="C", copy=True)
+
+
+def write_sealed(path: str | os.PathLike[str], header: dict[str, Any], arrays: Arrays) -> None:
     """Write header and arrays as a neutral file, its sha256 added."""
-    sealed = header | {"sha256": digest(header, arrays, tensors)}
+    sealed = header | {"sha256": digest(header, arrays)}
     text = json.dumps(sealed, sort_keys=True, allow_nan=False)
-    write_whole(Path(path), tensors.serialize(arrays, {ENTRY: text}))
+    write_whole(Path(path), to_safetensors(arrays, {ENTRY: text}))
 
 
-def read(
-    path: str | os.PathLike[str], kept: str | None, tensors: Tensors
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(path: str | os.PathLike[str], prefix: str | None = "") -> tuple[dict[str, Any], Arrays]:
     """Return header and tensors of a neutral file after all checks, its sha256 included.
 
     Args:
         path: the file.
-        kept: what the names of the tensors to return begin with; the others are read, summed and dropped one by one.
-            None for none.
-        tensors: of the framework.
+        prefix: what the names of the tensors to return begin with; the others are read, hashed and dropped one by one.
+            None returns no tensors.
     """
     name = os.fspath(path)
-    with opened(name, tensors.framework) as (header, file):
+    with open_checked(name) as (header, file):
         keys = sorted(file.keys())
         slices = {key: file.get_slice(key) for key in keys}
         codes = {code: dtype for dtype, code in DTYPES.items()}
         forms = {key: (tuple(part.get_shape()), codes.get(part.get_dtype())) for key, part in slices.items()}
         unknown = sorted({slices[key].get_dtype() for key, (_, dtype) in forms.items() if dtype is None})
         if unknown:
-            fail(
-                "load", "path", f"parameters of one of {list(DTYPES)}", f"{name!r} with {unknown[0]}", DAMAGED
-            )
+            rule = f"parameters of one of {list(DTYPES)}"
+            fail("load", "path", rule, f"{name!r} with {unknown[0]}", DAMAGED)
         check_keys(header, forms)
-        total, arrays = _start(header), {}
+        total, arrays = _hash_header(header), {}
         for key in keys:
             value = file.get_tensor(key)
-            _add(total, key, value, tensors)
-            if kept is not None and key.startswith(kept):
-                arrays[key] = tensors.own_copy(value)
+            _hash_array(total, key, value)
+            if prefix is not None and key.startswith(prefix):
+                arrays[key] = own_copy(value)
     if total.hexdigest() != header["sha256"]:
         got = f"{name!r}, which differs"
         fail("load", "path", "a file whose content has the sha256 it states", got, DAMAGED)
@@ -94,17 +82,17 @@ def read(
 
 
 @contextmanager
-def opened(name: str, framework: str) -> Iterator[tuple[dict[str, Any], Any]]:
+def open_checked(name: str) -> Iterator[tuple[dict[str, Any], Any]]:
     """Give the checked header and the open file of a neutral file."""
     if not os.path.isfile(name):
         fail("load", "path", "a file", repr(name), "Check the name.", FileNotFoundError)
     try:
-        with safe_open(name, framework=framework) as file:
+        with safe_open(name, framework="numpy") as file:
             text = (file.metadata() or {}).get(ENTRY)
             if text is None:
                 fix = "Write it with save(model, path)."
                 fail("load", "path", "a file that convexmoe saved", repr(name), fix)
-            yield checked_header(name, text), file
+            yield check_header(name, text), file
     except SafetensorError as error:
         fail("load", "path", "a .safetensors file", f"{name!r} ({error})", DAMAGED)
 
@@ -113,15 +101,14 @@ def check_keys(header: dict[str, Any], forms: dict[str, tuple]) -> None:
     """Check that a file has the tensors of its config, and a moment of each for its optimizer.
 
     Args:
-        header: as `checked_header` returns it.
-        forms: name in the file -> (shape, dtype name). What users' own experts must have, they tell.
+        header: as `check_header` returns it.
+        forms: name in the file -> (shape, dtype name). Those of users' own experts are taken as they are.
     """
     if header["kind"] == "VectorHull":
         config = HullConfig.from_json(json.dumps(header["config"]))
         dtype = forms.get(PREFIX + "shifts", (None, "float32"))[1]
-        expected: dict[str, tuple] = {
-            PREFIX + name: (shape, dtype) for name, shape in parameter_shapes(config).items()
-        }
+        shapes = parameter_shapes(config)
+        expected: dict[str, tuple] = {PREFIX + name: (shape, dtype) for name, shape in shapes.items()}
     else:
         shapes, own = parameters_described_by(header["config"])
         expected = {PREFIX + name: (shape, None) for name, shape in shapes.items()}
@@ -141,7 +128,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def checked_header(name: str, text: str) -> dict[str, Any]:
+def check_header(name: str, text: str) -> dict[str, Any]:
     """Return the metadata entry as a dict with all its fields."""
     try:
         header = json.loads(text, object_pairs_hook=_distinct)
@@ -169,25 +156,24 @@ def _is_optimizer(field: Any) -> bool:
     return field["rule"] in list(MOMENTS) and type(field["step"]) is int and 0 <= field["step"] < 2**31
 
 
-def digest(header: dict[str, Any], arrays: dict[str, Any], tensors: Tensors) -> str:
+def digest(header: dict[str, Any], arrays: Arrays) -> str:
     """Return the sha256 of the header and of every tensor: name, dtype, shape, bytes."""
-    total = _start(header)
+    total = _hash_header(header)
     for name, value in sorted(arrays.items()):
-        _add(total, name, value, tensors)
+        _hash_array(total, name, value)
     return total.hexdigest()
 
 
-def _start(header: dict[str, Any]) -> Any:
-    """Return a sum that has the header, but for the sum it states, in it."""
+def _hash_header(header: dict[str, Any]) -> Any:
+    """Return the running sha256 of a header, but for the sha256 that it states."""
     stated = {name: value for name, value in header.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(stated, sort_keys=True, allow_nan=False).encode())
 
 
-def _add(total: Any, name: str, value: Any, tensors: Tensors) -> None:
-    """Add a tensor to a sum."""
-    dtype = DTYPES[dtype_name(value.dtype)]
-    total.update(f"\n{name} {dtype} {list(value.shape)}\n".encode())
-    total.update(tensors.bytes_of(value))
+def _hash_array(total: Any, name: str, value: np.ndarray) -> None:
+    """Add an array to a running sha256: its name, dtype, shape, and its elements in C order, little-endian."""
+    total.update(f"\n{name} {DTYPES[dtype_name(value.dtype)]} {list(value.shape)}\n".encode())
+    total.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
 
 def plain_notes(notes: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, refuse
-from .format import ENTRY, OPTIMIZER, PREFIX, SCHEMA, checked_header
+from .format import ENTRY, OPTIMIZER, PREFIX, SCHEMA, check_header
 
 LONGEST_HEADER = 100_000_000  # bytes, as safetensors limits it
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of a number
@@ -80,7 +80,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
             fields: dict[str, Any] = json.loads(file.read(length) if length <= LONGEST_HEADER else b"{}")
         text = fields.pop("__metadata__")[ENTRY]
         schema = json.loads(text)["schema"]
-        header = checked_header(str(path), text) if schema <= SCHEMA else None
+        header = check_header(str(path), text) if schema <= SCHEMA else None
         tensors = tuple(_tensor(name, field) for name, field in sorted(fields.items()))
     except (struct.error, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         got = f"one without its description ({type(error).__name__})"

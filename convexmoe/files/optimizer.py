@@ -28,15 +28,21 @@ class OptimizerState(NamedTuple):
     moments: dict[str, dict[str, Any]]
 
 
-def check_state(saved: OptimizerState, parameters: dict[str, Any], kinds: Any) -> None:
+def check_state(
+    saved: OptimizerState, parameters: dict[str, Any], kinds: Any, rule: str | None = None
+) -> None:
     """Check that a state has its rule, its step, and a moment for each parameter; all differences are reported at once.
 
     Args:
         saved: the state.
         parameters: neutral name -> array.
         kinds: of arrays that the framework takes.
+        rule: of the optimizer that goes on; None where there is none.
     """
     fix = "Pass what optimizer_state or read_optimizer gave."
+    if rule is not None and saved.rule != rule:
+        own = "Make the optimizer that the state is of."
+        fail("OptimizerState", "rule", f"{rule!r}, as the optimizer has", repr(saved.rule), own, TypeError)
     one_of("OptimizerState", "rule", saved.rule, tuple(MOMENTS))
     whole_number("OptimizerState", "step", saved.step, 0, LARGEST_STEP)
     expected: dict[str, tuple] = {}
@@ -46,7 +52,16 @@ def check_state(saved: OptimizerState, parameters: dict[str, Any], kinds: Any) -
     for moment, arrays in saved.moments.items():
         for name, value in arrays.items():
             if not isinstance(value, kinds) or dtype_name(value.dtype) not in DTYPES:
-                rule, found = f"arrays of one of {list(DTYPES)}", f"{describe(value)} for {moment}/{name}"
-                fail("OptimizerState", "moments", rule, found, fix, TypeError)
+                text, wrong = f"arrays of one of {list(DTYPES)}", f"{describe(value)} for {moment}/{name}"
+                fail("OptimizerState", "moments", text, wrong, fix, TypeError)
             got[f"{moment}/{name}"] = (tuple(value.shape), dtype_name(value.dtype))
     same_keys("OptimizerState", expected, got)
+
+
+def steps_taken(counts: set[int], step: Any, fix: str) -> int:
+    """Return the number of steps that an optimizer's counts, and `step` where it is given, agree on; 0 without any."""
+    if step is not None:
+        counts = {*counts, whole_number("OptimizerState", "step", step, 0, LARGEST_STEP)}
+    if len(counts) > 1:
+        fail("OptimizerState", "step", "one number of steps", f"the counts {sorted(counts)}", fix)
+    return next(iter(counts), 0)

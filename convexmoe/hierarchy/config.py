@@ -12,7 +12,7 @@ from ..hull.config import check_fields
 
 LEARNED, POSITION_AWARE = "learned", "position_aware"  # kinds of fusion
 # Fields that files of the first release do not have. They are written only where they differ from the default, so
-# that a model without them gives the same bytes as it did.
+# that a model without them is written as the same bytes as before.
 LATER: dict[str, dict[str, Any]] = {
     "ExpertConfig": {"gradient_scale": 1.0},
     "CELMoEConfig": {"fusion_type": LEARNED, "fusion_max_positions": 512},
@@ -22,7 +22,7 @@ ExpertMetadata = Mapping[str, Any]
 
 
 class ExpertTable(dict[str, Any]):
-    """The experts of a level by name, in order; an integer gives the expert that a route of that number goes to.
+    """The experts of a level by name, in order; an integer looks up the expert that a route of that number goes to.
 
     It cannot be changed, and can be hashed. Two tables are equal if their order is, too: routes depend on it.
     """
@@ -102,7 +102,7 @@ class HierarchyLevelConfig:
     Args:
         name: unique in the hierarchy; not empty, without dots.
         experts: name -> `ExpertConfig`, or a sequence of them; one at least, of different names. It is kept as a
-            mapping in that order, which gives the integers of routes.
+            mapping in that order, which defines the integers of routes.
         fallback_expert: serves the samples whose route is None, and the whole batch where the routing does
             not name the level.
         enabled: a level that is not is left out.
@@ -239,9 +239,9 @@ class CELMoEConfig:
 
     def to_json(self) -> str:
         """Return the config as JSON with sorted keys; equal configs give equal text. Metadata must be JSON too."""
-        values = _written(self)
-        for level, written in zip(self.levels, values["levels"], strict=True):
-            written["experts"] = [_written(expert) for expert in level.expert_configs]
+        values = _json_fields(self)
+        for level, fields in zip(self.levels, values["levels"], strict=True):
+            fields["experts"] = [_json_fields(expert) for expert in level.expert_configs]
         return json.dumps(values, sort_keys=True)
 
     @classmethod
@@ -259,7 +259,7 @@ class CELMoEConfig:
         return cls(**{**values, "levels": levels})
 
 
-def _written(config: Any) -> dict[str, Any]:
+def _json_fields(config: Any) -> dict[str, Any]:
     """Return the fields of a config as JSON can hold them, without later ones at their defaults."""
     later = LATER.get(type(config).__name__, {})
     return {

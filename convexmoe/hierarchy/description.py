@@ -22,8 +22,8 @@ def parameters_described_by(config: Any) -> tuple[Shapes, tuple[str, ...]]:
     """Return name -> shape of the parameters that a config describes, and what the names of all others begin with.
 
     Args:
-        config: of a file: the hierarchy's own, and the kind and the sizes of every expert and of the fusion; of a
-            user's own parts only that they are.
+        config: of a file: that of the hierarchy, and the kind and the sizes of every expert and of the fusion. Of
+            parts that a user wrote it says only that they exist.
 
     Raises:
         ValueError, TypeError: it describes no hierarchy.
@@ -39,13 +39,13 @@ def parameters_described_by(config: Any) -> tuple[Shapes, tuple[str, ...]]:
     if set(config["experts"]) != set(names):
         fail("load", "config", RULE, f"experts other than {names}", FIX)
     shapes: Shapes = {}
-    own = []
+    user_prefixes = []
     for name, recipe in config["experts"].items():
-        found = _expert_shapes(name, recipe)
-        if found is None:
-            own.append(f"level_modules.{name}.")
+        leaves = _expert_shapes(name, recipe)
+        if leaves is None:
+            user_prefixes.append(f"level_modules.{name}.")
         else:
-            shapes |= {f"level_modules.{name}.{leaf}": shape for leaf, shape in found.items()}
+            shapes |= {f"level_modules.{name}.{leaf}": shape for leaf, shape in leaves.items()}
     if config["fusion"] == FUSIONS[hierarchy.fusion_type]:
         width, aware = hierarchy.hidden_size, config["fusion"] == "PositionAwareFusion"
         for index, level in enumerate(levels):
@@ -54,10 +54,10 @@ def parameters_described_by(config: Any) -> tuple[Shapes, tuple[str, ...]]:
             shapes["fusion.position_bias"] = (hierarchy.fusion_max_positions, len(levels))
         shapes |= {"fusion.norm.weight": (width,), "fusion.norm.bias": (width,)}
     elif config["fusion"] == USER:
-        own.append("fusion.")
+        user_prefixes.append("fusion.")
     elif config["fusion"] is not None:
         fail("load", "config", RULE, f"the fusion {config['fusion']!r}", FIX)
-    return shapes, tuple(own)
+    return shapes, tuple(user_prefixes)
 
 
 def _expert_shapes(name: str, recipe: Any) -> Shapes | None:

@@ -99,8 +99,8 @@ def loss_form(scope: str, function: Callable[..., Any]) -> LossForm:
     named = set(full) - ({"output"} if count == short else set())
     if any(p.name in named and p.name != slot for p, slot in zip(places, slots[:count], strict=False)):
         _refuse(scope, function)
-    rest = [p for p in places[count:] if p.kind is p.POSITIONAL_OR_KEYWORD] + by_name
-    names = tuple(p.name for p in rest if p.name in NAMED and p.name not in slots[:count])
+    by_name = [p for p in places[count:] if p.kind is p.POSITIONAL_OR_KEYWORD] + by_name
+    names = tuple(p.name for p in by_name if p.name in NAMED and p.name not in slots[:count])
     return LossForm(slots[:count], names)
 
 
@@ -108,9 +108,9 @@ def _open_slots(scope: str, function: Any, full: tuple[str, ...]) -> tuple[str, 
     """Return the arguments of the documented form that a partial has not set already."""
     if not isinstance(function, functools.partial):
         return full
-    given = _parameters(scope, functools.partial(function.func, *function.args))
-    own = [parameter for parameter in given if parameter.kind in POSITIONAL][: len(full)]
-    preset = {place for place, parameter in enumerate(own) if parameter.name in function.keywords}
+    open_parameters = _parameters(scope, functools.partial(function.func, *function.args))
+    places = [parameter for parameter in open_parameters if parameter.kind in POSITIONAL][: len(full)]
+    preset = {place for place, parameter in enumerate(places) if parameter.name in function.keywords}
     return tuple(name for place, name in enumerate(full) if place not in preset)
 
 
@@ -119,20 +119,20 @@ def _parameters(scope: str, function: Any) -> list[inspect.Parameter]:
     if not callable(function):
         _refuse(scope, function)
     try:
-        return list(inspect.signature(_called(function)).parameters.values())
+        return list(inspect.signature(_signature_owner(function)).parameters.values())
     except ValueError:
         _refuse(scope, function)
 
 
-def _called(function: Any) -> Any:
+def _signature_owner(function: Any) -> Any:
     """Return what has the signature of a callable: of a module of PyTorch, also in a partial, its `forward`."""
     if isinstance(function, functools.partial):
-        return functools.partial(_called(function.func), *function.args, **function.keywords)
+        return functools.partial(_signature_owner(function.func), *function.args, **function.keywords)
     forward = None if isinstance(function, type) else getattr(function, "forward", None)
     if not callable(forward):
         return function
-    own = inspect.signature(function).parameters.values()
-    return forward if any(p.kind is p.VAR_POSITIONAL for p in own) else function
+    parameters = inspect.signature(function).parameters.values()
+    return forward if any(p.kind is p.VAR_POSITIONAL for p in parameters) else function
 
 
 def _refuse(scope: str, function: Any) -> NoReturn:
@@ -140,7 +140,9 @@ def _refuse(scope: str, function: Any) -> NoReturn:
     forms = [f"f({', '.join(names)})" for names in (full, full[:short])]
     name = getattr(function, "__name__", type(function).__name__)
     try:
-        got = f"{name}{inspect.signature(_called(function))}" if callable(function) else repr(function)
+        got = (
+            f"{name}{inspect.signature(_signature_owner(function))}" if callable(function) else repr(function)
+        )
     except ValueError:
         got = f"{name}, whose signature cannot be read"
     fix = "Give it the parameters of one form; others need a default."

@@ -1,28 +1,22 @@
-"""The rows that `fit` is given: checked, held out in part, standardised."""
+"""The rows that `fit` is given: checked, held out in part, normalized."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from ..errors import describe, fail
 from ..hull.config import HullConfig, Normalization
-from .schedule import Data, held_out_rows
+
+HELD_OUT = 0.2
+
+Data = tuple[np.ndarray, np.ndarray]
 
 
-def split(x: np.ndarray, y: np.ndarray, validation: Any, config: HullConfig, seed: int) -> tuple[Data, Data]:
-    """Return the rows to train on and those held out."""
-    if isinstance(validation, (tuple, list)) and len(validation) == 2:
-        x_held, y_held = validation
-        return (x, y), checked_data("validation", x_held, y_held, config)
-    rows, held = held_out_rows(len(x), validation, seed)
-    return (x[rows], y[rows]), (x[held], y[held])
-
-
-def checked_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:
+def check_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:
     """Return x `(rows, in_dim)` and y `(rows, out_dim)` as float64 after their checks."""
     targets = "y" if argument == "x" else argument
     x, y = np.asarray(x), np.asarray(y)
@@ -51,33 +45,42 @@ def checked_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:
     return x.astype(np.float64), y.astype(np.float64)
 
 
-def check_resumed(config: HullConfig, own: HullConfig) -> None:
-    """Check that a run goes on with the model and the data it was begun with."""
-    if config != own:
-        names = [
-            field.name for field in fields(own) if getattr(config, field.name) != getattr(own, field.name)
-        ]
-        got = f"another {' and '.join(names)}"
-        fail(
-            "fit",
-            "resume",
-            "a state of the given model and data",
-            got,
-            "Go on with what the run was begun with.",
-        )
+def hold_out(
+    x: np.ndarray, y: np.ndarray, validation: Any, config: HullConfig, seed: int
+) -> tuple[Data, Data]:
+    """Return the rows to train on and those held out: the ones given, or a share of the rows."""
+    if isinstance(validation, (tuple, list)) and len(validation) == 2:
+        x_held_out, y_held_out = validation
+        return (x, y), check_data("validation", x_held_out, y_held_out, config)
+    rows, held_out = held_out_rows(len(x), validation, seed)
+    return (x[rows], y[rows]), (x[held_out], y[held_out])
+
+
+def held_out_rows(rows: int, share: Any, seed: int) -> Data:
+    """Return the numbers of the rows to train on, and of the `share` to hold out, drawn by the seed."""
+    rule = "(x, y), or a share of the rows from 0 to below 1"
+    fix = f"Leave it out for {HELD_OUT}, pass 0 for none."
+    if isinstance(share, bool) or not isinstance(share, Real):
+        fail("fit", "validation", rule, repr(share), fix, TypeError)
+    share = float(share)
+    if not 0 <= share < 1:
+        fail("fit", "validation", rule, repr(share), fix)
+    order = np.random.default_rng([seed, 1]).permutation(rows)
+    count = min(round(share * rows), rows - 2)
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 def check_held_out(losses: Sequence[float], loss: float | None) -> None:
     """Check that the rows held out are those of the run so far: its best weights have its least loss on them."""
-    told = min(losses) if losses else None
-    if (told is None) != (loss is None) or not np.allclose(loss or 0.0, told or 0.0, rtol=0.01, atol=1e-9):
+    least = min(losses) if losses else None
+    if (least is None) != (loss is None) or not np.allclose(loss or 0.0, least or 0.0, rtol=0.01, atol=1e-9):
         rule = "a state of a run that held the same rows out"
-        got = f"a least loss of {told} in its history and of {loss} on the rows held out now"
+        got = f"a least loss of {least} in its history and of {loss} on the rows held out now"
         fix = "Pass the data, validation and seed that the run was begun with."
         fail("fit", "resume", rule, got, fix)
 
 
-def standardisation(x: np.ndarray, y: np.ndarray, *dtypes: Any) -> Normalization:
+def normalization_of(x: np.ndarray, y: np.ndarray, *dtypes: Any) -> Normalization:
     """Return mean and deviation of each column; 1 for the deviation of a constant column.
 
     Args:
@@ -95,12 +98,8 @@ def standardisation(x: np.ndarray, y: np.ndarray, *dtypes: Any) -> Normalization
         constant = array.max(axis=0) == array.min(axis=0)
         for limits in dtypes:
             steps, room = (16, 1e4) if limits.bits > 16 else (2, 4.0)  # half precision has no more to spare
-            lost = (
-                (deviation < steps * limits.eps * size)
-                | (deviation < room * limits.tiny)
-                | (size > limits.max / room)
-            )
-            for column in np.flatnonzero(lost & ~constant):
+            too_fine = (deviation < steps * limits.eps * size) | (deviation < room * limits.tiny)
+            for column in np.flatnonzero((too_fine | (size > limits.max / room)) & ~constant):
                 got = f"deviation {deviation[column]:.2g} at size {size[column]:.2g} in column {column}"
                 fix = "Subtract an offset or change its unit."
                 fail("fit", argument, f"columns that {limits.dtype} can resolve", got, fix)
@@ -108,7 +107,7 @@ def standardisation(x: np.ndarray, y: np.ndarray, *dtypes: Any) -> Normalization
     return Normalization(*[tuple(value.tolist()) for value in values])
 
 
-def standardised(x: np.ndarray, y: np.ndarray, units: Normalization) -> Data:
-    """Return x and y in standardised units."""
+def normalize(x: np.ndarray, y: np.ndarray, units: Normalization) -> Data:
+    """Return x and y in the units of a normalization."""
     x = (x - np.asarray(units.input_mean)) / np.asarray(units.input_scale)
     return x, (y - np.asarray(units.output_mean)) / np.asarray(units.output_scale)

@@ -7,8 +7,9 @@ that it does not know is an error: nothing is guessed. Add your own with
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,16 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convexmoe.errors import describe, fail, same_keys
-from convexmoe.hierarchy.config import CELMoEConfig
-from convexmoe.hierarchy.description import FUSIONS, USER
-from convexmoe.hull.config import HullConfig
+from convexmoe.errors import describe, dtype_name, fail, same_keys
+from convexmoe.files import check_own_parts, describe_parts, make_expert
+from convexmoe.hierarchy import CELMoEConfig
 
 from ..hierarchy.experts import HullExpert, LinearExpert, MLPExpert
 from ..hierarchy.fusion import LearnedFusion, PositionAwareFusion
 from ..hierarchy.module import HierarchicalCELMoE
-from ..hull.module import VectorHull
+from ..hull.initialization import switched_on
+from ..hull.module import VectorHull, flatten
 
+MODELS = VectorHull, HierarchicalCELMoE
 Permutation = Callable[[int], tuple[int, ...]]
 Leaf = tuple[str, Permutation]
 
@@ -45,6 +47,8 @@ def channels_first(axes: int) -> tuple[int, ...]:
     return (axes - 1, axes - 2, *range(axes - 2))
 
 
+FUSIONS: dict[str, type] = {"LearnedFusion": LearnedFusion, "PositionAwareFusion": PositionAwareFusion}
+EXPERTS: dict[str, type] = {"LinearExpert": LinearExpert, "MLPExpert": MLPExpert, "HullExpert": HullExpert}
 # kind of layer -> name in JAX -> (name in the neutral file, permutation of the axes on the way there);
 # a kind whose own names hold everywhere has the rule None
 RULES: dict[type, dict[str, Leaf] | None] = {
@@ -54,9 +58,7 @@ RULES: dict[type, dict[str, Leaf] | None] = {
     nnx.Embed: {"embedding": ("weight", same)},
     nnx.Conv: {"kernel": ("weight", channels_first), "bias": ("bias", same)},
     VectorHull: None,
-    LinearExpert: None,
-    MLPExpert: None,
-    HullExpert: None,
+    **dict.fromkeys(EXPERTS.values()),
 }
 
 
@@ -67,7 +69,7 @@ def leaves_of(module: nnx.Module, prefix: str) -> dict[tuple[Any, ...], tuple[st
         TypeError: a layer without a rule; the message names it.
     """
     owners = {tuple(path): layer for path, layer in nnx.iter_modules(module)}
-    found = {}
+    leaves = {}
     for path, _ in nnx.to_flat_state(nnx.state(module)):
         depth = max(n for n in range(len(path)) if path[:n] in owners)
         owner, name = owners[path[:depth]], ".".join(map(str, path[depth:]))
@@ -78,12 +80,12 @@ def leaves_of(module: nnx.Module, prefix: str) -> dict[tuple[Any, ...], tuple[st
             for n, key in enumerate(path[:depth])
             if key != "layers" or not isinstance(owners[path[:n]], nnx.Sequential)
         ]
-        found[tuple(path)] = (".".join([prefix, *above, neutral]), permutation)
-    return found
+        leaves[tuple(path)] = (".".join([prefix, *above, neutral]), permutation)
+    return leaves
 
 
 def _leaf(owner: nnx.Module, name: str, prefix: str) -> Leaf:
-    if isinstance(owner, (LearnedFusion, PositionAwareFusion)):
+    if isinstance(owner, tuple(FUSIONS.values())):
         return name, transposed if name.startswith("gates.") else same
     kind = next((kind for kind in type(owner).__mro__ if kind in RULES), None)
     rule = None if kind is None else RULES[kind]
@@ -95,19 +97,21 @@ def _leaf(owner: nnx.Module, name: str, prefix: str) -> Leaf:
 
 def experts_of(model: HierarchicalCELMoE) -> list[tuple[str, str, int, nnx.Module]]:
     """Return (level and expert name, group, place in the group, the expert on its own) of every expert."""
-    found = []
+    experts = []
     for level in model.config.enabled_levels:
         for number, group in enumerate(dict(model.groups)[level.name]):
             stack = model.level_modules[level.name][str(number)]
             for place, member in enumerate(group.members):
                 name = f"{level.name}.{level.expert_names[member]}"
                 alone = nnx.merge(group.graph, jax.tree.map(lambda leaf, i=place: leaf[i], stack))
-                found.append((name, str(number), place, alone))
-    return found
+                experts.append((name, str(number), place, alone))
+    return experts
 
 
-def neutral_arrays(model: HierarchicalCELMoE) -> dict[str, np.ndarray]:
+def neutral_arrays(model: VectorHull | HierarchicalCELMoE) -> dict[str, np.ndarray]:
     """Return neutral name -> a copy of the array, in C order, of every parameter."""
+    if isinstance(model, VectorHull):
+        return {name: np.array(value, order="C") for name, value in flatten(model.params).items()}
     parts = [(f"level_modules.{name}", expert) for name, _, _, expert in experts_of(model)]
     if model.fusion is not None:
         parts.append(("fusion", model.fusion))
@@ -126,63 +130,46 @@ def fill(model: HierarchicalCELMoE, arrays: dict[str, Any]) -> None:
     Raises:
         ValueError: names or shapes differ.
     """
-    current = neutral_arrays(model)
-    expected = {name: (value.shape, None) for name, value in current.items()}
+    expected = {name: (value.shape, None) for name, value in neutral_arrays(model).items()}
     same_keys("HierarchicalCELMoE", expected, {name: (value.shape, "") for name, value in arrays.items()})
     for name, group, place, expert in experts_of(model):
         level = name.partition(".")[0]
         stack = dict(nnx.to_flat_state(nnx.State(model.level_modules[level][group])))
         for path, (neutral, permutation) in leaves_of(expert, f"level_modules.{name}").items():
-            value = _returned(arrays[neutral], permutation)
+            value = from_numpy(arrays[neutral], None, permutation)
             stack[path].set_value(stack[path][...].astype(value.dtype).at[place].set(value))
     if model.fusion is not None:
         leaves = dict(nnx.to_flat_state(nnx.state(model.fusion)))
         for path, (neutral, permutation) in leaves_of(model.fusion, "fusion").items():
-            leaves[path].set_value(_returned(arrays[neutral], permutation))
+            leaves[path].set_value(from_numpy(arrays[neutral], None, permutation))
         nnx.update(model.fusion, nnx.from_flat_state(list(leaves.items())))
 
 
-def _returned(value: Any, permutation: Permutation) -> jax.Array:
-    """Return an array from the neutral layout in that of JAX."""
-    back = np.argsort(permutation(value.ndim))
-    array = jnp.asarray(np.asarray(value).transpose(back))
-    if array.dtype != value.dtype:
+def from_numpy(value: Any, path: str | os.PathLike[str] | None, permutation: Permutation = same) -> jax.Array:
+    """Return a neutral array in JAX, its axes permuted back.
+
+    Args:
+        value: the array.
+        path: the file that it is of, for the message of the error, or None.
+        permutation: of the axes on the way to the neutral file.
+
+    Raises:
+        ValueError: it is float64, which JAX has switched off.
+    """
+    if not switched_on(dtype_name(value.dtype)):
         fix = 'Call jax.config.update("jax_enable_x64", True) first.'
-        fail("load", "path", "a dtype that JAX has switched on", describe(value), fix)
-    return array
+        got = describe(value) if path is None else f"{os.fspath(path)!r} in float64"
+        fail("load", "path", "a dtype that JAX has switched on", got, fix)
+    return jnp.asarray(np.asarray(value).transpose(np.argsort(permutation(value.ndim))))
 
 
 def recipes_of(model: HierarchicalCELMoE) -> dict[str, Any]:
-    """Return what is needed to build the model's experts and fusion again, as JSON can hold it.
-
-    Ready experts state their sizes; of a user's own only that it is one.
-    """
-    experts = {
-        name: _recipe(expert) for name, expert in ((name, expert) for name, _, _, expert in experts_of(model))
-    }
-    return {"experts": experts, "fusion": _fusion_kind(model)}
+    """Return what is needed to build the model's experts and fusion again: see `convexmoe.files.describe_parts`."""
+    experts = {name: expert for name, _, _, expert in experts_of(model)}
+    return describe_parts(experts, model.fusion, model.config, EXPERTS | FUSIONS)
 
 
-def _fusion_kind(model: HierarchicalCELMoE) -> str | None:
-    """Return the kind of the model's fusion: ours where the config says how to build it, else a user's own."""
-    fusion, config = model.fusion, model.config
-    if isinstance(fusion, PositionAwareFusion) and fusion.max_positions != config.fusion_max_positions:
-        return USER
-    kind = None if fusion is None else type(fusion).__name__
-    return kind if kind in (None, FUSIONS[config.fusion_type]) else USER
-
-
-def _recipe(expert: Any) -> dict[str, Any]:
-    if type(expert) is LinearExpert:
-        return {"kind": "LinearExpert", "sizes": list(expert.weight.shape)}
-    if type(expert) is MLPExpert:
-        return {"kind": "MLPExpert", "sizes": [*expert.weight_1.shape, expert.weight_2.shape[1]]}
-    if type(expert) is HullExpert:
-        return {"kind": "HullExpert", "config": json.loads(expert.hull.config.to_json())}
-    return {"kind": USER}
-
-
-def built(
+def build(
     config: CELMoEConfig, recipes: dict[str, Any], expert_factory: Any, fusion_module: Any
 ) -> HierarchicalCELMoE:
     """Return a model by its config and recipes, its weights still to be filled in.
@@ -190,23 +177,11 @@ def built(
     Raises:
         ValueError: an expert or the fusion is a user's own, and there is no factory or module for it.
     """
-    own = [name for name, recipe in recipes["experts"].items() if recipe["kind"] == USER]
-    if own and expert_factory is None:
-        fix = "Pass the expert_factory that the model was built with."
-        fail("load", "expert_factory", f"a factory for the experts {own}", "None", fix)
-    if recipes["fusion"] == USER and fusion_module is None:
-        fix = "Pass the fusion_module that the model was built with."
-        ours = FUSIONS[config.fusion_type]
-        fail("load", "fusion_module", f"the module of a fusion that is not {ours}", "None", fix)
+    check_own_parts(config, recipes, expert_factory, fusion_module)
 
     def ready(level: str, expert: str, metadata: Any, *, rngs: nnx.Rngs) -> nnx.Module:
-        recipe = recipes["experts"][f"{level}.{expert}"]
-        if recipe["kind"] == "HullExpert":
-            return HullExpert(
-                VectorHull.from_config(HullConfig.from_json(json.dumps(recipe["config"])), rngs=rngs)
-            )
-        return {"LinearExpert": LinearExpert, "MLPExpert": MLPExpert}[recipe["kind"]](
-            *recipe["sizes"], rngs=rngs
-        )
+        kinds = EXPERTS | {kind: partial(EXPERTS[kind], rngs=rngs) for kind in ("LinearExpert", "MLPExpert")}
+        hull = partial(VectorHull.from_config, rngs=rngs)
+        return make_expert(recipes["experts"][f"{level}.{expert}"], kinds, hull)
 
     return HierarchicalCELMoE(config, expert_factory or ready, fusion_module, rngs=nnx.Rngs(0))

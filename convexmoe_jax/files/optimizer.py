@@ -13,14 +13,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from convexmoe.errors import fail, whole_number
-from convexmoe.files.optimizer import LARGEST_STEP, MOMENTS, OptimizerState
-from convexmoe.files.optimizer import check_state as check_moments
+from convexmoe.errors import fail
+from convexmoe.files import MOMENTS, OptimizerState, check_state, steps_taken
 
 from ..hull.module import VectorHull
 from .layers import fill, neutral_arrays
 
 KINDS = (np.ndarray, jax.Array)
+to_numpy = moment_of = np.asarray
 RULES = {optax.ScaleByAdamState: "adam", optax.TraceState: "sgd"}
 # States with nothing of their own but moments and steps, beside those whose one field is a count. Others are refused.
 KNOWN = (
@@ -46,21 +46,15 @@ def optimizer_state(state: Any, model: Any, *, step: int | None = None) -> Optim
         ValueError: the moments and the parameters differ in names or shapes (all differences are listed); two counts
             differ, or `step` differs from them.
     """
-    rule, found = _found(state)
-    moments = {name: neutral_of(model, getattr(found, name)) for name in MOMENTS[rule]}
+    rule, holder = _moments_of(state)
+    moments = {name: neutral_of(model, getattr(holder, name)) for name in MOMENTS[rule]}
     counts = {int(jax.tree.leaves(part.count)[0]) for part in _states(state) if "count" in part._fields}
-    if step is not None:
-        whole_number("OptimizerState", "step", step, 0, LARGEST_STEP)
-        counts.add(int(step))
-    if len(counts) > 1:
-        fix = "Begin with a fresh state."
-        fail("OptimizerState", "step", "one number of steps", f"the counts {sorted(counts)}", fix)
-    saved = OptimizerState(rule, next(iter(counts), 0), moments)
-    check_state(saved, neutral_of(model, parameters_of(model)))
+    saved = OptimizerState(rule, steps_taken(counts, step, "Begin with a fresh state."), moments)
+    check_state(saved, neutral_arrays(model), KINDS)
     return saved
 
 
-def restored(state: Any, model: Any, saved: OptimizerState) -> Any:
+def restore(state: Any, model: Any, saved: OptimizerState) -> Any:
     """Return `state` with the moments and counts of `saved`, schedules' counts included.
 
     Args:
@@ -72,45 +66,37 @@ def restored(state: Any, model: Any, saved: OptimizerState) -> Any:
         TypeError: the rules differ, or one is unknown.
         ValueError: names or shapes differ; all differences are listed.
     """
-    rule, found = _found(state)
-    if rule != saved.rule:
-        fix = "Make the optimizer that the state is of."
-        fail("OptimizerState", "rule", f"{rule!r}, as the optimizer has", repr(saved.rule), fix, TypeError)
-    check_state(saved, neutral_of(model, parameters_of(model)))
-    moments = {name: tree_like(model, getattr(found, name), saved.moments[name]) for name in MOMENTS[rule]}
+    rule, holder = _moments_of(state)
+    check_state(saved, neutral_arrays(model), KINDS, rule)
+    moments = {name: tree_like(model, getattr(holder, name), saved.moments[name]) for name in MOMENTS[rule]}
 
-    def counted(part: Any) -> Any:
-        """Return a state with its count, and its moments where it is the one."""
+    def replace(part: Any) -> Any:
+        """Return a part of the state with the new count, and the new moments where it holds them."""
         if isinstance(part, dict):
-            return {name: counted(value) for name, value in part.items()}
+            return {name: replace(value) for name, value in part.items()}
         if not isinstance(part, tuple):
             return part
         if not hasattr(part, "_fields"):
-            return tuple(counted(value) for value in part)
-        new = {name: counted(getattr(part, name)) for name in part._fields if name not in moments}
+            return tuple(replace(value) for value in part)
+        new = {name: replace(getattr(part, name)) for name in part._fields if name not in moments}
         if "count" in new:
             new["count"] = jax.tree.map(lambda leaf: jnp.full_like(leaf, saved.step), part.count)
-        return type(part)(**(new | moments)) if part is found else type(part)(**new)
+        return type(part)(**(new | moments)) if part is holder else type(part)(**new)
 
-    return counted(state)
-
-
-def check_state(saved: OptimizerState, parameters: dict[str, Any]) -> None:
-    """Check that a state has its rule, its step, and a moment for each parameter, neutral name -> array."""
-    check_moments(saved, parameters, KINDS)
+    return replace(state)
 
 
 def _states(state: Any) -> list[Any]:
     """Return every named tuple in an optax state, outermost first; the moments are not looked into."""
     if isinstance(state, dict):
-        return [found for part in state.values() for found in _states(part)]
+        return [inner for part in state.values() for inner in _states(part)]
     if not isinstance(state, tuple):
         return []
     own = [state] if hasattr(state, "_fields") else []
-    return own + ([] if type(state) in RULES else [found for part in state for found in _states(part)])
+    return own + ([] if type(state) in RULES else [inner for part in state for inner in _states(part)])
 
 
-def _found(state: Any) -> tuple[str, Any]:
+def _moments_of(state: Any) -> tuple[str, Any]:
     """Return the rule of an optax state, and the part of it that holds the moments."""
     states = _states(state)
     known = [part for part in states if type(part) in RULES]
@@ -123,11 +109,6 @@ def _found(state: Any) -> tuple[str, Any]:
         fix = "Use convexmoe_jax.adam, adamw or optax.sgd(rate, momentum), in a chain; of nnx.Optimizer its opt_state."
         fail("OptimizerState", "optimizer", rule, got, fix, TypeError)
     return RULES[type(known[0])], known[0]
-
-
-def parameters_of(model: Any) -> Any:
-    """Return the parameters of a model as the tree that an optimizer is given."""
-    return nnx.state(model, nnx.Param)
 
 
 def by_path(tree: Any) -> dict[tuple[str, ...], Any]:

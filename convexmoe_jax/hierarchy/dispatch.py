@@ -134,7 +134,7 @@ def block_of(rows: Tree, at: jax.Array, size: int, valid: jax.Array) -> Tree:
 def visit(starts: jax.Array, sizes: tuple[int, ...], params: Tree, block: Any, carry: Tree) -> Tree:
     """Loop over the experts that have rows, and over the blocks of each.
 
-    `block(weights, expert, at, size, valid, carry)` gives the next carry.
+    `block(weights, expert, at, size, valid, carry)` returns the next carry.
     """
     counts = starts[1:] - starts[:-1]
     num_experts = counts.shape[0]

@@ -14,7 +14,7 @@ def sample_dropout(x: jax.Array, rate: float, key: jax.Array | None, index: int 
     Args:
         x: one sample, of any shape.
         rate: in [0, 1).
-        key: `batch.key`; None, as outside training, gives `x`.
+        key: `batch.key`; None, as outside training, returns `x`.
         index: another number for each dropout of an expert, so that they differ.
 
     Raises:

@@ -78,12 +78,12 @@ class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
         config: levels, experts, fusion.
         expert_factory: `(level_name, expert_name, metadata, *, rngs) -> ExpertModule`. Experts of equal
             structure within a level are stacked; they must not keep random state (use `batch.key`).
-        fusion_module: takes the list of the levels' outputs, gives the fused one; None means what the config says.
+        fusion_module: takes the list of the levels' outputs, returns the fused one; None means what the config says.
         differentiation: "reverse" (gradients), or "any" (also forward mode and second derivatives, 2-5x the time).
         rngs: the source of the initial values.
 
     Raises:
-        TypeError, ValueError: an expert is no module, keeps random state, or gives another width than its level's.
+        TypeError, ValueError: an expert is no module, keeps random state, or returns another width than its level's.
     """
 
     _kinds = ARRAYS

@@ -75,9 +75,8 @@ def _unflatten_batch(_: None, children: Any) -> core.ExpertBatch:
 def _is_constant(leaf: Any) -> bool:
     """Return whether a leaf is text or another object, which JAX cannot trace."""
     # a plain object stands for a leaf where JAX asks for the structure alone
-    return is_text(leaf) or not (
-        core.is_array(leaf) or is_number(leaf) or leaf is None or type(leaf) is object
-    )
+    traceable = core.is_array(leaf) or is_number(leaf) or leaf is None or type(leaf) is object
+    return is_text(leaf) or not traceable
 
 
 jax.tree_util.register_pytree_node(Whole, lambda whole: ((), whole), lambda whole, _: whole)

@@ -41,9 +41,11 @@ def split_inputs(
 
 def join_context(own: Tree, shared: Tree) -> Any:
     """Return the context whose parts `split_inputs` returned."""
-    return jax.tree.map(
-        lambda o, s: unmark(s) if o is None else o, own, shared, is_leaf=lambda leaf: leaf is None
-    )
+
+    def join(own: Any, shared: Any) -> Any:
+        return unmark(shared) if own is None else own
+
+    return jax.tree.map(join, own, shared, is_leaf=lambda leaf: leaf is None)
 
 
 def _open(tree: Any) -> Tree:

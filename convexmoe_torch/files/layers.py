@@ -6,22 +6,30 @@ in it is an error: nothing is guessed. Add your own with `RULES.add(MyLayer)`, a
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convexmoe.errors import fail, same_keys
-from convexmoe.hierarchy.config import CELMoEConfig
-from convexmoe.hierarchy.description import FUSIONS, USER
-from convexmoe.hull.config import HullConfig
+from convexmoe.files import check_own_parts, describe_parts, make_expert
+from convexmoe.hierarchy import CELMoEConfig
 
 from ..hierarchy.experts import HullExpert, LinearExpert, MLPExpert
 from ..hierarchy.fusion import LearnedFusion, PositionAwareFusion
 from ..hierarchy.module import HierarchicalCELMoE
 from ..hull.module import VectorHull
 
+MODELS = VectorHull, HierarchicalCELMoE
+OURS: dict[str, type[nn.Module]] = {
+    "LinearExpert": LinearExpert,
+    "MLPExpert": MLPExpert,
+    "HullExpert": HullExpert,
+    "LearnedFusion": LearnedFusion,
+    "PositionAwareFusion": PositionAwareFusion,
+}
 RULES: set[type] = {
     nn.Linear,
     nn.LayerNorm,
@@ -31,12 +39,23 @@ RULES: set[type] = {
     nn.Conv2d,
     nn.Conv3d,
     VectorHull,
-    LinearExpert,
-    MLPExpert,
-    HullExpert,
-    LearnedFusion,
-    PositionAwareFusion,
+    *OURS.values(),
 }
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """Return a copy of a tensor in numpy, in C order; bfloat16 crosses as bits."""
+    own = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    bits = own.dtype == torch.bfloat16
+    return own.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if bits else own.numpy()
+
+
+def from_numpy(value: Any, path: Any = None) -> Tensor:
+    """Return an array of numpy as a tensor that shares its memory, and a tensor as it is; bfloat16 crosses as bits."""
+    if isinstance(value, Tensor):
+        return value
+    bits = value.dtype == ml_dtypes.bfloat16
+    return torch.from_numpy(value.view(np.uint16)).view(torch.bfloat16) if bits else torch.from_numpy(value)
 
 
 def leaves_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:
@@ -45,42 +64,35 @@ def leaves_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:
     Raises:
         TypeError: a layer without a rule; the message names it.
     """
-    found: dict[str, Tensor] = {}
     if isinstance(module, VectorHull):
         return {f"{prefix}.{name}": value for name, value in module.named_parameters()}
+    leaves: dict[str, Tensor] = {}
+    kind = type(module).__name__
     for name, value in module.named_parameters(recurse=False):
-        if not any(isinstance(module, kind) for kind in RULES):
-            fix = f"Add one: convexmoe_torch.names.RULES.add({type(module).__name__})."
-            fail(
-                "names", prefix, "layers that have a rule", f"{type(module).__name__}.{name}", fix, TypeError
-            )
-        found[f"{prefix}.{name}"] = value
+        if not isinstance(module, tuple(RULES)):
+            fix = f"Add one: convexmoe_torch.names.RULES.add({kind})."
+            fail("names", prefix, "layers that have a rule", f"{kind}.{name}", fix, TypeError)
+        leaves[f"{prefix}.{name}"] = value
     for name, _ in module.named_buffers(recurse=False):
         if name not in module._non_persistent_buffers_set:
             fix = "Make it a parameter, or a buffer with persistent=False."
-            fail(
-                "names",
-                prefix,
-                "parameters alone",
-                f"{type(module).__name__} with the buffer {name}",
-                fix,
-                TypeError,
-            )
+            fail("names", prefix, "parameters alone", f"{kind} with the buffer {name}", fix, TypeError)
     for name, child in module.named_children():
-        found |= leaves_of(child, f"{prefix}.{name}")
-    return found
+        leaves |= leaves_of(child, f"{prefix}.{name}")
+    return leaves
 
 
-def parameters_of(model: HierarchicalCELMoE) -> dict[str, Tensor]:
-    """Return neutral name -> parameter of a model: its experts, then its fusion."""
-    found = leaves_of(model.level_modules, "level_modules")
-    return found if model.fusion is None else found | leaves_of(model.fusion, "fusion")
+def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return neutral name -> parameter of a hull, or of a hierarchy: its experts, then its fusion."""
+    if not isinstance(model, HierarchicalCELMoE):
+        return dict(model.named_parameters())
+    leaves = leaves_of(model.level_modules, "level_modules")
+    return leaves if model.fusion is None else leaves | leaves_of(model.fusion, "fusion")
 
 
-def neutral_arrays(model: HierarchicalCELMoE) -> dict[str, Tensor]:
-    """Return neutral name -> a contiguous copy on the CPU of every parameter."""
-    copies = parameters_of(model).items()
-    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in copies}
+def neutral_arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    """Return neutral name -> a copy of the array, in C order, of every parameter."""
+    return {name: to_numpy(value) for name, value in parameters_of(model).items()}
 
 
 @torch.no_grad()
@@ -94,42 +106,20 @@ def fill(model: HierarchicalCELMoE, arrays: dict[str, Any]) -> None:
     expected = {name: (tuple(value.shape), None) for name, value in parameters.items()}
     same_keys("HierarchicalCELMoE", expected, {name: (tuple(v.shape), "") for name, v in arrays.items()})
     for name, parameter in parameters.items():
-        parameter.data = torch.as_tensor(arrays[name]).detach().clone().to(parameter.device)
+        parameter.data = from_numpy(arrays[name]).detach().clone().to(parameter.device)
 
 
 def recipes_of(model: HierarchicalCELMoE) -> dict[str, Any]:
-    """Return what is needed to build the model's experts and fusion again, as JSON can hold it.
-
-    Ready experts state their sizes; of a user's own only that it is one.
-    """
+    """Return what is needed to build the model's experts and fusion again: see `convexmoe.files.describe_parts`."""
     experts = {
-        f"{level}.{name}": _recipe(expert)
+        f"{level}.{name}": expert
         for level, members in model.level_modules.items()
         for name, expert in members.items()  # type: ignore[operator]
     }
-    return {"experts": experts, "fusion": _fusion_kind(model)}
+    return describe_parts(experts, model.fusion, model.config, OURS)
 
 
-def _fusion_kind(model: HierarchicalCELMoE) -> str | None:
-    """Return the kind of the model's fusion: ours where the config says how to build it, else a user's own."""
-    fusion, config = model.fusion, model.config
-    if isinstance(fusion, PositionAwareFusion) and fusion.max_positions != config.fusion_max_positions:
-        return USER
-    kind = None if fusion is None else type(fusion).__name__
-    return kind if kind in (None, FUSIONS[config.fusion_type]) else USER
-
-
-def _recipe(expert: Any) -> dict[str, Any]:
-    if type(expert) is LinearExpert:
-        return {"kind": "LinearExpert", "sizes": list(expert.weight.shape)}
-    if type(expert) is MLPExpert:
-        return {"kind": "MLPExpert", "sizes": [*expert.weight_1.shape, expert.weight_2.shape[1]]}
-    if type(expert) is HullExpert:
-        return {"kind": "HullExpert", "config": json.loads(expert.hull.config.to_json())}
-    return {"kind": USER}
-
-
-def built(
+def build(
     config: CELMoEConfig, recipes: dict[str, Any], expert_factory: Any, fusion_module: Any
 ) -> HierarchicalCELMoE:
     """Return a model by its config and recipes, its weights still to be filled in.
@@ -137,19 +127,9 @@ def built(
     Raises:
         ValueError: an expert or the fusion is a user's own, and there is no factory or module for it.
     """
-    own = [name for name, recipe in recipes["experts"].items() if recipe["kind"] == USER]
-    if own and expert_factory is None:
-        fix = "Pass the expert_factory that the model was built with."
-        fail("load", "expert_factory", f"a factory for the experts {own}", "None", fix)
-    if recipes["fusion"] == USER and fusion_module is None:
-        fix = "Pass the fusion_module that the model was built with."
-        ours = FUSIONS[config.fusion_type]
-        fail("load", "fusion_module", f"the module of a fusion that is not {ours}", "None", fix)
+    check_own_parts(config, recipes, expert_factory, fusion_module)
 
     def ready(level: str, expert: str, metadata: Any) -> nn.Module:
-        recipe = recipes["experts"][f"{level}.{expert}"]
-        if recipe["kind"] == "HullExpert":
-            return HullExpert(VectorHull.from_config(HullConfig.from_json(json.dumps(recipe["config"]))))
-        return {"LinearExpert": LinearExpert, "MLPExpert": MLPExpert}[recipe["kind"]](*recipe["sizes"])
+        return make_expert(recipes["experts"][f"{level}.{expert}"], OURS, VectorHull.from_config)
 
     return HierarchicalCELMoE(config, expert_factory or ready, fusion_module)

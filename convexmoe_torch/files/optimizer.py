@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convexmoe.errors import fail, whole_number
-from convexmoe.files.optimizer import LARGEST_STEP, MOMENTS, OptimizerState
-from convexmoe.files.optimizer import check_state as check_moments
+from convexmoe.errors import fail
+from convexmoe.files import MOMENTS, OptimizerState, check_state, steps_taken
 
-from ..hierarchy.module import HierarchicalCELMoE
-from .layers import parameters_of as parameters_of_hierarchy
+from .layers import from_numpy as moment_of
+from .layers import parameters_of, to_numpy
+
+__all__ = ["KINDS", "OptimizerState", "moment_of", "optimizer_state", "parameters_of", "restore", "to_numpy"]
 
 KINDS = (Tensor,)
 # What PyTorch calls each moment
@@ -54,24 +55,18 @@ def optimizer_state(
         got = f"{taken[few]} for {few} and {taken[many]} for {many}"
         fix = "Hand over before a part is frozen, or begin with a fresh state."
         fail("OptimizerState", "optimizer", "one number of steps for all parameters", got, fix)
-    counts = set(taken.values())
-    if step is not None:
-        whole_number("OptimizerState", "step", step, 0, LARGEST_STEP)
-        counts.add(int(step))
-    if len(counts) > 1:
-        fix = "Leave step out: the optimizer counts its steps."
-        fail("OptimizerState", "step", "one number of steps", f"the counts {sorted(counts)}", fix)
+    count = steps_taken(set(taken.values()), step, "Leave step out: the optimizer counts its steps.")
     moments: dict[str, dict[str, Tensor]] = {moment: {} for moment in MOMENTS[rule]}
     for name, parameter in parameters.items():
         own = optimizer.state.get(parameter, {})
         for moment, arrays in moments.items():
             value = own.get(KEYS[moment])
             value = torch.zeros_like(parameter) if value is None else value
-            arrays[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return OptimizerState(rule, next(iter(counts), 0), moments)
+            arrays[name] = moment_of(to_numpy(value))
+    return OptimizerState(rule, count, moments)
 
 
-def restored(
+def restore(
     optimizer: torch.optim.Optimizer, model: nn.Module, saved: OptimizerState
 ) -> torch.optim.Optimizer:
     """Put the moments and counts of `saved` into an optimizer, and return it; its rates and decays stay.
@@ -86,11 +81,8 @@ def restored(
         ValueError: names or shapes differ; all differences are listed.
     """
     rule = _rule(optimizer)
-    if rule != saved.rule:
-        fix = "Make the optimizer that the state is of."
-        fail("OptimizerState", "rule", f"{rule!r}, as the optimizer has", repr(saved.rule), fix, TypeError)
     parameters = parameters_of(model)
-    check_state(saved, parameters)
+    check_state(saved, parameters, KINDS, rule)
     _check_owner(optimizer, parameters)
     groups = _groups(optimizer)
     for name, parameter in parameters.items():
@@ -103,11 +95,6 @@ def restored(
             moments["step"] = torch.tensor(float(saved.step), device=device)
         optimizer.state[parameter] = moments
     return optimizer
-
-
-def check_state(saved: OptimizerState, parameters: dict[str, Any]) -> None:
-    """Check that a state has its rule, its step, and a moment for each parameter, neutral name -> array."""
-    check_moments(saved, parameters, KINDS)
 
 
 def _check_owner(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor]) -> None:
@@ -137,10 +124,3 @@ def _rule(optimizer: torch.optim.Optimizer) -> str:
             got = f"{name} with momentum=0"
             fail("OptimizerState", "optimizer", "momentum > 0", got, fix, TypeError)
     return RULES[type(optimizer)]
-
-
-def parameters_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return neutral name -> parameter of a model."""
-    if isinstance(model, HierarchicalCELMoE):
-        return parameters_of_hierarchy(model)
-    return dict(model.named_parameters())

@@ -24,7 +24,7 @@ def sample_dropout(x: Tensor, rate: float, key: Tensor | None, index: int = 0) -
     Args:
         x: `[rows, ...]`.
         rate: in [0, 1).
-        key: `batch.key`, int64 `[rows]`; None, as outside training, gives `x`.
+        key: `batch.key`, int64 `[rows]`; None, as outside training, returns `x`.
         index: another number for each dropout of an expert, so that they differ.
 
     Raises:

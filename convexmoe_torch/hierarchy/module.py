@@ -30,10 +30,10 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
     Args:
         config: levels, experts, fusion.
         expert_factory: `(level_name, expert_name, metadata) -> ExpertModule`.
-        fusion_module: takes the list of the levels' outputs, gives the fused one; None means what the config says.
+        fusion_module: takes the list of the levels' outputs, returns the fused one; None means what the config says.
 
     Raises:
-        TypeError, ValueError: an expert is no module, or gives another width than its level's.
+        TypeError, ValueError: an expert is no module, or returns another width than its level's.
     """
 
     _kinds = ARRAYS
@@ -196,7 +196,7 @@ def run_expert(
     scale: float,
     width: int,
 ) -> core.ExpertResult:
-    """Return what an expert gives for its rows, after the checks of its contract."""
+    """Return the result of an expert for its rows, after the checks of its contract."""
     state = {**(batch.state or {}), "level": level.name, "expert": name}
     hidden = scale_gradient(batch.hidden, scale)
     result = expert(core.ExpertBatch(hidden, batch.context, batch.mask, state, batch.key))

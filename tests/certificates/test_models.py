@@ -99,6 +99,11 @@ def negative(positive_weight):
     return lambda raw, fan_in: -positive_weight(raw, fan_in)
 
 
+def another_activation(function):
+    petals = convexmoe_jax.hull.petals
+    return petals, "FUNCTIONS", petals.FUNCTIONS | {"huber_relu": function}
+
+
 FAULTS = {
     "sigmoid gate": (convexmoe_jax.hull.petals, "act", sigmoid_gate(convexmoe_jax.hull.petals.act)),
     "negative weights": (
@@ -116,11 +121,9 @@ FAULTS = {
     "negative temperature": (convexmoe_jax.hull.module, "learned_temperature", lambda raw: -jnp.exp(raw)),
     "temperature of any sign": (convexmoe_jax.hull.module, "learned_temperature", lambda raw: raw),
     "another mean": (convexmoe_jax.hull.fusion, "log_mean_exp", lambda u, T: jnp.mean(u, axis=-2)),
-    "a concave activation": (convexmoe_jax.hull.petals, "huber_relu", lambda u: jnp.minimum(u, 0.5)),
-    "a step in the activation": (
-        convexmoe_jax.hull.petals,
-        "huber_relu",
-        lambda u: jnp.where(u < 0.5, jnp.maximum(jnp.minimum(u, 1.0) + 1.0, 0.0) ** 2 * 0.25, u),
+    "a concave activation": another_activation(lambda u: jnp.minimum(u, 0.5)),
+    "a step in the activation": another_activation(
+        lambda u: jnp.where(u < 0.5, jnp.maximum(jnp.minimum(u, 1.0) + 1.0, 0.0) ** 2 * 0.25, u)
     ),
 }
 

@@ -118,6 +118,11 @@ def step_in_the_activation(u):
     return torch.where(u < 0.5, torch.relu(torch.clamp(u, max=1.0) + 1.0) ** 2 * 0.25, u)
 
 
+def another_activation(function):
+    petals = convexmoe_torch.hull.petals
+    return petals, "FUNCTIONS", petals.FUNCTIONS | {"huber_relu": function}
+
+
 FAULTS = {
     "sigmoid gate": (convexmoe_torch.hull.petals, "act", sigmoid_gate(convexmoe_torch.hull.petals.act)),
     "negative weights": (
@@ -131,8 +136,8 @@ FAULTS = {
     "negative temperature": (convexmoe_torch.hull.module, "learned_temperature", lambda raw: -torch.exp(raw)),
     "temperature of any sign": (convexmoe_torch.hull.module, "learned_temperature", lambda raw: raw),
     "another mean": (convexmoe_torch.hull.fusion, "log_mean_exp", lambda u, T: torch.mean(u, dim=-2)),
-    "a concave activation": (convexmoe_torch.hull.petals, "huber_relu", lambda u: torch.clamp(u, max=0.5)),
-    "a step in the activation": (convexmoe_torch.hull.petals, "huber_relu", step_in_the_activation),
+    "a concave activation": another_activation(lambda u: torch.clamp(u, max=0.5)),
+    "a step in the activation": another_activation(step_in_the_activation),
 }
 
 

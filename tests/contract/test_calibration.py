@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import reference
 
-import convexmoe.training.starts.affine
+from convexmoe import HullConfig
+from convexmoe.training.starts.affine import calibrate
 
 ROWS = 211
 
 
-def calibrated_of(backend, fields, seed=0):
+def calibrate_hull(fields, seed=0):
     """Calibrated weights with what they were made of: weights, x, y."""
     weights = cases.random_weights(fields, seed)
     if fields["out_dim"] > 1:
@@ -21,8 +22,8 @@ def calibrated_of(backend, fields, seed=0):
     square = fields["strong_convexity"] / 2 * np.sum(x**2, axis=1, keepdims=True)
     y = 0.7 * (f - square) + square + x @ rng.normal(size=(fields["in_dim"], fields["out_dim"])) - 3.0
     y = y + 0.1 * rng.normal(size=y.shape)
-    config = backend.package.HullConfig(**fields)
-    return convexmoe.training.starts.affine.calibrated(weights, config, f, x, y), weights, x, y
+    config = HullConfig(**fields)
+    return calibrate(weights, config, f, x, y), weights, x, y
 
 
 def correction_of(weights, found, fields, x):
@@ -44,9 +45,9 @@ CASES = {name: fields for name, fields in cases.HULLS.items() if fields["normali
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_the_calibrated_hull_is_a_scaled_and_tilted_one(backend, name):
+def test_the_calibrated_hull_is_a_scaled_and_tilted_one(name):
     fields = CASES[name]
-    found, weights, x, y = calibrated_of(backend, fields)
+    found, weights, x, y = calibrate_hull(fields)
     factor = correction_of(weights, found, fields, x)[:, 0]
     fixed = fields["temperature"] not in (0.0, "learned")
     assert np.allclose(factor, 1.0) if fixed else np.allclose(factor, 0.7, atol=0.15)
@@ -54,40 +55,38 @@ def test_the_calibrated_hull_is_a_scaled_and_tilted_one(backend, name):
     assert after < 0.2 * before
 
 
-def test_control_a_factor_that_leaves_the_shifts_is_no_scaled_hull(backend):
+def test_control_a_factor_that_leaves_the_shifts_is_no_scaled_hull():
     fields = cases.fields(out_dim=1)
-    found, weights, x, _ = calibrated_of(backend, fields)
+    found, weights, x, _ = calibrate_hull(fields)
     with pytest.raises(AssertionError):
         correction_of(weights, found | {"shifts": weights["shifts"]}, fields, x)
 
 
-def test_shifts_that_several_outputs_share_keep_the_factor_at_one(backend):
+def test_shifts_that_several_outputs_share_keep_the_factor_at_one():
     fields = cases.fields(out_dim=3)
     weights = cases.random_weights(fields)
     x = np.random.default_rng(0).standard_normal((ROWS, 5))
     f = reference.hull(weights, x, fields)
-    config = backend.package.HullConfig(**fields)
-    found = convexmoe.training.starts.affine.calibrated(weights, config, f, x, 0.5 * f)
+    config = HullConfig(**fields)
+    found = calibrate(weights, config, f, x, 0.5 * f)
     assert np.array_equal(found["readout.raw_weight"], weights["readout.raw_weight"])
 
 
-def test_values_that_are_not_finite_leave_the_weights(backend):
+def test_values_that_are_not_finite_leave_the_weights():
     fields = cases.fields()
     weights = cases.random_weights(fields)
-    config, x = backend.package.HullConfig(**fields), np.ones((3, 5))
-    found = convexmoe.training.starts.affine.calibrated(
-        weights, config, np.full((3, 2), np.inf), x, np.ones((3, 2))
-    )
+    config, x = HullConfig(**fields), np.ones((3, 5))
+    found = calibrate(weights, config, np.full((3, 2), np.inf), x, np.ones((3, 2)))
     assert all(np.array_equal(found[name], weights[name]) for name in weights)
 
 
-def test_few_rows_in_many_dimensions_give_no_steep_planes(backend):
+def test_few_rows_in_many_dimensions_give_no_steep_planes():
     fields = cases.fields(in_dim=61, out_dim=1)
     weights = cases.random_weights(fields)
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((17, 61)), rng.standard_normal((17, 1))
-    config, f = backend.package.HullConfig(**fields), reference.hull(weights, x, fields)
-    found = convexmoe.training.starts.affine.calibrated(weights, config, f, x, y)
+    config, f = HullConfig(**fields), reference.hull(weights, x, fields)
+    found = calibrate(weights, config, f, x, y)
     far = rng.standard_normal((1009, 61))
     assert reference.hull(found, far, fields).std() < 1.5
 

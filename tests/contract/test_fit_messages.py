@@ -1,8 +1,11 @@
-"""What `fit` cannot use, it refuses before the first step, in the same words in both packages."""
+"""What `fit` cannot use, it refuses before the first step, in the same words in both packages: they have one `fit`."""
 
 import cases
 import numpy as np
 import pytest
+from backends import BACKENDS
+
+from convexmoe.training import HullEngine
 
 FIELDS = cases.fields(in_dim=3, petals=5, out_dim=2, hidden_dim=13)
 X, Y = np.random.default_rng(0).normal(size=(23, 3)), np.random.default_rng(1).normal(size=(23, 2))
@@ -88,6 +91,12 @@ BAD = {
         ValueError,
         f"fit.validation: expected [rows, in_dim=3]; got float64[23, 2]. {COLUMNS}",
     ),
+    "validation_empty": (  # its loss would be the mean of nothing, and the advice to lower the rate wrong
+        (X, Y),
+        {"validation": (X[:0], Y[:0])},
+        ValueError,
+        "fit.validation: expected 1 row at least; got 0. Give more rows.",
+    ),
     "validation_none": (
         (X, Y),
         {"validation": None},
@@ -145,21 +154,19 @@ BAD = {
 }
 
 
+def test_both_packages_have_one_fit(backend):
+    assert backend.package.fit.__func__ is HullEngine.fit.__func__
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_bad_data_are_refused(backend, name):
+def test_bad_data_are_refused(name):
     arrays, options, kind, message = BAD[name]
+    backend = BACKENDS[1]
     model = backend.model(FIELDS, cases.random_weights(FIELDS), "float32")
     with pytest.raises(kind) as error:
         backend.package.fit(model, *arrays, **options)
     assert str(error.value).startswith(message)
     assert type(error.value) is kind
-
-
-def test_an_empty_validation_set_is_refused(backend):
-    """Its loss would be the mean of nothing, and the advice of that error, a lower learning rate, wrong."""
-    model = backend.model(FIELDS, cases.random_weights(FIELDS), "float32")
-    with pytest.raises(ValueError, match=r"^fit\.validation: expected 1 row"):
-        backend.package.fit(model, X, Y, validation=(X[:0], Y[:0]), steps=2)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(backend):
@@ -169,6 +176,14 @@ def test_a_loss_that_is_not_finite_is_an_error(backend):
     assert str(error.value) in [
         f"fit.loss: expected a finite number; got {value}. Lower learning_rate." for value in ("nan", "inf")
     ]
+
+
+def test_a_model_of_the_other_package_is_refused(backend):
+    other = next(one for one in BACKENDS if one is not backend)
+    with pytest.raises(
+        TypeError, match=rf"^fit\.model: expected a {backend.package.__name__}\.VectorHull; got "
+    ):
+        backend.package.fit(other.model(FIELDS, cases.random_weights(FIELDS), "float32"), X, Y)
 
 
 def test_control_good_data_in_other_forms_are_taken(backend):

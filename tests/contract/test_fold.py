@@ -6,21 +6,12 @@ import numpy as np
 import pytest
 from tolerances import VALUES, relative_error
 
-HULLS = [
-    "default",
-    "deep",
-    "private",
-    "plain_max",
-    "smooth_plain",
-    "learned",
-    "gate",
-    "one_petal",
-    "units_smooth",
-]
+HULLS = ["default", "private", "learned", "gate", "units_smooth"]
+MORE = ["deep", "plain_max", "smooth_plain", "one_petal"]
 
 
 @pytest.mark.parametrize("seed", cases.SEEDS)
-@pytest.mark.parametrize("hull", HULLS)
+@pytest.mark.parametrize("hull", [*HULLS, *(pytest.param(hull, marks=pytest.mark.release) for hull in MORE)])
 def test_folded_equals_the_model(backend, hull, seed):
     fields = cases.HULLS[hull]
     model = backend.model(fields, cases.random_weights(fields, seed))
@@ -31,7 +22,7 @@ def test_folded_equals_the_model(backend, hull, seed):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("hull", ["deep", "private"])
+@pytest.mark.parametrize("hull", ["private", pytest.param("deep", marks=pytest.mark.release)])
 def test_folded_keeps_the_dtype(backend, hull, dtype):
     fields = cases.HULLS[hull]
     model = backend.model(fields, cases.random_weights(fields), dtype)

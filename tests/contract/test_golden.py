@@ -90,7 +90,7 @@ def largest_difference(data, output, bundle, gradients):
 
 @pytest.mark.parametrize("path", CELMOE, ids=lambda path: path.stem)
 @pytest.mark.parametrize("framework", ["jax", "torch"])
-def test_the_recorded_behaviour_is_reproduced(framework, path, x64):
+def test_the_recorded_behavior_is_reproduced(framework, path, x64):
     assert largest_difference(*run(framework, path)) <= BOUND
 
 

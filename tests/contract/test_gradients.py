@@ -83,7 +83,7 @@ def test_a_tie_shares_the_gradient_evenly(backend, hull):
 
 
 @pytest.mark.parametrize("hull", ["private", "plain_max"])
-def test_control_a_maximum_that_favours_the_first_is_seen(backend, hull, replace):
+def test_control_a_maximum_that_favors_the_first_is_seen(backend, hull, replace):
     replace(backend.package.hull.module, "maximum", backend.first_of_ties)
     fields = cases.HULLS[hull]
     got = tied(backend, fields)

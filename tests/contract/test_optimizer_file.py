@@ -21,7 +21,7 @@ import convexmoe_jax
 import convexmoe_torch
 from interop import to_torch
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 CASE = Case((Level("a", ("linear", "mlp7", "linear")), Level("b", ("linear",) * 2)))
 RULES = {
     "adam": (lambda: convexmoe_jax.adam(1e-3), lambda p: torch.optim.Adam(p, 1e-3)),
@@ -38,6 +38,20 @@ def in_jax(kind, dtype="float32"):
     from engines import ENGINES
 
     return ENGINES[0].build(CASE, random_weights(CASE), dtype)
+
+
+def random_state(optimizer, model, steps, seed):
+    """An optax state of so many steps with random moments, for which no step is compiled."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        return (
+            jnp.full_like(leaf, steps)
+            if leaf.dtype == jnp.int32
+            else jnp.asarray(rng.random(leaf.shape), leaf.dtype)
+        )
+
+    return jax.tree.map(draw, optimizer.init(nnx.state(model, nnx.Param)))
 
 
 def stepped(optimizer, model, steps, seed):
@@ -65,7 +79,7 @@ def equal(first, second):
 def test_a_state_goes_round_both_packages_byte_for_byte(kind, rule, seed, tmp_path):
     make, make_torch = RULES[rule]
     model = in_jax(kind)
-    state = stepped(make(), model, 5, seed)
+    state = random_state(make(), model, 5, seed)
     files = [tmp_path / name for name in ("jax", "torch", "again")]
     convexmoe_jax.save(model, files[0], optimizer=state, step=5)
     assert convexmoe_jax.read_optimizer(files[0]).step == convexmoe_torch.read_optimizer(files[0]).step == 5
@@ -79,14 +93,14 @@ def test_a_state_goes_round_both_packages_byte_for_byte(kind, rule, seed, tmp_pa
     assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
     assert equal(leaves(restored), leaves(state))
     # control: another seed is another state, another step another file
-    assert not equal(leaves(restored), leaves(stepped(make(), model, 5, seed + 1)))
-    convexmoe_jax.save(back, files[2], optimizer=stepped(make(), model, 4, seed), step=4)
+    assert not equal(leaves(restored), leaves(random_state(make(), model, 5, seed + 1)))
+    convexmoe_jax.save(back, files[2], optimizer=random_state(make(), model, 4, seed), step=4)
     assert files[0].read_bytes() != files[2].read_bytes()
 
 
 def test_the_file_names_every_moment_by_its_parameter(tmp_path):
     model = in_jax("hierarchy")
-    convexmoe_jax.save(model, tmp_path / "file", optimizer=stepped(RULES["adam"][0](), model, 2, 0))
+    convexmoe_jax.save(model, tmp_path / "file", optimizer=random_state(RULES["adam"][0](), model, 2, 0))
     with safe_open(tmp_path / "file", framework="numpy") as file:
         names = set(file.keys())
         header = json.loads(file.metadata()["convexmoe"])
@@ -98,7 +112,7 @@ def test_the_file_names_every_moment_by_its_parameter(tmp_path):
 
 def test_models_without_and_with_an_optimizer_load_alike(backend, tmp_path):
     model = in_jax("hull")
-    convexmoe_jax.save(model, tmp_path / "with", optimizer=stepped(RULES["adam"][0](), model, 2, 0))
+    convexmoe_jax.save(model, tmp_path / "with", optimizer=random_state(RULES["adam"][0](), model, 2, 0))
     convexmoe_jax.save(model, tmp_path / "without")
     first, second = (backend.weights(backend.package.load(tmp_path / name)) for name in ("with", "without"))
     assert all(np.array_equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
@@ -124,7 +138,7 @@ def test_refusals_in_the_same_words(backend, tmp_path):
         "load_optimizer.path: expected a file with an optimizer; got 'FILE'. "
         "Write it with save(model, path, optimizer=...)."
     )
-    convexmoe_jax.save(model, path, optimizer=stepped(RULES["adam"][0](), model, 2, 0))
+    convexmoe_jax.save(model, path, optimizer=random_state(RULES["adam"][0](), model, 2, 0))
     with pytest.raises(TypeError) as caught:
         backend.package.load_optimizer(path, fresh(backend, own, "sgd"), own)
     assert str(caught.value) == (
@@ -162,7 +176,7 @@ def test_a_header_with_a_bad_optimizer_is_refused(backend, name, tmp_path):
     model = in_jax("hull")
     header, arrays = convexmoe_jax.files.models.content_of(model)
     header |= {"schema": 1, "notes": {}, "optimizer": SPOILT[name]}
-    convexmoe_jax.files.format.write_sealed(tmp_path / "file", header, arrays)
+    convexmoe.files.format.write_sealed(tmp_path / "file", header, arrays)
     with pytest.raises(ValueError, match=r"expected an optimizer with its rule, one of .* and its step"):
         backend.package.load(tmp_path / "file")
 
@@ -173,7 +187,7 @@ def test_a_missing_moment_is_named_before_a_tensor_is_read(backend, tmp_path, mo
     header |= {"schema": 1, "notes": {}, "optimizer": {"rule": "sgd", "step": 3}}
     arrays |= {f"opt/trace/{name.removeprefix('params/')}": value for name, value in arrays.items()}
     del arrays["opt/trace/shifts"]
-    convexmoe_jax.files.format.write_sealed(tmp_path / "file", header, arrays)
+    convexmoe.files.format.write_sealed(tmp_path / "file", header, arrays)
     seen = watch(backend, monkeypatch)
     with pytest.raises(ValueError, match="got missing opt/trace/shifts"):
         backend.package.load(tmp_path / "file")
@@ -208,7 +222,7 @@ def watch(backend, monkeypatch):
 
 def test_tensors_are_read_one_by_one(backend, tmp_path, monkeypatch):
     model = in_jax("hull")
-    convexmoe_jax.save(model, tmp_path / "file", optimizer=stepped(RULES["adam"][0](), model, 2, 0))
+    convexmoe_jax.save(model, tmp_path / "file", optimizer=random_state(RULES["adam"][0](), model, 2, 0))
     counts = watch(backend, monkeypatch)
     backend.package.read_notes(tmp_path / "file")
     assert len(counts) > 20 and max(counts) <= 1
@@ -216,10 +230,12 @@ def test_tensors_are_read_one_by_one(backend, tmp_path, monkeypatch):
 
 def test_control_a_reader_that_keeps_its_tensors_is_seen(backend, tmp_path, monkeypatch):
     model = in_jax("hull")
-    convexmoe_jax.save(model, tmp_path / "file", optimizer=stepped(RULES["adam"][0](), model, 2, 0))
-    counts, kept, bytes_of = watch(backend, monkeypatch), [], backend.package.files.format.bytes_of
+    convexmoe_jax.save(model, tmp_path / "file", optimizer=random_state(RULES["adam"][0](), model, 2, 0))
+    counts, kept, hash_array = watch(backend, monkeypatch), [], convexmoe.files.format._hash_array
     monkeypatch.setattr(
-        backend.package.files.format, "bytes_of", lambda value: kept.append(value) or bytes_of(value)
+        convexmoe.files.format,
+        "_hash_array",
+        lambda *arguments: kept.append(arguments) or hash_array(*arguments),
     )
     backend.package.read_notes(tmp_path / "file")
     assert max(counts) == len(counts) - 1
@@ -337,13 +353,13 @@ def test_a_bad_state_leaves_the_file_as_it_was(backend, name, tmp_path):
         backend.package.save(model, path, optimizer=state)
     assert path.read_bytes() == before
     with pytest.raises((TypeError, ValueError)):
-        backend.package.files.optimizer.restored(fresh(backend, model), model, state)
+        backend.package.files.optimizer.restore(fresh(backend, model), model, state)
 
 
 def test_an_optimizer_of_a_copy_is_refused(tmp_path):
     """In PyTorch an optimizer knows its parameters: those of another model of the same file are others."""
     model = in_jax("hull")
-    convexmoe_jax.save(model, tmp_path / "file", optimizer=stepped(RULES["adam"][0](), model, 2, 0))
+    convexmoe_jax.save(model, tmp_path / "file", optimizer=random_state(RULES["adam"][0](), model, 2, 0))
     one, other = convexmoe_torch.load(tmp_path / "file"), convexmoe_torch.load(tmp_path / "file")
     with pytest.raises(
         ValueError, match="expected an optimizer of the model's parameters; got one of others"

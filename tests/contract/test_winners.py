@@ -29,8 +29,24 @@ def test_several_groups_win_somewhere(backend):
     assert len(set(group.ravel())) > 2
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-@pytest.mark.parametrize("hull", ["default", "plain_max", "two_petals", "deep_private"])
+@pytest.mark.parametrize(
+    ("hull", "dtype"),
+    [
+        ("default", "float64"),
+        ("plain_max", "bfloat16"),
+        ("two_petals", "float64"),
+        *(
+            pytest.param(hull, dtype, marks=pytest.mark.release)
+            for hull, dtype in [
+                ("default", "bfloat16"),
+                ("plain_max", "float64"),
+                ("two_petals", "bfloat16"),
+                ("deep_private", "float64"),
+                ("deep_private", "bfloat16"),
+            ]
+        ),
+    ],
+)
 def test_the_first_of_a_tie_wins_by_nothing(backend, hull, dtype):
     fields = cases.HULLS[hull]
     weights = cases.tied_weights(fields)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from backends import BACKENDS
-from deployments import CASE, HULLS, ROUTINGS, ROWS, SIZES, in_full, rows_of, wanted
+from deployments import CASE, FEW, HULLS, ROUTINGS, ROWS, SIZES, in_full, rows_of, wanted
 from engines import ENGINES
 from flax import nnx
 from hierarchies import random_weights
@@ -42,7 +42,9 @@ def gradient(function, x):
     return jax.jit(jax.grad(lambda x: jnp.sum(function(x) ** 2)))(x)
 
 
-@pytest.mark.parametrize("name", HULLS)
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.release) for name in HULLS]
+)
 def test_a_hull_comes_back_the_same(name):
     model = hull(name)
     program = export.deserialize(written(model, "rows", HULLS[name]["in_dim"], platforms=PLATFORMS))
@@ -75,7 +77,10 @@ def model_of(dtype):
     return ENGINE.build(CASE, random_weights(CASE), dtype)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("one expert a level", "float32"), ("both", "float64")])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [pytest.param("one expert a level", "float32", marks=pytest.mark.release), ("both", "float64")],
+)
 def test_a_hierarchy_comes_back_the_same(name, dtype):
     with ENGINE.precision(dtype):
         model, routing = model_of(dtype), ROUTINGS[name]

@@ -1,5 +1,7 @@
 """The hull under every transformation of JAX: each gives what the plain call gives."""
 
+import functools
+
 import cases
 import jax
 import jax.numpy as jnp
@@ -17,10 +19,26 @@ HULLS = {
 CLOSE = VALUES["float64"]
 
 
-@pytest.fixture(params=HULLS)
-def model(request, x64):
+@pytest.fixture(scope="module", params=HULLS)
+def built(request):
     fields = HULLS[request.param]
-    return BACKENDS[0].model(fields, cases.random_weights(fields))
+    with jax.enable_x64(True):
+        return BACKENDS[0].model(fields, cases.random_weights(fields))
+
+
+@pytest.fixture
+def model(built, x64):
+    return built
+
+
+@functools.cache
+def plain(config):
+    """The plain call, compiled once a hull: operation by operation each of them would be compiled alone."""
+    return jax.jit(lambda params, x: hull.apply(params, x, config))
+
+
+def call(model, x):
+    return plain(model.config)(model.params, x)
 
 
 def rows_of(model, rows=cases.ROWS):
@@ -35,8 +53,7 @@ def close(got, wanted):
 
 def test_jit_and_vmap(model):
     x = rows_of(model)
-    y = model(x)
-    assert close(jax.jit(lambda x: model(x))(x), y)
+    y = call(model, x)
     assert close(jax.jit(jax.vmap(model))(x), y)
     assert close(jax.jit(jax.vmap(model, in_axes=1, out_axes=1))(x.T), y.T)
     assert not close(y[::-1], y)  # control
@@ -46,9 +63,8 @@ def test_vmap_over_weights(model):
     x, config = rows_of(model), model.config
     stack = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf, -leaf]), model.params)
     together = jax.jit(jax.vmap(lambda params: hull.apply(params, x, config)))(stack)
-    one = jax.jit(lambda params: hull.apply(params, x, config))
     for i in range(3):
-        assert close(together[i], one(jax.tree.map(lambda leaf: leaf[i], stack)))  # noqa: B023
+        assert close(together[i], plain(config)(jax.tree.map(lambda leaf: leaf[i], stack), x))  # noqa: B023
 
 
 def test_forward_and_reverse_jacobians_agree(model):
@@ -57,7 +73,8 @@ def test_forward_and_reverse_jacobians_agree(model):
     assert forward.shape == (model.config.out_dim, model.config.in_dim)
     assert relative_error(forward, reverse) < CLOSE
     step = 1e-6 * jnp.abs(row).max() * jnp.eye(len(row))
-    differences = (model(row + step) - model(row - step)).T / (2 * step.max())
+    above, below = (jax.jit(model)(row + sign * step) for sign in (1, -1))
+    differences = (above - below).T / (2 * step.max())
     assert relative_error(forward, differences) < 1e-6
 
 
@@ -96,8 +113,7 @@ def test_scan(model):
 
     start = jnp.zeros(config.in_dim, x.dtype)
     last, outputs = jax.jit(lambda: jax.lax.scan(step, start, x))()
-    carry = start
-    one = jax.jit(step)
+    carry, one = start, jax.jit(step)
     for row, wanted in zip(x, outputs, strict=True):
         carry, y = one(carry, row)
         assert close(y, wanted)
@@ -110,11 +126,8 @@ def test_checkpoint_recomputes_the_same_gradients(model):
     def total(apply):
         return lambda params: jnp.sum(apply(params, x) ** 2)
 
-    def plain(params, x):
-        return hull.apply(params, x, config)
-
-    wanted = jax.jit(jax.grad(total(plain)))(model.params)
-    got = jax.jit(jax.grad(total(jax.checkpoint(plain))))(model.params)
+    wanted = jax.jit(jax.grad(total(plain(config))))(model.params)
+    got = jax.jit(jax.grad(total(jax.checkpoint(plain(config)))))(model.params)
     for first, second in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         assert close(first, second)
 
@@ -141,6 +154,6 @@ def test_checks_survive_tracing(model):
             transformed(x)
 
 
-def test_numpy_input_is_taken(model):
+def test_without_jit_numpy_input_is_taken(model):
     x = rows_of(model)
-    assert close(model(np.asarray(x)), model(x))
+    assert close(model(np.asarray(x)), call(model, x))

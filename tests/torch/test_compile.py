@@ -58,7 +58,7 @@ def test_control_a_break_in_the_graph_is_an_error():
         torch.compile(broken, fullgraph=True, backend="eager")(inputs("default"))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_default_compiler_gives_the_same():
     fields = cases.fields(trunk="private", temperature="learned", normalization=cases.UNITS)
     model, x = (

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from backends import BACKENDS
-from deployments import CASE, HULLS, ROUTINGS, ROWS, SIZES, in_full, rows_of
+from deployments import CASE, FEW, HULLS, ROUTINGS, ROWS, SIZES, in_full, rows_of
 from engines import ENGINES
 from hierarchies import Case, Level, random_weights, uniform
 from tolerances import VALUES, relative_error
@@ -64,7 +64,9 @@ def exported_hull(name):
     return model, program, onnx_file(program)
 
 
-@pytest.mark.parametrize("name", HULLS)
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.release) for name in HULLS]
+)
 def test_a_hull_comes_back_the_same(name):
     model, program, file = exported_hull(name)
     module = read_back(program)
@@ -128,7 +130,9 @@ def exported_hierarchy(name):
     return model, fixed, program, onnx_file(program)
 
 
-@pytest.mark.parametrize("name", ["one expert a level", "names", "both"])
+@pytest.mark.parametrize(
+    "name", ["one expert a level", "names", pytest.param("both", marks=pytest.mark.release)]
+)
 def test_a_hierarchy_comes_back_the_same(name):
     model, fixed, program, file = exported_hierarchy(name)
     module = read_back(program)

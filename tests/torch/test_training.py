@@ -38,8 +38,8 @@ def test_tied_and_frozen_parameters_are_given_back_as_evaluated():
     assert torch.equal(module.frozen.weight, frozen)
 
 
-def normalising(held):
-    """A trained network with batch normalisation, what came of its training, and its running mean at each loss."""
+def normalizing(held):
+    """A trained network with batch normalization, its result, and its running mean at each loss."""
     x = np.random.default_rng(1).normal(size=(150, 3))
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 1))
@@ -61,9 +61,9 @@ NEAR = np.random.default_rng(2).normal(size=(50, 3))
 
 
 def test_held_out_rows_are_judged_in_the_mode_of_evaluation_and_teach_nothing():
-    module, result, means = normalising(NEAR)
+    module, result, means = normalizing(NEAR)
     assert [part.training for part in module] == [True, True, False, True]
-    assert torch.equal(means[0], normalising(NEAR + 30)[2][0])
+    assert torch.equal(means[0], normalizing(NEAR + 30)[2][0])
     module.eval()
     with torch.no_grad():
         loss = float(
@@ -73,5 +73,5 @@ def test_held_out_rows_are_judged_in_the_mode_of_evaluation_and_teach_nothing():
 
 
 def test_control_judged_in_the_mode_of_training_they_teach(monkeypatch):
-    monkeypatch.setattr(training, "judging", lambda module: nullcontext())
-    assert not torch.equal(normalising(NEAR)[2][0], normalising(NEAR + 30)[2][0])
+    monkeypatch.setattr(training, "evaluation_mode", lambda module: nullcontext())
+    assert not torch.equal(normalizing(NEAR)[2][0], normalizing(NEAR + 30)[2][0])

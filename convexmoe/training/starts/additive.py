@@ -1,7 +1,7 @@
 """The start of a fit at a sum of convex functions of one input each: units of the last layer read one input apiece.
 
 Letters: N rows, D in, H hidden, K units of the sum, M candidates, P petals, O out.
-Its cost is that of some fifty least squares of 3 K numbers on N rows.
+It costs as much as some fifty least-squares problems of 3 K unknowns on N rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from ...hull.activations import POSITIVE_SHARE, STANDARD
 from ...hull.config import HullConfig
-from .affine import Weights, inverse_softplus, scaled_softplus
+from .affine import Weights, inverse_softplus, scale_softplus
 from .planes import in_units
 
 ROWS, ROWS_TIMES_INPUTS, LARGEST_TABLE, MOST_UNKNOWNS = 4_000, 200_000, 4_000_000, 600
@@ -54,7 +54,7 @@ class Sum(NamedTuple):
 
 
 def unit(u: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the activation of u, not standardised, and its derivative."""
+    """Return the activation of u, not normalized, and its derivative."""
     if activation == "softplus":
         return np.logaddexp(u, 0.0), 0.5 + 0.5 * np.tanh(0.5 * u)
     if activation == "relu":
@@ -83,7 +83,7 @@ def fit_sum(x: np.ndarray, y: np.ndarray, most: int, activation: str) -> Sum:
         activation: of the units.
 
     Returns:
-        the sum; no unit and the plane 0 for as few rows as a plane has numbers.
+        the sum; where there are no more rows than a plane has numbers, no unit and the plane 0.
     """
     (rows, dim), outputs = x.shape, y.shape[1]
     nothing = np.zeros(0, int), np.zeros(0), np.zeros(0), np.zeros((0, outputs)), np.zeros((dim + 1, outputs))
@@ -91,90 +91,91 @@ def fit_sum(x: np.ndarray, y: np.ndarray, most: int, activation: str) -> Sum:
         return Sum(*nothing, activation)
     X = _design(x)
     solve = np.linalg.solve(X.T @ X + RIDGE * rows * np.eye(dim + 1), X.T)
-    found = Sum(*nothing, activation)._replace(plane=solve @ y)
-    least = _criterion(y - found(x), 0, dim)
+    best = Sum(*nothing, activation)._replace(plane=solve @ y)
+    least = _criterion(y - best(x), 0, dim)
     most = min(most, max(1, MOST_UNKNOWNS // (2 + outputs)), (rows - dim - 1) // ROWS_A_UNIT)
     for _ in range(ROUNDS):
-        more = _pursued(found, x, y, most)
-        if len(more.inputs) == len(found.inputs):
+        more = _add_units(best, x, y, most)
+        if len(more.inputs) == len(best.inputs):
             break
-        more = _polished(more, x, y, solve)
+        more = _polish(more, x, y, solve)
         criterion = _criterion(y - more(x), len(more.inputs), dim)
         if criterion >= least:
             break
-        found, least = more, criterion
-    return found
+        best, least = more, criterion
+    return best
 
 
-def _criterion(rest: np.ndarray, count: int, dim: int) -> float:
-    """Return Akaike's criterion, corrected for few rows, for what so many units leave.
+def _criterion(residual: np.ndarray, count: int, dim: int) -> float:
+    """Return Akaike's criterion, corrected for few rows, of the residual that `count` units leave.
 
-    Each unit has a knot, a sharpness and a height an output. Of the rows as many are left as a plane of `dim` slopes
-    does not use up.
+    Each unit has a knot, a sharpness and one height per output. A plane of `dim` slopes takes `dim + 1` degrees of
+    freedom from the rows.
 
     Source: Hurvich and Tsai, Regression and time series model selection in small samples, Biometrika 76, 1989.
     """
-    outputs, free = rest.shape[1], len(rest) - dim - 1
-    error = np.mean(rest**2, axis=0) + LEAST_ERROR
+    outputs, free = residual.shape[1], len(residual) - dim - 1
+    error = np.mean(residual**2, axis=0) + LEAST_ERROR
     numbers, values = count * (2 + outputs), free * outputs
     return float(free * np.sum(np.log(error)) + 2 * numbers * values / max(values - numbers - 1, 1))
 
 
-def _pursued(found: Sum, x: np.ndarray, y: np.ndarray, most: int) -> Sum:
-    """Return a sum with more units: each the candidate that lowers the squares of what is left most."""
+def _add_units(given: Sum, x: np.ndarray, y: np.ndarray, most: int) -> Sum:
+    """Return a sum with more units: each the candidate that lowers the squares of the residual most."""
     rows, dim = x.shape
     knots = min(MOST_KNOTS, max(3, LARGEST_TABLE // (len(SHARPNESS) * rows * dim)))
     knots_TD = np.quantile(x, np.linspace(OUTSIDE, 1.0 - OUTSIDE, knots), axis=0)
-    parts = [unit(s * (x[:, None, :] - knots_TD), found.activation)[0] for s in SHARPNESS]
+    parts = [unit(s * (x[:, None, :] - knots_TD), given.activation)[0] for s in SHARPNESS]
     table_NM = np.concatenate([part.reshape(rows, -1) for part in parts], axis=1)
     basis = np.linalg.qr(_design(x))[0]
     table_NM -= basis @ (basis.T @ table_NM)
     norms = np.sqrt(np.sum(table_NM**2, axis=0)) + 1e-6 * math.sqrt(rows)
     table_NM /= norms
-    rest = y - found(x)
-    rest -= basis @ (basis.T @ rest)
-    start = len(found.inputs)
+    residual = y - given(x)
+    residual -= basis @ (basis.T @ residual)
+    start = len(given.inputs)
     picked: list[int] = []
     heights: list[np.ndarray] = []
-    criteria = [_criterion(rest, start, dim)]
+    criteria = [_criterion(residual, start, dim)]
     while start + len(picked) < most and len(picked) - np.argmin(criteria) < RISES:
-        size_MO = np.maximum(table_NM.T @ rest, 0.0)
-        best = int(np.argmax(np.sum(size_MO**2 / (np.sum(rest**2, axis=0) + LEAST_ERROR * rows), axis=1)))
-        rest = rest - np.outer(table_NM[:, best], size_MO[best])
+        size_MO = np.maximum(table_NM.T @ residual, 0.0)
+        squares = np.sum(residual**2, axis=0) + LEAST_ERROR * rows
+        best = int(np.argmax(np.sum(size_MO**2 / squares, axis=1)))
+        residual = residual - np.outer(table_NM[:, best], size_MO[best])
         picked.append(best)
         heights.append(size_MO[best] / norms[best])
-        criteria.append(_criterion(rest, start + len(picked), dim))
+        criteria.append(_criterion(residual, start + len(picked), dim))
     if not picked:
-        return found
+        return given
     count = max(
         1, int(np.argmin(criteria))
     )  # one that is not worth its numbers here may be once it has moved
     sharp, place = np.divmod(picked[:count], knots_TD.size)
     knot, column = np.divmod(place, dim)
-    return found._replace(
-        inputs=np.concatenate([found.inputs, column]),
-        knots=np.concatenate([found.knots, knots_TD[knot, column]]),
-        sharpness=np.concatenate([found.sharpness, np.array(SHARPNESS)[sharp]]),
-        heights=np.concatenate([found.heights, heights[:count]]),
+    return given._replace(
+        inputs=np.concatenate([given.inputs, column]),
+        knots=np.concatenate([given.knots, knots_TD[knot, column]]),
+        sharpness=np.concatenate([given.sharpness, np.array(SHARPNESS)[sharp]]),
+        heights=np.concatenate([given.heights, heights[:count]]),
     )
 
 
-def _polished(found: Sum, x: np.ndarray, y: np.ndarray, solve: np.ndarray) -> Sum:
+def _polish(given: Sum, x: np.ndarray, y: np.ndarray, solve: np.ndarray) -> Sum:
     """Return the sum after at most `SWEEPS` steps on knots and the logarithms of sharpness and heights."""
-    X, (count, outputs) = _design(x), found.heights.shape
-    ends = np.sort(x, axis=0)[[ROWS_BEYOND, -1 - ROWS_BEYOND]][:, found.inputs]
+    X, (count, outputs) = _design(x), given.heights.shape
+    ends = np.sort(x, axis=0)[[ROWS_BEYOND, -1 - ROWS_BEYOND]][:, given.inputs]
 
-    def seen(values: Sum) -> tuple[Sum, np.ndarray, np.ndarray, float]:
+    def evaluate(values: Sum) -> tuple[Sum, np.ndarray, np.ndarray, float]:
         F_NK, slope_NK, distance_NK = values.units(x)
         moves = np.concatenate([-slope_NK, slope_NK * distance_NK, F_NK], axis=1)
         moves -= X @ (solve @ moves)  # the plane follows
-        rest = y - X @ (solve @ y) - moves[:, 2 * count :] @ values.heights
-        return values, moves, rest, float(np.sum(rest**2))
+        residual = y - X @ (solve @ y) - moves[:, 2 * count :] @ values.heights
+        return values, moves, residual, float(np.sum(residual**2))
 
-    best, moves, rest, least = seen(found._replace(heights=found.heights + LEAST_HEIGHT))
+    best, moves, residual, least = evaluate(given._replace(heights=given.heights + LEAST_HEIGHT))
     damping = DAMPING
     for _ in range(SWEEPS):
-        square, slant = _normal_equations(best, moves.T @ moves, moves.T @ rest)
+        square, slant = _normal_equations(best, moves.T @ moves, moves.T @ residual)
         scale = np.diag(square) + 1e-12 * np.trace(square)
         step = np.linalg.solve(square + damping * np.diag(scale), slant)
         step = np.clip(step, -LONGEST_STEP, LONGEST_STEP)
@@ -183,10 +184,10 @@ def _polished(found: Sum, x: np.ndarray, y: np.ndarray, solve: np.ndarray) -> Su
             sharpness=np.minimum(best.sharpness * np.exp(step[count : 2 * count]), MOST_SHARPNESS),
             heights=best.heights * np.exp(step[2 * count :].reshape(count, outputs)),
         )
-        found, *others, squares = seen(trial)
+        trial, *others, squares = evaluate(trial)
         if squares < least:
             done = least - squares < ENOUGH * squares
-            best, (moves, rest), least = found, others, squares
+            best, (moves, residual), least = trial, others, squares
             damping = max(damping / 4.0, 1e-9)
             if done:
                 break
@@ -198,11 +199,11 @@ def _polished(found: Sum, x: np.ndarray, y: np.ndarray, solve: np.ndarray) -> Su
 
 
 def _normal_equations(sums: Sum, gram: np.ndarray, slant_KO: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return J'J and J'rest for knots, the logarithms of sharpness, and of heights (K, O).
+    """Return J'J and J'residual for knots, the logarithms of sharpness, and of heights (K, O).
 
     Args:
         sums: where they are taken.
-        gram, slant_KO: products of -slope, slope times distance, and unit with each other and with the rest.
+        gram, slant_KO: products of -slope, slope times distance, and unit with each other and with the residual.
     """
     count, outputs = sums.heights.shape
     size = 2 * count + count * outputs
@@ -215,52 +216,52 @@ def _normal_equations(sums: Sum, gram: np.ndarray, slant_KO: np.ndarray) -> tupl
     return square, slant
 
 
-def chosen_sum(config: HullConfig, x: np.ndarray, y: np.ndarray) -> Sum:
-    """Return the sum for a hull's rows `[N, D]` and `[N, O]`, less its term of strong convexity, in their own units."""
+def fit_additive(config: HullConfig, x: np.ndarray, y: np.ndarray) -> Sum:
+    """Return the sum fitted to a hull's rows `[N, D]` and `[N, O]`, less its strong convexity, in their units."""
     y = y - 0.5 * config.strong_convexity * np.sum(x * x, axis=1, keepdims=True)
     (x, x_mean, x_unit), (y, y_mean, y_unit) = in_units(x), in_units(y)
     most = min(ROWS, max(1000, ROWS_TIMES_INPUTS // config.in_dim))
     if len(x) > most:
         rows = np.random.default_rng(0).choice(len(x), most, replace=False)
         x, y = x[rows], y[rows]
-    found = fit_sum(x, y, config.hidden_dim, config.activation)
-    slopes = found.plane[:-1] * y_unit / x_unit[:, None]
-    return found._replace(
-        knots=x_mean[found.inputs] + x_unit[found.inputs] * found.knots,
-        sharpness=found.sharpness / x_unit[found.inputs],
-        heights=found.heights * y_unit,
-        plane=np.vstack([slopes, found.plane[-1] * y_unit + y_mean - x_mean @ slopes]),
+    sums = fit_sum(x, y, config.hidden_dim, config.activation)
+    slopes = sums.plane[:-1] * y_unit / x_unit[:, None]
+    return sums._replace(
+        knots=x_mean[sums.inputs] + x_unit[sums.inputs] * sums.knots,
+        sharpness=sums.sharpness / x_unit[sums.inputs],
+        heights=sums.heights * y_unit,
+        plane=np.vstack([slopes, sums.plane[-1] * y_unit + y_mean - x_mean @ slopes]),
     )
 
 
-def without_units(weights: Weights, config: HullConfig, sums: Sum) -> Weights:
-    """Return weights in which the first units of the last layer are those of the sum, and count for nothing yet."""
-    found = {name: np.array(value, np.float64) for name, value in weights.items()}
+def place_units(weights: Weights, config: HullConfig, sums: Sum) -> Weights:
+    """Return weights in which the first units of the last layer are those of the sum, at height zero."""
+    new = {name: np.array(value, np.float64) for name, value in weights.items()}
     units, last = np.arange(len(sums.inputs)), f"trunk.{config.depth - 1}."
     mean, deviation = STANDARD[config.activation]
-    weight, bias = found[last + "weight"], found[last + "bias"]
+    weight, bias = new[last + "weight"], new[last + "bias"]
     bias[..., units] = -sums.sharpness * sums.knots
     weight[..., units] = 0.0
     for k in units:
         weight[sums.inputs[k], ..., k] = sums.sharpness[k]
     if config.depth > 1:
-        raw = found[last + "raw_weight"]
-        raw[..., units] = scaled_softplus(raw[..., units], LITTLE)
+        raw = new[last + "raw_weight"]
+        raw[..., units] = scale_softplus(raw[..., units], LITTLE)
     elif config.gate:
-        found["gate.weight"][:, units] = 0.0
-        bias[..., units] -= (unit(found["gate.bias"][units], config.activation)[0] - mean) / deviation
-    found["readout.raw_weight"][units] = inverse_softplus(np.zeros(()))
-    return found
+        new["gate.weight"][:, units] = 0.0
+        bias[..., units] -= (unit(new["gate.bias"][units], config.activation)[0] - mean) / deviation
+    new["readout.raw_weight"][units] = inverse_softplus(np.zeros(()))
+    return new
 
 
-def with_sum(weights: Weights, config: HullConfig, sums: Sum) -> Weights:
-    """Return the weights of a hull that has the sum as well, of those that `without_units` has made."""
-    found = dict(weights)
+def add_sum(weights: Weights, config: HullConfig, sums: Sum) -> Weights:
+    """Return the weights of `place_units` with the sum added: the heights of its units, and its plane."""
+    new = dict(weights)
     mean, deviation = STANDARD[config.activation]
     heights = sums.heights * deviation / math.sqrt(POSITIVE_SHARE / config.hidden_dim)
-    raw = found["readout.raw_weight"].copy()
+    raw = new["readout.raw_weight"].copy()
     raw[: len(heights)] = inverse_softplus(heights)[:, None, :]
-    found["readout.raw_weight"] = raw
-    found["readout.weight"] = found["readout.weight"] + sums.plane[:-1, None, :]
-    found["readout.bias"] = found["readout.bias"] + sums.plane[-1] + sums.heights.sum(axis=0) * mean
-    return found
+    new["readout.raw_weight"] = raw
+    new["readout.weight"] = new["readout.weight"] + sums.plane[:-1, None, :]
+    new["readout.bias"] = new["readout.bias"] + sums.plane[-1] + sums.heights.sum(axis=0) * mean
+    return new

@@ -20,7 +20,7 @@ FACTORS = (0.02, 50.0)
 ROWS = 10_000
 
 
-def calibrated(weights: Weights, config: HullConfig, f: np.ndarray, x: np.ndarray, y: np.ndarray) -> Weights:
+def calibrate(weights: Weights, config: HullConfig, f: np.ndarray, x: np.ndarray, y: np.ndarray) -> Weights:
     """Return the weights of `c f + a' x + b` fitted to `y`: the same values but for rounding.
 
     c is 1 where it would change more than the size of an output: at a fixed temperature, and for several outputs that
@@ -29,27 +29,27 @@ def calibrated(weights: Weights, config: HullConfig, f: np.ndarray, x: np.ndarra
     Args:
         weights: every parameter by dotted name.
         config: the hull they belong to.
-        f: `[N, O]`, the values of the hull at x, in standardised units.
-        x, y: `[N, D]` and `[N, O]`, standardised.
+        f: `[N, O]`, the values of the hull at x, in normalized units.
+        x, y: `[N, D]` and `[N, O]`, normalized.
     """
-    found = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+    new = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     if not np.isfinite(f).all():
-        return found
-    shared = config.out_dim > 1 and bool(np.any(found["shifts"]))
+        return new
+    shared = config.out_dim > 1 and bool(np.any(new["shifts"]))
     fixed = isinstance(config.temperature, float) and config.temperature > 0.0
     square = 0.5 * config.strong_convexity * np.sum(x * x, axis=1, keepdims=True)
     factor, slope, offset = correction(f - square, x, y - square, scaled=not (shared or fixed))
     if not np.array_equal(factor, np.ones(config.out_dim)):
-        found["readout.raw_weight"] = scaled_softplus(found["readout.raw_weight"], factor)
-        found["readout.weight"] = found["readout.weight"] * factor
-        found["readout.bias"] = found["readout.bias"] * factor
-        found["shifts"] = found["shifts"] * factor[0]  # all zero for several outputs
+        new["readout.raw_weight"] = scale_softplus(new["readout.raw_weight"], factor)
+        new["readout.weight"] = new["readout.weight"] * factor
+        new["readout.bias"] = new["readout.bias"] * factor
+        new["shifts"] = new["shifts"] * factor[0]  # all zero for several outputs
         if config.temperature == LEARNED:
-            T = np.logaddexp(found["raw_temperature"], 0.0) + LEAST_TEMPERATURE
-            found["raw_temperature"] = inverse_softplus(T * factor - LEAST_TEMPERATURE)
-    found["readout.weight"] = found["readout.weight"] + slope[:, None, :]
-    found["readout.bias"] = found["readout.bias"] + offset
-    return found
+            T = np.logaddexp(new["raw_temperature"], 0.0) + LEAST_TEMPERATURE
+            new["raw_temperature"] = inverse_softplus(T * factor - LEAST_TEMPERATURE)
+    new["readout.weight"] = new["readout.weight"] + slope[:, None, :]
+    new["readout.bias"] = new["readout.bias"] + offset
+    return new
 
 
 def spread_rows(x: Any, y: Any) -> tuple[Any, Any]:
@@ -77,7 +77,7 @@ def correction(
     return factor, plane[:-1], plane[-1]
 
 
-def scaled_softplus(raw: np.ndarray, factor: np.ndarray | float) -> np.ndarray:
+def scale_softplus(raw: np.ndarray, factor: np.ndarray | float) -> np.ndarray:
     """Return the raw values whose softplus is `factor` times that of `raw`."""
     return inverse_softplus(np.logaddexp(raw, 0.0) * factor)
 

@@ -9,15 +9,17 @@ import pytest
 import reference
 
 import convexmoe.hull.activations
+from convexmoe import HullConfig
+from convexmoe.hull.parameters import initial_law
 
 ROWS, SEEDS = 211, range(3)
-DEEP = cases.fields(in_dim=61, hidden_dim=127, depth=12, petals=5, out_dim=3)
+DEEP = cases.fields(in_dim=61, hidden_dim=127, depth=12, petals=5, out_dim=3, temperature="learned")
 
 
 @functools.cache
-def drawn(backend, seed, gate=False):
-    """New weights of the deep hull."""
-    return backend.weights(backend.fresh(DEEP | {"gate": gate}, seed))
+def drawn(backend, seed, **changes):
+    """New weights of the deep hull, or of one like it. Every other shape is compiled anew in JAX."""
+    return backend.weights(backend.fresh(DEEP | changes, seed))
 
 
 def units_of_layers(weights, fields):
@@ -41,7 +43,7 @@ def test_pre_activations_stay_alive_and_do_not_explode(backend, activation):
             assert np.median(np.abs(np.corrcoef(u.T)[np.triu_indices(u.shape[1], 1)])) < 0.95
 
 
-def test_control_he_initialisation_of_non_negative_weights_explodes(backend, monkeypatch):
+def test_control_he_initialization_of_non_negative_weights_explodes(backend, monkeypatch):
     weights = dict(drawn(backend, 0))
     rng = np.random.default_rng(0)
     for name in weights:
@@ -107,7 +109,7 @@ def test_signed_weights_have_their_share_of_the_variance(backend, gate):
     if gate:
         variances |= {"gate.weight": first / D, "gate.bias": first / 4}
     for seed in SEEDS:
-        weights = drawn(backend, seed, gate)
+        weights = drawn(backend, seed, gate=gate) if gate else drawn(backend, seed)
         for name, variance in variances.items():
             values = weights[name].astype(np.float64)
             assert near(values.var(), variance, values.size, variance * math.sqrt(2)), name
@@ -115,18 +117,21 @@ def test_signed_weights_have_their_share_of_the_variance(backend, gate):
         assert not any(weights[name].any() for name in ("trunk.1.bias", "readout.bias", "shifts"))
 
 
-def test_petals_that_outnumber_the_units_they_share_start_apart(backend):
-    for units, trunk, share in ((101, "shared", 0.09 * 0.5), (97, "shared", 1.0), (7, "private", 0.09 * 0.5)):
-        fields = cases.fields(in_dim=31, petals=100, out_dim=3, hidden_dim=units, trunk=trunk)
-        values = backend.weights(backend.fresh(fields, 0))["readout.weight"]
-        assert near(values.var(), share / 31, values.size, share / 31 * math.sqrt(2))
+@pytest.mark.parametrize(
+    ("units", "trunk", "share"),
+    [(101, "shared", 0.09 * 0.5), (97, "shared", 1.0), (7, "private", 0.09 * 0.5)],
+)
+def test_petals_that_outnumber_the_units_they_share_start_apart(units, trunk, share):
+    """By the law, which stands in the core; that it is drawn from is tested above."""
+    config = HullConfig(31, petals=100, out_dim=3, hidden_dim=units, trunk=trunk)
+    law = initial_law("readout.weight", config)
+    assert (law.kind, law.mean) == ("normal", 0.0) and math.isclose(law.deviation**2, share / 31)
 
 
-@pytest.mark.parametrize("in_dim, trunk", [(61, "shared"), (131, "shared"), (61, "private")])
-def test_signed_weights_of_a_layer_bend_no_direction_more_than_another(backend, in_dim, trunk):
+@pytest.mark.parametrize("in_dim, depth, trunk", [(61, 12, "shared"), (131, 2, "shared"), (61, 2, "private")])
+def test_signed_weights_of_a_layer_bend_no_direction_more_than_another(backend, in_dim, depth, trunk):
     """A A' is a multiple of 1 for a wide layer, A' A for a narrow one; independent weights have no such thing."""
-    fields = DEEP | {"in_dim": in_dim, "depth": 2, "trunk": trunk, "gate": True}
-    weights = backend.weights(backend.fresh(fields, 0))
+    weights = drawn(backend, 0, gate=True, in_dim=in_dim, depth=depth, trunk=trunk)
     assert uneven(np.random.default_rng(0).standard_normal((in_dim, 127))) > 0.3
     for name in ("trunk.0.weight", "trunk.1.weight", "gate.weight"):
         assert uneven(weights[name].astype(np.float64).reshape(in_dim, -1)) < 1e-5, name
@@ -149,25 +154,29 @@ def uneven(matrix):
     ],
 )
 def test_the_learned_temperature_starts_higher_for_more_inputs_and_for_petals_that_outnumber_the_units(
-    backend, in_dim, petals, trunk, temperature
+    in_dim, petals, trunk, temperature
 ):
-    fields = cases.fields(
-        in_dim=in_dim, petals=petals, hidden_dim=11, trunk=trunk, temperature="learned", out_dim=3
-    )
-    weights = backend.weights(backend.fresh(fields, 0))
-    assert np.allclose(reference.softplus(weights["raw_temperature"]) + 1e-3, temperature, rtol=1e-5)
+    config = HullConfig(in_dim, petals=petals, hidden_dim=11, trunk=trunk, temperature="learned", out_dim=3)
+    law = initial_law("raw_temperature", config)
+    assert law.kind == "constant"
+    assert math.isclose(reference.softplus(law.mean) + 1e-3, temperature, rel_tol=1e-12)
+
+
+def test_the_learned_temperature_is_drawn_by_its_law(backend):
+    raw = drawn(backend, 0)["raw_temperature"]
+    assert raw.shape == (3,) and np.allclose(reference.softplus(raw) + 1e-3, 61 / 25, rtol=1e-5)
 
 
 def test_seeds_draw_different_weights_and_one_seed_the_same(backend):
-    fields = cases.HULLS["default"]
-    first, again, other = (backend.weights(backend.fresh(fields, seed)) for seed in (0, 0, 1))
-    for name, value in first.items():
+    again = backend.weights(backend.fresh(DEEP, 0))
+    for name, value in drawn(backend, 0).items():
         assert np.array_equal(value, again[name])
-        assert not value.any() or not np.array_equal(value, other[name])
+        other = drawn(backend, 1)[name]
+        assert initial_law(name, HullConfig(**DEEP)).deviation == 0 or not np.array_equal(value, other)
 
 
 @pytest.mark.parametrize("activation", ["softplus", "relu", "huber_relu"])
-def test_activations_are_standardised_by_quadrature(backend, activation):
+def test_activations_are_standardized_by_quadrature(backend, activation):
     got = convexmoe.hull.activations.STANDARD[activation]
     assert np.allclose(got, reference.standard_moments(activation), rtol=1e-13, atol=0)
     u = np.random.default_rng(0).standard_normal(10**5)
