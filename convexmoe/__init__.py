@@ -1,6 +1,7 @@
 """What `convexmoe_jax` and `convexmoe_torch` have in common: plans, checks, descriptions. No framework is imported."""
 
 from .convexity import Certificate, Output, Violation
+from .files import inspect
 from .hierarchy import CELMoEConfig, ExpertConfig, HierarchyLevelConfig
 from .hull import HullConfig, Normalization
 from .minimization import Ball, Box, Polytope, Simplex
@@ -20,4 +21,5 @@ __all__ = [
     "Polytope",
     "Simplex",
     "Violation",
+    "inspect",
 ]

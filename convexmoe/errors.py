@@ -16,6 +16,15 @@ def fail(
     raise kind(f"{owner}.{argument}: expected {expected}; got {got}. {fix}")
 
 
+class InputError(ValueError):
+    """A fault in what a user gave to a command: what was expected, what came, one fix."""
+
+
+def refuse(subject: object, expected: str, got: str, fix: str) -> NoReturn:
+    """Raise an `InputError` about a file, a table or an option of a command, in the form of `fail`."""
+    raise InputError(f"{subject}: expected {expected}; got {got}. {fix}")
+
+
 def dtype_name(dtype: Any) -> str:
     """Return the name of a dtype without its framework, as in `float32`."""
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""The `convexmoe` command: start-up checks, then `interop.commands`.
+"""The `convexmoe` command: start-up checks, then the subcommands of `interop.command`.
 
 This file imports nothing but the standard library before the checks, so that each of them can speak in one line.
 """
@@ -22,9 +22,9 @@ def startup_problem() -> str | None:
     True
     """
     if getattr(interop, "__distribution__", None) != "convexmoe":
-        found = getattr(interop, "__file__", None) or list(interop.__path__)
+        place = getattr(interop, "__file__", None) or list(interop.__path__)
         return (
-            f"convexmoe: expected its own package `interop`; found another distribution's at {found}. "
+            f"convexmoe: expected its own package `interop`; found another distribution's at {place}. "
             "Install convexmoe in a fresh environment."
         )
     missing = [name for name in ("typer", "rich") if not _is_installed(name)]
@@ -52,14 +52,14 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to stop
             stream.reconfigure(errors="replace")
-    from .commands import app
+    from .command import app
 
     app()
 
 
 def __getattr__(name: str) -> Any:
     if name == "app":  # imported on demand: it needs typer
-        from .commands import app
+        from .command import app
 
         return app
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from convexmoe.errors import InputError, refuse
+
 from .frameworks import get
-from .tables import InputError
 
 NOT_CONVEX = (
     "torch-mice's models are not convex: their gate, 1 - exp(-softplus(u)), is the sigmoid. This one is loaded as "
@@ -38,21 +39,18 @@ def from_torch_mice(source: Source, petals: int | None = None, *, framework: str
     arrays = _read("from_torch_mice", source)
     P = arrays["shifts"].shape[0] if arrays.get("shifts", np.zeros(())).ndim == 1 else 0
     if petals is not None and petals != P:
-        raise InputError(
-            f"from_torch_mice.petals: expected the {P} that the checkpoint has; got {petals}. Leave it out."
-        )
-    package = get(framework).package
-    params, faults = _renamed(arrays, P)
+        refuse("from_torch_mice.petals", f"the {P} that the checkpoint has", str(petals), "Leave it out.")
+    side = get(framework)
+    params, faults = _translate(arrays, P)
     if faults:
         fix = (
             "Pass the state dict of a VectorHull of torch-mice 0.2.0; that of newer releases, with invert= and "
             "projections, is another model."
         )
-        raise InputError(
-            f"from_torch_mice.source: expected the tensors of its hull; got {'; '.join(faults)}. {fix}"
-        )
+        refuse("from_torch_mice.source", "the tensors of its hull", "; ".join(faults), fix)
     try:
-        model = package.NonConvexHull(_nested(params, framework))
+        tree = side.package.hull.nest({name: side.own_array(array) for name, array in params.items()})
+        model = side.package.NonConvexHull(tree)
     except ValueError as error:
         raise InputError(str(error)) from None
     warnings.warn(NOT_CONVEX, UserWarning, stacklevel=2)
@@ -79,17 +77,17 @@ def from_celmoe(
         InputError: the source is no state dict.
         ValueError: names or shapes differ from the model's; all are listed.
     """
-    arrays = _read("from_celmoe", source)
-    package = get(framework).package
-    own_config = package.CELMoEConfig.from_json(config.to_json())
-    names = import_module(f"{package.__name__}.files.layers")
+    arrays, side = _read("from_celmoe", source), get(framework)
+    layers = import_module(f"{side.package.__name__}.files.layers")
     recipes = {"experts": {}, "fusion": "LearnedFusion"}
-    model = names.build(own_config, recipes, expert_factory, fusion_module)
-    names.fill(model, {name: _given(array, framework) for name, array in arrays.items()})
+    model = layers.build(
+        side.package.CELMoEConfig.from_json(config.to_json()), recipes, expert_factory, fusion_module
+    )
+    layers.fill(model, arrays)
     return model
 
 
-def _renamed(arrays: dict[str, np.ndarray], P: int) -> tuple[dict[str, np.ndarray], list[str]]:
+def _translate(arrays: dict[str, np.ndarray], P: int) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return our names and layouts, (in, [petal,] out), and what is wrong with theirs."""
     rest = dict(arrays)
     faults: list[str] = []
@@ -104,86 +102,63 @@ def _renamed(arrays: dict[str, np.ndarray], P: int) -> tuple[dict[str, np.ndarra
             return value
         return np.zeros((0,) * axes)
 
-    found = {"output.bias": take("petals.out_bias", 2), "output.shifts": take("shifts", 1)}
+    params = {"output.bias": take("petals.out_bias", 2), "output.shifts": take("shifts", 1)}
     for theirs, ours in {"layer0": "layer0", "layer1": "layer1", "res_proj": "skip"}.items():
-        found[f"{ours}.raw_weight"] = take(f"petals.{theirs}.raw", 3).transpose(2, 0, 1)
-        found[f"{ours}.bias"] = take(f"petals.{theirs}.bias", 2)
+        params[f"{ours}.raw_weight"] = take(f"petals.{theirs}.raw", 3).transpose(2, 0, 1)
+        params[f"{ours}.bias"] = take(f"petals.{theirs}.bias", 2)
     for gate in ("gate0", "gate1"):
-        found[f"{gate}.weight"] = take(f"petals.{gate}_net.lin.weight", 2).T
-        found[f"{gate}.bias"] = take(f"petals.{gate}_net.lin.bias", 1)
-        each = [f"petals.extra_{gate}_nets.{p}.lin" for p in range(P)]
+        params[f"{gate}.weight"] = take(f"petals.{gate}_net.lin.weight", 2).T
+        params[f"{gate}.bias"] = take(f"petals.{gate}_net.lin.bias", 1)
+        each = f"petals.extra_{gate}_nets"
         weights, biases = (
-            [take(f"{name}.weight", 2) for name in each],
-            [take(f"{name}.bias", 1) for name in each],
+            [take(f"{each}.{p}.lin.{name}", axes) for p in range(P)]
+            for name, axes in (("weight", 2), ("bias", 1))
         )
-        for name, parts, ours in (("weight", weights, "weight"), ("bias", biases, "bias")):
-            if len({part.shape for part in parts}) != 1:
-                faults.append(f"petals.extra_{gate}_nets.*.lin.{name} differ in shape")
+        for name, petals in (("weight", weights), ("bias", biases)):
+            if len({value.shape for value in petals}) != 1:
+                faults.append(f"{each}.*.lin.{name} differ in shape")
                 continue
-            stacked = np.stack(parts)
-            found[f"petal_{gate}.{ours}"] = stacked.transpose(2, 0, 1) if stacked.ndim == 3 else stacked
+            stacked = np.stack(petals)
+            params[f"petal_{gate}.{name}"] = stacked.transpose(2, 0, 1) if name == "weight" else stacked
     groups = rest.pop("group_indices", None)
     ring = np.stack([np.arange(P), (np.arange(P) + 1) % max(P, 1)], axis=1)
     if groups is not None and not np.array_equal(groups, ring):
         faults.append("group_indices are not those of neighbours")
-    return found, faults + [f"unexpected {name}" for name in sorted(rest)]
+    return params, faults + [f"unexpected {name}" for name in sorted(rest)]
 
 
 def _read(owner: str, source: Source) -> dict[str, np.ndarray]:
     """Return the arrays of a state dict, or of the file of one."""
-    state: Any = source
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        if not path.is_file():
-            raise InputError(f"{owner}.source: expected a file; got {str(path)!r}. Correct the path.")
-        try:
-            if path.suffix == ".safetensors":
-                from safetensors.numpy import load_file
-
-                state = load_file(path)
-            else:
-                import torch
-
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a foreign or damaged file makes of the readers
-            # not PyTorch's own words: they recommend to switch the safe reader off
-            kind = type(error).__name__
-            fix = "Save model.state_dict() with torch.save, or as safetensors."
-            raise InputError(
-                f"{owner}.source: expected a state dict of tensors; got {path.name!r}, which cannot be read as one "
-                f"without running code ({kind}). {fix}"
-            ) from None
+    state: Any = _load(owner, Path(source)) if isinstance(source, (str, Path)) else source
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and hasattr(value, "shape") for name, value in state.items()
     ):
-        fix = "Pass model.state_dict()."
-        raise InputError(f"{owner}.source: expected a state dict; got {type(state).__name__}. {fix}")
+        refuse(f"{owner}.source", "a state dict", type(state).__name__, "Pass model.state_dict().")
     return {name: _numpy(value) for name, value in state.items()}
 
 
+def _load(owner: str, path: Path) -> Any:
+    """Return what stands in the file of a state dict, read without running code of it."""
+    if not path.is_file():
+        refuse(f"{owner}.source", "a file", repr(str(path)), "Correct the path.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        import torch
+
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of any kind, from a foreign or damaged file
+        # not PyTorch's own words: they recommend to switch the safe reader off
+        got = f"{path.name!r}, which cannot be read as one without running code ({type(error).__name__})"
+        fix = "Save model.state_dict() with torch.save, or as safetensors."
+        refuse(f"{owner}.source", "a state dict of tensors", got, fix)
+
+
 def _numpy(value: Any) -> np.ndarray:
-    """Return a copy of a tensor or array; numpy has no bfloat16, which becomes float32."""
+    """Return a copy of a tensor or array; bfloat16, which numpy has not, becomes float32."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
     return np.array(value)
-
-
-def _given(array: np.ndarray, framework: str) -> Any:
-    """Return an array of the framework."""
-    if framework == "jax":
-        import jax.numpy as jnp
-
-        return jnp.asarray(array)
-    import torch
-
-    return torch.from_numpy(np.array(array, order="C"))
-
-
-def _nested(params: dict[str, np.ndarray], framework: str) -> dict[str, Any]:
-    """Return a nested dict of arrays of the framework."""
-    tree: dict[str, Any] = {}
-    for name, array in params.items():
-        layer, _, leaf = name.partition(".")
-        tree.setdefault(layer, {})[leaf] = _given(array, framework)
-    return tree

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from convexmoe.files import OptimizerState
 from convexmoe_jax.files import optimizer as in_jax
 from convexmoe_torch.files import optimizer as in_torch
 
@@ -34,10 +35,13 @@ def adam_to_torch(state: Any, model: Any, optimizer: torch.optim.Optimizer, twin
         TypeError: another rule than these, on either side.
         ValueError: the moments and the parameters differ in names or shapes; all differences are listed.
     """
-    found = in_jax.optimizer_state(state, model)
-    moments = {moment: _each(arrays, tensor_of) for moment, arrays in found.moments.items()}
-    in_torch.restore(optimizer, twin, in_torch.OptimizerState(found.rule, found.step, moments))
-    return found.step
+    saved = in_jax.optimizer_state(state, model)
+    moments = {
+        moment: {name: tensor_of(array) for name, array in arrays.items()}
+        for moment, arrays in saved.moments.items()
+    }
+    in_torch.restore(optimizer, twin, OptimizerState(saved.rule, saved.step, moments))
+    return saved.step
 
 
 def adam_to_optax(
@@ -63,13 +67,9 @@ def adam_to_optax(
         ValueError: names or shapes differ, or the parameters have taken different numbers of steps, which optax,
             with one count for all, cannot say.
     """
-    found = in_torch.optimizer_state(optimizer, twin, step=steps)
+    saved = in_torch.optimizer_state(optimizer, twin, step=steps)
     moments = {
-        moment: _each(tensors, lambda tensor: np.asarray(array_of(tensor)))
-        for moment, tensors in found.moments.items()
+        moment: {name: np.asarray(array_of(tensor)) for name, tensor in tensors.items()}
+        for moment, tensors in saved.moments.items()
     }
-    return in_jax.restore(state, model, in_jax.OptimizerState(found.rule, found.step, moments))
-
-
-def _each(arrays: dict[str, Any], change: Any) -> dict[str, Any]:
-    return {name: change(value) for name, value in arrays.items()}
+    return in_jax.restore(state, model, OptimizerState(saved.rule, saved.step, moments))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ BOUNDS = {
 HESSIAN_ROWS = 4
 LEARNING_RATE = 1e-3  # of the trajectory
 Quantities = dict[str, np.ndarray]
+Routes = dict[str, Any]  # level -> integers
 
 
 class Comparison(NamedTuple):
@@ -78,11 +80,8 @@ class ParityReport:
 
     def to_json(self) -> str:
         """Return everything as JSON; what is not finite as null."""
-        rows = [
-            {k: v if isinstance(v, str) or np.isfinite(v) else None for k, v in c._asdict().items()}
-            | {"ok": c.ok}
-            for c in self.comparisons
-        ]
+        rows = [c._asdict() | {"ok": c.ok} for c in self.comparisons]
+        rows = [{k: v if isinstance(v, str) or np.isfinite(v) else None for k, v in r.items()} for r in rows]
         return json.dumps({"dtype": self.dtype, "ok": self.ok, "comparisons": rows}, indent=2)
 
     def __str__(self) -> str:
@@ -137,21 +136,17 @@ def check_parity(
     dtype = str(jax.tree.leaves(nnx.state(jax_model, nnx.Param))[0].dtype)
     rows = np.asarray(jnp.asarray(x, dtype))
     routes = {} if routing is None else {name: np.asarray(route) for name, route in routing.items()}
-    half = dtype not in ("float32", "float64")
+    steps = steps if dtype in ("float32", "float64") else 0
     with jax.default_matmul_precision("highest"):
-        left = _quantities_jax(jax_model, jnp.asarray(rows), routes, 0 if half else steps)
-        moved = (
-            _quantities_jax(_moved(jax_model), jnp.asarray(rows), routes, 0 if half else steps)
-            if floor
-            else {}
-        )
-    right = _quantities_torch(torch_model, tensor_of(rows), routes, 0 if half else steps)
+        ours = _quantities_jax(jax_model, jnp.asarray(rows), routes, steps)
+        nudged = _quantities_jax(nudge(jax_model), jnp.asarray(rows), routes, steps) if floor else {}
+    theirs = _quantities_torch(torch_model, tensor_of(rows), routes, steps)
     comparisons = []
-    for name, value in left.items():
+    for name, value in ours.items():
         bound = BOUNDS[dtype].get(name.split()[0])
         if bound is not None:
-            noise = relative_error(moved[name], value) if floor else float("nan")
-            comparisons.append(Comparison(name, relative_error(value, right[name]), bound, noise))
+            noise = relative_error(nudged[name], value) if floor else float("nan")
+            comparisons.append(Comparison(name, relative_error(value, theirs[name]), bound, noise))
     return ParityReport(tuple(comparisons), dtype)
 
 
@@ -160,7 +155,7 @@ def weights_like(shape: tuple[int, ...]) -> np.ndarray:
     return np.cos(1.0 + np.arange(int(np.prod(shape)))).reshape(shape)
 
 
-def _moved(model: Any) -> Any:
+def nudge(model: Any) -> Any:
     """Return a copy of a JAX model with every weight moved by one unit in the last place, up and down in turn."""
     graph, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
 
@@ -171,72 +166,86 @@ def _moved(model: Any) -> Any:
     return nnx.merge(graph, jax.tree.map(move, params), rest)
 
 
-def _quantities_jax(model: Any, x: jax.Array, routes: dict[str, np.ndarray], steps: int) -> Quantities:
+def _quantities_jax(model: Any, x: jax.Array, routes: Routes, steps: int) -> Quantities:
     model = nnx.clone(model)
     if isinstance(model, convexmoe_jax.HierarchicalCELMoE):
         model.differentiation = "any"  # Hessians
     graph, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-
-    def output(params: Any, at: jax.Array, routes: dict[str, Any]) -> jax.Array:
-        result = nnx.merge(graph, params, rest)(at, *[routes] * bool(routes))
-        return getattr(result, "fused_hidden", result)
-
-    def total(params: Any, at: jax.Array, routes: dict[str, Any]) -> jax.Array:
-        y = output(params, at, routes)
-        return jnp.sum(jnp.asarray(weights_like(y.shape), y.dtype) * y)
-
-    @jax.jit
-    def hessian(row: jax.Array, routes: dict[str, Any]) -> jax.Array:
-        return jax.hessian(lambda r: total(params, r[None], routes))(row)
-
-    y = jax.jit(output)(params, x, routes)
-    by_weight, by_input = jax.jit(jax.grad(total, argnums=(0, 1)))(params, x, routes)
-    hessians = [hessian(x[i], _row_of(routes, i)) for i in range(min(len(x), HESSIAN_ROWS))]
-    quantities = {"forward": y, "gradient x": by_input, "hessian": np.stack(hessians)}
+    (by_weight, by_input), y, hessians = _derivatives(graph, rest, params, x, routes)
+    quantities = {"forward": y, "gradient x": by_input, "hessian": hessians}
     quantities |= {f"gradient {name}": value for name, value in neutral_of(model, by_weight).items()}
     if steps:
-        optimizer, target = convexmoe_jax.adam(LEARNING_RATE), jnp.asarray(weights_like(y.shape), y.dtype)
-
-        def step(carry: Any, _: None) -> Any:
-            params, state = carry
-            loss, gradient = jax.value_and_grad(lambda p: jnp.mean((output(p, x, routes) - target) ** 2))(
-                params
-            )
-            updates, state = optimizer.update(gradient, state)
-            return (jax.tree.map(jnp.add, params, updates), state), loss
-
-        run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps)[1])
-        quantities["trajectory"] = run((params, optimizer.init(params)))
+        quantities["trajectory"] = _trajectory(graph, rest, params, x, routes, steps)
     return {name: np.asarray(value) for name, value in quantities.items()}
 
 
-def _quantities_torch(model: Any, x: torch.Tensor, routes: dict[str, np.ndarray], steps: int) -> Quantities:
+def _output(graph: Any, rest: Any, params: Any, x: jax.Array, routes: Routes) -> jax.Array:
+    """Return the output of a model given in parts, so that models alike share what is compiled."""
+    result = nnx.merge(graph, params, rest)(x, *[routes] * bool(routes))
+    return getattr(result, "fused_hidden", result)
+
+
+@partial(jax.jit, static_argnums=0)
+def _derivatives(graph: Any, rest: Any, params: Any, x: jax.Array, routes: Routes) -> tuple[Any, ...]:
+    """Return gradients by parameters and input, the output, and the Hessians of the first rows."""
+
+    def weighted_sum(params: Any, x: jax.Array, routes: Routes) -> tuple[jax.Array, jax.Array]:
+        y = _output(graph, rest, params, x, routes)
+        return jnp.sum(jnp.asarray(weights_like(y.shape), y.dtype) * y), y
+
+    def hessian(first: tuple[jax.Array, Routes]) -> jax.Array:
+        row, routes = first
+        return jax.hessian(lambda r: weighted_sum(params, r[None], routes)[0])(row)
+
+    gradients, y = jax.grad(weighted_sum, argnums=(0, 1), has_aux=True)(params, x, routes)
+    first = x[:HESSIAN_ROWS], {level: route[:HESSIAN_ROWS, None] for level, route in routes.items()}
+    return gradients, y, jax.lax.map(hessian, first)
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def _trajectory(graph: Any, rest: Any, params: Any, x: jax.Array, routes: Routes, steps: int) -> jax.Array:
+    """Return the loss before each step of Adam."""
+    optimizer = convexmoe_jax.adam(LEARNING_RATE)
+
+    def mean_square(params: Any) -> jax.Array:
+        y = _output(graph, rest, params, x, routes)
+        return jnp.mean((y - jnp.asarray(weights_like(y.shape), y.dtype)) ** 2)
+
+    def step(carry: Any, _: None) -> Any:
+        params, state = carry
+        loss, gradient = jax.value_and_grad(mean_square)(params)
+        updates, state = optimizer.update(gradient, state)
+        return (jax.tree.map(jnp.add, params, updates), state), loss
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), length=steps)[1]
+
+
+def _quantities_torch(model: Any, x: torch.Tensor, routes: Routes, steps: int) -> Quantities:
     model = copy.deepcopy(model).eval()
 
-    def output(at: torch.Tensor, routes: dict[str, np.ndarray]) -> torch.Tensor:
+    def output(at: torch.Tensor, routes: Routes) -> torch.Tensor:
         result = model(at, *[routes] * bool(routes))
         return getattr(result, "fused_hidden", result)
 
-    def total(at: torch.Tensor, routes: dict[str, np.ndarray]) -> torch.Tensor:
+    def weighted_sum(at: torch.Tensor, routes: Routes) -> torch.Tensor:
         y = output(at, routes)
         return torch.sum(tensor_of(weights_like(tuple(y.shape))).to(y) * y)
 
     names, weights = zip(*parameters_of(model).items(), strict=True)
     at = x.clone().requires_grad_()
     by_input, *by_weight = torch.autograd.grad(
-        total(at, routes), [at, *weights], allow_unused=True, materialize_grads=True
+        weighted_sum(at, routes), [at, *weights], allow_unused=True, materialize_grads=True
     )
-    hessians = [
-        torch.func.hessian(lambda r, i=i: total(r[None], _row_of(routes, i)))(x[i])
-        for i in range(min(len(x), HESSIAN_ROWS))
-    ]
+    hessians = []
+    for i in range(min(len(x), HESSIAN_ROWS)):
+        row_routes = {level: route[i : i + 1] for level, route in routes.items()}
+        hessians.append(torch.func.hessian(lambda r, of=row_routes: weighted_sum(r[None], of))(x[i]))
     y = output(x, routes)
     quantities = {"forward": y, "gradient x": by_input, "hessian": torch.stack(hessians)}
     quantities |= {f"gradient {name}": value for name, value in zip(names, by_weight, strict=True)}
     if steps:
-        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
+        optimizer, losses = torch.optim.Adam(model.parameters(), LEARNING_RATE), []
         target = tensor_of(weights_like(tuple(y.shape))).to(y)
-        losses = []
         for _ in range(steps):
             optimizer.zero_grad()
             loss = (output(x, routes) - target).square().mean()
@@ -245,8 +254,3 @@ def _quantities_torch(model: Any, x: torch.Tensor, routes: dict[str, np.ndarray]
             losses.append(loss.detach())
         quantities["trajectory"] = torch.stack(losses)
     return {name: np.asarray(array_of(value)) for name, value in quantities.items()}
-
-
-def _row_of(routes: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
-    """Return the routes of one row."""
-    return {level: route[row : row + 1] for level, route in routes.items()}

@@ -6,11 +6,10 @@ no transpose exists to get wrong. `from_params` checks every name and shape.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import torch
 
@@ -18,6 +17,11 @@ import convexmoe_jax
 import convexmoe_jax.files.layers
 import convexmoe_torch
 import convexmoe_torch.files.layers
+from convexmoe.errors import fail
+from convexmoe_torch.files.layers import to_numpy
+
+from . import in_jax
+from .in_torch import own_array as tensor_of
 
 
 def to_torch(model: Any, *, expert_factory: Any = None, fusion_module: Any = None) -> Any:
@@ -37,14 +41,12 @@ def to_torch(model: Any, *, expert_factory: Any = None, fusion_module: Any = Non
     4
     """
     if isinstance(model, convexmoe_jax.HierarchicalCELMoE):
-        recipes = convexmoe_jax.files.layers.recipes_of(model)
-        config = convexmoe_torch.CELMoEConfig.from_json(model.config.to_json())
-        twin = convexmoe_torch.files.layers.build(config, recipes, expert_factory, fusion_module)
-        convexmoe_torch.files.layers.fill(twin, convexmoe_jax.files.layers.neutral_arrays(model))
-        return twin
+        return _hierarchy_twin(
+            model, convexmoe_jax, convexmoe_torch, tensor_of, expert_factory, fusion_module
+        )
     _check_hull("to_torch", model, convexmoe_jax)
-    weights = {name: tensor_of(array) for name, array in convexmoe_jax.hull.flatten(model.params).items()}
-    return _hull_twin(model, convexmoe_torch, convexmoe_torch.hull.nest(weights))
+    weights = convexmoe_jax.hull.flatten(model.params)
+    return _hull_twin(model, convexmoe_torch, {name: tensor_of(array) for name, array in weights.items()})
 
 
 def to_jax(model: Any, *, expert_factory: Any = None, fusion_module: Any = None) -> Any:
@@ -62,55 +64,54 @@ def to_jax(model: Any, *, expert_factory: Any = None, fusion_module: Any = None)
     4
     """
     if isinstance(model, convexmoe_torch.HierarchicalCELMoE):
-        recipes = convexmoe_torch.files.layers.recipes_of(model)
-        config = convexmoe_jax.CELMoEConfig.from_json(model.config.to_json())
-        twin = convexmoe_jax.files.layers.build(config, recipes, expert_factory, fusion_module)
-        convexmoe_jax.files.layers.fill(twin, convexmoe_torch.files.layers.neutral_arrays(model))
-        return twin
+        return _hierarchy_twin(model, convexmoe_torch, convexmoe_jax, _in_jax, expert_factory, fusion_module)
     _check_hull("to_jax", model, convexmoe_torch)
-    weights = {name: array_of(tensor) for name, tensor in model.named_parameters()}
-    return _hull_twin(model, convexmoe_jax, convexmoe_jax.hull.nest(weights))
+    return _hull_twin(
+        model, convexmoe_jax, {name: array_of(tensor) for name, tensor in model.named_parameters()}
+    )
 
 
 def _check_hull(owner: str, model: Any, package: Any) -> None:
     """Check that a model is a hull of a package."""
     if isinstance(model, (package.VectorHull, package.FoldedHull, package.NonConvexHull)):
         return
-    kinds = "VectorHull, FoldedHull, NonConvexHull or HierarchicalCELMoE"
+    rule = f"a VectorHull, FoldedHull, NonConvexHull or HierarchicalCELMoE of {package.__name__}"
     got, fix = f"{type(model).__module__.split('.')[0]}.{type(model).__qualname__}", "Pass one of these."
     if isinstance(model, package.FixedHierarchy):
         fix = "Pass the hierarchy that it was made of, and fix the routes of its twin."
-    raise TypeError(f"{owner}.model: expected a {kinds} of {package.__name__}; got {got}. {fix}")
+    fail(owner, "model", rule, got, fix, TypeError)
 
 
-def _hull_twin(model: Any, package: Any, params: dict[str, Any]) -> Any:
+def _hierarchy_twin(
+    model: Any, source: Any, target: Any, copy: Callable[[Any], Any], expert_factory: Any, fusion_module: Any
+) -> Any:
+    """Return the hierarchy of the package `target` with the weights of one of the package `source`."""
+    recipes = source.files.layers.recipes_of(model)
+    twin = target.files.layers.build(model.config, recipes, expert_factory, fusion_module)
+    arrays = source.files.layers.neutral_arrays(model)
+    target.files.layers.fill(twin, {name: copy(array) for name, array in arrays.items()})
+    return twin
+
+
+def _hull_twin(model: Any, package: Any, weights: dict[str, Any]) -> Any:
     """Return the hull of a package of the same kind, with these parameters."""
+    params = package.hull.nest(weights)
     if not hasattr(model, "config"):
         return package.NonConvexHull(params)
-    config = package.HullConfig.from_json(model.config.to_json())
     if isinstance(model, (convexmoe_jax.FoldedHull, convexmoe_torch.FoldedHull)):
-        return package.FoldedHull(params, config)
-    return package.VectorHull.from_params(config, params)
-
-
-def tensor_of(array: jax.Array | np.ndarray) -> torch.Tensor:
-    """Return a copy as a CPU tensor of the same dtype; bfloat16 crosses as bits."""
-    own = np.array(array, order="C", copy=True)
-    if own.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(own.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(own)
+        return package.FoldedHull(params, model.config)
+    return package.VectorHull.from_params(model.config, params)
 
 
 def array_of(tensor: torch.Tensor) -> jax.Array:
     """Return a copy as a JAX array of the same dtype; bfloat16 crosses as bits."""
-    own = tensor.detach().cpu().contiguous()
-    bits = (
-        own.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-        if own.dtype == torch.bfloat16
-        else own.numpy()
-    )
-    array = jnp.array(bits.copy())
-    if array.dtype != bits.dtype:
+    return _in_jax(to_numpy(tensor))
+
+
+def _in_jax(values: np.ndarray) -> jax.Array:
+    """Return a copy of an array in JAX, in the same dtype."""
+    array = in_jax.own_array(values)
+    if array.dtype != values.dtype:
         fix = 'Call jax.config.update("jax_enable_x64", True) first.'
-        raise ValueError(f"to_jax.model: expected a dtype that JAX has switched on; got {bits.dtype}. {fix}")
+        fail("to_jax", "model", "a dtype that JAX has switched on", str(values.dtype), fix)
     return array

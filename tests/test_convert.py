@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from saved_models import hierarchy, hull, stepped
 
 import convexmoe_torch
-from interop import frameworks
+from interop import conversion, convert, frameworks
 
 MODELS = {
     "hull": hull,
@@ -21,14 +21,6 @@ MODELS = {
     "hull in bfloat16": lambda: hull(dtype=torch.bfloat16),
     "hierarchy": hierarchy,
 }
-
-
-@pytest.fixture(params=["jax", "torch"])
-def framework(request, monkeypatch):
-    """The framework that the command finds."""
-    choose = frameworks.choose
-    monkeypatch.setattr(frameworks, "choose", lambda wanted: choose(wanted or request.param))
-    return request.param
 
 
 def saved(kind, folder, trained=False):
@@ -39,7 +31,7 @@ def saved(kind, folder, trained=False):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_round_trips_are_byte_for_byte(kind, framework, tmp_path):
+def test_round_trips_are_byte_for_byte(kind, tmp_path):
     path = saved(kind, tmp_path)
     steps = [("state.safetensors", "torch"), ("again.safetensors", "neutral"), ("folder", "orbax")]
     steps += [("back.safetensors", "neutral"), ("folder2", "orbax"), ("state2.safetensors", "torch")]
@@ -54,7 +46,7 @@ def test_round_trips_are_byte_for_byte(kind, framework, tmp_path):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_an_optimizer_goes_to_orbax_and_back_and_stays_out_of_the_state_dict(kind, framework, tmp_path):
+def test_an_optimizer_goes_to_orbax_and_back_and_stays_out_of_the_state_dict(kind, tmp_path):
     path = saved(kind, tmp_path, trained=True)
     assert invoke("convert", path, tmp_path / "folder").exit_code == 0
     assert invoke("convert", tmp_path / "folder", tmp_path / "back.safetensors").exit_code == 0
@@ -68,7 +60,7 @@ def test_an_optimizer_goes_to_orbax_and_back_and_stays_out_of_the_state_dict(kin
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_state_dict_loads_in_torch_alone(kind, framework, tmp_path):
+def test_the_state_dict_loads_in_torch_alone(kind, tmp_path):
     model = MODELS[kind]()
     assert invoke("convert", saved(kind, tmp_path), tmp_path / "state.safetensors").exit_code == 0
     state = load_file(tmp_path / "state.safetensors")
@@ -119,6 +111,19 @@ def test_a_flipped_bit_is_refused(form, tmp_path):
     flip(path)
     assert_one_line_refusal(invoke("convert", path, tmp_path / "out.safetensors"), path.name, "sha256")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_without_jax_a_directory_is_refused_and_files_are_converted(tmp_path, monkeypatch):
+    path = saved("hull", tmp_path)
+    assert invoke("convert", path, tmp_path / "folder").exit_code == 0
+    monkeypatch.setattr(frameworks, "is_installed", lambda module: False)
+    for source, target in [(path, "other"), (tmp_path / "folder", "back.safetensors")]:
+        assert_one_line_refusal(invoke("convert", source, tmp_path / target), 'pip install "convexmoe[jax]"')
+    assert invoke("convert", path, tmp_path / "state.safetensors").exit_code == 0
+
+
+def test_the_former_name_of_the_module():
+    assert conversion.convert is convert.convert
 
 
 def test_refusals(tmp_path):

@@ -6,8 +6,9 @@ import torch
 from commands import FRAMEWORKS, invoke
 
 import convexmoe_torch
-from interop import frameworks, minimization
-from interop.saved import notes_of
+from interop import frameworks
+from interop.command import minimize
+from interop.command.saved_model import notes_of
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_it_prints_point_value_gap_and_what_binds(file, framework):
 
 def test_both_frameworks_find_the_same(file):
     found = [
-        minimization.minimize(file, frameworks.get(name), ["a=1", "b<=0"], 1e-6, None) for name in FRAMEWORKS
+        minimize.minimize(file, frameworks.get(name), ["a=1", "b<=0"], 1e-6, None) for name in FRAMEWORKS
     ]
     assert found[0].binding == found[1].binding == ("fixed", "upper")
     assert abs(found[0].value - found[1].value) <= 2e-6 * (1 + abs(found[0].value))
@@ -59,20 +60,20 @@ def test_both_frameworks_find_the_same(file):
     ],
 )
 def test_bounds_are_read_in_either_direction(box, lower, upper):
-    assert minimization._read(box) == ("a", lower, upper)
+    assert minimize.read_box(box) == ("a", lower, upper)
 
 
 @pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-6])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_what_binds_is_said_at_any_tolerance(file, framework, tol):
     """The hull falls towards b = 3 and is least at a = 0.5: b's upper bound binds, and none of a."""
-    found = minimization.minimize(file, frameworks.get(framework), ["-2<=a<=2", "-1<=b<=1"], tol, None)
+    found = minimize.minimize(file, frameworks.get(framework), ["-2<=a<=2", "-1<=b<=1"], tol, None)
     assert found.binding == ("", "upper")
 
 
 def test_control_a_slope_that_pushes_away_does_not_bind():
     lower, upper, x = np.zeros(3), np.ones(3), np.array([1e-4, 1e-4, 0.5])
-    assert minimization._binding(x, lower, upper, np.array([1.0, -1.0, 1e-9]), 1e-3) == ("lower", "", "")
+    assert minimize.binding_sides(x, lower, upper, np.array([1.0, -1.0, 1e-9]), 1e-3) == ("lower", "", "")
 
 
 @pytest.mark.parametrize(

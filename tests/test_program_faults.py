@@ -15,8 +15,8 @@ from small_hulls import hull, value
 
 import convexmoe.files.format
 import convexmoe_torch
+from convexmoe.files.hulls import read_hull
 from interop import to_cvxpy
-from interop.plain import read_hull
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
@@ -123,7 +123,7 @@ def test_a_config_out_of_range_is_refused_even_when_sealed(change, tmp_path):
     header |= {"schema": 1, "notes": {}, "config": header["config"] | change}
     convexmoe.files.format.write_sealed(path, header, arrays)
     with pytest.raises(ValueError, match="expected the config of a hull"):
-        read_hull(path)
+        read_hull(path, "test")
 
 
 def run(program, blocked, folder):

@@ -10,9 +10,9 @@ from small_hulls import hull, value
 
 import convexmoe_torch
 from interop import set_weights, to_cvxpy
-from interop.blocks import blocks_of
-from interop.expressions import ConstantProgram
-from interop.plain import PlainHull, effective_shapes, plain_hull
+from interop.cvxpy.expressions import ConstantProgram
+from interop.cvxpy.matrices import hull_matrices
+from interop.cvxpy.programs import hull_weights
 
 ROWS = 3
 PARAMETRIC = {
@@ -112,26 +112,15 @@ def test_a_file_with_an_optimizer_is_read(tmp_path):
     )
 
 
-@pytest.mark.parametrize("case", HULLS)
-def test_shapes_are_those_of_the_packages(backend, case):
-    shapes = {
-        name.replace("raw_weight", "positive_weight"): shape
-        for name, shape in backend.package.hull.initialization.parameter_shapes(
-            backend.config(HULLS[case])
-        ).items()
-    }
-    assert effective_shapes(HULLS[case]) == shapes
-
-
 # a judge that can say no
 
 
 @pytest.mark.parametrize(("case", "part"), NEGATIVE)
 def test_control_one_negative_weight_is_not_dcp(case, part):
-    plain = plain_hull(BACKENDS[1].model(HULLS[case], random_weights(HULLS[case])), "test")
+    weights = hull_weights(BACKENDS[1].model(HULLS[case], random_weights(HULLS[case])), "test")
     name = f"{part}.positive_weight"
-    plain.weights[name].flat[0] = -10.0  # its neighbour's mean with it is negative as well
-    expression = ConstantProgram(plain).hull(cp.Variable((1, 5)), range(plain.config["out_dim"]))
+    weights.arrays[name].flat[0] = -10.0  # its neighbor's mean with it is negative as well
+    expression = ConstantProgram(weights).hull(cp.Variable((1, 5)), range(weights.config.out_dim))
     assert not expression.is_dcp()
 
 
@@ -265,8 +254,8 @@ def test_constants_and_sums_of_hulls_take_no_weights():
             set_weights(expression, hull())
 
 
-def test_blocks_hold_the_units():
-    plain = plain_hull(BACKENDS[1].model(HULLS["units"], random_weights(HULLS["units"])), "test")
-    found = blocks_of(plain)
-    assert isinstance(plain, PlainHull)
-    np.testing.assert_allclose(found["output.scale"], [HULLS["units"]["normalization"]["output_scale"]])
+def test_matrices_hold_the_units():
+    matrices = hull_matrices(
+        hull_weights(BACKENDS[1].model(HULLS["units"], random_weights(HULLS["units"])), "test")
+    )
+    np.testing.assert_allclose(matrices["output.scale"], [HULLS["units"]["normalization"]["output_scale"]])

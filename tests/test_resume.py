@@ -3,16 +3,17 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from commands import assert_one_line_refusal, invoke
 
 import convexmoe_torch
-from interop import frameworks, unfinished
+from interop import frameworks
+from interop.command import resume as unfinished
 
 STEPS = 120
 # With this seed the best step comes after the middle, where the runs are stopped: the result shows what goes on.
@@ -36,16 +37,31 @@ def whole(tmp_path_factory):
     return found
 
 
-def paused(folder, framework, at=60):
-    return invoke(*RUN, "--framework", framework, "--out", folder, "--pause-at", at)
+def pause(folder, framework, at):
+    result = invoke(*RUN, "--framework", framework, "--out", folder, "--pause-at", at)
+    assert result.exit_code == 0 and f"--resume {folder}" in result.stdout, result.output
+    assert sorted(path.name for path in folder.iterdir()) == ["unfinished"]
+
+
+@pytest.fixture(scope="module")
+def runs_at_60(tmp_path_factory):
+    """A run in each framework that is paused at step 60."""
+    folders = {name: tmp_path_factory.mktemp("paused") / "run" for name in ("jax", "torch")}
+    for name, folder in folders.items():
+        pause(folder, name, 60)
+    return folders
+
+
+@pytest.fixture
+def paused(runs_at_60, tmp_path):
+    """Gives a copy, `tmp_path / "run"`, of the run of a framework that is paused at step 60."""
+    return lambda framework: shutil.copytree(runs_at_60[framework], tmp_path / "run")
 
 
 @pytest.mark.parametrize("second", ["jax", "torch"])
 @pytest.mark.parametrize("first", ["jax", "torch"])
-def test_a_paused_run_goes_on_in_either_framework(first, second, whole, tmp_path):
-    result = paused(tmp_path / "run", first)
-    assert result.exit_code == 0 and f"--resume {tmp_path / 'run'}" in result.stdout, result.output
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["unfinished"]
+def test_a_paused_run_goes_on_in_either_framework(first, second, whole, paused, tmp_path):
+    paused(first)
     result = invoke("fit", "--resume", tmp_path / "run", "--framework", second)
     assert result.exit_code == 0 and "Going on from step 60 of 120" in result.stdout, result.output
     got, wanted = metrics(tmp_path / "run"), whole[first]
@@ -56,8 +72,8 @@ def test_a_paused_run_goes_on_in_either_framework(first, second, whole, tmp_path
     assert not (tmp_path / "run" / "unfinished").exists()
 
 
-def test_control_forgotten_moments_change_the_result(whole, tmp_path, monkeypatch):
-    assert paused(tmp_path / "run", "torch").exit_code == 0
+def test_control_forgotten_moments_change_the_result(whole, paused, tmp_path, monkeypatch):
+    paused("torch")
     read = unfinished.read
 
     def forgetful(directory, framework):
@@ -94,9 +110,18 @@ def test_an_interrupted_run_says_how_to_go_on(framework, whole, tmp_path, monkey
 
 
 KILLED = """
+import os, signal, sys
 import convexmoe_torch
-from interop import frameworks, unfinished
-unfinished.EVERY = 0.0
+from interop.command import resume as unfinished
+unfinished.EVERY = -1.0
+left, save = int(sys.argv.pop(1)), convexmoe_torch.save
+def save_or_die(*arguments, **options):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(*arguments, **options)
+convexmoe_torch.save = save_or_die
 from interop.cli import main
 main()
 """
@@ -104,18 +129,16 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "kill"), reason="a process is killed while it trains")
-def test_a_killed_run_goes_on_from_its_last_evaluation(whole, tmp_path):
-    command = [sys.executable, "-c", KILLED, *RUN, "--framework", "torch"]
-    process = subprocess.Popen([*command, "--out", str(tmp_path / "run")], stdout=subprocess.DEVNULL)
-    now, deadline = tmp_path / "run" / "unfinished" / "now.safetensors", time.monotonic() + 120
-    while not now.exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert now.exists() and not (tmp_path / "run" / "metrics.json").exists()
+@pytest.mark.parametrize("saves", [10, 11], ids=["between its two files", "after both"])
+def test_a_killed_run_goes_on_from_its_last_evaluation(saves, whole, tmp_path):
+    """Each evaluation saves two files, the best weights and the last."""
+    command = [sys.executable, "-c", KILLED, str(saves), *RUN, "--framework", "torch"]
+    process = subprocess.run([*command, "--out", str(tmp_path / "run")], stdout=subprocess.DEVNULL)
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "run" / "metrics.json").exists()
     assert invoke("fit", "--resume", tmp_path / "run", "--framework", "torch").exit_code == 0
     got = metrics(tmp_path / "run")
-    assert got["test_rmse"] == whole["torch"]["test_rmse"] and got["parts"][1]["from_step"] > 0
+    step = (4 if saves == 10 else 5) * STEPS // 40
+    assert got["test_rmse"] == whole["torch"]["test_rmse"] and got["parts"][1]["from_step"] == step
 
 
 @pytest.mark.parametrize(("every", "most"), [(1e9, 1), (1e-9, 40)])
@@ -141,16 +164,14 @@ def test_stopped_before_the_first_evaluation_it_says_so(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_best_weights_of_another_run_are_refused(tmp_path):
-    folders = [tmp_path / name / "unfinished" for name in ("one", "other")]
-    for folder, at in zip(folders, (60, 3), strict=True):
-        assert paused(folder.parent, "torch", at).exit_code == 0
-    [best], [other] = (list(folder.glob("best-*.safetensors")) for folder in folders)
+def test_best_weights_of_another_run_are_refused(paused, tmp_path):
+    run = paused("torch")
+    pause(tmp_path / "other", "torch", 3)
+    [best], [other] = (list(tmp_path.glob(f"{name}/unfinished/best-*")) for name in ("run", "other"))
     best.write_bytes(other.read_bytes())
-    result = invoke("fit", "--resume", tmp_path / "one")
-    assert_one_line_refusal(result, "is not of this run")
+    assert_one_line_refusal(invoke("fit", "--resume", run), "is not of this run")
     best.unlink()
-    assert_one_line_refusal(invoke("fit", "--resume", tmp_path / "one"), "found none")
+    assert_one_line_refusal(invoke("fit", "--resume", run), "found none")
 
 
 def put(*path, value):
@@ -184,8 +205,8 @@ NOTES = {
 
 
 @pytest.mark.parametrize("name", NOTES)
-def test_a_description_that_was_changed_is_refused(name, tmp_path):
-    assert paused(tmp_path / "run", "torch").exit_code == 0
+def test_a_description_that_was_changed_is_refused(name, paused, tmp_path):
+    paused("torch")
     now = tmp_path / "run" / "unfinished" / "now.safetensors"
     model, notes = convexmoe_torch.load(now), convexmoe_torch.read_notes(now)
     optimizer = convexmoe_torch.read_optimizer(now)
@@ -198,8 +219,8 @@ def test_a_description_that_was_changed_is_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["no optimizer", "sgd", "float64", "another best"])
-def test_models_that_are_not_of_one_run_are_refused(change, tmp_path):
-    assert paused(tmp_path / "run", "torch").exit_code == 0
+def test_models_that_are_not_of_one_run_are_refused(change, paused, tmp_path):
+    paused("torch")
     now = tmp_path / "run" / "unfinished" / "now.safetensors"
     model, notes = convexmoe_torch.load(now), convexmoe_torch.read_notes(now)
     optimizer = convexmoe_torch.read_optimizer(now)
@@ -217,16 +238,15 @@ def test_models_that_are_not_of_one_run_are_refused(change, tmp_path):
     assert_one_line_refusal(result, "got files that cannot be read as one")
 
 
-def test_refusals_are_one_line(tmp_path):
-    run = tmp_path / "run"
-    assert paused(run, "torch", 3).exit_code == 0
+def test_refusals_are_one_line(paused, tmp_path):
+    run = paused("torch")
     refusals = {
         ("--out", run): f"Go on with --resume {run}, or remove {run / 'unfinished'}.",
         ("--resume", run, "--petals", 3): "got --petals beside it. Leave --petals out.",
         ("--resume", run, "--out", tmp_path): "got --out beside it",
         ("--resume", tmp_path): "expected a directory with an unfinished run",
         ("--resume", run, "--pause-at", 0): "--pause-at: expected a whole number from 1",
-        ("--resume", run, "--pause-at", 3): "expected a step after 3, where the run stands; got 3",
+        ("--resume", run, "--pause-at", 60): "expected a step after 60, where the run stands; got 60",
     }
     for arguments, words in refusals.items():
         assert_one_line_refusal(invoke("fit", *arguments), words)
@@ -236,10 +256,8 @@ def test_refusals_are_one_line(tmp_path):
     assert_one_line_refusal(
         result, "expected the table that the run was begun with, auto_mpg.csv; got other rows"
     )
-    assert paused(tmp_path / "own", "torch", 3).exit_code == 0
-    result = invoke(
-        "fit", table, "--target", "mpg", "--steps", STEPS, "--pause-at", 3, "--out", tmp_path / "b"
-    )
+    options = ("--target", "mpg", "--steps", STEPS, "--pause-at", 3, "--framework", "torch")
+    result = invoke("fit", table, *options, "--out", tmp_path / "b")
     assert result.exit_code == 0, result.output
     assert_one_line_refusal(
         invoke("fit", "--resume", tmp_path / "b"), "Name it: convexmoe fit other.csv --resume"

@@ -8,12 +8,9 @@ TREES = ("convexmoe", "convexmoe_jax", "convexmoe_torch", "interop")
 FILE, FUNCTION, ALL = 400, 60, 20_000
 
 # What is over a limit, with the reason; a row that is within it by now must go.
-EXCUSED: dict[str, str] = {
-    "interop/job.py:run": "open: being dissolved",
-    "interop/report.py:_draw_groups": "open: being dissolved",
-}
+EXCUSED: dict[str, str] = {}
 # What the trees may have together until all is done; then the row goes, and ALL holds. open: being dissolved
-FOR_NOW = 22_000
+FOR_NOW = 21_800
 
 
 def body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

@@ -110,9 +110,9 @@ def check_keys(header: dict[str, Any], forms: dict[str, tuple]) -> None:
         shapes = parameter_shapes(config)
         expected: dict[str, tuple] = {PREFIX + name: (shape, dtype) for name, shape in shapes.items()}
     else:
-        shapes, own = parameters_described_by(header["config"])
+        shapes, users = parameters_described_by(header["config"])
         expected = {PREFIX + name: (shape, None) for name, shape in shapes.items()}
-        theirs = tuple(PREFIX + part for part in own)
+        theirs = tuple(PREFIX + part for part in users)
         expected |= {key: form for key, form in forms.items() if key.startswith(theirs)}
     if "optimizer" in header:
         shapes = {key.removeprefix(PREFIX): shape for key, (shape, _) in expected.items()}

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import fail
-from ..hierarchy.config import CELMoEConfig
-from ..hierarchy.description import FUSIONS, USER
+from ..hierarchy import FUSIONS, USER, CELMoEConfig
 from ..hull.config import HullConfig
 from ..hull.parameters import nest
 from .format import KINDS, OPTIMIZER, PREFIX, SCHEMA, Arrays, own_copy, plain_notes, read, write_sealed
@@ -193,10 +192,10 @@ def check_own_parts(
     config: CELMoEConfig, recipes: dict[str, Any], expert_factory: Any, fusion_module: Any
 ) -> None:
     """Check that there is a factory, or a module, for the experts and the fusion that are a user's own."""
-    own = [name for name, recipe in recipes["experts"].items() if recipe["kind"] == USER]
-    if own and expert_factory is None:
+    of_users = [name for name, recipe in recipes["experts"].items() if recipe["kind"] == USER]
+    if of_users and expert_factory is None:
         fix = "Pass the expert_factory that the model was built with."
-        fail("load", "expert_factory", f"a factory for the experts {own}", "None", fix)
+        fail("load", "expert_factory", f"a factory for the experts {of_users}", "None", fix)
     if recipes["fusion"] == USER and fusion_module is None:
         fix = "Pass the fusion_module that the model was built with."
         rule = f"the module of a fusion that is not {FUSIONS[config.fusion_type]}"

@@ -41,8 +41,8 @@ def check_state(
     """
     fix = "Pass what optimizer_state or read_optimizer gave."
     if rule is not None and saved.rule != rule:
-        own = "Make the optimizer that the state is of."
-        fail("OptimizerState", "rule", f"{rule!r}, as the optimizer has", repr(saved.rule), own, TypeError)
+        advice = "Make the optimizer that the state is of."
+        fail("OptimizerState", "rule", f"{rule!r}, as the optimizer has", repr(saved.rule), advice, TypeError)
     one_of("OptimizerState", "rule", saved.rule, tuple(MOMENTS))
     whole_number("OptimizerState", "step", saved.step, 0, LARGEST_STEP)
     expected: dict[str, tuple] = {}

@@ -242,10 +242,12 @@ def check_resumed(state: Any, kind: Any, config: HullConfig) -> None:
             got = f"{type(state.model).__module__.partition('.')[0]}.training.FitState"
         fix = "Pass what on_evaluation was given."
         fail("fit", "resume", "a FitState of this package", got, fix, TypeError)
-    own = state.model.config
-    if config != own:
+    resumed = state.model.config
+    if config != resumed:
         names = [
-            field.name for field in fields(own) if getattr(config, field.name) != getattr(own, field.name)
+            field.name
+            for field in fields(config)
+            if getattr(config, field.name) != getattr(resumed, field.name)
         ]
         rule, fix = "a state of the given model and data", "Go on with what the run was begun with."
         fail("fit", "resume", rule, f"another {' and '.join(names)}", fix)

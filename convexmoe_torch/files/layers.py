@@ -45,9 +45,9 @@ RULES: set[type] = {
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """Return a copy of a tensor in numpy, in C order; bfloat16 crosses as bits."""
-    own = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    bits = own.dtype == torch.bfloat16
-    return own.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if bits else own.numpy()
+    copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    bits = copy.dtype == torch.bfloat16
+    return copy.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if bits else copy.numpy()
 
 
 def from_numpy(value: Any, path: Any = None) -> Tensor:

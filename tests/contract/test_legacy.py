@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 import convexmoe_jax
 import convexmoe_torch
+from convexmoe.errors import InputError
 from interop import from_celmoe, from_torch_mice
-from interop.tables import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch-mice's models are not convex")
 

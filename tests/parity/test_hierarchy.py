@@ -1,5 +1,7 @@
 """Hierarchies cross the frameworks and the file: ready experts on their own, a user's layers by the table of rules."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,12 +88,14 @@ def inputs(seed=0):
     return rng.normal(size=(ROWS, LENGTH, SIZE)), rng.integers(TOKENS, size=(ROWS, LENGTH))
 
 
+@partial(jax.jit, static_argnums=0)
+def fused_in_jax(graph, state, x, context):
+    return nnx.merge(graph, state)(x, ROUTES, context=context).fused_hidden
+
+
 def outputs(model, twin, x, context):
     there = twin(torch.tensor(x), ROUTES, context=torch.tensor(context)).fused_hidden.detach().numpy()
-    ours = jax.jit(lambda x, c: model(x, ROUTES, context=c).fused_hidden)(
-        jnp.asarray(x), jnp.asarray(context)
-    )
-    return np.asarray(ours), there
+    return np.asarray(fused_in_jax(*nnx.split(model), jnp.asarray(x), jnp.asarray(context))), there
 
 
 FACTORIES = {"ready": (ready_jax, None), "own": (own_jax, own_torch)}

@@ -51,7 +51,7 @@ def test_a_slip_in_the_weights_is_caught(mutate, dtype, seed):
 
 
 def softplus_threshold(monkeypatch):
-    monkeypatch.setattr(convexmoe_torch.hull.petals, "softplus", torch.nn.functional.softplus)
+    monkeypatch.setitem(convexmoe_torch.hull.petals.FUNCTIONS, "softplus", torch.nn.functional.softplus)
 
 
 def wrong_positivity(monkeypatch):
@@ -94,10 +94,15 @@ def test_one_winner_of_a_tie_is_caught(seed, monkeypatch, x64):
     assert not check_parity(twin, hull, x).ok
 
 
+# Each made once, so that its seeds share what is compiled. At the usual decays 1 - decay**count is the least exact.
+DECAYS = 0.9, 0.999
+OURS, OF_OPTAX = convexmoe_jax.training.optimizers.scale_by_adam(*DECAYS), optax.scale_by_adam(*DECAYS)
+MISPLACED = optax.scale_by_adam(*convexmoe_jax.training.engine.ADAM_DECAYS, eps=0.0, eps_root=1e-8)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_misplaced_epsilon_of_adam_is_caught(seed, monkeypatch, x64):
-    broken = optax.scale_by_adam(*convexmoe_jax.training.engine.ADAM_DECAYS, eps=0.0, eps_root=1e-8)
-    monkeypatch.setattr(convexmoe_jax.training.engine, "ADAM", broken)
+    monkeypatch.setattr(convexmoe_jax.training.engine, "ADAM", MISPLACED)
     ours, theirs = trajectories(torch_hull(seed, **CONFIGS["default"]), seed)
     assert relative_error(ours, theirs) > 1e-12
 
@@ -105,13 +110,10 @@ def test_a_misplaced_epsilon_of_adam_is_caught(seed, monkeypatch, x64):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_bias_correction_of_optax_is_caught(seed, monkeypatch):
     """The reason for an own `adam`: in float32, over 200 steps, optax drifts from PyTorch more than ours does."""
-    decays = 0.9, 0.999  # the usual ones, where 1 - decay**count is the least exact
-    monkeypatch.setattr(convexmoe_torch.training.engine, "ADAM_DECAYS", decays)
-    monkeypatch.setattr(
-        convexmoe_jax.training.engine, "ADAM", convexmoe_jax.training.optimizers.scale_by_adam(*decays)
-    )
+    monkeypatch.setattr(convexmoe_torch.training.engine, "ADAM_DECAYS", DECAYS)
+    monkeypatch.setattr(convexmoe_jax.training.engine, "ADAM", OURS)
     ours, theirs = trajectories(torch_hull(seed, "float32"), seed)
-    monkeypatch.setattr(convexmoe_jax.training.engine, "ADAM", optax.scale_by_adam(*decays))
+    monkeypatch.setattr(convexmoe_jax.training.engine, "ADAM", OF_OPTAX)
     stock, theirs_again = trajectories(torch_hull(seed, "float32"), seed)
     assert relative_error(theirs, theirs_again) == 0
     assert relative_error(ours, theirs) < relative_error(stock, theirs)

@@ -1,5 +1,7 @@
 """Twins for the parity tests: every dimension another prime, every bias and shift random."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,13 @@ def tied_hull(seed, petals=SIZES["petals"]):
     return hull, np.round(rows(seed) * 8) / 8
 
 
+@partial(jax.jit, static_argnames=("config", "adam"))
+def losses_in_jax(params, batches, config, adam):
+    """The loss before each step; `adam` is what `train_step` takes from its module: another is another program."""
+    model, carry = convexmoe_jax.training.engine.HullFunction(config), (params, adam.init(params))
+    return jax.lax.scan(lambda c, b: convexmoe_jax.training.engine.train_step(model, c, b), carry, batches)[1]
+
+
 def trajectories(hull, seed, steps=200):
     """The loss before each of `steps` steps of Adam on the same batches, (JAX, PyTorch)."""
     rng = np.random.default_rng(seed)
@@ -57,14 +66,8 @@ def trajectories(hull, seed, steps=200):
     twin = to_jax(hull)
     dtype = twin.params["shifts"].dtype
 
-    def run(params, batches):
-        model = convexmoe_jax.training.engine.HullFunction(twin.config)
-        carry = (params, convexmoe_jax.training.engine.ADAM.init(params))
-        return jax.lax.scan(
-            lambda c, b: convexmoe_jax.training.engine.train_step(model, c, b), carry, batches
-        )[1]
-
-    ours = np.asarray(jax.jit(run)(twin.params, tuple(jnp.asarray(part, dtype) for part in (x, y, rates))))
+    batches = tuple(jnp.asarray(part, dtype) for part in (x, y, rates))
+    ours = np.asarray(losses_in_jax(twin.params, batches, twin.config, convexmoe_jax.training.engine.ADAM))
     optimizer = convexmoe_torch.training.engine.adam(hull)
     like = next(hull.parameters())
     batches = zip(torch.as_tensor(x).to(like), torch.as_tensor(y).to(like), rates.tolist(), strict=True)

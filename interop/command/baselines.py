@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .frameworks import Framework
-
-__all__ = ["Baseline", "fit_linear", "fit_mlp", "mlp_width"]
+from ..frameworks import Framework
 
 Rows = NDArray[np.float64]
 MLP_LEARNING_RATE = 1e-2  # three times it is worse for the MLP on the embedded data
@@ -67,7 +65,7 @@ def fit_mlp(
     steps: int,
     seed: int,
 ) -> Baseline:
-    """Return an MLP of two hidden ReLU layers, standardised, trained and stopped early as the hull is.
+    """Return an MLP of two hidden ReLU layers on normalized data, trained and stopped early as the hull is.
 
     Args:
         framework: trains it.
@@ -78,18 +76,12 @@ def fit_mlp(
     """
     mean, scale, y_mean, y_scale = x.mean(axis=0), x.std(axis=0), y.mean(), y.std()
 
-    def standard(rows: Rows, targets: Rows) -> tuple[Rows, Rows]:
+    def normalize(rows: Rows, targets: Rows) -> tuple[Rows, Rows]:
         return (rows - mean) / scale, ((targets - y_mean) / y_scale)[:, None]
 
     weights = _initial_weights(x.shape[1], mlp_width(x.shape[1], num_parameters), seed)
-    forward = framework.train_mlp(
-        weights,
-        *standard(x, y),
-        validation=standard(*validation),
-        steps=steps,
-        seed=seed,
-        learning_rate=MLP_LEARNING_RATE,
-    )
+    schedule = {"steps": steps, "seed": seed, "learning_rate": MLP_LEARNING_RATE}
+    forward = framework.train_mlp(weights, *normalize(x, y), validation=normalize(*validation), **schedule)
     return Baseline(
         lambda rows: forward((rows - mean) / scale)[:, 0] * y_scale + y_mean,
         sum(value.size for value in weights.values()),
@@ -97,13 +89,11 @@ def fit_mlp(
 
 
 def _initial_weights(in_dim: int, width: int, seed: int) -> dict[str, Any]:
-    """Return He's normal initialisation (arXiv 1502.01852), drawn by numpy: the same in both frameworks."""
+    """Return He's normal initialization (arXiv 1502.01852), drawn by numpy: the same in both frameworks."""
     rng = np.random.default_rng(seed)
     weights: dict[str, Any] = {}
     for k, (fan_in, fan_out) in enumerate([(in_dim, width), (width, width), (width, 1)]):
-        gain = 2.0 if k < 2 else 1.0
-        weights[f"weight_{k}"] = rng.normal(scale=math.sqrt(gain / fan_in), size=(fan_in, fan_out)).astype(
-            np.float32
-        )
+        deviation = math.sqrt((2.0 if k < 2 else 1.0) / fan_in)
+        weights[f"weight_{k}"] = rng.normal(scale=deviation, size=(fan_in, fan_out)).astype(np.float32)
         weights[f"bias_{k}"] = np.zeros(fan_out, np.float32)
     return weights

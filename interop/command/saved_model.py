@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .frameworks import Framework
-from .tables import InputError
+from convexmoe.errors import InputError, refuse
 
-__all__ = ["UNREADABLE", "SavedModel", "notes_of", "read_hull", "read_model"]
+from ..frameworks import Framework
 
 FIX = "Name a model.safetensors that convexmoe fit wrote."
 
@@ -41,6 +40,11 @@ class SavedModel:
         return self.framework.predict(self.model, x)
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the message of an error in one line, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def notes_of(columns: tuple[str, ...], target: str, x: NDArray[np.float64] | None = None) -> dict[str, Any]:
     """Return the notes that `read_model` expects in the file, with the ranges of the training rows `x`."""
     notes: dict[str, Any] = {"columns": list(columns), "target": target}
@@ -58,15 +62,15 @@ def read_model(path: Path, framework: Framework) -> SavedModel:
     """
     model, notes = read_hull(path, framework)
     if model.config.out_dim != 1:
-        raise InputError(
-            f"{path}: expected a model with out_dim=1; got out_dim={model.config.out_dim}. {FIX}"
-        )
-    columns: Any = notes.get("columns")
-    target = notes.get("target")
-    named = isinstance(columns, list) and all(isinstance(column, str) for column in columns)
-    if not named or not isinstance(target, str) or len(columns) != model.config.in_dim:
-        raise InputError(f"{path}: expected a model with its column names; got one without them. {FIX}")
-    return SavedModel(framework, model, tuple(columns), target)
+        refuse(path, "a model with out_dim=1", f"out_dim={model.config.out_dim}", FIX)
+    columns, target = notes.get("columns"), notes.get("target")
+    if not (
+        isinstance(columns, list)
+        and all(isinstance(name, str) for name in [*columns, target])
+        and len(columns) == model.config.in_dim
+    ):
+        refuse(path, "a model with its column names", "one without them", FIX)
+    return SavedModel(framework, model, tuple(columns), str(target))
 
 
 def read_hull(path: Path, framework: Framework) -> tuple[Any, dict[str, Any]]:
@@ -78,21 +82,16 @@ def read_hull(path: Path, framework: Framework) -> tuple[Any, dict[str, Any]]:
     if not path.exists():
         raise InputError(f"{path}: expected a model; found no such file. Check the path.")
     if path.is_dir():
-        raise InputError(f"{path}: expected a model; got a directory. Name the model.safetensors in it.")
+        refuse(path, "a model", "a directory", "Name the model.safetensors in it.")
     try:
-        model = framework.package.load(path)
-        notes = framework.package.files.models.read_notes(path)
+        model, notes = framework.package.load(path), framework.package.read_notes(path)
     except UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
         if "jax_enable_x64" in reason:
-            raise InputError(
-                f"{path}: expected a dtype that JAX has switched on; got a model in float64. "
-                "Set JAX_ENABLE_X64=1 in the environment."
-            ) from None
+            fix = "Set JAX_ENABLE_X64=1 in the environment."
+            refuse(path, "a dtype that JAX has switched on", "a model in float64", fix)
         reason = reason if len(reason) <= 160 else reason[:157] + "..."
-        raise InputError(
-            f"{path}: expected a model; got a file that cannot be read as one ({reason}). {FIX}"
-        ) from None
+        refuse(path, "a model", f"a file that cannot be read as one ({reason})", FIX)
     if not isinstance(model, framework.package.VectorHull):
-        raise InputError(f"{path}: expected a VectorHull; got a {type(model).__name__}. {FIX}")
+        refuse(path, "a VectorHull", f"a {type(model).__name__}", FIX)
     return model, notes

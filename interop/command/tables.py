@@ -15,27 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "EMBEDDED_TARGET",
-    "MIN_ROWS",
-    "InputError",
-    "Table",
-    "check_varies",
-    "embedded_table",
-    "read_table",
-    "require_columns",
-    "shorten",
-]
+from convexmoe.errors import InputError, refuse
 
 EMBEDDED_TARGET = "mpg"
 MIN_ROWS = 20
-_LARGEST = 1e30  # squares of standardised float32 values stay finite
+_LARGEST = 1e30  # squares of normalized float32 values stay finite
 _SMALLEST = 1e-30  # a spread that float32 holds in full precision, and what is computed from it
 _MISSING = frozenset({"", "?", "-", "na", "n/a", "nan", "none", "null", "."})
-
-
-class InputError(ValueError):
-    """A fault in what the user gave: what was expected, what came, one fix."""
 
 
 def shorten(names: Sequence[object], limit: int = 8, width: int = 40) -> str:
@@ -88,33 +74,28 @@ class Table:
                     missing.setdefault(name, []).append(self.lines[n])
                     continue
                 value = _number(cell)
-                if value is None:
-                    texts.setdefault(name, f"{shorten([cell])!r} in column {name!r} on line {self.lines[n]}")
-                elif not abs(value) <= _LARGEST:
-                    unusable.setdefault(name, f"{cell} in column {name!r} on line {self.lines[n]}")
-                else:
+                if value is not None and abs(value) <= _LARGEST:
                     values[n, k] = value
+                    continue
+                where = f"in column {name!r} on line {self.lines[n]}"
+                if value is None:
+                    texts.setdefault(name, f"{shorten([cell])!r} {where}")
+                else:
+                    unusable.setdefault(name, f"{cell} {where}")
         if texts:
-            leave_out = " ".join(f"--drop {_quoted(name)}" for name in texts)
-            fix = (
-                f"Leave it out with {leave_out}, or write it as numbers."
-                if may_drop
-                else "Write it as numbers."
-            )
-            raise InputError(
-                f"{self.name}: expected numbers; got the text {shorten(list(texts.values()), 3, 120)}. {fix}"
-            )
+            leave_out = f"Leave it out with {' '.join(f'--drop {_quoted(name)}' for name in texts)}, or write"
+            fix = f"{leave_out if may_drop else 'Write'} it as numbers."
+            refuse(self.name, "numbers", f"the text {shorten(list(texts.values()), 3, 120)}", fix)
         if missing:
-            found = [f"{len(at)} in column {name!r} (first on line {at[0]})" for name, at in missing.items()]
-            fix = "Fill in or remove those rows" + (
-                ", or leave the column out with --drop." if may_drop else "."
+            places = [f"{len(at)} in column {name!r} (first on line {at[0]})" for name, at in missing.items()]
+            fix = (
+                f"Fill in or remove those rows{', or leave the column out with --drop' if may_drop else ''}."
             )
-            raise InputError(f"{self.name}: expected no missing values; got {shorten(found, 3, 120)}. {fix}")
+            refuse(self.name, "no missing values", shorten(places, 3, 120), fix)
         if unusable:
-            raise InputError(
-                f"{self.name}: expected finite numbers up to {_LARGEST:g} in size; "
-                f"got {shorten(list(unusable.values()), 3, 120)}. Correct or remove those rows."
-            )
+            rule = f"finite numbers up to {_LARGEST:g} in size"
+            got = shorten(list(unusable.values()), 3, 120)
+            refuse(self.name, rule, got, "Correct or remove those rows.")
         return values
 
 
@@ -125,11 +106,9 @@ def read_table(path: Path) -> Table:
     except FileNotFoundError:
         raise InputError(f"{path}: expected a CSV file; found no such file. Check the path.") from None
     except IsADirectoryError:
-        raise InputError(f"{path}: expected a CSV file; got a directory. Name a file in it.") from None
+        refuse(path, "a CSV file", "a directory", "Name a file in it.")
     except OSError as error:
-        raise InputError(
-            f"{path}: expected a readable CSV file; got {error.strerror}. Check the path."
-        ) from None
+        refuse(path, "a readable CSV file", str(error.strerror), "Check the path.")
     return _parse(content, path.name)
 
 
@@ -148,12 +127,11 @@ def require_columns(table: Table, names: Sequence[str], owner: str) -> None:
     absent = [name for name in names if name not in present]
     if not absent:
         return
-    wanted = (
-        f"expected columns of {table.name} ({shorten(table.columns)}); got {shorten(list(map(repr, absent)))}"
-    )
     lower = {column.lower(): column for column in table.columns}
     close = difflib.get_close_matches(absent[0].lower(), lower, n=1, cutoff=0.0)
-    raise InputError(f"{owner}: {wanted}. The closest column to {absent[0]!r} is {lower[close[0]]!r}.")
+    rule = f"columns of {table.name} ({shorten(table.columns)})"
+    fix = f"The closest column to {absent[0]!r} is {lower[close[0]]!r}."
+    refuse(owner, rule, shorten(list(map(repr, absent))), fix)
 
 
 def check_varies(values: NDArray[np.float64], names: Sequence[str], target: str, where: str) -> None:
@@ -164,10 +142,8 @@ def check_varies(values: NDArray[np.float64], names: Sequence[str], target: str,
         if width > 1e-5 * largest:
             if _SMALLEST <= width <= _LARGEST:
                 continue
-            raise InputError(
-                f"{where}: expected column {name!r} to spread over {_SMALLEST:g} to {_LARGEST:g}; got {width:.3g}. "
-                "Write it in another unit."
-            )
+            rule = f"column {name!r} to spread over {_SMALLEST:g} to {_LARGEST:g}"
+            refuse(where, rule, f"{width:.3g}", "Write it in another unit.")
         got = f"the value {first:g} throughout" if width == 0 else f"{largest:g} with a spread of {width:g}"
         if width > 0:
             fix = f"Subtract {first:g} from it first."
@@ -175,7 +151,7 @@ def check_varies(values: NDArray[np.float64], names: Sequence[str], target: str,
             fix = "Choose another --target, or add rows in which it varies."
         else:
             fix = f"Leave it out with --drop {_quoted(name)}."
-        raise InputError(f"{where}: expected column {name!r} to vary; got {got}. {fix}")
+        refuse(where, f"column {name!r} to vary", got, fix)
 
 
 def _parse(content: bytes, name: str) -> Table:
@@ -184,9 +160,7 @@ def _parse(content: bytes, name: str) -> Table:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise InputError(
-            f"{name}: expected CSV text in UTF-8; got binary data. Export the table as CSV (UTF-8)."
-        )
+        refuse(name, "CSV text in UTF-8", "binary data", "Export the table as CSV (UTF-8).")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     records: list[tuple[int, list[str]]] = []
     try:
@@ -194,45 +168,31 @@ def _parse(content: bytes, name: str) -> Table:
             if any(cell.strip() for cell in record):  # blank lines are no rows
                 records.append((reader.line_num, record))
     except csv.Error as error:
-        raise InputError(
-            f"{name}: expected CSV; got a fault on line {reader.line_num} ({error}). Correct the quotes there."
-        ) from None
+        refuse(name, "CSV", f"a fault on line {reader.line_num} ({error})", "Correct the quotes there.")
     if not records:
-        raise InputError(
-            f"{name}: expected a header line and rows; got an empty file. Export the table again."
-        )
+        refuse(name, "a header line and rows", "an empty file", "Export the table again.")
     columns = tuple(cell.strip() for cell in records[0][1])
     _check_header(columns, name)
     for line, record in records[1:]:
         if len(record) != len(columns):
-            raise InputError(
-                f"{name}: expected {len(columns)} cells a line, as in the header; "
-                f"got {len(record)} on line {line}. Correct that line, or export the table as CSV again."
-            )
+            rule, got = f"{len(columns)} cells a line, as in the header", f"{len(record)} on line {line}"
+            refuse(name, rule, got, "Correct that line, or export the table as CSV again.")
     rows = tuple(tuple(record) for _, record in records[1:])
     return Table(name, columns, rows, tuple(line for line, _ in records[1:]))
 
 
 def _check_header(columns: tuple[str, ...], name: str) -> None:
     if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
-        raise InputError(
-            f"{name}: expected commas between cells; got {shorten([repr(columns[0])])}. Export it with commas."
-        )
+        refuse(name, "commas between cells", shorten([repr(columns[0])]), "Export it with commas.")
     if all(_number(cell) is not None for cell in columns):
-        raise InputError(
-            f"{name}: expected a header line with column names; got the numbers {shorten(columns)}. "
-            "Put the names on the first line."
-        )
+        got = f"the numbers {shorten(columns)}"
+        refuse(name, "a header line with column names", got, "Put the names on the first line.")
     if "" in columns:
-        raise InputError(
-            f"{name}: expected a name for every column; got none for column {columns.index('') + 1}. "
-            "Name it on the first line."
-        )
+        got = f"none for column {columns.index('') + 1}"
+        refuse(name, "a name for every column", got, "Name it on the first line.")
     twice = sorted(column for column, times in Counter(columns).items() if times > 1)
     if twice:
-        raise InputError(
-            f"{name}: expected distinct column names; got {shorten(twice)} more than once. Rename one."
-        )
+        refuse(name, "distinct column names", f"{shorten(twice)} more than once", "Rename one.")
 
 
 def _number(cell: str) -> float | None:

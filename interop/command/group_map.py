@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .frameworks import Framework
+from ..frameworks import Framework
 
-__all__ = ["GroupMap", "importance", "map_groups", "rmse"]
+Rows = NDArray[np.float64]
 
 _SHUFFLES = 20
 _GRID = 120
@@ -32,16 +32,16 @@ class GroupMap:
     """
 
     names: tuple[str, ...]
-    axes: tuple[NDArray[np.float64], ...]
+    axes: tuple[Rows, ...]
     group: NDArray[np.int64]
-    value: NDArray[np.float64]
-    points: NDArray[np.float64]
+    value: Rows
+    points: Rows
     point_group: NDArray[np.int64]
-    point_value: NDArray[np.float64]
+    point_value: Rows
     members: tuple[tuple[int, ...], ...]
 
 
-def rmse(predicted: NDArray[np.float64], true: NDArray[np.float64]) -> float:
+def rmse(predicted: Rows, true: Rows) -> float:
     """Return the root of the mean squared difference of two `[N]`.
 
     >>> rmse(np.array([3.0, 5.0]), np.array([0.0, 2.0]))
@@ -50,9 +50,7 @@ def rmse(predicted: NDArray[np.float64], true: NDArray[np.float64]) -> float:
     return float(np.sqrt(np.mean((predicted - true) ** 2)))
 
 
-def importance(
-    framework: Framework, model: Any, x: NDArray[np.float64], y: NDArray[np.float64], seed: int
-) -> NDArray[np.float64]:
+def importance(framework: Framework, model: Any, x: Rows, y: Rows, seed: int) -> Rows:
     """Return by how much the RMSE grows when one column is shuffled, `[in_dim]`: the mean of 20 shuffles.
 
     Source: permutation importance (Breiman, "Random Forests", 2001, section 10).
@@ -78,10 +76,10 @@ def map_groups(
     framework: Framework,
     model: Any,
     names: tuple[str, ...],
-    growth: NDArray[np.float64],
-    x: NDArray[np.float64],
-    x_test: NDArray[np.float64],
-    y_test: NDArray[np.float64],
+    growth: Rows,
+    x: Rows,
+    x_test: Rows,
+    y_test: Rows,
 ) -> GroupMap:
     """Return the map over the two inputs of the largest `growth` (one where there is but one).
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import operator
+import os
+import sys
 from types import ModuleType
 from typing import Any
 
-from .blocks import blocks_of, structure_of
-from .frameworks import is_installed
-from .plain import plain_hull
+import numpy as np
 
-__all__ = ["set_weights", "to_cvxpy"]
+from convexmoe.errors import fail
+from convexmoe.files.hulls import OTHER_KINDS, read_hull
+from convexmoe.hull.weights import HullWeights, effective_weights
+
+from ..frameworks import is_installed
+from .matrices import hull_matrices, structure_of
 
 
 def to_cvxpy(
@@ -45,12 +50,12 @@ def to_cvxpy(
     cp = _cvxpy()
     from .expressions import ConstantProgram, ParameterProgram
 
-    plain = plain_hull(model_or_path, "to_cvxpy")
-    _check_variable(cp, variable, plain.config["in_dim"], parameters)
-    outputs = _outputs(output, plain.config["out_dim"])
+    hull = hull_weights(model_or_path, "to_cvxpy")
+    _check_variable(cp, variable, hull.config.in_dim, parameters)
+    outputs = _outputs(output, hull.config.out_dim)
     one = variable.ndim == 1
     x_ND = cp.reshape(variable, (1, variable.shape[0]), order="C") if one else variable
-    y_NO = (ParameterProgram if parameters else ConstantProgram)(plain).hull(x_ND, outputs)
+    y_NO = (ParameterProgram if parameters else ConstantProgram)(hull).hull(x_ND, outputs)
     if one:
         return y_NO[0, :] if output is None else y_NO[0, 0]
     return y_NO if output is None else y_NO[:, 0]
@@ -67,19 +72,44 @@ def set_weights(expression: Any, model_or_path: Any) -> None:
         TypeError: no hull.
         ValueError: the expression is not of one such hull with parameters.
     """
-    plain = plain_hull(model_or_path, "set_weights")
-    structure = structure_of(plain.config)
-    values = {f"{name} ({structure})": value for name, value in blocks_of(plain).items()}
-    own = expression.parameters()
-    got = {parameter.name(): parameter.shape for parameter in own}
-    if len(got) < len(own) or got != {name: value.shape for name, value in values.items()}:
+    hull = hull_weights(model_or_path, "set_weights")
+    structure = structure_of(hull.config)
+    values = {f"{name} ({structure})": value for name, value in hull_matrices(hull).items()}
+    parameters = expression.parameters()
+    got = {parameter.name(): parameter.shape for parameter in parameters}
+    if len(got) < len(parameters) or got != {name: value.shape for name, value in values.items()}:
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in sorted(got.items())[:3])
-        raise ValueError(
-            f"set_weights.expression: expected the {len(values)} parameters of one hull ({structure}); "
-            f"got {len(own)}: {shapes or 'none'}. Build it by to_cvxpy(model, x, parameters=True) from such a hull."
-        )
-    for parameter in own:
+        rule = f"the {len(values)} parameters of one hull ({structure})"
+        fix = "Build it by to_cvxpy(model, x, parameters=True) from such a hull."
+        fail("set_weights", "expression", rule, f"{len(parameters)}: {shapes or 'none'}", fix)
+    for parameter in parameters:
         parameter.value = values[parameter.name()]
+
+
+def hull_weights(model: Any, owner: str) -> HullWeights:
+    """Return the effective weights of a hull after all checks.
+
+    Args:
+        model: a `VectorHull` or `FoldedHull` of either package, or the path of a file that `save` wrote.
+        owner: who asks, for the messages.
+
+    Raises:
+        TypeError: it is neither, or a model that is not convex.
+        ValueError: a damaged file, weights that are not finite, or non-negative weights that are negative.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return read_hull(model, owner)
+    loaded = [sys.modules[name] for name in ("convexmoe_jax", "convexmoe_torch") if name in sys.modules]
+    package = next((p for p in loaded if isinstance(model, (p.VectorHull, p.FoldedHull))), None)
+    if package is None:  # a package that is not loaded made none
+        kind, rule = type(model).__name__, "a VectorHull, a FoldedHull or the path of a file"
+        fail(owner, "model", rule, kind, OTHER_KINDS.get(kind, "Pass one of these."), TypeError)
+    if hasattr(model, "named_parameters"):
+        values = {name: value.detach().double().cpu().numpy() for name, value in model.named_parameters()}
+    else:
+        values = package.hull.flatten(model.params)
+    arrays = {name: np.array(value, np.float64) for name, value in values.items()}
+    return effective_weights(model.config, arrays, owner)
 
 
 def _cvxpy() -> ModuleType:
@@ -93,32 +123,22 @@ def _cvxpy() -> ModuleType:
 
 def _check_variable(cp: ModuleType, variable: Any, in_dim: int, parameters: bool) -> None:
     """Check that an expression can be the input of a hull."""
-    owner = "to_cvxpy.variable"
+    owner = ("to_cvxpy", "variable")
+    example = f"Pass cvxpy.Variable({in_dim}), for example."
     if not isinstance(variable, cp.Expression):
-        raise TypeError(
-            f"{owner}: expected an expression of CVXPY; got {type(variable).__name__}. "
-            f"Pass cvxpy.Variable({in_dim}), for example."
-        )
+        fail(*owner, "an expression of CVXPY", type(variable).__name__, example, TypeError)
     shape = tuple(variable.shape)
     if len(shape) not in (1, 2) or shape[-1] != in_dim:
-        raise ValueError(
-            f"{owner}: expected shape ({in_dim},) or (rows, {in_dim}); got {shape}. "
-            f"Pass cvxpy.Variable({in_dim}), for example."
-        )
+        fail(*owner, f"shape ({in_dim},) or (rows, {in_dim})", str(shape), example)
     if not variable.is_affine():
-        raise ValueError(
-            f"{owner}: expected an affine expression; got {variable.curvature.lower()}. "
-            "A convex function of a curved expression need not be convex."
-        )
+        fix = "A convex function of a curved expression need not be convex."
+        fail(*owner, "an affine expression", variable.curvature.lower(), fix)
     if variable.is_complex():
-        raise ValueError(
-            f"{owner}: expected a real expression; got a complex one. Pass its real part, cvxpy.real(x)."
-        )
+        fail(*owner, "a real expression", "a complex one", "Pass its real part, cvxpy.real(x).")
     if parameters and variable.parameters():
-        raise ValueError(
-            f"{owner}: expected an expression without parameters, as its weights are some; got "
-            f"{variable.parameters()[0].name()}. Pass parameters=False, or a variable with an equality constraint."
-        )
+        rule = "an expression without parameters, as its weights are some"
+        fix = "Pass parameters=False, or a variable with an equality constraint."
+        fail(*owner, rule, variable.parameters()[0].name(), fix)
 
 
 def _outputs(output: int | None, out_dim: int) -> range:
@@ -127,9 +147,7 @@ def _outputs(output: int | None, out_dim: int) -> range:
         return range(out_dim)
     whole = hasattr(output, "__index__") and not isinstance(output, bool)
     if not whole or not 0 <= operator.index(output) < out_dim:
-        raise ValueError(
-            f"to_cvxpy.output: expected None or a whole number from 0 to {out_dim - 1}; got {output!r}. "
-            "Pass output=0, for example."
-        )
+        rule = f"None or a whole number from 0 to {out_dim - 1}"
+        fail("to_cvxpy", "output", rule, repr(output), "Pass output=0, for example.")
     first = operator.index(output)
     return range(first, first + 1)

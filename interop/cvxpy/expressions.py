@@ -1,4 +1,4 @@
-"""A hull built of CVXPY's atoms, its weights constants or parameters. Needs CVXPY; `programs.py` is the door to it.
+"""A hull built of CVXPY's atoms, its weights constants or parameters. Needs CVXPY; `programs.py` is its door.
 
     softplus: logistic       relu: pos       huber_relu: huber       sums with weights >= 0
     max_i g_i: max           T (log sum_i exp(g_i / T) - log P): T log_sum_exp(g / T)
@@ -17,54 +17,36 @@ import cvxpy as cp
 import numpy as np
 from cvxpy.transforms.partial_optimize import partial_optimize
 
-from .blocks import blocks_of, means_matrix, structure_of, trunks_of
-from .plain import PlainHull
+from convexmoe.hull.activations import ACTIVATIONS
+from convexmoe.hull.weights import HullWeights
 
-__all__ = ["ConstantProgram", "ParameterProgram"]
+from .matrices import hull_matrices, means_matrix, structure_of, trunk_suffixes
 
-# Mean and deviation of each activation at u ~ N(0, 1), as petals.py of both packages has them.
-STANDARD = {
-    "softplus": (0.80605918334743978, 0.52107053438143932),
-    "relu": (0.39894228040143268, 0.58381937010354895),
-    "huber_relu": (0.46233010832811462, 0.55775834939574297),
-}
 NONNEGATIVE = ("positive_weight", "output.scale", "temperature")
 
 
 def act(u: Any, activation: str) -> Any:
-    """Return the standardised activation of an expression."""
-    mean, deviation = STANDARD[activation]
-    functions = {"softplus": cp.logistic, "relu": cp.pos, "huber_relu": huber_relu}
-    return (functions[activation](u) - mean) / deviation
-
-
-def huber_relu(u: Any) -> Any:
-    """Return 0 below -1, `(u + 1)^2 / 4` between -1 and 1, u above.
-
-    `(huber(u) + 1) / 4 + u / 2` is what solvers take best. CVXPY knows that it does not decrease, and so takes a curved
-    u, only in the form `huber(pos(u + 1), 2) / 4`.
-    """
-    if u.is_affine():
-        return (cp.huber(u) + 1) / 4 + u / 2
-    return cp.huber(cp.pos(u + 1), 2) / 4
+    """Return the standardized activation of an expression."""
+    row = ACTIVATIONS[activation]
+    return row.standardize(row.atom(cp, u))
 
 
 class ConstantProgram:
     """A hull whose weights are constants: an expression of atoms.
 
     Args:
-        plain: the hull.
+        hull: its weights.
     """
 
-    def __init__(self, plain: PlainHull) -> None:
-        self.config = plain.config
-        self.blocks = blocks_of(plain)
+    def __init__(self, hull: HullWeights) -> None:
+        self.config = hull.config
+        self.matrices = hull_matrices(hull)
 
     def weight(self, name: str) -> Any:
-        """Return a matrix of `blocks_of` as it enters the expression."""
-        return self.blocks[name]
+        """Return a matrix of `hull_matrices` as it enters the expression."""
+        return self.matrices[name]
 
-    def bounded(self, expression: Any) -> Any:
+    def bound(self, expression: Any) -> Any:
         """Return what stands for an expression in the layers above it."""
         return expression
 
@@ -72,8 +54,8 @@ class ConstantProgram:
         """Return the values of some outputs, (N, len(outputs))."""
         N, O = x_ND.shape[0], len(outputs)
         g = self.group_values(x_ND, outputs)
-        y_NO = cp.reshape(self.fused(g, outputs), (N, O), order="C")
-        if "bowl.scale" in self.blocks:
+        y_NO = cp.reshape(self.fuse(g, outputs), (N, O), order="C")
+        if "bowl.scale" in self.matrices:
             y_NO = y_NO + self.bowl(x_ND) @ np.ones((1, O))
         scale = self.weight("output.scale")[:, outputs.start : outputs.stop]
         mean = self.weight("output.mean")[:, outputs.start : outputs.stop]
@@ -84,30 +66,30 @@ class ConstantProgram:
         """Return g, the shifted means of petals, (N * O, P)."""
         config, rows = self.config, x_ND.shape[0] * len(outputs)
         parts = []
-        for trunk in trunks_of(config):
-            p = 1 if trunk else config["petals"]
+        for trunk in trunk_suffixes(config):
+            p = 1 if trunk else config.petals
             columns = slice(outputs.start * p, outputs.stop * p)
             f = self.hidden_units(x_ND, trunk) @ self.weight(f"readout{trunk}.positive_weight")[:, columns]
             f = f + self.affine(x_ND, f"readout{trunk}", columns)
             parts.append(cp.reshape(f, (rows, p), order="C"))
         g = parts[0] if len(parts) == 1 else cp.hstack(parts)
-        if config["petals"] == 1:
+        if config.petals == 1:
             return g
-        if config["trunk"] == "private" and config["group_size"] == 2:
-            g = g @ means_matrix(config["petals"])
+        if config.trunk == "private" and config.group_size == 2:
+            g = g @ means_matrix(config.petals)
         return g + np.ones((rows, 1)) @ self.weight("shifts")
 
     def hidden_units(self, x_ND: Any, trunk: str) -> Any:
         """Return the last hidden layer of a trunk, (N, H)."""
-        activation = self.config["activation"]
+        activation = self.config.activation
         u = self.affine(x_ND, f"trunk.0{trunk}")
-        if self.config["gate"]:
-            u = u + self.bounded(act(self.affine(x_ND, "gate"), activation))
-        z = self.bounded(act(u, activation))
-        for k in range(1, self.config["depth"]):
+        if self.config.gate:
+            u = u + self.bound(act(self.affine(x_ND, "gate"), activation))
+        z = self.bound(act(u, activation))
+        for k in range(1, self.config.depth):
             layer = f"trunk.{k}{trunk}"
             u = self.affine(x_ND, layer) + z @ self.weight(f"{layer}.positive_weight")
-            z = self.bounded(act(u, activation))
+            z = self.bound(act(u, activation))
         return z
 
     def affine(self, x_ND: Any, name: str, columns: slice = slice(None)) -> Any:
@@ -115,13 +97,13 @@ class ConstantProgram:
         weight, bias = self.weight(f"{name}.weight")[:, columns], self.weight(f"{name}.bias")[:, columns]
         return x_ND @ weight + np.ones((x_ND.shape[0], 1)) @ bias
 
-    def fused(self, g: Any, outputs: range) -> Any:
+    def fuse(self, g: Any, outputs: range) -> Any:
         """Return the maximum of each row of group values, (N * O,), hard or smooth."""
         if g.shape[1] == 1:
             return g
-        if "temperature" not in self.blocks:
+        if "temperature" not in self.matrices:
             return cp.max(g, axis=1)
-        T = np.resize(self.blocks["temperature"][0, outputs.start : outputs.stop], g.shape[0])
+        T = np.resize(self.matrices["temperature"][0, outputs.start : outputs.stop], g.shape[0])
         columns = np.ones((1, g.shape[1]))
         means = cp.log_sum_exp(cp.multiply((1 / T)[:, None] @ columns, g), axis=1) - math.log(g.shape[1])
         return cp.multiply(T, means)
@@ -140,26 +122,24 @@ class ParameterProgram(ConstantProgram):
     is a variable that is no less than its activation: weights >= 0 on it press it down, to equality at the minimum.
 
     Args:
-        plain: the hull, whose weights are the first values of the parameters.
+        hull: its weights, the first values of the parameters.
     """
 
-    def __init__(self, plain: PlainHull) -> None:
-        super().__init__(plain)
+    def __init__(self, hull: HullWeights) -> None:
+        super().__init__(hull)
+        structure = structure_of(hull.config)
         self.parameters = {
             name: cp.Parameter(
-                value.shape,
-                name=f"{name} ({structure_of(plain.config)})",
-                nonneg=name.endswith(NONNEGATIVE),
-                value=value,
+                value.shape, name=f"{name} ({structure})", nonneg=name.endswith(NONNEGATIVE), value=value
             )
-            for name, value in self.blocks.items()
+            for name, value in self.matrices.items()
         }
         self.constraints: list[Any] = []
 
     def weight(self, name: str) -> Any:
         return self.parameters[name]
 
-    def bounded(self, expression: Any) -> Any:
+    def bound(self, expression: Any) -> Any:
         variable = cp.Variable(expression.shape)
         self.constraints.append(variable >= expression)
         return variable
@@ -178,9 +158,9 @@ class ParameterProgram(ConstantProgram):
         hidden = [v for v in problem.variables() if all(v is not own for own in x_1D.variables())]
         return partial_optimize(problem, opt_vars=hidden)
 
-    def fused(self, g: Any, outputs: range) -> Any:
+    def fuse(self, g: Any, outputs: range) -> Any:
         top = cp.Variable()
-        if "temperature" not in self.blocks:
+        if "temperature" not in self.matrices:
             self.constraints.append(top >= g)
             return top
         T = self.weight("temperature")[:, outputs.start : outputs.stop]
@@ -194,4 +174,4 @@ class ParameterProgram(ConstantProgram):
         return top
 
     def bowl(self, x_ND: Any) -> Any:
-        return self.bounded(super().bowl(x_ND))
+        return self.bound(super().bowl(x_ND))

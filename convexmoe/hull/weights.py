@@ -1,0 +1,74 @@
+"""A hull as numpy arrays: its config and its effective parameters. No framework is imported.
+
+Letters: D in, H hidden, P petals, O out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import fail
+from .config import HullConfig
+from .parameters import parameter_shapes, positive_scale
+
+Arrays = dict[str, NDArray[np.float64]]
+
+
+class HullWeights(NamedTuple):
+    """A hull without a framework.
+
+    Args:
+        config: its config.
+        arrays: its effective parameters by dotted name in float64: `positive_weight` >= 0 in place of `raw_weight`.
+    """
+
+    config: HullConfig
+    arrays: Arrays
+
+
+def effective_shapes(config: HullConfig) -> dict[str, tuple[int, ...]]:
+    """Return dotted name -> shape of every effective parameter.
+
+    >>> effective_shapes(HullConfig(5, petals=3, out_dim=2, hidden_dim=7))["readout.positive_weight"]
+    (7, 3, 2)
+    """
+    shapes = parameter_shapes(config)
+    return {name.replace("raw_weight", "positive_weight"): shape for name, shape in shapes.items()}
+
+
+def effective_weights(config: HullConfig, parameters: Arrays, owner: str) -> HullWeights:
+    """Return the effective weights of a hull: non-negative ones are softplus(raw) times a constant.
+
+    Args:
+        config: of the hull.
+        parameters: by dotted name in float64; `raw_weight` as it is trained, or `positive_weight` as `fold` gives it.
+        owner: who asks, for the messages.
+
+    Raises:
+        ValueError: names or shapes are not those of the config, a value is not finite, or a `positive_weight` is
+            negative; all faults are listed.
+    """
+    arrays, scale = {}, positive_scale(config.hidden_dim)
+    for name, value in parameters.items():
+        raw = name.endswith("raw_weight")
+        arrays[name.replace("raw_weight", "positive_weight")] = (
+            np.logaddexp(value, 0.0) * scale if raw else value
+        )
+    shapes = effective_shapes(config)
+    faults = [f"missing {name}" for name in sorted(shapes.keys() - arrays.keys())]
+    faults += [f"unexpected {name}" for name in sorted(arrays.keys() - shapes.keys())]
+    for name in sorted(shapes.keys() & arrays.keys()):
+        value = arrays[name]
+        if value.shape != shapes[name]:
+            faults.append(f"{name} has shape {list(value.shape)}, not {list(shapes[name])}")
+        elif not np.isfinite(value).all():
+            faults.append(f"{name} holds NaN or infinity")
+        elif name.endswith("positive_weight") and (value < 0).any():
+            faults.append(f"{name} holds {value.min():g}, which is negative")
+    if faults:
+        rule, fix = "finite weights that belong to its config", "Load the model again, or fit it anew."
+        fail(owner, "model", rule, "; ".join(faults), fix)
+    return HullWeights(config, arrays)

@@ -1,0 +1,243 @@
+"""The work of `convexmoe fit`: split, train, compare, check, write."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from convexmoe.errors import InputError, refuse
+from convexmoe.hull import HullConfig
+from convexmoe.hull.parameters import parameter_shapes
+
+from .. import frameworks
+from ..frameworks import Framework
+from .baselines import fit_linear, fit_mlp
+from .group_map import importance, map_groups, rmse
+from .output import say
+from .report import draw_report, print_results
+from .resume import Keeper, Plan, RunRecord, Unfinished, fingerprint
+from .saved_model import notes_of, read_model
+from .tables import MIN_ROWS, Table, check_varies, require_columns, shorten
+
+SEGMENTS = 100_000
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Numbers to learn from, and which rows serve for what.
+
+    Attributes:
+        name: of the table.
+        columns: names of the inputs, in the order of `x`.
+        target: name of the column to predict.
+        x: `[N, in_dim]`; y: `[N]`.
+        train, validation, test: indices of rows, disjoint, about 70, 15 and 15 % of them.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    target: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+    def rows(self, part: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return inputs and targets of some rows."""
+        return self.x[part], self.y[part]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is fitted, where it writes, and from where it goes on.
+
+    Attributes:
+        data: the numbers; framework: the one that fits.
+        plan: the options of the fit.
+        directory: for the results; folder: for what is needed to go on.
+        drop: the columns left out.
+        pause_at: the step to pause at, or None.
+        resumed: the unfinished run that goes on, or None.
+    """
+
+    data: Dataset
+    framework: Framework
+    plan: Plan
+    directory: Path
+    folder: Path
+    drop: tuple[str, ...]
+    pause_at: int | None
+    resumed: Unfinished | None
+
+
+def prepare(table: Table, target: str, drop: Sequence[str], seed: int) -> Dataset:
+    """Return the checked, split numbers of a table.
+
+    Raises:
+        InputError: an unknown column, too few rows, a cell that is no number, a column that does not vary.
+    """
+    require_columns(table, [target], "convexmoe fit --target")
+    require_columns(table, drop, "convexmoe fit --drop")
+    columns = tuple(name for name in table.columns if name != target and name not in drop)
+    if target in drop:
+        fix = f"Leave --drop {target} out."
+        refuse("convexmoe fit --drop", "columns other than the target", repr(target), fix)
+    if not columns:
+        rule = f"at least one input column beside the target {target!r}"
+        refuse(table.name, rule, f"the columns {shorten(table.columns)}", "Add a column of inputs.")
+    if len(table.rows) < MIN_ROWS:
+        refuse(table.name, f"at least {MIN_ROWS} rows", str(len(table.rows)), "Add rows.")
+    y = table.numbers([target], may_drop=False)
+    x = table.numbers(columns)
+    names, values = (*columns, target), np.hstack([x, y])
+    check_varies(values, names, target, table.name)
+    order = np.random.default_rng(seed).permutation(len(x))
+    held_out = round(0.15 * len(x))
+    validation, test, train = np.split(order, [held_out, 2 * held_out])
+    where = f"{table.name}, the {len(train)} rows that --seed {seed} chose for training"
+    check_varies(values[train], names, target, where)
+    return Dataset(table.name, columns, target, x, y[:, 0], train, validation, test)
+
+
+def run_fit(run: Run, console: Console) -> int | None:
+    """Train a hull and its baselines, write model.safetensors, metrics.json and report.png, print the results.
+
+    Returns:
+        The step at which the run paused, None where it came to its end.
+    """
+    data, plan = run.data, run.plan
+    names = (*data.columns, data.target)
+    prints = fingerprint(names, data.x, data.y, data.train, data.validation, data.test)
+    first_step = _check_start(run, prints)
+    say(
+        console,
+        f"{data.name}: {data.target} from {shorten(data.columns)}; rows: {len(data.train)} to train, "
+        f"{len(data.validation)} to validate, {len(data.test)} to test. In {frameworks.LABELS[run.framework.name]}.",
+    )
+    if run.resumed is not None:
+        console.print(f"Going on from step {first_step} of {plan.steps}.", highlight=False)
+    part = {"framework": run.framework.name, "from_step": first_step}
+    parts = (part,) if run.resumed is None else (*run.resumed.record.parts, part)
+    record = RunRecord(plan, data.target, run.drop, data.name, prints, parts)
+    notes = notes_of(data.columns, data.target, data.x[data.train])
+    keeper = Keeper(run.framework, run.folder, notes, record, run.pause_at)
+    fitted = _train(run, keeper)
+    if keeper.paused and keeper.step < plan.steps:
+        go_on = f"Go on, in either framework: convexmoe fit --resume {run.folder.parent}"
+        say(console, f"Stopped at step {keeper.step} of {plan.steps}: {run.folder}. {go_on}")
+        return keeper.step
+    keeper.write_where_long()
+    path = run.directory / "model.safetensors"
+    run.framework.package.save(fitted.model, path, notes=notes)
+    metrics, predicted, growth = _measure(run, fitted, parts, path)
+    try:
+        text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False)
+    except ValueError:
+        refuse(data.name, "finite results", "NaN or infinity", "Remove the outliers of the table.")
+    (run.directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    x_test, y_test = data.rows(data.test)
+    group_map = map_groups(run.framework, fitted.model, data.columns, growth, data.x, x_test, y_test)
+    picture = run.directory / "report.png"
+    draw_report(metrics, fitted.history, y_test, predicted, group_map, picture)
+    print_results(metrics, console)
+    return None
+
+
+def _check_start(run: Run, prints: str) -> int:
+    """Check that a run goes on with its own table, to a later step, and return the step where it stands."""
+    if run.resumed is None:
+        return 0
+    if run.resumed.record.data != prints:
+        rule = f"the table that the run was begun with, {run.resumed.record.table}"
+        fix = "Name that table before --resume."
+        refuse("convexmoe fit --resume", rule, "other rows or columns", fix)
+    step = run.resumed.state.history.step[-1]
+    if run.pause_at is not None and run.pause_at <= step:
+        rule, fix = f"a step after {step}, where the run stands", "Leave it out to go on to the end."
+        refuse("convexmoe fit --pause-at", rule, str(run.pause_at), fix)
+    return step
+
+
+def _train(run: Run, keeper: Keeper) -> Any:
+    """Return what `fit` of the framework's package returns, for a new run or one that goes on."""
+    data, plan = run.data, run.plan
+    if run.resumed is None:
+        config = HullConfig(len(data.columns), plan.petals, 1, depth=plan.depth, temperature="learned")
+        state, model = None, run.framework.new_hull(config, plan.seed)
+    else:
+        state, model = run.resumed.state, run.resumed.state.model
+    try:
+        return run.framework.package.fit(
+            model,
+            *data.rows(data.train),
+            validation=data.rows(data.validation),
+            steps=plan.steps,
+            seed=plan.seed,
+            progress=True,
+            resume=state,
+            on_evaluation=keeper,
+        )
+    except FloatingPointError:
+        raise InputError(
+            f"{data.name}: expected training to converge; its loss became infinite. "
+            "Remove the outliers of the table, or use fewer --depth."
+        ) from None
+    except KeyboardInterrupt:
+        keeper.write()
+        raise
+
+
+def _measure(
+    run: Run, fitted: Any, parts: tuple[dict[str, Any], ...], path: Path
+) -> tuple[dict[str, Any], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the metrics of a fitted hull, its predictions for the test rows, and the importance of each column."""
+    data, plan, framework, model = run.data, run.plan, run.framework, fitted.model
+    train, validation, (x_test, y_test) = map(data.rows, (data.train, data.validation, data.test))
+    predicted = framework.predict(model, x_test)
+    size = sum(math.prod(shape) for shape in parameter_shapes(model.config).values())
+    linear = fit_linear(*train)
+    mlp = fit_mlp(framework, *train, validation, num_parameters=size, steps=plan.steps, seed=plan.seed)
+    growth = importance(framework, model, *validation, plan.seed)
+    violation = framework.largest_violation(model, train[0], segments=SEGMENTS, seed=plan.seed)
+    predictions = {"hull": predicted, "linear": linear.predict(x_test), "mlp": mlp.predict(x_test)}
+    metrics = {
+        "framework": framework.name,
+        "parts": parts,
+        "data": {
+            "name": data.name,
+            "target": data.target,
+            "columns": list(data.columns),
+            "rows": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
+        },
+        "plan": asdict(plan),
+        "best_step": int(fitted.best_step),
+        "steps_run": int(fitted.history.step[-1]),
+        "test_rmse": {name: rmse(values, y_test) for name, values in predictions.items()},
+        "parameters": {"hull": size, "linear": linear.num_parameters, "mlp": mlp.num_parameters},
+        "importance": dict(zip(data.columns, growth.tolist(), strict=True)),
+        "convexity": {"segments": SEGMENTS, "violation": violation},
+        "parity": compare_frameworks(framework, path, data.x),
+    }
+    return metrics, predicted, growth
+
+
+def compare_frameworks(framework: Framework, path: Path, x: NDArray[np.float64]) -> dict[str, Any] | None:
+    """Return how far the saved file's predictions differ in the other framework; None where that is not installed."""
+    others = [name for name in frameworks.installed() if name != framework.name]
+    if not others:
+        return None
+    there = frameworks.get(others[0])
+    with there.quiet():
+        theirs = read_model(path, there).predict(x)
+    ours = read_model(path, framework).predict(x)
+    difference, largest = float(np.abs(ours - theirs).max()), float(np.abs(ours).max())
+    return {"framework": others[0], "max_difference": difference / largest if difference else 0.0}

@@ -1,0 +1,118 @@
+"""`convexmoe fit`: its options, the checks of them, and how a run begins, goes on and ends."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from convexmoe.errors import InputError, refuse
+
+from .. import frameworks
+from . import resume as unfinished
+from .experiment import Run, prepare, run_fit
+from .options import FrameworkOption, check_whole_number
+from .output import new_directory, say, write_together
+from .resume import LIMITS, Plan
+from .tables import EMBEDDED_TARGET, Table, embedded_table, read_table, shorten
+
+DATA_HELP = "Table to learn from; without it, the embedded Auto MPG data."
+RESUME_HELP = "Go on with the unfinished run of this directory."
+PAUSE_HELP = "Stop at the first evaluation from this step on, to be resumed."
+DROP_HELP = "Column to leave out; may be repeated."
+
+
+def fit_table(
+    context: typer.Context,
+    data: Annotated[
+        Path | None, typer.Argument(metavar="DATA.csv", help=DATA_HELP, show_default=False)
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Column to predict.", show_default="mpg for the embedded data")
+    ] = None,
+    framework: FrameworkOption = None,
+    petals: Annotated[int, typer.Option(help="Convex networks in the mixture.")] = LIMITS["petals"][2],
+    depth: Annotated[int, typer.Option(help="Hidden layers of each.")] = LIMITS["depth"][2],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = LIMITS["steps"][2],
+    seed: Annotated[int, typer.Option(help="Of the split, the weights and the batches.")] = LIMITS["seed"][2],
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to write to.", show_default="a new ./convexmoe-fit")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option(help=DROP_HELP, show_default=False)] = None,
+    pause_at: Annotated[int | None, typer.Option(help=PAUSE_HELP, show_default=False)] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help=RESUME_HELP, show_default=False)] = None,
+) -> None:
+    """Fit a convex mixture of experts to a table: writes model.safetensors, metrics.json and report.png."""
+    if resume is not None:
+        _check_resumable(context)
+    plan, dropped = Plan(petals=petals, depth=depth, steps=steps, seed=seed), tuple(drop or ())
+    for name, limits in LIMITS.items():
+        check_whole_number("fit", name, getattr(plan, name), *limits)
+    if pause_at is not None:
+        check_whole_number("fit", "pause-at", pause_at, 1, 10**7, 1000)
+    side, earlier = frameworks.choose(framework), None
+    if not frameworks.is_installed("matplotlib"):
+        raise InputError(
+            "convexmoe fit: expected matplotlib for report.png; it is not installed. "
+            'Run: pip install "convexmoe[plot]".'
+        )
+    if resume is not None:
+        with side.quiet():
+            earlier = unfinished.read(resume, side)
+        record, out = earlier.record, resume
+        plan, target, dropped = record.plan, record.target, record.drop
+        if data is None and record.table != embedded_table().name:
+            fix = f"Name it: convexmoe fit {record.table} --resume {resume}."
+            refuse("convexmoe fit --resume", "the table that the run was begun with", "none", fix)
+    table, predicted = _table_and_target(data, target)
+    dataset = prepare(table, predicted, dropped, plan.seed)
+    out = new_directory("convexmoe-fit") if out is None else out
+    folder = unfinished.folder_of(out)
+    if earlier is None and unfinished.exists(out):
+        fix = f"Go on with --resume {out}, or remove {folder}."
+        refuse("convexmoe fit --out", "a directory without an unfinished run", str(out), fix)
+    console = Console()
+    with write_together(out) as staging, side.quiet():
+        run = Run(dataset, side, plan, staging, folder, dropped, pause_at, earlier)
+        if _run(run, out, console) is not None:
+            return
+    shutil.rmtree(folder, ignore_errors=True)
+    say(console, f"Written to {out}: model.safetensors, metrics.json, report.png")
+
+
+def _run(run: Run, out: Path, console: Console) -> int | None:
+    """Fit, and say how to go on where that is interrupted."""
+    try:
+        return run_fit(run, console)
+    except KeyboardInterrupt:
+        go_on = f"Go on, in either framework: convexmoe fit --resume {out}"
+        nothing = "Before the first evaluation there is nothing to go on from."
+        say(console, f"Stopped. {go_on if unfinished.exists(out) else nothing}")
+        raise
+    except InputError:  # nothing to go on from; what stood there before stays
+        if run.resumed is None:
+            unfinished.remove(out)
+        raise
+
+
+def _check_resumable(context: typer.Context) -> None:
+    """Check that no option is given that the unfinished run has set already."""
+    for name in ("target", "petals", "depth", "steps", "seed", "out", "drop"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            rule, fix = "the options of the run itself", f"Leave --{name} out."
+            refuse("convexmoe fit --resume", rule, f"--{name} beside it", fix)
+
+
+def _table_and_target(data: Path | None, target: str | None) -> tuple[Table, str]:
+    """Return the table to learn from and the name of the column to predict."""
+    if data is None:
+        return embedded_table(), target or EMBEDDED_TARGET
+    table = read_table(data)
+    if target is None:
+        fix = f"Choose one of {shorten(table.columns)}: for example --target {table.columns[-1]}."
+        refuse("convexmoe fit --target", "the column to predict", "none", fix)
+    return table, target

@@ -1,0 +1,226 @@
+"""`convexmoe minimize`: the minimum of a saved hull over a box in original units, and what binds there."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from convexmoe.errors import InputError, refuse
+
+from ..frameworks import LABELS, Framework, choose
+from .options import FrameworkOption, HullArgument
+from .output import say
+from .saved_model import read_hull
+from .tables import shorten
+
+OWNER = "convexmoe minimize"
+BOX_HELP = 'Bounds of a column, as "0<=weight<=4", "weight>=0" or "weight=3"; may be repeated.'
+AT = 1e-6  # of the width of a bound: as close as this binds
+NEAR = 1e-2  # and as this, where the way to it is worth no more than the gap
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
+_BETWEEN = re.compile(rf"^\s*({_NUMBER})\s*(<=|>=)\s*(.+?)\s*\2\s*({_NUMBER})\s*$")
+_ONE_SIDED = re.compile(rf"^\s*(.+?)\s*(<=|>=|==|=)\s*({_NUMBER})\s*$")
+_TURNED = re.compile(rf"^\s*({_NUMBER})\s*(<=|>=|==|=)\s*(.+?)\s*$")
+_OTHER = {"<=": ">=", ">=": "<=", "==": "==", "=": "="}
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BoxMinimum:
+    """The minimum of a saved hull.
+
+    Attributes:
+        columns: names of the inputs; target: of what the model predicts.
+        lower, upper, x: `[in_dim]`, in original units.
+        value, gap: of the target; certified: whether the gap is within the tolerance.
+        binding: for each column "lower", "upper", "fixed" or "".
+    """
+
+    columns: tuple[str, ...]
+    target: str
+    lower: Vector
+    upper: Vector
+    x: Vector
+    value: float
+    gap: float
+    certified: bool
+    binding: tuple[str, ...]
+
+
+def minimize_file(
+    model: HullArgument,
+    box: Annotated[
+        list[str] | None, typer.Option(help=BOX_HELP, show_default="the range it was trained on")
+    ] = None,
+    tol: Annotated[float, typer.Option(help="Of the gap, relative to the value.")] = 1e-6,
+    output: Annotated[
+        int | None, typer.Option(help="Which output, counted from 0.", show_default="the only one")
+    ] = None,
+    framework: FrameworkOption = None,
+) -> None:
+    """Minimize a saved hull over a box: prints the point, the value, the certified gap, and what binds."""
+    if not 0 < tol <= 1:
+        refuse(f"{OWNER} --tol", "a number in (0, 1]", f"{tol:g}", "Try --tol 1e-6.")
+    side = choose(framework)
+    with side.quiet(), Console(stderr=True).status(f"Minimizing in {LABELS[side.name]}"):
+        minimum = minimize(model, side, box or (), tol, output)
+    show(minimum, Console())
+    if not minimum.certified:
+        raise typer.Exit(1)
+
+
+def minimize(
+    path: Path, framework: Framework, boxes: Sequence[str], tol: float, output: int | None
+) -> BoxMinimum:
+    """Return the minimum of the hull in a file over a box.
+
+    Args:
+        path: the file.
+        framework: the one that runs it.
+        boxes: bounds as `0<=weight<=4`, `weight>=0`, `weight=3`; for other columns and sides the range of the rows it
+            was trained on, where the file knows it.
+        tol: of the gap, relative.
+        output: which output, counted from 0, or None for the only one.
+
+    Raises:
+        InputError: no such model, column or output; a bound that cannot be read; no bound and no range; no minimum.
+    """
+    model, notes = read_hull(path, framework)
+    columns, out_dim = _columns(notes, model.config.in_dim), model.config.out_dim
+    if output is None and out_dim > 1:
+        refuse(f"{OWNER} --output", f"one of the {out_dim} outputs of {path}", "none", "Try --output 0.")
+    if output is not None and not 0 <= output < out_dim:
+        rule = f"a whole number from 0 to {out_dim - 1}"
+        refuse(f"{OWNER} --output", rule, str(output), "Try --output 0.")
+    lower, upper = _bounds(boxes, columns, notes)
+    package = framework.package
+    try:
+        minimum = package.minimize(model, package.Box(lower, upper), tol=tol, output=output)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    x, value, gap = np.asarray(minimum.x, np.float64), float(minimum.value), float(minimum.gap)
+    slope = np.asarray(package.max_affine(model, x[None], output=output).slopes, np.float64)[0]
+    allowed = tol * (1 + abs(value))
+    binding = binding_sides(x, lower, upper, slope, 4 * max(gap, allowed))
+    target = notes.get("target")
+    name = target if isinstance(target, str) else "output" if output is None else f"output {output}"
+    return BoxMinimum(columns, name, lower, upper, x, value, gap, gap <= allowed, binding)
+
+
+def binding_sides(x: Vector, lower: Vector, upper: Vector, slope: Vector, worth: float) -> tuple[str, ...]:
+    """Return for each column "lower", "upper", "fixed" or "".
+
+    A bound binds that the point is at, or that the slope pushes it to: it stops before where the way left is worth no
+    more than `worth`, though the whole width is worth more.
+    """
+    width = upper - lower
+    at = AT * np.where(np.isfinite(width), width, 1.0)
+    sides = []
+    for distance, push in ((x - lower, slope), (upper - x, -slope)):
+        with np.errstate(invalid="ignore"):  # 0 times an infinite width
+            near = (push * distance <= worth) & (push * width > worth) & (distance <= NEAR * width)
+        sides.append((distance <= at) | ((push > 0) & near))
+    return tuple(np.select([lower == upper, *sides], ["fixed", "lower", "upper"], "").tolist())
+
+
+def show(minimum: BoxMinimum, console: Console) -> None:
+    """Print the point, the value, the gap, and what binds."""
+    table = Table(box=None)
+    for title in ("column", "lower", "minimum at", "upper", "binds"):
+        table.add_column(title, justify="left" if title in ("column", "binds") else "right")
+    rows = zip(minimum.columns, minimum.lower, minimum.x, minimum.upper, minimum.binding, strict=True)
+    for name, low, x, high, binds in rows:
+        table.add_row(shorten([name]), f"{low:.6g}", f"{x:.8g}", f"{high:.6g}", binds)
+    console.print(table, markup=False)
+    say(console, f"{minimum.target} = {minimum.value:.9g}")
+    words = "certified" if minimum.certified else "wider than asked for"
+    bound = minimum.value - minimum.gap
+    say(console, f"No point of the box is lower than {bound:.9g}: a gap of {minimum.gap:.3g}, {words}.")
+
+
+def _columns(notes: dict[str, Any], in_dim: int) -> tuple[str, ...]:
+    """Return the names of the inputs: those of the file, or x0, x1, ..."""
+    columns = notes.get("columns")
+    if isinstance(columns, list) and len(columns) == in_dim and all(isinstance(c, str) for c in columns):
+        return tuple(columns)
+    return tuple(f"x{k}" for k in range(in_dim))
+
+
+def _ranges(notes: dict[str, Any], in_dim: int) -> Vector:
+    """Return `[in_dim, 2]`, the ranges of the rows trained on; NaN where the file does not know them."""
+    unknown = np.full((in_dim, 2), math.nan)
+    try:
+        ranges = np.asarray(notes.get("ranges"), np.float64)
+    except (TypeError, ValueError):
+        return unknown
+    good = ranges.shape == (in_dim, 2) and bool((ranges[:, 0] <= ranges[:, 1]).all())
+    return ranges if good else unknown
+
+
+def _bounds(boxes: Sequence[str], columns: tuple[str, ...], notes: dict[str, Any]) -> tuple[Vector, Vector]:
+    """Return the bounds of every column after all checks."""
+    given: dict[str, tuple[float | None, float | None]] = {}
+    for text in boxes:
+        name, low, high = read_box(text)
+        if name not in columns:
+            close = difflib.get_close_matches(name, columns, n=1, cutoff=0.0)
+            rule, fix = f"one of the columns {shorten(columns)}", f"The closest is {close[0]!r}."
+            refuse(f"{OWNER} --box", rule, repr(shorten([name])), fix)
+        if name in given:
+            refuse(f"{OWNER} --box", "one box a column", f"two for {name!r}", "Join them.")
+        given[name] = (low, high)
+    ranges = _ranges(notes, len(columns))
+    missing = [name for k, name in enumerate(columns) if name not in given and math.isnan(ranges[k, 0])]
+    if missing:
+        rule = "bounds for every column, as the file has no ranges"
+        fix = f'Add --box "0<={missing[0]}<=1".'
+        refuse(f"{OWNER} --box", rule, f"none for {shorten(missing)}", fix)
+    lower, upper = np.where(np.isnan(ranges.T), [[-np.inf], [np.inf]], ranges.T)
+    for k, name in enumerate(columns):
+        low, high = given.get(name, (None, None))
+        lower[k] = lower[k] if low is None else low
+        upper[k] = upper[k] if high is None else high
+        if lower[k] > upper[k]:
+            one = "Give both bounds: the other is that of training."
+            fix = one if None in (low, high) else "Exchange them."
+            got = f"{lower[k]:g} and {upper[k]:g}"
+            refuse(f"{OWNER} --box", f"lower <= upper for {name!r}", got, fix)
+    return lower, upper
+
+
+def read_box(text: str) -> tuple[str, float | None, float | None]:
+    """Return the column, and the bounds that a box states."""
+    low: float | None
+    high: float | None
+    if match := _BETWEEN.match(text):
+        name, ends = match[3], (float(match[1]), float(match[4]))
+        low, high = ends if match[2] == "<=" else ends[::-1]
+    elif match := _ONE_SIDED.match(text):
+        name = match[1]
+        low, high = _sides(match[2], float(match[3]))
+    elif match := _TURNED.match(text):
+        name = match[3]
+        low, high = _sides(_OTHER[match[2]], float(match[1]))
+    else:
+        fix = "Write numbers and a column."
+        refuse(f"{OWNER} --box", 'bounds as "0<=weight<=4"', repr(shorten([text])), fix)
+    if low == math.inf or high == -math.inf:
+        fix = f'Write "{name}<=inf" for no bound above.'
+        refuse(f"{OWNER} --box", "a finite number", repr(shorten([text])), fix)
+    return name, low, high
+
+
+def _sides(sign: str, bound: float) -> tuple[float | None, float | None]:
+    """Return the lower and the upper bound that `column sign bound` states."""
+    return None if sign == "<=" else bound, None if sign == ">=" else bound

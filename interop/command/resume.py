@@ -1,0 +1,249 @@
+"""A run of `convexmoe fit` that is not done: two files in DIR/unfinished, from which either framework goes on.
+
+`now.safetensors` has the weights of the last evaluation, Adam's moments, the losses and the options of the run, and
+names the file of the best weights so far by its sha256: what is there is one run at each moment, even if it is killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convexmoe.errors import InputError, refuse
+from convexmoe.files import inspect
+from convexmoe.training import History
+
+from ..frameworks import Framework
+from .saved_model import UNREADABLE, reason_of
+
+NOW = "now.safetensors"
+EVERY = 10.0  # seconds between two writes
+# Of the options of a run: least, most, usual.
+LIMITS = {"petals": (1, 1024, 8), "depth": (1, 32, 1), "steps": (1, 10**7, 2000), "seed": (0, 2**31 - 1, 0)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train: the options of `convexmoe fit`."""
+
+    petals: int
+    depth: int
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run is, as its file says it.
+
+    Attributes:
+        plan: the options of the run.
+        target: the column to predict; drop: the columns left out.
+        table: the name of the table; data: the fingerprint of its rows and columns.
+        parts: the framework and the first step of each part so far.
+    """
+
+    plan: Plan
+    target: str
+    drop: tuple[str, ...]
+    table: str
+    data: str
+    parts: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that goes on: its record, and the `FitState` of the framework that read it."""
+
+    record: RunRecord
+    state: Any
+
+
+def folder_of(directory: Path) -> Path:
+    """Return where an unfinished run of a directory stands."""
+    return directory / "unfinished"
+
+
+def exists(directory: Path) -> bool:
+    """Return whether a directory has an unfinished run."""
+    return (folder_of(directory) / NOW).is_file()
+
+
+def remove(directory: Path) -> None:
+    """Remove the unfinished run of a directory, and the directory where nothing else is in it."""
+    shutil.rmtree(folder_of(directory), ignore_errors=True)
+    with suppress(OSError):
+        directory.rmdir()
+
+
+def best_file(folder: Path, sha256: str) -> Path:
+    """Return the file of the best weights with a sha256."""
+    return folder / f"best-{sha256[:16]}.safetensors"
+
+
+def fingerprint(names: tuple[str, ...], *arrays: np.ndarray) -> str:
+    """Return a sha256 of names and of arrays: shapes, dtypes, values."""
+    total = hashlib.sha256(json.dumps(names).encode())
+    for array in arrays:
+        total.update(f"{array.dtype} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
+
+
+@dataclass
+class Keeper:
+    """Writes where a fit stands, every `EVERY` seconds and when it is to pause; called at each evaluation.
+
+    Attributes:
+        framework: the one that fits; folder: where to.
+        notes: of the model; record: of the run.
+        pause_at: the step to pause at, or None; paused: whether it is reached.
+        state: the last `FitState`, or None; start_time, write_time: when it began, and when it wrote last.
+    """
+
+    framework: Framework
+    folder: Path
+    notes: dict[str, Any]
+    record: RunRecord
+    pause_at: int | None
+    paused: bool = False
+    state: Any = None
+    start_time: float = field(default_factory=time.monotonic)
+    write_time: float = -math.inf
+
+    @property
+    def step(self) -> int:
+        """The step of the last evaluation."""
+        return 0 if self.state is None else int(self.state.history.step[-1])
+
+    def __call__(self, state: Any) -> bool:
+        """Take note of a state; return whether the run is to pause here."""
+        self.state = state
+        self.paused = self.pause_at is not None and self.step >= self.pause_at
+        if self.paused or time.monotonic() - self.write_time > EVERY:
+            self.write()
+        return self.paused
+
+    def write(self) -> None:
+        """Write the last state, if there is one."""
+        state, save = self.state, self.framework.package.save
+        if state is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fresh = self.folder / "new.safetensors"
+        save(state.best, fresh, notes=self.notes)
+        sha256 = inspect(fresh).sha256
+        best = best_file(self.folder, sha256)
+        os.replace(fresh, best)
+        history = {name: list(losses) for name, losses in state.history._asdict().items()}
+        run = asdict(self.record) | {"history": history, "best_step": int(state.best_step), "best": sha256}
+        notes = self.notes | {"fit": run}
+        save(state.model, self.folder / NOW, notes=notes, optimizer=state.optimizer)
+        for old in self.folder.glob("best-*.safetensors"):
+            if old != best:
+                old.unlink()
+        self.write_time = time.monotonic()
+
+    def write_where_long(self) -> None:
+        """Write the last state of a run of which much would be lost."""
+        if time.monotonic() - self.start_time > EVERY:
+            self.write()
+
+
+def read(directory: Path, framework: Framework) -> Unfinished:
+    """Return the unfinished run of a directory, in the framework given.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    folder, package = folder_of(directory), framework.package
+    if not exists(directory):
+        raise InputError(
+            f"convexmoe fit --resume: expected a directory with an unfinished run; {directory} has none. "
+            "Name the one that convexmoe fit --pause-at, or an interrupted fit, told you."
+        )
+    try:
+        run = package.read_notes(folder / NOW).get("fit")
+        _check_description(run)
+        best = best_file(folder, run["best"])
+        if inspect(best).sha256 != run["best"]:
+            raise ValueError(f"{best.name} is not of this run")
+        state = package.FitState(
+            model=package.load(folder / NOW),
+            optimizer=package.read_optimizer(folder / NOW),
+            history=History(**{name: tuple(losses) for name, losses in run["history"].items()}),
+            best=package.load(best),
+            best_step=run["best_step"],
+        )
+        _check_state(state, run["plan"], package)
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        got = f"files that cannot be read as one ({reason_of(error)[:160]})"
+        refuse("convexmoe fit --resume", f"an unfinished run in {folder}", got, "Begin again with --out.")
+    drop, parts = tuple(run["drop"]), tuple(run["parts"])
+    record = RunRecord(Plan(**run["plan"]), run["target"], drop, run["table"], run["data"], parts)
+    return Unfinished(record, state)
+
+
+KINDS = {
+    **dict.fromkeys(("target", "table", "data", "best"), str),
+    **dict.fromkeys(("plan", "history"), dict),
+    **dict.fromkeys(("drop", "parts"), list),
+    "best_step": int,
+}
+
+
+def _demand(holds: Any, fault: str) -> None:
+    """Raise a ValueError unless a rule holds."""
+    if not holds:
+        raise ValueError(fault)
+
+
+def _check_description(run: Any) -> None:
+    """Check the description of a run in its file: a ValueError for any other."""
+    _demand(isinstance(run, dict) and set(run) == set(KINDS), "its description has other fields")
+    for name, kind in KINDS.items():
+        _demand(type(run[name]) is kind, f"{name} is no {kind.__name__}")
+    plan, history = run["plan"], run["history"]
+    _demand(set(plan) == set(LIMITS), "plan has other fields")
+    for name, (least, most, _) in LIMITS.items():
+        whole = type(plan[name]) is int and least <= plan[name] <= most
+        _demand(whole, f"{name} is no whole number from {least} to {most}")
+    lengths = {name: len(losses) for name, losses in history.items() if isinstance(losses, list)}
+    alike = set(lengths) == set(History._fields) and len(set(lengths.values())) == 1
+    _demand(alike, "history has other fields, or lists of unequal length")
+    losses, steps = [*history["train_loss"], *history["validation_loss"]], history["step"]
+    numbers = all(type(loss) is float for loss in losses) and all(type(step) is int for step in steps)
+    _demand(numbers, "history has what are no numbers")
+    rising = steps and steps[0] == 0 and sorted(set(steps)) == steps and steps[-1] <= plan["steps"]
+    _demand(rising, "the steps of its history do not rise from 0 up to those of the plan")
+    _demand(run["best_step"] in steps, "best_step is none of its steps")
+    _demand(all(type(name) is str for name in run["drop"]), "drop has what are no names")
+    fields = {"framework", "from_step"}
+    parts = all(isinstance(part, dict) and set(part) == fields for part in run["parts"])
+    _demand(parts, "parts has other fields")
+
+
+def _check_state(state: Any, plan: dict[str, int], package: Any) -> None:
+    """Check that the files of a run are of one model, one step and one kind."""
+    models, optimizer = (state.model, state.best), state.optimizer
+    hulls = all(isinstance(model, package.VectorHull) for model in models)
+    _demand(hulls, "there is another model than a VectorHull")
+    config = state.model.config
+    planned = config == state.best.config and (config.petals, config.depth) == (plan["petals"], plan["depth"])
+    _demand(planned, "its models have other configs than its plan")
+    _demand(optimizer is not None and optimizer.rule == "adam", "it has not the state of Adam")
+    same_step = optimizer.step == state.history.step[-1]
+    _demand(same_step, "its optimizer and its history are at different steps")
+    single = all(str(model.params["shifts"].dtype).endswith("float32") for model in models)
+    _demand(single, "its weights are not float32")

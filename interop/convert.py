@@ -1,0 +1,178 @@
+"""One model in three forms: the neutral file, a PyTorch `state_dict` (safetensors), an Orbax directory.
+
+The state dict has the names that `model.load_state_dict` wants, buffers included; it holds no optimizer. The directory
+holds the parameters as nested dicts below `state`, the moments of an optimizer below `optimizer`. Both carry the
+description of the model, so that the way back loses nothing else. Only the directory needs a framework: JAX.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from convexmoe.errors import InputError, refuse
+from convexmoe.files.atomic import write_whole
+from convexmoe.files.format import OPTIMIZER, PREFIX, digest, own_copy, read, to_safetensors, write_sealed
+from convexmoe.hull.parameters import flatten, nest
+
+from . import frameworks
+
+FORMS = ("neutral", "torch", "orbax")
+ENTRY = "convexmoe_state_dict"  # of the metadata of a state dict
+DESCRIPTION, FOLDERS = "convexmoe.json", ("state", "optimizer")  # of an Orbax directory
+UNITS = ("input_mean", "input_scale", "output_mean", "output_scale")
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, RecursionError, MemoryError, SafetensorError)
+Arrays = dict[str, np.ndarray]
+Header = dict[str, Any]  # what describes a model in the neutral file, without the digest
+
+
+class Conversion(NamedTuple):
+    """What `convert` did.
+
+    Args:
+        form: what it wrote, one of `FORMS`.
+        dropped: whether the source holds the state of an optimizer and the form cannot.
+    """
+
+    form: str
+    dropped: bool
+
+
+def convert(source: Path, target: Path, to: str | None = None) -> Conversion:
+    """Write the model of `source` to `target` in another form.
+
+    Args:
+        source: a neutral file, a state dict or a directory that this function wrote.
+        target: where to; what is there is replaced whole or not at all, a directory only if it is one of these.
+        to: one of `FORMS`; None takes neutral for what is not neutral, else orbax for a name without an ending, else
+            torch.
+
+    Raises:
+        InputError: the source is none of these or is damaged; the target cannot be written.
+    """
+    if to is not None and to not in FORMS:
+        refuse("convexmoe convert --to", f"one of {list(FORMS)}", repr(to), "Try --to torch.")
+    if target.exists() and source.exists() and target.samefile(source):
+        refuse("convexmoe convert", "two places", f"{source} twice", "Name another target.")
+    if source.is_dir():
+        frameworks.choose("jax")
+    form, header, arrays = _read(source)
+    if to is None:
+        to = "neutral" if form != "neutral" else "torch" if target.suffix else "orbax"
+    if not target.parent.is_dir():
+        refuse(target, "a folder that exists", str(target.parent), "Make it first.")
+    {"neutral": _write_neutral, "torch": _write_torch, "orbax": _write_orbax}[to](target, header, arrays)
+    return Conversion(to, to == "torch" and "optimizer" in header)
+
+
+def _read(source: Path) -> tuple[str, Header, Arrays]:
+    """Return the form, the description, and the tensors by their names in the neutral file."""
+    form = "neutral"
+    try:
+        if source.is_dir():
+            form, (header, arrays) = "orbax", _read_orbax(source)
+        elif (state := _read_torch(source)) is not None:
+            form, (header, arrays) = "torch", state
+        else:
+            header, arrays = read(source)
+        fields = [*("schema", "kind", "config", "notes"), *(["optimizer"] if "optimizer" in header else [])]
+        return form, {name: header[name] for name in fields}, arrays
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{source}: expected a model in one of the forms {list(FORMS)}; {reason}") from None
+
+
+def _write_neutral(target: Path, header: Header, arrays: Arrays) -> None:
+    write_sealed(target, header, {name: own_copy(value) for name, value in arrays.items()})
+
+
+def _read_torch(source: Path) -> tuple[Header, Arrays] | None:
+    """Return what stands in a state dict that `_write_torch` wrote, None where the file is none."""
+    with safe_open(str(source), framework="numpy") as file:
+        text = (file.metadata() or {}).get(ENTRY)
+        if text is None:
+            return None
+        state = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    header = json.loads(text)
+    if header.pop("sha256") != digest(header, state):
+        raise ValueError("its content is not what its sha256 says. Fetch it again.")
+    units = _units(header, state)
+    return header, {PREFIX + name: value for name, value in state.items() if name not in units}
+
+
+def _write_torch(target: Path, header: Header, arrays: Arrays) -> None:
+    parameters = {name: value for name, value in arrays.items() if name.startswith(PREFIX)}
+    state = {name.removeprefix(PREFIX): own_copy(value) for name, value in parameters.items()}
+    state |= _units(header, state)
+    described = {name: value for name, value in header.items() if name != "optimizer"}
+    sealed = described | {"sha256": digest(described, state)}
+    text = json.dumps(sealed, sort_keys=True, allow_nan=False)
+    write_whole(target, to_safetensors(state, {ENTRY: text}))
+
+
+def _units(header: Header, state: Arrays) -> Arrays:
+    """Return the buffers of normalizations, which the config holds, by the names of a state dict."""
+    hulls = {"": header["config"]}
+    if header["kind"] != "VectorHull":
+        recipes = header["config"]["experts"]
+        hulls = {f"level_modules.{name}.hull.": r["config"] for name, r in recipes.items() if "config" in r}
+    return {
+        f"{prefix}normalization.{name}": np.asarray(config["normalization"][name]).astype(
+            state[f"{prefix}shifts"].dtype
+        )
+        for prefix, config in hulls.items()
+        for name in (UNITS if config.get("normalization") else ())
+    }
+
+
+def _read_orbax(source: Path) -> tuple[Header, Arrays]:
+    """Return what stands in a directory that `_write_orbax` wrote."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    header = json.loads((source / DESCRIPTION).read_text())
+    folders = FOLDERS if "optimizer" in header else FOLDERS[:1]
+    with jax.enable_x64(True), ocp.StandardCheckpointer() as checkpointer:
+        trees = {folder: checkpointer.restore(source.absolute() / folder) for folder in folders}
+    return header, {_neutral_name(name): np.asarray(value) for name, value in flatten(trees).items()}
+
+
+def _write_orbax(target: Path, header: Header, arrays: Arrays) -> None:
+    frameworks.choose("jax")
+    import orbax.checkpoint as ocp
+
+    if target.exists() and not (target / DESCRIPTION).is_file():
+        raise InputError(f"{target}: expected a new directory; something else is there. Name another one.")
+    trees = nest({_orbax_name(name): value for name, value in arrays.items()})
+    beside = Path(tempfile.mkdtemp(prefix=".convexmoe-", dir=target.parent))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            for folder, tree in trees.items():
+                checkpointer.save(beside.absolute() / folder, tree)
+        (beside / DESCRIPTION).write_text(json.dumps(header, sort_keys=True, allow_nan=False) + "\n")
+        if target.exists():
+            os.replace(target, beside / "old")
+        os.replace(beside, target)
+        shutil.rmtree(target / "old", ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _orbax_name(name: str) -> str:
+    """Return where a tensor of the neutral file stands in the directory: folder, moment if it is one, dotted parts."""
+    if name.startswith(PREFIX):
+        return f"{FOLDERS[0]}.{name.removeprefix(PREFIX)}"
+    return f"{FOLDERS[1]}.{name.removeprefix(OPTIMIZER).replace('/', '.', 1)}"
+
+
+def _neutral_name(name: str) -> str:
+    """Return what a tensor of the directory is called in the neutral file; the inverse of `_orbax_name`."""
+    folder, _, parameter = name.partition(".")
+    return PREFIX + parameter if folder == FOLDERS[0] else OPTIMIZER + parameter.replace(".", "/", 1)

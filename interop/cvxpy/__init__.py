@@ -1,0 +1,5 @@
+"""A hull as an expression of CVXPY."""
+
+from .programs import set_weights, to_cvxpy
+
+__all__ = ["set_weights", "to_cvxpy"]

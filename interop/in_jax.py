@@ -1,0 +1,83 @@
+"""What the command asks of JAX, under the names of `in_torch`: arrays of numpy in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from numpy.typing import NDArray
+
+import convexmoe_jax as package
+from convexmoe.hull import HullConfig
+
+Rows = NDArray[np.float64]
+name = "jax"
+quiet = nullcontext  # see `in_torch.quiet`
+# Whole functions under jit: run operation by operation, each would be compiled on its own.
+_apply = jax.jit(package.hull.apply, static_argnames="config")
+_winners = jax.jit(package.hull.winners, static_argnames="config")
+
+
+def precision(wide: bool) -> AbstractContextManager[Any]:
+    """Return a context in which float64 is switched on where that is wanted."""
+    return jax.enable_x64(True) if wide else nullcontext()
+
+
+def own_array(array: np.ndarray) -> jax.Array:
+    """Return a copy of an array in JAX."""
+    return jnp.array(array)
+
+
+def rows_for(model: Any, x: Rows) -> jax.Array:
+    """Return rows `[N, in_dim]` in the dtype of the model's parameters."""
+    with np.errstate(over="ignore"):  # too large for a float16: the prediction tells
+        return jnp.asarray(np.asarray(x, model.params["shifts"].dtype))
+
+
+def new_hull(config: HullConfig, seed: int) -> Any:
+    """Return a new `VectorHull` with weights drawn from `seed`."""
+    return package.VectorHull.from_config(config, rngs=nnx.Rngs(seed))
+
+
+def predict(model: Any, x: Rows) -> Rows:
+    """Return the model's first output, `[N]`, computed in the dtype of its parameters."""
+    return np.asarray(_apply(model.params, rows_for(model, x), config=model.config), np.float64)[:, 0]
+
+
+def winners(model: Any, x: Rows) -> NDArray[np.int64]:
+    """Return the winning group, `[N]`, on rows `[N, in_dim]`."""
+    return np.asarray(_winners(model.params, rows_for(model, x), config=model.config).group, np.int64)[:, 0]
+
+
+def largest_violation(model: Any, points: Rows, *, segments: int, seed: int) -> float | None:
+    """Return by how much the model, in float64, lies above a chord at most; None where it never does."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), model.params)
+        exact = package.VectorHull.from_params(model.config, params)
+        violation = package.find_violation(exact, jnp.asarray(points), segments=segments, seed=seed)
+    return None if violation is None else violation.gap
+
+
+def train_mlp(weights: dict[str, Rows], x: Rows, y: Rows, **schedule: Any) -> Callable[[Rows], Rows]:
+    """Return the trained function `[N, in_dim]` -> `[N, 1]` of an MLP with two hidden ReLU layers.
+
+    Args:
+        weights: its initial `weight_k` (in, out) and `bias_k`, k = 0, 1, 2.
+        x, y: normalized rows.
+        schedule: validation, steps, seed and learning_rate, as for `train`.
+    """
+
+    def forward(params: dict[str, Any], rows: Any) -> Any:
+        h = jax.nn.relu(rows @ params["weight_0"] + params["bias_0"])
+        h = jax.nn.relu(h @ params["weight_1"] + params["bias_1"])
+        return h @ params["weight_2"] + params["bias_2"]
+
+    params = package.train(
+        forward, {key: jnp.asarray(w) for key, w in weights.items()}, x, y, **schedule
+    ).params
+    return lambda rows: np.asarray(forward(params, np.asarray(rows, np.float32)), np.float64)
