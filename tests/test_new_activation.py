@@ -84,7 +84,7 @@ def test_it_is_fitted_proved_minimized_and_exported(backend):
     given = fields(in_dim=3, out_dim=1, petals=3, hidden_dim=7, activation="squareplus")
     first = backend.model(given, random_weights(given), "float32")
     fitted = package.fit(first, x, y, steps=40, validation=0)
-    assert fitted.history.train[-1] < fitted.history.train[0]
+    assert fitted.history.train_loss[-1] < fitted.history.train_loss[0]
     model = fitted.model
     certificate = package.certify(model, backend.array(x[:4]))
     assert certificate.verdict == "proved"
