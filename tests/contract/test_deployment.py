@@ -41,6 +41,7 @@ def test_it_gives_what_the_model_gives(engine, name):
     assert error_of(engine, built(engine, dtype="float64"), ROUTINGS[name], "float64") < BOUNDS["float64"]
 
 
+@pytest.mark.release
 def test_it_gives_what_the_model_gives_in_float32(engine):
     assert error_of(engine, built(engine), ROUTINGS["names"]) < BOUNDS["float32"]
 
@@ -52,7 +53,7 @@ def test_one_expert_a_level_leaves_the_size_of_the_batch_free(engine, rows):
     assert error_of(engine, model, routing, rows=rows) < BOUNDS["float32"]
 
 
-@pytest.mark.parametrize("name", ["one expert a level", "both"])
+@pytest.mark.parametrize("name", [pytest.param("one expert a level", marks=pytest.mark.release), "both"])
 def test_control_another_plan_is_seen(engine, name):
     model, x = built(engine), rows_of(CASE, ROWS)
     good = wanted(engine, model, ROUTINGS[name], x)
