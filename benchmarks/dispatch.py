@@ -61,9 +61,7 @@ def check(calls: Calls) -> None:
     got, expected = (np.asarray(calls[name]()) for name in ("uniform", "loop"))
     error = np.abs(got - expected).max() / np.abs(expected).max()
     if not error < CLOSE:
-        raise SystemExit(
-            f"dispatch and loop differ by {error:.1e}: the times would compare different things."
-        )
+        raise SystemExit(f"dispatch and loop differ by {error:.1e}: the times would compare different things.")
 
 
 def jax_calls(kind: str, E: int, rows: int, length: int) -> tuple[Calls, Calls]:
@@ -160,8 +158,7 @@ def torch_calls(kind: str, E: int, rows: int, length: int) -> tuple[Calls, Calls
     expert_class, widths = build[kind]
     level = HierarchyLevelConfig(LEVEL, [ExpertConfig(f"expert_{i}") for i in range(E)])
     model = HierarchicalCELMoE(
-        CELMoEConfig(D, [level], use_learned_fusion=False),
-        lambda level, expert, metadata: expert_class(*widths),
+        CELMoEConfig(D, [level], use_learned_fusion=False), lambda level, expert, metadata: expert_class(*widths)
     )
     experts = list(model.level_modules[LEVEL].children())
     names = [name for name, _ in experts[0].named_parameters()]

@@ -112,9 +112,7 @@ def torch_models(D: int, P: int, rows: int, options: Record) -> tuple[dict[str, 
     models: dict[str, nn.Module] = {"MLP": mlp, "hull": VectorHull(D, P, **options)}
     forwards = {name: lambda model=model: torch.no_grad()(model)(x) for name, model in models.items()}
     steps = {name: torch_step(model, x, y) for name, model in models.items()}
-    shapes = {
-        name: {key: tuple(p.shape) for key, p in model.named_parameters()} for name, model in models.items()
-    }
+    shapes = {name: {key: tuple(p.shape) for key, p in model.named_parameters()} for name, model in models.items()}
     return shapes, forwards, steps
 
 
@@ -177,14 +175,10 @@ def measure(job: Record) -> Iterator[Record]:
             shapes, *calls = models(D, P, rows, {"temperature": job["temperature"]})
             counts = {name: count(shape) for name, shape in shapes.items()}
             kind = {"kind": "model", "in_dim": D, "petals": P, "rows": rows, "counts": counts}
-            yield kind | {
-                part: compare(call, [MODELS], rounds) for part, call in zip(PARTS, calls, strict=True)
-            }
+            yield kind | {part: compare(call, [MODELS], rounds) for part, call in zip(PARTS, calls, strict=True)}
     for P in job["fusion_petals"]:
         kind = {"kind": "fusion", "petals": P}
-        yield kind | {
-            part: compare(call, [FUSIONS], rounds) for part, call in zip(PARTS, fusions(P), strict=True)
-        }
+        yield kind | {part: compare(call, [FUSIONS], rounds) for part, call in zip(PARTS, fusions(P), strict=True)}
 
 
 def report(records: list[Record]) -> str:

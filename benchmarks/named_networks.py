@@ -77,9 +77,7 @@ def published_networks() -> list[Network]:
     try:
         from ott.neural.networks.icnn import ICNN
     except ImportError as error:
-        raise SystemExit(
-            f'named_networks needs ott-jax ({error}): pip install "convexmoe[jax,peers]"'
-        ) from error
+        raise SystemExit(f'named_networks needs ott-jax ({error}): pip install "convexmoe[jax,peers]"') from error
     example = jnp.ones(DIM)
 
     def icnn(name: str, positive: bool, project: Callable[[Any], Any] = lambda params: params) -> Network:
@@ -87,9 +85,7 @@ def published_networks() -> list[Network]:
         return Network(name, lambda key: model.init(key, example), model.apply, project)
 
     config = HullConfig(DIM, petals=8, out_dim=1, hidden_dim=HIDDEN[0], depth=len(HIDDEN))
-    ours = Network(
-        "our VectorHull", lambda key: hull.init(config, key), lambda p, x: hull.apply(p, x, config)[..., 0]
-    )
+    ours = Network("our VectorHull", lambda key: hull.init(config, key), lambda p, x: hull.apply(p, x, config)[..., 0])
     return [
         icnn("ott-jax ICNN, default", False),
         icnn("ott-jax ICNN, default, kernels >= 0", False, clip_hidden_kernels),
@@ -138,12 +134,9 @@ def judge(network: Network, seeds: int, steps: int, segments: int) -> list[Findi
         if state == "trained":
             drawn = [train(network, params, rows, steps) for params in drawn]
         said_of_each = [
-            certify(network.apply, jnp.ones(DIM), params=p, strength="numeric", segments=segments)
-            for p in drawn
+            certify(network.apply, jnp.ones(DIM), params=p, strength="numeric", segments=segments) for p in drawn
         ]
-        violations = [
-            find_violation(lambda x, p=p: network.apply(p, x), rows, segments=segments) for p in drawn
-        ]
+        violations = [find_violation(lambda x, p=p: network.apply(p, x), rows, segments=segments) for p in drawn]
         findings.append(count_verdicts(network.name, state, said_of_each, violations))
     return findings
 
@@ -152,9 +145,7 @@ def count_verdicts(name: str, state: str, certificates: list[Any], violations: l
     """Return certificates and violations as counts."""
     verdicts = [certificate.verdict for certificate in certificates]
     gaps = [violation.gap for violation in violations or [] if violation is not None]
-    failed = next(
-        (certificate.failed for certificate in certificates if certificate.failed is not None), None
-    )
+    failed = next((certificate.failed for certificate in certificates if certificate.failed is not None), None)
     return Finding(
         name,
         state,
@@ -187,9 +178,7 @@ def report(findings: list[Finding]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--seeds", type=int, default=10, help="how many parameters are drawn for each network"
-    )
+    parser.add_argument("--seeds", type=int, default=10, help="how many parameters are drawn for each network")
     parser.add_argument("--steps", type=int, default=300, help="steps of training")
     parser.add_argument("--segments", type=int, default=5_000, help="segments of each search")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every finding to FILE")

@@ -207,17 +207,13 @@ def _chunk(network: Network, carry: Any, data: Any, rows: jax.Array, rates: jax.
     def loss(p: Params, x: jax.Array, y: jax.Array) -> jax.Array:
         return network.loss(network.apply(p, x), y)
 
-    def step(
-        p: Params, m: Params, v: Params, x: jax.Array, y: jax.Array, rate: jax.Array, t: jax.Array
-    ) -> Any:
+    def step(p: Params, m: Params, v: Params, x: jax.Array, y: jax.Array, rate: jax.Array, t: jax.Array) -> Any:
         first, second = ADAM_DECAYS
         g = clip(jax.grad(loss)(p, x, y))
         m = jax.tree.map(lambda a, b: first * a + (1 - first) * b, m, g)
         v = jax.tree.map(lambda a, b: second * a + (1 - second) * b * b, v, g)
         unbiased = (1 - first**t, 1 - second**t)
-        p = jax.tree.map(
-            lambda a, b, c: a - rate * (b / unbiased[0]) / (jnp.sqrt(c / unbiased[1]) + 1e-8), p, m, v
-        )
+        p = jax.tree.map(lambda a, b, c: a - rate * (b / unbiased[0]) / (jnp.sqrt(c / unbiased[1]) + 1e-8), p, m, v)
         return network.project(p), m, v
 
     def body(carry: Any, now: Any) -> Any:
@@ -290,9 +286,7 @@ def order(seed: int, rows: int, length: int) -> np.ndarray:
     return np.concatenate([rng.permutation(rows) for _ in range(math.ceil(length / rows))])[:length]
 
 
-def best_rate(
-    network: Network, params: Params, rows: Rows, steps: int, batch: int, grid: Sequence[float]
-) -> float:
+def best_rate(network: Network, params: Params, rows: Rows, steps: int, batch: int, grid: Sequence[float]) -> float:
     """Return the learning rate that is best on the held-out rows of one copy.
 
     Where it is at an end of the grid, two rates beyond it are tried too, and so on, `BEYOND` times at most.

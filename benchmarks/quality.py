@@ -24,20 +24,7 @@ from typing import Any
 
 import numpy as np
 from quality_runs import run, write
-from quality_scores import (
-    CHOSEN,
-    CONVEX,
-    FITTED,
-    LSE_STARTED,
-    OURS,
-    PEERS,
-    PLANES,
-    SHAPES,
-    WIDE,
-    Job,
-    Score,
-    score,
-)
+from quality_scores import CHOSEN, CONVEX, FITTED, LSE_STARTED, OURS, PEERS, PLANES, SHAPES, WIDE, Job, Score, score
 from quality_tasks import FAMILIES
 from timing import table
 
@@ -59,9 +46,7 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
     if arguments.command == "small":
         return [Job("small", model, 2000, 128) for model in (FITTED, *OURS, *PEERS, PLANES, CONVEX)]
     return [
-        Job(
-            family, model, 2000, 128, {"dim": arguments.dim, "noise": arguments.noise, "draw": arguments.draw}
-        )
+        Job(family, model, 2000, 128, {"dim": arguments.dim, "noise": arguments.noise, "draw": arguments.draw})
         for family in FAMILIES
         for model in SUITE
     ]
@@ -148,12 +133,8 @@ def show(scores: list[Score], command: str) -> None:
         "seconds",
     ]
     print(table(titles, lines_of(scores, bool(published))))
-    print(
-        "error: mean squared, without noise, " + ("in original units" if published else "over the variance")
-    )
-    print(
-        f"over the first: of the task's first line, errors below {EXACT:g} as it; idle: groups that hardly ever win"
-    )
+    print("error: mean squared, without noise, " + ("in original units" if published else "over the variance"))
+    print(f"over the first: of the task's first line, errors below {EXACT:g} as it; idle: groups that hardly ever win")
     for name, value in published.items():
         print(f"published: {name} {value:g}")
     if len({one.task for one in scores}) > 1:
@@ -204,9 +185,7 @@ def read_scores(records: list[dict[str, Any]]) -> list[Score]:
 
 def main() -> None:
     """Run one subcommand."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = ["quadratic", "small", "suite", *OTHERS, "report"]
     parser.add_argument("command", choices=commands)
     parser.add_argument("--dim", type=int, default=8, help="of the suite")

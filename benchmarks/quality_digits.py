@@ -42,9 +42,7 @@ def he(params: Params, key: jax.Array) -> Params:
         if "raw_weight" not in jax.tree_util.keystr(path):
             return leaf
         own = jax.random.normal(jax.random.fold_in(key, place), leaf.shape)
-        return jnp.log(
-            jnp.expm1(math.sqrt(2.0) * jnp.abs(own))
-        )  # the hull reads softplus(raw) / sqrt(2 fan_in)
+        return jnp.log(jnp.expm1(math.sqrt(2.0) * jnp.abs(own)))  # the hull reads softplus(raw) / sqrt(2 fan_in)
 
     return jax.tree.unflatten(tree, [drawn(place, *pair) for place, pair in enumerate(paths)])
 

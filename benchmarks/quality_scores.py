@@ -220,13 +220,10 @@ def score(job: Job) -> Score:
             start = None if job.model == HULL else "affine"
             shapes = {"": network_from_start(HullConfig(dim, out_dim=out_dim, **fields), start)}
         elif job.model == WIDE:
-            shapes = {
-                "4 layers": icnn(dim, out_dim, 64, layers=4)
-            }  # as published, at any number of parameters
+            shapes = {"4 layers": icnn(dim, out_dim, 64, layers=4)}  # as published, at any number of parameters
         else:
             shapes = {
-                name: match_size(partial(make, dim, out_dim), parameters)
-                for name, make in SHAPES[job.model].items()
+                name: match_size(partial(make, dim, out_dim), parameters) for name, make in SHAPES[job.model].items()
             }
         shape, network, rate, params = tune(shapes, data.rows, job.steps, job.batch, RATES)
         parameters = count(network)
@@ -235,9 +232,7 @@ def score(job: Job) -> Score:
         config = network.config
         if config is not None and config.petals > 1:
             models = [VectorHull.from_params(config, p) for p in params]
-            idle = float(
-                np.mean([idle_groups(model, x) for model, x in zip(models, data.x_test, strict=True)])
-            )
+            idle = float(np.mean([idle_groups(model, x) for model, x in zip(models, data.x_test, strict=True)]))
     variance = float(task.y_test.var(axis=0).mean())
     seconds = time.perf_counter() - began
     return Score(task.name, job.model, parameters, shape, rate, tuple(errors), variance, idle, seconds)

@@ -61,12 +61,7 @@ def huber_l1(rng: np.random.Generator, dim: int) -> Function:
     return function
 
 
-SCALAR = {
-    "quadratic": quadratic,
-    "log-sum-exp": log_sum_exp,
-    "max-affine": max_affine,
-    "Huber + L1": huber_l1,
-}
+SCALAR = {"quadratic": quadratic, "log-sum-exp": log_sum_exp, "max-affine": max_affine, "Huber + L1": huber_l1}
 
 
 def vector(rng: np.random.Generator, dim: int) -> Function:

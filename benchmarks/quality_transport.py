@@ -126,9 +126,7 @@ def baselines(dim: int) -> list[tuple[str, int, None, list[float]]]:
     found: dict[str, list[float]] = {"identity": [], "covariances of the samples": []}
     for seed, pair in enumerate(pairs):
         found["identity"].append(judge(pair, seed, lambda x: x))
-        roots = [
-            np.linalg.cholesky(np.cov(part.T.astype(np.float64))) for part in np.split(drawn[seed], 2, axis=1)
-        ]
+        roots = [np.linalg.cholesky(np.cov(part.T.astype(np.float64))) for part in np.split(drawn[seed], 2, axis=1)]
         matrix = closed_form(*[Gaussian(np.zeros(dim), root) for root in roots])[0]
         found["covariances of the samples"].append(judge(pair, seed, lambda x, m=matrix: np.asarray(x) @ m.T))
     return [(name, 0, None, values) for name, values in found.items()]
@@ -150,15 +148,12 @@ def learn_map(job: tuple[str, int, int]) -> Record:
         return jax.vmap(jax.grad(total))(x)
 
     apart = [
-        judge(pair, seed, partial(move, p))
-        for seed, (pair, p) in enumerate(zip(pairs, found.params, strict=True))
+        judge(pair, seed, partial(move, p)) for seed, (pair, p) in enumerate(zip(pairs, found.params, strict=True))
     ]
     return record(dim, name, count(network), found.rate, apart, time.perf_counter() - began)
 
 
-def record(
-    dim: int, name: str, parameters: int, rate: float | None, found: list[float], seconds: float
-) -> Record:
+def record(dim: int, name: str, parameters: int, rate: float | None, found: list[float], seconds: float) -> Record:
     """Return a line of the results; `found` holds the L2-UVP of every seed, in per cent."""
     numbers = {"parameters": parameters, "rate": rate, "errors": found, "seconds": seconds}
     return {"dim": dim, "model": name} | numbers

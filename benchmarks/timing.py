@@ -23,9 +23,7 @@ WARM_UP = 4  # the first of them compiles
 SHORTEST = 5e-3  # seconds: shorter calls are repeated within a sample
 
 
-def compare(
-    calls: Calls, pairs: Pairs, rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> Record:
+def compare(calls: Calls, pairs: Pairs, rounds: int, clock: Callable[[], float] = time.perf_counter) -> Record:
     """Time calls in turn; return the median milliseconds of each, and the quartiles of first / second of each pair."""
     warm = {name: min(duration(call, 1, clock) for _ in range(WARM_UP)) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}

@@ -88,9 +88,7 @@ def as_array(value: Any, beside: Array) -> Array:
 def einsum(formula: str, *arrays: Array) -> Array:
     """Return a sum of products; more than two factors are multiplied in the cheapest order."""
     xp = namespace(arrays[0])
-    return (
-        np.einsum(formula, *arrays, optimize=len(arrays) > 2) if xp is NUMPY else xp.einsum(formula, *arrays)
-    )
+    return np.einsum(formula, *arrays, optimize=len(arrays) > 2) if xp is NUMPY else xp.einsum(formula, *arrays)
 
 
 def iterate(goes_on: Callable[[Any], Any], advance: Callable[[Any], Any], state: Any) -> Any:

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 
-def fail(
-    owner: str, argument: str, expected: str, got: str, fix: str, kind: type[Exception] = ValueError
-) -> NoReturn:
+def fail(owner: str, argument: str, expected: str, got: str, fix: str, kind: type[Exception] = ValueError) -> NoReturn:
     """Raise `kind` with the house's message: what was required, what came, one fix."""
     raise kind(f"{owner}.{argument}: expected {expected}; got {got}. {fix}")
 
@@ -56,13 +54,7 @@ def whole_number(owner: str, argument: str, value: Any, least: int, most: int | 
 def one_of(owner: str, argument: str, value: Any, known: tuple[Any, ...]) -> Any:
     """Return `value` if it is one of `known`."""
     if type(value) not in {type(item) for item in known} or value not in known:
-        fail(
-            owner,
-            argument,
-            f"one of {list(known)}",
-            repr(value),
-            f"Pass {argument}={known[0]!r}, for example.",
-        )
+        fail(owner, argument, f"one of {list(known)}", repr(value), f"Pass {argument}={known[0]!r}, for example.")
     return value
 
 

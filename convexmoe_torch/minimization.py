@@ -21,30 +21,14 @@ import torch
 from torch import Tensor
 
 from convexmoe.hull.parameters import Tree, averaged, effective, map_tree
-from convexmoe.minimization import (
-    Conjugate,
-    MaxAffine,
-    Minimum,
-    conjugate,
-    inverse_gradient,
-    max_affine,
-    minimize,
-)
+from convexmoe.minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
 from convexmoe.minimization.solver import Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers PyTorch)
 from .hull import HullModule
 from .hull.positive import positive_weight
 
-__all__ = [
-    "Conjugate",
-    "MaxAffine",
-    "Minimum",
-    "conjugate",
-    "inverse_gradient",
-    "max_affine",
-    "minimize",
-]
+__all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize"]
 
 
 class HullSolver:
@@ -75,9 +59,7 @@ class HullSolver:
     ) -> Record:
         with torch.set_grad_enabled(beside is not None and torch.is_grad_enabled()):
             weights = map_tree(Tensor.double, model.tree)
-            weights, config = averaged(
-                effective(weights, model.config, positive_weight), model.config, torch.roll
-            )
+            weights, config = averaged(effective(weights, model.config, positive_weight), model.config, torch.roll)
             given = [self._place(value, weights["shifts"]) for value in arrays]
             record = function(weights, *given, config=config, **static)
             if beside is None:

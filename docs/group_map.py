@@ -12,9 +12,7 @@ import matplotlib.image
 import numpy as np
 
 PLACE = Path(__file__).parent / "pages" / "images" / "group_map.png"
-GAP = (
-    10  # blank columns between two panels at least; within a panel, between labels and ticks, there are fewer
-)
+GAP = 10  # blank columns between two panels at least; within a panel, between labels and ticks, there are fewer
 EDGE = 6
 
 

@@ -61,28 +61,10 @@ PLANTS = (
     Plant("gas", (20,), (200,), 200, (34.0,), ((0.012,),), 420.0, (1.0,), 140.0, 8.0),
     Plant("biomass", (10,), (90,), 30, (27.0,), ((0.05,),), 130.0, (1.0,), 55.0, 5.0),
     Plant(
-        "heat and power A",
-        (30, 0),
-        (160, 140),
-        70,
-        (24.0, 6.0),
-        ((0.02, 0.008), (0.008, 0.02)),
-        400,
-        (1, 0.7),
-        180,
-        10,
+        "heat and power A", (30, 0), (160, 140), 70, (24.0, 6.0), ((0.02, 0.008), (0.008, 0.02)), 400, (1, 0.7), 180, 10
     ),
     Plant(
-        "heat and power B",
-        (20, 0),
-        (110, 120),
-        60,
-        (29.0, 4.0),
-        ((0.03, 0.01), (0.01, 0.015)),
-        300,
-        (0.8, 1),
-        130,
-        9,
+        "heat and power B", (20, 0), (110, 120), 60, (29.0, 4.0), ((0.03, 0.01), (0.01, 0.015)), 300, (0.8, 1), 130, 9
     ),
 )
 
@@ -114,9 +96,7 @@ def measure_costs(plant: Plant, count: int, seed: int) -> tuple[np.ndarray, np.n
 def fit_hull(x: np.ndarray, y: np.ndarray, steps: int, seed: int) -> Any:
     """Return a hull fitted to measurements, a fifth of them held out to stop early."""
     torch.manual_seed(seed)
-    hull = cm.VectorHull(
-        x.shape[1], petals=4, out_dim=1, hidden_dim=16, activation="huber_relu", temperature="learned"
-    )
+    hull = cm.VectorHull(x.shape[1], petals=4, out_dim=1, hidden_dim=16, activation="huber_relu", temperature="learned")
     held = len(x) // 5
     return cm.fit(hull, x[held:], y[held:], validation=(x[:held], y[:held]), steps=steps, seed=seed).model
 
@@ -165,10 +145,7 @@ def solve(costs: list[Callable[[Any], Any]], hours: int) -> Plan:
     """Return the cheapest plan by some cost curves, one a plant: rows of MW -> expression of their costs."""
     power, heat = demand(hours)
     made = [cp.Variable((hours, len(plant.low))) for plant in PLANTS]
-    constraints = [
-        sum(x[:, 0] for x in made) == power,
-        sum(x[:, 1] for x in made if x.shape[1] == 2) == heat,
-    ]
+    constraints = [sum(x[:, 0] for x in made) == power, sum(x[:, 1] for x in made if x.shape[1] == 2) == heat]
     for plant, x in zip(PLANTS, made, strict=True):
         ones = np.ones((hours, 1))
         constraints += [
@@ -177,9 +154,7 @@ def solve(costs: list[Callable[[Any], Any]], hours: int) -> Plan:
             cp.abs(cp.diff(x[:, 0])) <= plant.ramp * 24 / hours,
         ]
     total = sum(cp.sum(cost(x)) for cost, x in zip(costs, made, strict=True))
-    problem = cp.Problem(
-        cp.Minimize(total / 1000), constraints
-    )  # in thousands: solvers like numbers near one
+    problem = cp.Problem(cp.Minimize(total / 1000), constraints)  # in thousands: solvers like numbers near one
     assert problem.is_dcp()
     started = time.perf_counter()
     problem.solve(solver=cp.CLARABEL)
@@ -209,9 +184,7 @@ def draw(hulls: list[Any], data: list[Any], plans: dict[str, Plan], path: Path) 
     axes[0].legend()
     hours = len(plans["hulls"].made[0])
     t = np.arange(hours) * 24 / hours
-    axes[3].stackplot(
-        t, [x[:, 0] for x in plans["hulls"].made], labels=[plant.name for plant in PLANTS], alpha=0.8
-    )
+    axes[3].stackplot(t, [x[:, 0] for x in plans["hulls"].made], labels=[plant.name for plant in PLANTS], alpha=0.8)
     tops = np.cumsum([x[:, 0] for x in plans["exact optimum"].made], axis=0)
     axes[3].plot(t, tops.T, "k:", lw=1)
     axes[3].set(title="power: plan of the hulls (dotted: exact optimum)", xlabel="hour", ylabel="MW")
@@ -241,19 +214,12 @@ def main() -> int:
     best = plans["exact optimum"].true
     gaps = {name: plan.true / best - 1 for name, plan in plans.items()}
     table = Table(
-        "plan by",
-        "expected cost",
-        "true cost",
-        "above the optimum",
-        "solver, s",
-        title="A day of five plants",
+        "plan by", "expected cost", "true cost", "above the optimum", "solver, s", title="A day of five plants"
     )
     for column in table.columns[1:]:
         column.justify = "right"
     for name, plan in plans.items():
-        table.add_row(
-            name, f"{plan.expected:,.0f}", f"{plan.true:,.0f}", f"{gaps[name]:.3%}", f"{plan.seconds:.2f}"
-        )
+        table.add_row(name, f"{plan.expected:,.0f}", f"{plan.true:,.0f}", f"{gaps[name]:.3%}", f"{plan.seconds:.2f}")
     console.print(table)
     args.out.mkdir(parents=True, exist_ok=True)
     draw(hulls, data, plans, args.out / "dispatch.png")

@@ -61,9 +61,7 @@ class JaxExpert(convexmoe_jax.ExpertModule):
 
     def attend(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the output and the weights, `[heads, length, length]`; a character sees those up to itself."""
-        query, key, value = (
-            layer(x).reshape(len(x), self.heads, -1) for layer in (self.query, self.key, self.value)
-        )
+        query, key, value = (layer(x).reshape(len(x), self.heads, -1) for layer in (self.query, self.key, self.value))
         scores = jnp.einsum("qhd,khd->hqk", query, key) / query.shape[-1] ** 0.5
         visible = jnp.tril(jnp.ones((len(x), len(x)), bool)) & mask
         weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
@@ -102,9 +100,7 @@ class TorchExpert(convexmoe_torch.ExpertModule):
             layer(x).reshape(rows, length, self.heads, -1) for layer in (self.query, self.key, self.value)
         )
         scores = torch.einsum("rqhd,rkhd->rhqk", query, key) / query.shape[-1] ** 0.5
-        visible = (
-            torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() & mask[:, None, None]
-        )
+        visible = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() & mask[:, None, None]
         weights = torch.softmax(torch.where(visible, scores, -torch.inf), dim=-1)
         return self.out(torch.einsum("rhqk,rkhd->rqhd", weights, value).reshape(rows, length, -1)), weights
 

@@ -34,15 +34,7 @@ import convexmoe_jax
 import convexmoe_torch
 from interop import to_torch
 
-LANGUAGES = {
-    "anu": "hill",
-    "eru": "hill",
-    "ilo": "hill",
-    "osk": "coast",
-    "usk": "coast",
-    "ber": None,
-    "tam": None,
-}
+LANGUAGES = {"anu": "hill", "eru": "hill", "ilo": "hill", "osk": "coast", "usk": "coast", "ber": None, "tam": None}
 FAMILIES = ("hill", "coast", "mixed")
 LEVEL_WEIGHTS = {"universal": 0.3, "family": 0.2, "language": 0.5}
 RATE, DECAY, CLIP = 3e-3, 1e-2, 1.0  # of AdamW; the largest norm of the gradient
@@ -65,9 +57,7 @@ def draw_chains(sizes: Sizes, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     shape = (sizes.characters, sizes.characters)
     of_all, of_family = rng.normal(size=shape), {name: rng.normal(size=shape) for name in FAMILIES}
-    parts = [
-        of_all + 1.5 * of_family[family or "mixed"] + rng.normal(size=shape) for family in LANGUAGES.values()
-    ]
+    parts = [of_all + 1.5 * of_family[family or "mixed"] + rng.normal(size=shape) for family in LANGUAGES.values()]
     weights = np.exp(1.5 * np.stack(parts))
     weights[:, :, BEGIN] = 0
     return weights / weights.sum(axis=-1, keepdims=True)
@@ -286,9 +276,7 @@ class TorchTraining:
 
     def weights(self) -> Tables:
         """Return every parameter by name."""
-        return {
-            name: value.detach().numpy() for name, value in (self.tables | self.model.state_dict()).items()
-        }
+        return {name: value.detach().numpy() for name, value in (self.tables | self.model.state_dict()).items()}
 
 
 TRAININGS: dict[str, Any] = {"jax": JaxTraining, "torch": TorchTraining}

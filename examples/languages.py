@@ -310,9 +310,7 @@ def show(figures: dict[str, Any], languages: list[str], console: Console) -> Non
     for name, (group, reduce) in rows.items():
         seeds = [over_seeds(found, group, reduce) for found in figures.values()]
         best = min(np.median(values) for values in seeds)
-        cells = [
-            ("[bold]" if np.median(v) == best else "[not bold]") + f"{np.median(v):.3f}[/]" for v in seeds
-        ]
+        cells = [("[bold]" if np.median(v) == best else "[not bold]") + f"{np.median(v):.3f}[/]" for v in seeds]
         if name not in languages:
             cells = [f"{cell}\n{v.min():.3f}-{v.max():.3f}" for cell, v in zip(cells, seeds, strict=True)]
         table.add_row(name + " (poor)" * (name in POOR), *cells, end_section=name == "worst")
@@ -356,10 +354,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("languages-run"))
     args = parser.parse_args()
-    full, quick = (
-        Settings(FAMILIES, RATES, args.seeds, STEPS),
-        Settings(QUICK_FAMILIES, RATES[1:2], 1, 2 * CHUNK),
-    )
+    full, quick = (Settings(FAMILIES, RATES, args.seeds, STEPS), Settings(QUICK_FAMILIES, RATES[1:2], 1, 2 * CHUNK))
     settings = quick if args.quick else full
     started, console = time.perf_counter(), Console()
     data = prepare(settings)

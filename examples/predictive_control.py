@@ -103,13 +103,7 @@ def fit_hull(x: np.ndarray, y: np.ndarray, steps: int) -> cm.VectorHull:
     """Return a hull fitted to values, a fifth of them held out to stop early."""
     held = len(x) // 5
     hull = cm.VectorHull(
-        2,
-        petals=4,
-        out_dim=1,
-        hidden_dim=16,
-        activation="huber_relu",
-        temperature="learned",
-        rngs=nnx.Rngs(0),
+        2, petals=4, out_dim=1, hidden_dim=16, activation="huber_relu", temperature="learned", rngs=nnx.Rngs(0)
     )
     return cm.fit(hull, x[held:], y[held:], validation=(x[:held], y[:held]), steps=steps).model
 
@@ -128,10 +122,7 @@ def fit_mlp(x: np.ndarray, y: np.ndarray, steps: int) -> Callable[[jax.Array], j
         return jax.nn.relu(hidden @ w["w1"] + w["b1"]) @ w["w2"] + w["b2"]
 
     mean, scale, middle, spread = x.mean(axis=0), x.std(axis=0), y.mean(), y.std()
-    rows, targets = (
-        ((x - mean) / scale).astype(np.float32),
-        ((y - middle) / spread)[:, None].astype(np.float32),
-    )
+    rows, targets = (((x - mean) / scale).astype(np.float32), ((y - middle) / spread)[:, None].astype(np.float32))
     held = len(x) // 5
     params = cm.train(
         forward, weights, rows[held:], targets[held:], validation=(rows[:held], targets[:held]), steps=steps
@@ -173,9 +164,7 @@ def descent_policy(descend: Any, starts: int) -> Callable[[], Policy]:
         def policy(state: np.ndarray) -> float:
             nonlocal plan
             random = rng.uniform(-1, 1, (starts - 1, HORIZON)) * LARGEST_FORCE
-            plans, objectives = descend(
-                jnp.asarray([[*plan[1:], 0.0], *random], jnp.float32), state.astype(np.float32)
-            )
+            plans, objectives = descend(jnp.asarray([[*plan[1:], 0.0], *random], jnp.float32), state.astype(np.float32))
             plan = np.asarray(plans[int(np.argmin(objectives))])
             return float(plan[0])
 
@@ -251,9 +240,7 @@ def main() -> int:
     }
     policies: dict[str, Callable[[], Policy]] = {
         "optimum": partial(solver_policy, planning_problem(LONG, None)),
-        "hull, Clarabel": partial(
-            solver_policy, planning_problem(HORIZON, lambda end: to_cvxpy(hull, end, output=0))
-        ),
+        "hull, Clarabel": partial(solver_policy, planning_problem(HORIZON, lambda end: to_cvxpy(hull, end, output=0))),
         "MLP, one descent": descent_policy(on_mlp, 1),
         f"MLP, best of {STARTS}": descent_policy(on_mlp, STARTS),
         "no value at the end": partial(solver_policy, planning_problem(HORIZON, None)),
@@ -271,21 +258,15 @@ def main() -> int:
     stuck = {"hull": share_stuck(on_hull, states, 2), "MLP": share_stuck(on_mlp, states, 2)}
 
     best, gaps = costs["optimum"], {}
-    table = Table(
-        "controller", "cost", "above the optimum", "off at the end", "ms a step", title="Closed loops"
-    )
+    table = Table("controller", "cost", "above the optimum", "off at the end", "ms a step", title="Closed loops")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, cost in costs.items():
         gaps[name] = float(cost.sum() / best.sum() - 1)
         rest = max(abs(trip[-1, 0]) for trip in trips[name])
-        table.add_row(
-            name, f"{cost.mean():.2f}", f"{gaps[name]:.1%}", f"{rest:.2f}", f"{1000 * took[name]:.1f}"
-        )
+        table.add_row(name, f"{cost.mean():.2f}", f"{gaps[name]:.1%}", f"{rest:.2f}", f"{1000 * took[name]:.1f}")
     console.print(table)
-    console.print(
-        f"error of the value at 100 new states, RMS: hull {errors['hull']:.1f}, MLP {errors['MLP']:.1f}"
-    )
+    console.print(f"error of the value at 100 new states, RMS: hull {errors['hull']:.1f}, MLP {errors['MLP']:.1f}")
     console.print(
         f"descents that end over 1 % above the best: {stuck['MLP']:.1%} on the MLP, {stuck['hull']:.1%} on the hull"
     )
@@ -296,9 +277,7 @@ def main() -> int:
     (args.out / "figures.json").write_text(json.dumps(record, indent=1) + "\n")
     console.print(f"{seconds:.0f} s. Written: {args.out / 'figures.json'}, {args.out / 'control.png'}")
     good = gaps["hull, Clarabel"] <= LARGEST_GAP and stuck["hull"] <= LARGEST_STUCK
-    rule = (
-        f"with the hull, runs cost at most {LARGEST_GAP:.0%} more than the optimum, and no descent is stuck"
-    )
+    rule = f"with the hull, runs cost at most {LARGEST_GAP:.0%} more than the optimum, and no descent is stuck"
     console.print(f"{'passed' if good else 'FAILED'}: {rule}", soft_wrap=True)
     return 0 if good else 1
 

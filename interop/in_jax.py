@@ -77,7 +77,5 @@ def train_mlp(weights: dict[str, Rows], x: Rows, y: Rows, **schedule: Any) -> Ca
         h = jax.nn.relu(h @ params["weight_1"] + params["bias_1"])
         return h @ params["weight_2"] + params["bias_2"]
 
-    params = package.train(
-        forward, {key: jnp.asarray(w) for key, w in weights.items()}, x, y, **schedule
-    ).params
+    params = package.train(forward, {key: jnp.asarray(w) for key, w in weights.items()}, x, y, **schedule).params
     return lambda rows: np.asarray(forward(params, np.asarray(rows, np.float32)), np.float64)

@@ -58,12 +58,7 @@ def from_torch_mice(source: Source, petals: int | None = None, *, framework: str
 
 
 def from_celmoe(
-    source: Source,
-    config: Any,
-    expert_factory: Any,
-    *,
-    fusion_module: Any = None,
-    framework: str = "torch",
+    source: Source, config: Any, expert_factory: Any, *, fusion_module: Any = None, framework: str = "torch"
 ) -> Any:
     """Return a `HierarchicalCELMoE` with the weights of a checkpoint of celmoe-vp 1.1.1.
 
@@ -80,9 +75,7 @@ def from_celmoe(
     arrays, side = _read("from_celmoe", source), get(framework)
     layers = import_module(f"{side.package.__name__}.files.layers")
     recipes = {"experts": {}, "fusion": "LearnedFusion"}
-    model = layers.build(
-        side.package.CELMoEConfig.from_json(config.to_json()), recipes, expert_factory, fusion_module
-    )
+    model = layers.build(side.package.CELMoEConfig.from_json(config.to_json()), recipes, expert_factory, fusion_module)
     layers.fill(model, arrays)
     return model
 
@@ -111,8 +104,7 @@ def _translate(arrays: dict[str, np.ndarray], P: int) -> tuple[dict[str, np.ndar
         params[f"{gate}.bias"] = take(f"petals.{gate}_net.lin.bias", 1)
         each = f"petals.extra_{gate}_nets"
         weights, biases = (
-            [take(f"{each}.{p}.lin.{name}", axes) for p in range(P)]
-            for name, axes in (("weight", 2), ("bias", 1))
+            [take(f"{each}.{p}.lin.{name}", axes) for p in range(P)] for name, axes in (("weight", 2), ("bias", 1))
         )
         for name, petals in (("weight", weights), ("bias", biases)):
             if len({value.shape for value in petals}) != 1:

@@ -37,20 +37,14 @@ def adam_to_torch(state: Any, model: Any, optimizer: torch.optim.Optimizer, twin
     """
     saved = in_jax.optimizer_state(state, model)
     moments = {
-        moment: {name: tensor_of(array) for name, array in arrays.items()}
-        for moment, arrays in saved.moments.items()
+        moment: {name: tensor_of(array) for name, array in arrays.items()} for moment, arrays in saved.moments.items()
     }
     in_torch.restore(optimizer, twin, OptimizerState(saved.rule, saved.step, moments))
     return saved.step
 
 
 def adam_to_optax(
-    optimizer: torch.optim.Optimizer,
-    twin: torch.nn.Module,
-    state: Any,
-    model: Any,
-    *,
-    steps: int | None = None,
+    optimizer: torch.optim.Optimizer, twin: torch.nn.Module, state: Any, model: Any, *, steps: int | None = None
 ) -> Any:
     """Return `state` with the moments and counts of a torch optimizer: Adam, AdamW, or SGD with momentum.
 

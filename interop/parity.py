@@ -86,8 +86,7 @@ class ParityReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{c.name:<28} {c.error:9.2e}  (bound {c.bound:.0e})  {'ok' if c.ok else 'MISS'}"
-            for c in self.comparisons
+            f"{c.name:<28} {c.error:9.2e}  (bound {c.bound:.0e})  {'ok' if c.ok else 'MISS'}" for c in self.comparisons
         ]
         return "\n".join([f"parity in {self.dtype}: {'ok' if self.ok else 'MISS'}", *lines])
 

@@ -41,9 +41,7 @@ def to_torch(model: Any, *, expert_factory: Any = None, fusion_module: Any = Non
     4
     """
     if isinstance(model, convexmoe_jax.HierarchicalCELMoE):
-        return _hierarchy_twin(
-            model, convexmoe_jax, convexmoe_torch, tensor_of, expert_factory, fusion_module
-        )
+        return _hierarchy_twin(model, convexmoe_jax, convexmoe_torch, tensor_of, expert_factory, fusion_module)
     _check_hull("to_torch", model, convexmoe_jax)
     weights = convexmoe_jax.hull.flatten(model.params)
     return _hull_twin(model, convexmoe_torch, {name: tensor_of(array) for name, array in weights.items()})
@@ -66,9 +64,7 @@ def to_jax(model: Any, *, expert_factory: Any = None, fusion_module: Any = None)
     if isinstance(model, convexmoe_torch.HierarchicalCELMoE):
         return _hierarchy_twin(model, convexmoe_torch, convexmoe_jax, _in_jax, expert_factory, fusion_module)
     _check_hull("to_jax", model, convexmoe_torch)
-    return _hull_twin(
-        model, convexmoe_jax, {name: array_of(tensor) for name, tensor in model.named_parameters()}
-    )
+    return _hull_twin(model, convexmoe_jax, {name: array_of(tensor) for name, tensor in model.named_parameters()})
 
 
 def _check_hull(owner: str, model: Any, package: Any) -> None:

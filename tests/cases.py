@@ -131,16 +131,8 @@ def tied_inputs(config: Mapping[str, Any]) -> np.ndarray:
 
 # Fields that a config must refuse: (fields, exception, message).
 BAD_FIELDS = [
-    (
-        fields(in_dim=0),
-        ValueError,
-        "HullConfig.in_dim: expected a whole number >= 1; got 0. Pass in_dim=1 or more.",
-    ),
-    (
-        fields(petals=2.0),
-        TypeError,
-        "HullConfig.petals: expected a whole number >= 1; got 2.0. Pass petals=1 or more.",
-    ),
+    (fields(in_dim=0), ValueError, "HullConfig.in_dim: expected a whole number >= 1; got 0. Pass in_dim=1 or more."),
+    (fields(petals=2.0), TypeError, "HullConfig.petals: expected a whole number >= 1; got 2.0. Pass petals=1 or more."),
     (
         fields(petals=True),
         TypeError,
@@ -247,12 +239,7 @@ BAD_INPUTS = [
         ValueError,
         "VectorHull.x: expected last axis in_dim=5; got float32[11, 7]. Build it with in_dim=7 or project the input.",
     ),
-    (
-        (),
-        "float32",
-        ValueError,
-        "VectorHull.x: expected last axis in_dim=5; got float32[]. Give it one axis at least.",
-    ),
+    ((), "float32", ValueError, "VectorHull.x: expected last axis in_dim=5; got float32[]. Give it one axis at least."),
     (
         (ROWS, 5),
         "float16",

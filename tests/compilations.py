@@ -4,9 +4,7 @@ import jax
 
 COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration, **_: (
-        COMPILED.append(event) if event.endswith("backend_compile_duration") else None
-    )
+    lambda event, duration, **_: COMPILED.append(event) if event.endswith("backend_compile_duration") else None
 )
 
 

@@ -44,9 +44,7 @@ ROUTINGS = {
 
 def in_full(routing, rows):
     """The routing as the model takes it: a name for every row."""
-    return {
-        level: [routes] * rows if isinstance(routes, str) else routes for level, routes in routing.items()
-    }
+    return {level: [routes] * rows if isinstance(routes, str) else routes for level, routes in routing.items()}
 
 
 def rows_of(case, rows, dtype="float32"):

@@ -93,16 +93,11 @@ class JaxEngine:
 
         return make
 
-    def build(
-        self, case: Case, weights: dict[str, np.ndarray], dtype: str = "float64", every="reverse"
-    ) -> Any:
+    def build(self, case: Case, weights: dict[str, np.ndarray], dtype: str = "float64", every="reverse") -> Any:
         """The hierarchy with these weights."""
         with self.precision(dtype):
             model = convexmoe_jax.HierarchicalCELMoE(
-                config_of(convexmoe_jax, case),
-                self.factory(dtype),
-                differentiation=every,
-                rngs=nnx.Rngs(0),
+                config_of(convexmoe_jax, case), self.factory(dtype), differentiation=every, rngs=nnx.Rngs(0)
             )
             if case.fusion:
                 widths = [out for _, _, out in case.enabled]
@@ -169,9 +164,7 @@ class JaxEngine:
             for path, members, leaf in self.parameters({"level_modules": {}} | nnx.to_pure_dict(by_state)):
                 for place, member in enumerate(members):
                     gradients[path.format(member)] = leaf[place] if member else leaf
-            values |= {
-                f"gradient of {name}": leaf.T if "gates" in name else leaf for name, leaf in gradients.items()
-            }
+            values |= {f"gradient of {name}": leaf.T if "gates" in name else leaf for name, leaf in gradients.items()}
             return {name: np.array(value) for name, value in values.items()}
 
     def fused(self, model: Any, x: np.ndarray, routes: dict[str, np.ndarray], seed: int | None) -> np.ndarray:
@@ -213,9 +206,7 @@ class TorchEngine:
 
         return make
 
-    def build(
-        self, case: Case, weights: dict[str, np.ndarray], dtype: str = "float64", every="reverse"
-    ) -> Any:
+    def build(self, case: Case, weights: dict[str, np.ndarray], dtype: str = "float64", every="reverse") -> Any:
         """The hierarchy with these weights, loaded by the documented names."""
         config = config_of(convexmoe_torch, case)
         model = convexmoe_torch.HierarchicalCELMoE(config, self.factory(dtype)).to(getattr(torch, dtype))
@@ -229,11 +220,7 @@ class TorchEngine:
         output = model(
             floats["x"],
             {name: self.array(value) for name, value in inputs["routes"].items()},
-            context={
-                "shift": floats["shift"],
-                "of_all": [convexmoe_torch.Shared(floats["common"])],
-                "none": None,
-            },
+            context={"shift": floats["shift"], "of_all": [convexmoe_torch.Shared(floats["common"])], "none": None},
             mask=self.array(inputs["mask"]),
             state={"scale": self.array(inputs["scale"])},
         )
@@ -244,11 +231,7 @@ class TorchEngine:
         values |= {level.name: level.hidden for level in output.levels.values()}
         used = any("tanh" in level.kinds for level in case.levels if level.enabled)
         for name, leaf in [*floats.items(), *model.named_parameters()]:
-            missing = (
-                torch.zeros_like(leaf)
-                if name in ("shift", "common") and not used
-                else torch.tensor(torch.nan)
-            )
+            missing = torch.zeros_like(leaf) if name in ("shift", "common") and not used else torch.tensor(torch.nan)
             values[f"gradient of {name}"] = missing if leaf.grad is None else leaf.grad
         return {name: BACKENDS[1].numpy(value) for name, value in values.items()}
 

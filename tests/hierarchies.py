@@ -83,9 +83,7 @@ CASES = {
         )
     ),
     "five_levels": Case(tuple(Level(f"l{i}", ("linear",) * (1 + i % 3)) for i in range(5))),
-    "stops_in_a_level": Case(
-        (Level("a", ("linear",) * 2, stops=(0,)), Level("b", ("linear",) * 3, stops=(0, 2)))
-    ),
+    "stops_in_a_level": Case((Level("a", ("linear",) * 2, stops=(0,)), Level("b", ("linear",) * 3, stops=(0, 2)))),
     "scales_in_a_level": Case(
         (
             Level("a", ("linear",) * 2, scales=((0, 0.5),)),
@@ -100,12 +98,7 @@ CASES = {
 
 
 def _mlp(hidden):
-    return lambda i, o: {
-        "weight_1": (i, hidden),
-        "bias_1": (hidden,),
-        "weight_2": (hidden, o),
-        "bias_2": (o,),
-    }
+    return lambda i, o: {"weight_1": (i, hidden), "bias_1": (hidden,), "weight_2": (hidden, o), "bias_2": (o,)}
 
 
 SHAPES = {

@@ -69,10 +69,7 @@ def optimum(weights, fields, kind, numbers):
     else:
         rules = [numbers[0] @ x <= numbers[1]]
     problem = cp.Problem(cp.Minimize(hull(weights, fields, z)), rules)
-    for tight in (
-        1e-10,
-        1e-8,
-    ):  # where the first cannot be reached, the second is what Clarabel asks of itself
+    for tight in (1e-10, 1e-8):  # where the first cannot be reached, the second is what Clarabel asks of itself
         try:
             problem.solve(solver=cp.CLARABEL, tol_gap_abs=tight, tol_gap_rel=tight, tol_feas=tight)
         except cp.SolverError:

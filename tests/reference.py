@@ -76,9 +76,7 @@ def pre_activations(weights: Weights, x: np.ndarray, p: int, config: Mapping[str
     for k in range(1, config["depth"]):
         now = layer(weights, str(k), p, config)
         z = act(units[-1], config["activation"])
-        units.append(
-            z @ positive(now["raw_weight"], len(now["raw_weight"])) + x @ now["weight"] + now["bias"]
-        )
+        units.append(z @ positive(now["raw_weight"], len(now["raw_weight"])) + x @ now["weight"] + now["bias"])
     return units
 
 
@@ -106,9 +104,7 @@ def fuse(g: np.ndarray, temperature: float):
     if temperature == 0.0:
         return max(g)
     top = max(g)
-    return top + temperature * (
-        math.log(sum(math.exp((v - top) / temperature) for v in g)) - math.log(len(g))
-    )
+    return top + temperature * (math.log(sum(math.exp((v - top) / temperature) for v in g)) - math.log(len(g)))
 
 
 def temperatures(weights: Weights, config: Mapping[str, Any]):

@@ -77,9 +77,7 @@ def test_rounds_alternate_and_ratios_are_taken_within_a_round(monkeypatch):
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    env = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")])
-    }
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, str(BENCHMARKS / script), *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
@@ -107,10 +105,7 @@ def test_script_refuses_more_threads_than_cores():
 
 @pytest.mark.parametrize(
     ("cases", "experts"),
-    [
-        (["2,6"], ["linear"]),
-        pytest.param(["2,6", "3,6,5"], ["linear", "mlp"], marks=pytest.mark.release),
-    ],
+    [(["2,6"], ["linear"]), pytest.param(["2,6", "3,6,5"], ["linear", "mlp"], marks=pytest.mark.release)],
 )
 def test_dispatch_prints_a_line_for_each_case(tmp_path, cases, experts):
     path = tmp_path / "dispatch.json"

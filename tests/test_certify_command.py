@@ -23,9 +23,7 @@ def test_a_hull_is_proved_and_the_proof_names_its_file(framework, tmp_path):
     path = saved(tmp_path)
     result = invoke("certify", path, "--framework", framework)
     assert result.exit_code == 0, result.output
-    assert (
-        "proved: convex in its input, for every value of the parameters, in exact arithmetic" in result.stdout
-    )
+    assert "proved: convex in its input, for every value of the parameters, in exact arithmetic" in result.stdout
     record = json.loads((tmp_path / "model.certificate.json").read_text())
     assert (record["verdict"], record["strength"]) == ("proved", "structural")
     assert record["model"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -51,9 +49,7 @@ def test_float64_and_one_strength(tmp_path):
 def test_what_is_not_proved_ends_with_one(tmp_path, monkeypatch):
     path, package = saved(tmp_path), frameworks.get("jax").package
     certify = package.certify
-    monkeypatch.setattr(
-        package, "certify", lambda model, x, **options: certify(lambda u: -model(u), x, **options)
-    )
+    monkeypatch.setattr(package, "certify", lambda model, x, **options: certify(lambda u: -model(u), x, **options))
     result = invoke("certify", path, "--framework", "jax")
     assert result.exit_code == 1 and "refuted: not convex" in result.stdout
     assert json.loads((tmp_path / "model.certificate.json").read_text())["verdict"] == "refuted"

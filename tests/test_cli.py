@@ -273,9 +273,7 @@ def test_a_model_without_column_names_is_refused(tmp_path):
     path = tmp_path / "bare.safetensors"
     convexmoe_torch.save(convexmoe_torch.VectorHull(2, petals=3, out_dim=1), path)
     data = write(tmp_path / "t.csv", rows())
-    assert_one_line_refusal(
-        invoke("predict", path, data), "bare.safetensors", "column names", "convexmoe fit"
-    )
+    assert_one_line_refusal(invoke("predict", path, data), "bare.safetensors", "column names", "convexmoe fit")
 
 
 def test_a_seed_gives_the_same_files(trained, tmp_path):

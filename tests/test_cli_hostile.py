@@ -137,9 +137,7 @@ def test_results_that_are_not_finite_are_not_written(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("unit", ["e-29", "e+28"])
 def test_units_near_the_limits_give_finite_results(tmp_path, unit):
-    cells = rows(
-        change=lambda cells: [row.__setitem__(slice(None), [f"{c}{unit}" for c in row]) for row in cells[1:]]
-    )
+    cells = rows(change=lambda cells: [row.__setitem__(slice(None), [f"{c}{unit}" for c in row]) for row in cells[1:]])
     data, out = write(tmp_path / "t.csv", cells), tmp_path / "run"
     result = invoke("fit", data, "--target", "y", "--framework", "torch", "--out", out, *QUICK)
     assert result.exit_code == 0, (result.output, result.exception)

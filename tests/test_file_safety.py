@@ -248,10 +248,7 @@ except OSError as error:
 print(open(sys.argv[1], "rb").read() == before)
 """
 MAKE = {
-    "jax": (
-        "import convexmoe_jax\nfrom flax import nnx",
-        "convexmoe_jax.VectorHull(5, 3, rngs=nnx.Rngs(0))",
-    ),
+    "jax": ("import convexmoe_jax\nfrom flax import nnx", "convexmoe_jax.VectorHull(5, 3, rngs=nnx.Rngs(0))"),
     "torch": ("import convexmoe_torch", "convexmoe_torch.VectorHull(5, 3)"),
 }
 
@@ -259,9 +256,7 @@ MAKE = {
 def test_no_room_leaves_the_old_file(backend, tmp_path):
     """A limit on the size of files stands for a full disk."""
     imports, model = MAKE[backend.name]
-    result = run(
-        LIMIT.format(imports=imports, model=model, package=backend.package.__name__), tmp_path / "model"
-    )
+    result = run(LIMIT.format(imports=imports, model=model, package=backend.package.__name__), tmp_path / "model")
     assert result.stdout.split()[0] == "refused" and result.stdout.split()[-1] == "True", result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

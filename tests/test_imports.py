@@ -41,9 +41,7 @@ sys.meta_path.insert(0, Blocked())
 def run(program: str, blocked: set[str] = frozenset()) -> subprocess.CompletedProcess:
     """Run a program in a new interpreter in which every module of `blocked` fails to import."""
     block = BLOCK.format(sorted(blocked))
-    return subprocess.run(
-        [sys.executable, "-c", block + program], capture_output=True, text=True, timeout=120
-    )
+    return subprocess.run([sys.executable, "-c", block + program], capture_output=True, text=True, timeout=120)
 
 
 @functools.cache

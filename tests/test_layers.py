@@ -7,10 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CORE, PACKAGES, ROOF = "convexmoe", ("convexmoe_jax", "convexmoe_torch"), "interop"
-FRAMEWORKS = {
-    "convexmoe_jax": {"jax", "jaxlib", "flax", "optax", "chex"},
-    "convexmoe_torch": {"torch"},
-}
+FRAMEWORKS = {"convexmoe_jax": {"jax", "jaxlib", "flax", "optax", "chex"}, "convexmoe_torch": {"torch"}}
 # room -> the rooms of its own package that it may import; the package's own `__init__` and `names` may import all
 ROOMS = {
     "errors": set(),
@@ -91,19 +88,11 @@ def test_every_import_goes_downwards(package):
         ("convexmoe_jax.hull.module", "import interop.weights", "imports interop.weights"),
         ("convexmoe_jax.hull.module", "from torch.nn import Module", "imports torch.nn"),
         ("convexmoe_torch.hull.module", "import convexmoe_jax.hull", "imports convexmoe_jax.hull"),
-        (
-            "convexmoe_torch.hull.module",
-            "from ..hierarchy.experts import HullExpert",
-            "stands below hierarchy",
-        ),
+        ("convexmoe_torch.hull.module", "from ..hierarchy.experts import HullExpert", "stands below hierarchy"),
         ("convexmoe_torch.hull.module", "from .. import training", "stands below training"),
         ("convexmoe_jax.files.models", "from ..training.engine import fit", "stands below training"),
         ("convexmoe.errors", "from .hull.config import HullConfig", "stands below hull"),
-        (
-            "convexmoe_jax.minimization.minimum",
-            "from convexmoe.convexity import facts",
-            "stands below convexity",
-        ),
+        ("convexmoe_jax.minimization.minimum", "from convexmoe.convexity import facts", "stands below convexity"),
     ],
 )
 def test_control_a_wrong_import_is_seen(module, line, fault):

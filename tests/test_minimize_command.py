@@ -40,9 +40,7 @@ def test_it_prints_point_value_gap_and_what_binds(file, framework):
 
 
 def test_both_frameworks_find_the_same(file):
-    found = [
-        minimize.minimize(file, frameworks.get(name), ["a=1", "b<=0"], 1e-6, None) for name in FRAMEWORKS
-    ]
+    found = [minimize.minimize(file, frameworks.get(name), ["a=1", "b<=0"], 1e-6, None) for name in FRAMEWORKS]
     assert found[0].binding == found[1].binding == ("fixed", "upper")
     assert abs(found[0].value - found[1].value) <= 2e-6 * (1 + abs(found[0].value))
     assert found[0].lower[1] < -1.9 and found[0].upper.tolist() == [1.0, 0.0]

@@ -14,10 +14,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 TREES = ("convexmoe", "convexmoe_jax", "convexmoe_torch", "interop")
-SHORTEST, EQUAL = (
-    12,
-    0.8,
-)  # lines of a unit that is compared; the share of tokens from which two are near twins
+SHORTEST, EQUAL = (12, 0.8)  # lines of a unit that is compared; the share of tokens from which two are near twins
 
 # Files of both packages that may be near twins or hold some, and why. A row whose files hold none any more must go.
 EXCUSED: dict[str, str] = {
@@ -231,7 +228,4 @@ def test_control_what_differs_or_is_short_is_no_twin():
     assert planted(IN_JAX, head + body) == set()
     short = "def f(x):\n    return x + 1\n"
     assert planted(short, short) == set()
-    assert (
-        rows_of(near_twins(units_of("convexmoe_jax/a.py", IN_JAX) + units_of("convexmoe_jax/b.py", IN_JAX)))
-        == {}
-    )
+    assert rows_of(near_twins(units_of("convexmoe_jax/a.py", IN_JAX) + units_of("convexmoe_jax/b.py", IN_JAX))) == {}

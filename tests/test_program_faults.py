@@ -27,11 +27,7 @@ def backend(request):
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
-        (
-            lambda: cp.Variable(4),
-            ValueError,
-            "to_cvxpy.variable: expected shape (5,) or (rows, 5); got (4,).",
-        ),
+        (lambda: cp.Variable(4), ValueError, "to_cvxpy.variable: expected shape (5,) or (rows, 5); got (4,)."),
         (lambda: cp.Variable(), ValueError, "to_cvxpy.variable: expected shape (5,) or (rows, 5); got ()."),
         (lambda: np.ones(5), TypeError, "to_cvxpy.variable: expected an expression of CVXPY; got ndarray."),
         (
@@ -52,9 +48,7 @@ def test_a_complex_variable_is_refused():
 
 
 def test_parameters_in_the_variable_and_in_the_weights_are_refused():
-    with pytest.raises(
-        ValueError, match=r"to_cvxpy.variable: expected an expression without parameters.*shift"
-    ):
+    with pytest.raises(ValueError, match=r"to_cvxpy.variable: expected an expression without parameters.*shift"):
         to_cvxpy(hull(), cp.Variable(5) + cp.Parameter(5, name="shift"), parameters=True)
 
 
@@ -141,9 +135,7 @@ def run(program, blocked, folder):
 def test_without_cvxpy_it_says_what_to_install(tmp_path):
     program = "from interop import to_cvxpy\ntry:\n    to_cvxpy('x', 0)\nexcept ImportError as error:\n    print(error)"
     result = run("import sys; sys.modules['cvxpy'] = None\n" + program, set(), tmp_path)
-    assert result.stdout.strip() == 'interop.to_cvxpy needs CVXPY: pip install "convexmoe[solve]"', (
-        result.stderr
-    )
+    assert result.stdout.strip() == 'interop.to_cvxpy needs CVXPY: pip install "convexmoe[solve]"', result.stderr
 
 
 def test_a_file_is_read_without_any_framework(tmp_path):

@@ -17,19 +17,8 @@ from interop.cvxpy.programs import hull_weights
 ROWS = 3
 PARAMETRIC = {
     case: HULLS[case]
-    for case in (
-        "default",
-        "relu",
-        "huber_relu",
-        "gate_private",
-        "learned",
-        "one_petal",
-        "strong",
-        "units_smooth",
-    )
-} | {
-    "everything": HULLS["everything"] | {"petals": 3}
-}  # with 13 private petals CVXPY takes a minute to compile
+    for case in ("default", "relu", "huber_relu", "gate_private", "learned", "one_petal", "strong", "units_smooth")
+} | {"everything": HULLS["everything"] | {"petals": 3}}  # with 13 private petals CVXPY takes a minute to compile
 NEGATIVE = [  # a case, and where a weight is made negative
     *((case, "readout") for case in ("default", "relu", "huber_relu", "smooth", "deep_private", "gate")),
     *((case, "trunk.1") for case in ("relu", "huber_relu", "deep_private")),
@@ -135,9 +124,7 @@ def test_a_negative_weight_of_a_folded_hull_is_refused():
 # in problems
 
 
-@pytest.mark.parametrize(
-    "case", ["default", "deep_private", "smooth", "relu", "huber_relu", "gate", "everything"]
-)
+@pytest.mark.parametrize("case", ["default", "deep_private", "smooth", "relu", "huber_relu", "gate", "everything"])
 def test_a_solver_finds_a_minimum_that_no_point_is_below(case):
     model = hull(3, **{**HULLS[case], "out_dim": 1, "normalization": None})
     x = cp.Variable(5)
@@ -215,9 +202,7 @@ def test_parameters_give_all_rows_and_outputs():
 @pytest.mark.parametrize("case", ["default", "deep_private", "units_smooth"])
 def test_a_parameter_on_hidden_units_cannot_be_negative(case):
     """The small problem is convex whatever the weights; that it is the hull needs weights >= 0."""
-    expression = to_cvxpy(
-        BACKENDS[1].model(HULLS[case], random_weights(HULLS[case])), cp.Variable(5), parameters=True
-    )
+    expression = to_cvxpy(BACKENDS[1].model(HULLS[case], random_weights(HULLS[case])), cp.Variable(5), parameters=True)
     found = [parameter for parameter in expression.parameters() if "positive_weight" in parameter.name()]
     assert found
     for parameter in found:
@@ -231,14 +216,7 @@ def test_control_the_plain_product_of_parameters_is_not_dpp():
 
 
 @pytest.mark.parametrize(
-    "other",
-    [
-        {"hidden_dim": 11},
-        {"activation": "relu"},
-        {"trunk": "private"},
-        {"temperature": 1.0},
-        {"group_size": 1},
-    ],
+    "other", [{"hidden_dim": 11}, {"activation": "relu"}, {"trunk": "private"}, {"temperature": 1.0}, {"group_size": 1}]
 )
 def test_weights_of_another_structure_are_refused(other):
     expression = to_cvxpy(hull(), cp.Variable(5), parameters=True)
@@ -255,7 +233,5 @@ def test_constants_and_sums_of_hulls_take_no_weights():
 
 
 def test_matrices_hold_the_units():
-    matrices = hull_matrices(
-        hull_weights(BACKENDS[1].model(HULLS["units"], random_weights(HULLS["units"])), "test")
-    )
+    matrices = hull_matrices(hull_weights(BACKENDS[1].model(HULLS["units"], random_weights(HULLS["units"])), "test"))
     np.testing.assert_allclose(matrices["output.scale"], [HULLS["units"]["normalization"]["output_scale"]])

@@ -34,9 +34,7 @@ def test_the_small_task_is_as_hard_as_the_published_one():
     design = np.column_stack([task.x, np.ones(len(task.x))])
     plane = np.linalg.lstsq(design, task.y, rcond=None)[0]
     predicted = np.column_stack([task.x_test, np.ones(len(task.x_test))]) @ plane
-    assert (
-        abs(np.mean((predicted - task.y_test) ** 2) - quality.PUBLISHED["small"]["linear regression"]) < 0.05
-    )
+    assert abs(np.mean((predicted - task.y_test) ** 2) - quality.PUBLISHED["small"]["linear regression"]) < 0.05
 
 
 @pytest.mark.parametrize("family", quality_tasks.FAMILIES)
@@ -126,8 +124,7 @@ def test_the_shape_is_chosen_on_the_rows_of_all_seeds():
 
 
 @pytest.mark.parametrize(
-    "model",
-    [HULL, *[pytest.param(name, marks=pytest.mark.release) for name in (FITTED, CHOSEN, "MLP")], PLANES],
+    "model", [HULL, *[pytest.param(name, marks=pytest.mark.release) for name in (FITTED, CHOSEN, "MLP")], PLANES]
 )
 def test_a_job_gives_a_score(model, monkeypatch):
     monkeypatch.setattr(quality_scores, "MORE_SEEDS", 2)
@@ -169,9 +166,7 @@ def test_a_missing_package_is_named_before_any_work(command, monkeypatch, tmp_pa
 def test_the_rule_of_he_is_drawn_apart_for_every_layer():
     network = quality_digits.network(4, "He")
     trunk = [
-        layer["raw_weight"]
-        for layer in network.init(jax.random.key(0))["trunk"].values()
-        if "raw_weight" in layer
+        layer["raw_weight"] for layer in network.init(jax.random.key(0))["trunk"].values() if "raw_weight" in layer
     ]
     weights = [np.logaddexp(np.asarray(raw), 0.0) / np.sqrt(2 * 128) for raw in trunk]
     assert len(weights) == 3 and not any(np.allclose(weights[0], other) for other in weights[1:])

@@ -70,9 +70,7 @@ def dead_links(page: str, text: str) -> list[str]:
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
         name, _, heading = target.partition("#")
         path = (ROOT / page).parent / name if name else ROOT / page
-        if not target.startswith("http") and not (
-            path.exists() and (not heading or heading in anchors(path))
-        ):
+        if not target.startswith("http") and not (path.exists() and (not heading or heading in anchors(path))):
             found.append(target)
     return found
 
@@ -109,9 +107,7 @@ def problem(command: list[str]) -> str | None:
         unknown = set(subcommand) if text is None else {option for option in options if option not in text}
     elif name == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        used = {
-            e.strip() for arg in args for group in re.findall(r"\[(.*?)\]", arg) for e in group.split(",")
-        }
+        used = {e.strip() for arg in args for group in re.findall(r"\[(.*?)\]", arg) for e in group.split(",")}
         unknown = used - set(extras)
     elif name in ("python", "python3"):
         unknown = {arg for arg in args if arg.endswith(".py") and not (ROOT / arg).is_file()}
@@ -214,7 +210,5 @@ def test_control_a_command_that_cannot_run_is_found(line):
 
 
 def test_control_what_can_run_is_not_flagged():
-    lines = (
-        "make test  # all\nmake demo && pip install 'convexmoe[torch]'\nconvexmoe fit data.csv --petals 4\n"
-    )
+    lines = "make test  # all\nmake demo && pip install 'convexmoe[torch]'\nconvexmoe fit data.csv --petals 4\n"
     assert problems(blocks(f"```bash\n{lines}```\n")) == []

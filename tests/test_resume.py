@@ -253,15 +253,11 @@ def test_refusals_are_one_line(paused, tmp_path):
     table = tmp_path / "other.csv"
     table.write_text("a,b,mpg\n" + "".join(f"{n},{n * n % 7},{n % 5}\n" for n in range(60)))
     result = invoke("fit", table, "--resume", run)
-    assert_one_line_refusal(
-        result, "expected the table that the run was begun with, auto_mpg.csv; got other rows"
-    )
+    assert_one_line_refusal(result, "expected the table that the run was begun with, auto_mpg.csv; got other rows")
     options = ("--target", "mpg", "--steps", STEPS, "--pause-at", 3, "--framework", "torch")
     result = invoke("fit", table, *options, "--out", tmp_path / "b")
     assert result.exit_code == 0, result.output
-    assert_one_line_refusal(
-        invoke("fit", "--resume", tmp_path / "b"), "Name it: convexmoe fit other.csv --resume"
-    )
+    assert_one_line_refusal(invoke("fit", "--resume", tmp_path / "b"), "Name it: convexmoe fit other.csv --resume")
     now = run / "unfinished" / "now.safetensors"
     now.write_bytes(now.read_bytes()[:-1])
     assert_one_line_refusal(invoke("fit", "--resume", run), "got files that cannot be read as one")

@@ -51,8 +51,6 @@ def test_the_source_is_small():
 def test_control_what_is_large_is_seen():
     body = "    x = 1\n" * FUNCTION
     assert large("a.py", f'def f():\n    """Says\n\n    much."""\n{body}') == []
-    assert large(
-        "a.py", f"class A:\n    def f(self):\n{body.replace('    ', '        ')}        x = 2\n"
-    ) == ["a.py:f"]
+    assert large("a.py", f"class A:\n    def f(self):\n{body.replace('    ', '        ')}        x = 2\n") == ["a.py:f"]
     assert large("a.py", "x = 1\n" * FILE) == []
     assert large("a.py", "x = 1\n" * (FILE + 1)) == ["a.py"]

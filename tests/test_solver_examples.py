@@ -64,9 +64,7 @@ def test_a_controller_with_a_hull_at_the_end_plans_otherwise_than_without():
     state = np.array([2.0, -1.0])
     hull = control.cm.VectorHull(2, petals=4, out_dim=1, hidden_dim=7, rngs=nnx.Rngs(0))
     ends = (None, lambda end: 100 * to_cvxpy(hull, end, output=0))
-    without, with_hull = (
-        control.solver_policy(control.planning_problem(control.HORIZON, end))(state) for end in ends
-    )
+    without, with_hull = (control.solver_policy(control.planning_problem(control.HORIZON, end))(state) for end in ends)
     assert max(abs(without), abs(with_hull)) <= control.LARGEST_FORCE
     assert with_hull != pytest.approx(without, rel=1e-3)
 

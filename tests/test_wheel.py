@@ -11,15 +11,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = (
-    "pyproject.toml",
-    "README.md",
-    "LICENSE",
-    "convexmoe",
-    "convexmoe_jax",
-    "convexmoe_torch",
-    "interop",
-)
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "convexmoe", "convexmoe_jax", "convexmoe_torch", "interop")
 TINY = """
 import numpy as np
 import convexmoe_{name} as cm
@@ -45,9 +37,7 @@ class Environment(NamedTuple):
     def run(self, command: str, *args: str) -> subprocess.CompletedProcess:
         program = [str(self.folder / "bin" / command), *args]
         # JAX's cache of programs asks for what only torch installs
-        own = {
-            name: value for name, value in os.environ.items() if name[:4] != "JAX_" and name != "PYTHONPATH"
-        }
+        own = {name: value for name, value in os.environ.items() if name[:4] != "JAX_" and name != "PYTHONPATH"}
         return subprocess.run(program, cwd=self.folder, env=own, capture_output=True, text=True, timeout=600)
 
     def python(self, program: str) -> subprocess.CompletedProcess:
@@ -84,9 +74,7 @@ def test_alone(wheel, tmp_path):
     data += "print(*(entry.name for entry in (files('interop') / 'data').iterdir()))"
     assert ".csv" in base.python(data).stdout
     for package in ("convexmoe", "convexmoe_jax", "convexmoe_torch", "interop"):
-        typed = (
-            f"from importlib.util import find_spec\nprint(*find_spec('{package}').submodule_search_locations)"
-        )
+        typed = f"from importlib.util import find_spec\nprint(*find_spec('{package}').submodule_search_locations)"
         assert (Path(base.python(typed).stdout.strip()) / "py.typed").is_file()
 
     for package, extra in (("convexmoe_jax", "jax"), ("convexmoe_torch", "torch")):

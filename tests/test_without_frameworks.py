@@ -13,9 +13,7 @@ from small_hulls import hull
 import convexmoe_torch
 
 FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "optax", "convexmoe_jax", "convexmoe_torch"}
-COMMAND = (
-    "from typer.testing import CliRunner\nfrom interop.cli import app\nresult = CliRunner().invoke(app, {})\n"
-)
+COMMAND = "from typer.testing import CliRunner\nfrom interop.cli import app\nresult = CliRunner().invoke(app, {})\n"
 COMMAND += "assert result.exit_code == 0, result.output\n"
 PROGRAMS = {
     "interop": "import interop\ninterop.to_cvxpy",

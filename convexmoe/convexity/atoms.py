@@ -127,9 +127,7 @@ def elementwise_atoms(forms: Forms, graph: Graph, number: int) -> Iterable[Refer
         yield Reference(name, law, function, (kind,), apply)
     scalar = (), graph.dtypes[number]
     for kinds in dict.fromkeys([(kind, kind), (kind, scalar), (scalar, kind)]):
-        yield Reference(
-            "logaddexp", "log_sum_exp", forms.log_add, kinds, lambda values: order.log_add(*values)
-        )
+        yield Reference("logaddexp", "log_sum_exp", forms.log_add, kinds, lambda values: order.log_add(*values))
 
 
 def _sums_behind(forms: Forms, graph: Graph, number: int) -> list[Operation]:

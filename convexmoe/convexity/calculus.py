@@ -84,9 +84,7 @@ def negate(value: Value) -> Value:
 def add(a: Value, b: Value) -> Value:
     """Return a + b."""
     facts = a.facts & b.facts & ~np.uint16(NONZERO | LOG_CONCAVE)
-    nonzero = ((a.nonnegative & b.nonnegative) | (a.nonpositive & b.nonpositive)) & (
-        a.has(NONZERO) | b.has(NONZERO)
-    )
+    nonzero = ((a.nonnegative & b.nonnegative) | (a.nonpositive & b.nonpositive)) & (a.has(NONZERO) | b.has(NONZERO))
     facts = facts | facts_where((NONZERO, nonzero))
     total = settle(intervals.add_down(a.lower, b.lower), intervals.add_up(a.upper, b.upper), facts)
     if not (a.zero.any() or b.zero.any()):
@@ -156,10 +154,7 @@ def _negate_extended(value: Value) -> Value:
     negative = negate(value)
     if not infinite.any():
         return negative
-    lower, upper = (
-        np.where(infinite, -value.upper, negative.lower),
-        np.where(infinite, -value.lower, negative.upper),
-    )
+    lower, upper = (np.where(infinite, -value.upper, negative.lower), np.where(infinite, -value.lower, negative.upper))
     return Value(lower, upper, negative.facts)
 
 
@@ -184,9 +179,7 @@ def sum_over(value: Value, axes: tuple[int, ...]) -> Value:
     return settle(*intervals.total(value.lower, value.upper, axes), facts | facts_where((NONZERO, nonzero)))
 
 
-def fold(
-    value: Value, axes: tuple[int, ...], combine: Callable[[Value, Value], Value], start: float
-) -> Value:
+def fold(value: Value, axes: tuple[int, ...], combine: Callable[[Value, Value], Value], start: float) -> Value:
     """Return the elements along axes combined two by two: a maximum or a minimum over axes."""
     others = [axis for axis in range(len(value.shape)) if axis not in axes]
     shape = [value.shape[axis] for axis in others]
@@ -196,8 +189,7 @@ def fold(
     while (count := len(rows.facts)) > 1:
         half = count // 2
         first, second, last = (
-            rows.map(itemgetter(place))
-            for place in (slice(half), slice(half, 2 * half), slice(2 * half, count))
+            rows.map(itemgetter(place)) for place in (slice(half), slice(half, 2 * half), slice(2 * half, count))
         )
         rows = join([combine(first, second), *[last] * (count % 2)], np.concatenate)
     return rows.map(lambda part: part[0])

@@ -134,9 +134,7 @@ class Certificate:
             "arithmetic": EXACT,
             "strength": self.strength,
             "reason": self.reason,
-            "outputs": [
-                {key: _plain(value) for key, value in vars(output).items()} for output in self.outputs
-            ],
+            "outputs": [{key: _plain(value) for key, value in vars(output).items()} for output in self.outputs],
             "failed": None if self.failed is None else asdict(self.failed),
             "violation": None
             if self.violation is None
@@ -209,18 +207,14 @@ def word_arrays(value: Value) -> dict[str, np.ndarray]:
 def monotonicity(value: Value) -> np.ndarray:
     """Return the monotonicity of a value in words."""
     return _pick_words(
-        (value.has(CONSTANT), "constant"),
-        (value.has(RISING), "nondecreasing"),
-        (value.has(FALLING), "nonincreasing"),
+        (value.has(CONSTANT), "constant"), (value.has(RISING), "nondecreasing"), (value.has(FALLING), "nonincreasing")
     )
 
 
 def _pick_words(*pairs: tuple[Any, str]) -> np.ndarray:
     """Return the word of the first condition that holds, element by element."""
     conditions, words = zip(*pairs, strict=True)
-    return np.select(
-        [np.asarray(holds) for holds in conditions], [np.asarray(word) for word in words], "unknown"
-    )
+    return np.select([np.asarray(holds) for holds in conditions], [np.asarray(word) for word in words], "unknown")
 
 
 def coarsest_dtype(walk: Walk, dtype: str) -> str:

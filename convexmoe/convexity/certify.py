@@ -6,16 +6,7 @@ import numpy as np
 
 from ..errors import describe, dtype_name, one_of, whole_number
 from .calculus import LAWS
-from .certificate import (
-    EXACT,
-    STRENGTHS,
-    Certificate,
-    Output,
-    coarsest_dtype,
-    first_failure,
-    monotonicity,
-    word_arrays,
-)
+from .certificate import EXACT, STRENGTHS, Certificate, Output, coarsest_dtype, first_failure, monotonicity, word_arrays
 from .facts import CONVEX, Value, nothing, parameter, variable
 from .graph import Graph
 from .problem import Engine, NotTraced, Problem
@@ -82,9 +73,7 @@ def _check_real_outputs(graph: Graph) -> None:
             raise NotTraced(f"the function returns {dtype}[{shape}]: convexity is of real outputs")
 
 
-def _walk(
-    engine: Engine, problem: Problem, graph: Graph, strength: str, coordinate: int | None = None
-) -> Walk:
+def _walk(engine: Engine, problem: Problem, graph: Graph, strength: str, coordinate: int | None = None) -> Walk:
     """Return the walk through the program; with a coordinate, only that entry of the chosen inputs moves."""
     split = len(problem.leaves)
     chosen = [graph.inputs[split + k] for k in problem.chosen]
@@ -160,9 +149,7 @@ def _proved_text(problem: Problem, strength: str) -> str:
 def _failed_text(problem: Problem, failed: Step | None, violation: Violation | None, outcome: str) -> str:
     """Return in a sentence why a function is not proved to be convex."""
     if violation is not None:
-        return (
-            f"not convex: a segment on which it lies {violation.gap:.3g} above its chord ({violation.dtype})"
-        )
+        return f"not convex: a segment on which it lies {violation.gap:.3g} above its chord ({violation.dtype})"
     if problem.is_refused:
         return "a NonConvexHull is refused: its sigmoid gates are not convex, whatever a search finds"
     if failed is None:

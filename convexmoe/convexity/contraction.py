@@ -39,9 +39,7 @@ def contract(left: Value, right: Value, axes: Axes, same: bool = False) -> Value
     B, M, K, N = (int(np.prod(s)) for s in (rows.batch, rows.others, rows.summed, columns.others))
 
     def index(plan: _Plan, size: int) -> Array:
-        return (
-            np.arange(int(np.prod(plan.shape))).reshape(plan.shape).transpose(plan.order).reshape(B, size, K)
-        )
+        return np.arange(int(np.prod(plan.shape))).reshape(plan.shape).transpose(plan.order).reshape(B, size, K)
 
     left_BMK, right_BNK = index(rows, M), index(columns, N)
     if B * M * N * K <= LARGEST_EXPANSION:

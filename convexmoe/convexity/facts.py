@@ -166,9 +166,7 @@ def settle(lower: Array, upper: Array, facts: Array) -> Value:
     facts = facts | above * facts_where(
         (LOG_CONVEX | LOG_CONCAVE | ROOT_CONVEX, constant), (LOG_CONCAVE, positive_concave)
     )
-    facts = facts | facts_where(
-        (ROOT_CONVEX, (facts & LOG_CONVEX) != 0), (QUADRATIC, (facts & AFFINE) == AFFINE)
-    )
+    facts = facts | facts_where((ROOT_CONVEX, (facts & LOG_CONVEX) != 0), (QUADRATIC, (facts & AFFINE) == AFFINE))
     root_convex = (facts & ROOT_CONVEX) != 0
     facts = facts | facts_where((CONVEX, root_convex))
     if root_convex.any():

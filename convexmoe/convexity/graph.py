@@ -154,9 +154,7 @@ def match(reference: Graph, graph: Graph, value: int) -> list[int] | None:
         one, other = reference.makers[wanted], graph.makers.get(got)
         if other is None or one.name != other.name or len(one.inputs) != len(other.inputs):
             return None
-        if one.outputs.index(wanted) != other.outputs.index(got) or not equal_params(
-            one.params, other.params
-        ):
+        if one.outputs.index(wanted) != other.outputs.index(got) or not equal_params(one.params, other.params):
             return None
         pairs.extend(zip(one.inputs, other.inputs, strict=True))
     return [bound[number] for number in reference.inputs] if inputs <= bound.keys() else None

@@ -38,9 +38,7 @@ def _place_of_running_extreme(walk: Walk, operation: Operation, inputs: Inputs) 
     return [places_along(value, axis, facts.either_over(value, (axis,)).facts & np.uint16(facts.REAL))]
 
 
-def running(
-    step: Callable[[Value, Value], Value], walk: Walk, operation: Operation, inputs: Inputs
-) -> Inputs:
+def running(step: Callable[[Value, Value], Value], walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     """Return sums, maxima and so on from the first element along an axis to each."""
     [value], axis = inputs, operation.params["axis"]
     order = range(value.shape[axis])
@@ -52,9 +50,7 @@ def running(
         total = results[place] = element if total is None else step(total, element)
     if not results:
         return [value]
-    return [
-        facts.join((results[place] for place in sorted(results)), lambda group: np.concatenate(group, axis))
-    ]
+    return [facts.join((results[place] for place in sorted(results)), lambda group: np.concatenate(group, axis))]
 
 
 def log_add(a: Value, b: Value) -> Value:

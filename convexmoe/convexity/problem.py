@@ -110,8 +110,5 @@ def check_no_params(params: Any) -> None:
 
 def leaf_name(path: tuple[Any, ...], leave_out: tuple[str, ...] = ()) -> str:
     """Return the name of a leaf of a tree, as in `trunk.0.weight`, from the keys of its path."""
-    keys = [
-        next((getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name)), key)
-        for key in path
-    ]
+    keys = [next((getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name)), key) for key in path]
     return ".".join(str(key) for key in keys if key not in leave_out)

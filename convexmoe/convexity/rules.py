@@ -95,9 +95,7 @@ def logic(
 
 def truth(value: Value) -> Value:
     """Return a truth value without curvature: 0 and 1 are no interval."""
-    claim = np.where(
-        value.constant, value.facts, value.facts & np.uint16(facts.REAL | facts.NONZERO | facts.CONSTANT)
-    )
+    claim = np.where(value.constant, value.facts, value.facts & np.uint16(facts.REAL | facts.NONZERO | facts.CONSTANT))
     return facts.settle(value.lower, value.upper, claim.astype(np.uint16))
 
 
@@ -108,9 +106,7 @@ def _cast(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     if new == "bool":
         constant = np.where(value.constant, np.uint16(facts.CONSTANT), np.uint16(0))
         claim = (value.facts & np.uint16(facts.REAL) | constant).astype(np.uint16)
-        return [
-            facts.settle(np.where(value.has(facts.NONZERO), 1.0, 0.0), np.where(value.zero, 0.0, 1.0), claim)
-        ]
+        return [facts.settle(np.where(value.has(facts.NONZERO), 1.0, 0.0), np.where(value.zero, 0.0, 1.0), claim)]
     if new.startswith(WHOLE) and not old.startswith((*WHOLE, "bool")):
         with np.errstate(all="ignore"):
             lower, upper = np.trunc(value.lower), np.trunc(value.upper)

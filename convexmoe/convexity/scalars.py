@@ -64,14 +64,10 @@ SCALARS = {
     "exp2": Scalar(EVERYWHERE, None, EVERYWHERE, None, np.exp2, (0.0, np.inf), nonzero=True),
     "expm1": Scalar(EVERYWHERE, None, EVERYWHERE, None, np.expm1, (-1.0, np.inf)),
     "log": Scalar(None, ABOVE, ABOVE, None, np.log, domain=(0.0, np.inf), closed=False),
-    "log1p": Scalar(
-        None, (-1.0, np.inf), (-1.0, np.inf), None, np.log1p, domain=(-1.0, np.inf), closed=False
-    ),
+    "log1p": Scalar(None, (-1.0, np.inf), (-1.0, np.inf), None, np.log1p, domain=(-1.0, np.inf), closed=False),
     "sqrt": Scalar(None, ABOVE, ABOVE, None, np.sqrt, (0.0, np.inf), (0.0, np.inf)),
     "cbrt": Scalar(BELOW, ABOVE, EVERYWHERE, None, np.cbrt),
-    "logistic": Scalar(
-        BELOW, ABOVE, EVERYWHERE, None, lambda u: 1.0 / (1.0 + np.exp(-u)), (0.0, 1.0), nonzero=True
-    ),
+    "logistic": Scalar(BELOW, ABOVE, EVERYWHERE, None, lambda u: 1.0 / (1.0 + np.exp(-u)), (0.0, 1.0), nonzero=True),
     "tanh": Scalar(BELOW, ABOVE, EVERYWHERE, None, np.tanh, (-1.0, 1.0)),
     "erf": Scalar(BELOW, ABOVE, EVERYWHERE, None, None, (-1.0, 1.0)),
     "erfc": Scalar(ABOVE, BELOW, None, EVERYWHERE, None, (0.0, 2.0), nonzero=True),
@@ -97,9 +93,7 @@ SCALARS = {
         lambda u: (np.clip(u, -1, 1) + 1) ** 2 / 4 + np.maximum(u - 1, 0),
         (0.0, np.inf),
     ),
-    "elu": Scalar(
-        EVERYWHERE, None, EVERYWHERE, None, lambda u: np.where(u > 0, u, np.expm1(u)), (-1.0, np.inf)
-    ),
+    "elu": Scalar(EVERYWHERE, None, EVERYWHERE, None, lambda u: np.where(u > 0, u, np.expm1(u)), (-1.0, np.inf)),
     "huber": Scalar(EVERYWHERE, None, ABOVE, BELOW, None, (0.0, np.inf)),
 }
 EXACT = {"sign", "floor", "ceil"}
@@ -141,9 +135,7 @@ def apply(name: str, value: Value) -> Value:
     lower, upper = _bounds(name, scalar, value)
     facts |= _further(name, value)
     if name == "abs":  # of one sign: the value itself, or its negative, with all their facts
-        facts |= np.where(value.nonnegative, value.facts, 0) | np.where(
-            value.nonpositive, negate_facts(value.facts), 0
-        )
+        facts |= np.where(value.nonnegative, value.facts, 0) | np.where(value.nonpositive, negate_facts(value.facts), 0)
     return settle(lower, upper, facts)
 
 

@@ -8,16 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..errors import describe, dtype_name, fail, whole_number
-from .segments import (
-    TOLERANCES,
-    Candidates,
-    Violation,
-    box,
-    confirm,
-    draw_segments,
-    judge,
-    merge_candidates,
-)
+from .segments import TOLERANCES, Candidates, Violation, box, confirm, draw_segments, judge, merge_candidates
 
 CLIMB = 32  # steps of the ascent; each is at least half as long as the one before
 
@@ -59,9 +50,7 @@ def check_search(points: Any, segments: Any) -> None:
         fail(owner, "points", f"one of {list(TOLERANCES)}", describe(points), fix, TypeError)
 
 
-def search(
-    function: Evaluator, segments: int, seed: int, tolerance: float | None, strict: bool
-) -> Violation | None:
+def search(function: Evaluator, segments: int, seed: int, tolerance: float | None, strict: bool) -> Violation | None:
     """Return a segment on which a function lies above its chord, None where none is found.
 
     Args:
@@ -91,18 +80,14 @@ def _climb(function: Evaluator, candidates: Candidates) -> Candidates:
     if end is None:
         return candidates
     left, right, weight, gap = end
-    return candidates._replace(
-        left=left, right=right, weight=weight, gap=np.where(np.isfinite(gap), gap, -1.0)
-    )
+    return candidates._replace(left=left, right=right, weight=weight, gap=np.where(np.isfinite(gap), gap, -1.0))
 
 
 def _confirm(function: Evaluator, candidates: Candidates, tolerance: float | None) -> Violation | None:
     """Return the worst candidate that holds in float64, or in its own dtype where the function takes no float64."""
     _, reach = box(function.rows)
     name = function.dtype
-    least, least_in_float64 = (
-        TOLERANCES[dtype] if tolerance is None else tolerance for dtype in (name, "float64")
-    )
+    least, least_in_float64 = (TOLERANCES[dtype] if tolerance is None else tolerance for dtype in (name, "float64"))
     if not (candidates.gap > least).any():
         return None
     if name != "float64":
@@ -150,9 +135,7 @@ def relative_gaps(
     return (values[2] - (weight[:, 0] * values[0] + (1 - weight[:, 0]) * values[1])) / size
 
 
-def ascend(
-    xp: Any, gaps_and_slopes: Callable[[Any], tuple[Any, Any]], now: Ascent, middle: Any, reach: Any
-) -> Ascent:
+def ascend(xp: Any, gaps_and_slopes: Callable[[Any], tuple[Any, Any]], now: Ascent, middle: Any, reach: Any) -> Ascent:
     """Return the ascent one step further: a step that lowers a gap is taken back, and the next one is shorter."""
     norm = xp.sqrt(xp.sum(xp.concatenate(now.slopes, axis=1) ** 2, axis=1, keepdims=True)) + 1e-30
     left, right, weight = (

@@ -67,9 +67,7 @@ class Candidates(NamedTuple):
     size: np.ndarray
 
 
-def draw_segments(
-    points: np.ndarray, segments: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def draw_segments(points: np.ndarray, segments: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield batches of end points (batch, in_dim) and weights (batch, 1): wide, narrow and along the axes in turn."""
     rng = np.random.default_rng(seed)
     middle, reach = box(points)
@@ -116,18 +114,14 @@ def judge(
         fail("find_violation", "function", "finite values", got, "Search where the function is finite.")
     with np.errstate(invalid="ignore", over="ignore"):
         gap = value - (weight * value_left + (1 - weight) * value_right)
-        largest = [
-            np.max(np.abs(part), where=finite, initial=1e-300) for part in (value_left, value_right, value)
-        ]
+        largest = [np.max(np.abs(part), where=finite, initial=1e-300) for part in (value_left, value_right, value)]
     size = float(max(largest))
     gap = np.where(finite & np.isfinite(gap), gap / size, -np.inf)
     output = np.argmax(gap, axis=1) if gap.shape[1] else np.zeros(len(gap), np.int64)
     best = gap[np.arange(len(gap)), output] if gap.shape[1] else np.full(len(gap), -np.inf)
     order = np.argsort(-best, kind="stable")[:BEST]
     order = order[np.isfinite(best[order])]
-    return Candidates(
-        left[order], right[order], weight[order], output[order], best[order], np.full(len(order), size)
-    )
+    return Candidates(left[order], right[order], weight[order], output[order], best[order], np.full(len(order), size))
 
 
 def merge_candidates(parts: list[Candidates]) -> Candidates:
@@ -193,9 +187,7 @@ def _gaps(candidates: Candidates, values: Values) -> tuple[np.ndarray, np.ndarra
         return ends, ends[2] - (weight[:, 0] * ends[0] + (1 - weight[:, 0]) * ends[1])
 
 
-def _survive_perturbation(
-    candidates: Candidates, values: Values, reach: np.ndarray, dtype: str
-) -> np.ndarray:
+def _survive_perturbation(candidates: Candidates, values: Values, reach: np.ndarray, dtype: str) -> np.ndarray:
     """Return which candidates retain a gap > 0 in nearly all copies, under one of `PERTURBATIONS` at least."""
     rng = np.random.default_rng(0)
     dim = candidates.left.shape[1]
@@ -207,8 +199,7 @@ def _survive_perturbation(
         size = np.repeat(share * length, COPIES)[:, None]
         moves = [rng.uniform(-1, 1, (len(copies.gap), dim)) * size for _ in range(2)]
         left, right = (
-            end + move * reach / np.sqrt(dim)
-            for end, move in zip((copies.left, copies.right), moves, strict=True)
+            end + move * reach / np.sqrt(dim) for end, move in zip((copies.left, copies.right), moves, strict=True)
         )
         _, gap = _gaps(copies._replace(left=left, right=right), values)
         retained = np.mean((gap > 0).reshape(-1, COPIES), axis=1) >= RETAINED

@@ -25,8 +25,7 @@ def is_semidefinite(lower: np.ndarray, upper: np.ndarray) -> bool:
     high = [[Fraction(float(x)) for x in row] for row in upper]
     middle = [[(low[i][j] + high[i][j] + low[j][i] + high[j][i]) / 4 for j in range(n)] for i in range(n)]
     reach = [
-        [max(high[i][j] - middle[i][j], middle[i][j] - low[i][j], Fraction(0)) for j in range(n)]
-        for i in range(n)
+        [max(high[i][j] - middle[i][j], middle[i][j] - low[i][j], Fraction(0)) for j in range(n)] for i in range(n)
     ]
     across = [max(sum(reach[i]), sum(row[i] for row in reach)) for i in range(n)]
     radius = max(across, default=Fraction(0))

@@ -103,11 +103,7 @@ class Walk:
     """
 
     def __init__(
-        self,
-        graph: Graph,
-        rules: Mapping[str, Rule],
-        atoms: Atoms | None = None,
-        refine: Refine | None = None,
+        self, graph: Graph, rules: Mapping[str, Rule], atoms: Atoms | None = None, refine: Refine | None = None
     ) -> None:
         self.graph, self.rules, self.atoms, self.refine = graph, rules, atoms, refine
         self.values: dict[int, Value] = {}
@@ -199,8 +195,7 @@ class Walk:
                 inputs = [compact(value) for value in inputs]
             outputs = rule.apply(self, operation, inputs)
             return [
-                in_range(value.broadcast(shape), dtype)
-                for value, (shape, dtype) in zip(outputs, kinds, strict=True)
+                in_range(value.broadcast(shape), dtype) for value, (shape, dtype) in zip(outputs, kinds, strict=True)
             ], self.inside
         except Exception as error:  # a fault of a rule must not become a proof
             note = f"the rule for {operation.name!r} failed: {type(error).__name__}: {error}"

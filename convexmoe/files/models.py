@@ -101,9 +101,7 @@ class Package:
                 that is missing, unexpected, mis-shaped or mis-typed is listed. JAX has its dtype switched off.
         """
         header, arrays = read(path, PREFIX)
-        named = {
-            key.removeprefix(PREFIX): self._layers.from_numpy(arrays.pop(key), path) for key in list(arrays)
-        }
+        named = {key.removeprefix(PREFIX): self._layers.from_numpy(arrays.pop(key), path) for key in list(arrays)}
         recipes = header["config"]
         if header["kind"] == "VectorHull":
             return self._layers.MODELS[0].from_params(HullConfig.from_json(json.dumps(recipes)), nest(named))
@@ -149,9 +147,7 @@ def read_notes(path: Path) -> dict[str, Any]:
     return read(path, None)[0]["notes"]
 
 
-def describe_parts(
-    experts: dict[str, Any], fusion: Any, config: CELMoEConfig, ours: dict[str, type]
-) -> dict[str, Any]:
+def describe_parts(experts: dict[str, Any], fusion: Any, config: CELMoEConfig, ours: dict[str, type]) -> dict[str, Any]:
     """Return what is needed to build a hierarchy's experts and fusion again, as JSON can hold it.
 
     Ready experts state their sizes. A user's own expert or fusion states only that it is one, as does a fusion of ours
@@ -188,9 +184,7 @@ def _recipe(expert: Any, ours: dict[str, type]) -> dict[str, Any]:
     return {"kind": USER}
 
 
-def check_own_parts(
-    config: CELMoEConfig, recipes: dict[str, Any], expert_factory: Any, fusion_module: Any
-) -> None:
+def check_own_parts(config: CELMoEConfig, recipes: dict[str, Any], expert_factory: Any, fusion_module: Any) -> None:
     """Check that there is a factory, or a module, for the experts and the fusion that are a user's own."""
     of_users = [name for name, recipe in recipes["experts"].items() if recipe["kind"] == USER]
     if of_users and expert_factory is None:

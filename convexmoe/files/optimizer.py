@@ -28,9 +28,7 @@ class OptimizerState(NamedTuple):
     moments: dict[str, dict[str, Any]]
 
 
-def check_state(
-    saved: OptimizerState, parameters: dict[str, Any], kinds: Any, rule: str | None = None
-) -> None:
+def check_state(saved: OptimizerState, parameters: dict[str, Any], kinds: Any, rule: str | None = None) -> None:
     """Check that a state has its rule, its step, and a moment for each parameter; all differences are reported at once.
 
     Args:

@@ -1,14 +1,6 @@
 """What a hierarchy is and what both packages plan alike: its config, routes, records, losses and checks."""
 
-from .checks import (
-    CONVERT,
-    OWNER,
-    check_expert_shape,
-    check_hidden,
-    check_model,
-    check_module,
-    check_result,
-)
+from .checks import CONVERT, OWNER, check_expert_shape, check_hidden, check_model, check_module, check_result
 from .config import CELMoEConfig, ExpertConfig, ExpertMetadata, HierarchyLevelConfig
 from .description import FUSIONS, USER, parameters_described_by
 from .fixed_routes import LevelPlan, check_fixed_rows, plan_levels
@@ -26,14 +18,7 @@ from .losses import (
 )
 from .module import Hierarchy
 from .records import CELMoEOutput, ExpertAux, ExpertBatch, ExpertResult, LevelOutput
-from .routes import (
-    LevelRouting,
-    RouteFunctions,
-    merge_routing,
-    route_levels,
-    routing_constant,
-    validate_routing_length,
-)
+from .routes import LevelRouting, RouteFunctions, merge_routing, route_levels, routing_constant, validate_routing_length
 from .selection import ExpertContext, Shared, check_inputs, is_array, map_leaves
 from .staging import select_parts
 

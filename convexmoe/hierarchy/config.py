@@ -33,9 +33,7 @@ class ExpertTable(dict[str, Any]):
         raise KeyError(f"expected one of the experts {list(self)}; got {key!r}")
 
     def _refuse(self, *args: Any, **options: Any) -> NoReturn:
-        raise TypeError(
-            f"{type(self).__name__} cannot be changed; build another config with dataclasses.replace."
-        )
+        raise TypeError(f"{type(self).__name__} cannot be changed; build another config with dataclasses.replace.")
 
     __setitem__ = __delitem__ = __ior__ = _refuse
     update = setdefault = pop = popitem = clear = _refuse
@@ -262,9 +260,7 @@ class CELMoEConfig:
 def _json_fields(config: Any) -> dict[str, Any]:
     """Return the fields of a config as JSON can hold them, without later ones at their defaults."""
     later = LATER.get(type(config).__name__, {})
-    return {
-        name: value for name, value in asdict(config).items() if name not in later or value != later[name]
-    }
+    return {name: value for name, value in asdict(config).items() if name not in later or value != later[name]}
 
 
 def _check_read(cls: type, values: Any) -> None:

@@ -140,9 +140,7 @@ def _refuse(scope: str, function: Any) -> NoReturn:
     forms = [f"f({', '.join(names)})" for names in (full, full[:short])]
     name = getattr(function, "__name__", type(function).__name__)
     try:
-        got = (
-            f"{name}{inspect.signature(_signature_owner(function))}" if callable(function) else repr(function)
-        )
+        got = f"{name}{inspect.signature(_signature_owner(function))}" if callable(function) else repr(function)
     except ValueError:
         got = f"{name}, whose signature cannot be read"
     fix = "Give it the parameters of one form; others need a default."

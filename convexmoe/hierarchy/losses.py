@@ -96,9 +96,7 @@ class LossBundle:
         """
         for term in self.terms:
             self.as_scalar("LossBundle", term.name, term.value)
-        total, *values = self._arrays.fetch(
-            [self.total, *(self._arrays.as_array(term.value) for term in self.terms)]
-        )
+        total, *values = self._arrays.fetch([self.total, *(self._arrays.as_array(term.value) for term in self.terms)])
         result = {"total": total}
         for term, value in zip(self.terms, values, strict=True):
             name, count = term.name, 1
@@ -161,9 +159,7 @@ class CELMoELossAPI:
         """
         self._add("level", (level,), name, f, weight)
 
-    def add_bridge(
-        self, parent: str, child: str, name: str, f: BridgeLossCallable, weight: float = 1.0
-    ) -> None:
+    def add_bridge(self, parent: str, child: str, name: str, f: BridgeLossCallable, weight: float = 1.0) -> None:
         """Add a loss between two levels, called `<parent>-><child>.<name>`.
 
         It is `f(parent_output, child_output, output, targets, context)` or `f(parent_output, child_output)`.
@@ -189,9 +185,7 @@ class CELMoELossAPI:
                 that are None.
         """
         factors = output.loss_weights
-        terms = [
-            LossTerm(name, value, factors.get(name, 1.0), "expert") for name, value in output.losses.items()
-        ]
+        terms = [LossTerm(name, value, factors.get(name, 1.0), "expert") for name, value in output.losses.items()]
         for entry in self._entries:
             unknown = [name for name in entry.path if name not in output.levels]
             if unknown:

@@ -64,9 +64,7 @@ def validate_routing_length(level: str, routes: Sequence[Any], batch_size: int) 
         fail(owner, argument, rule, f"{len(routes)} entries", fix)
 
 
-def route_levels(
-    config: CELMoEConfig, routing: LevelRouting | None, rows: int, read: ReadValues
-) -> dict[str, Any]:
+def route_levels(config: CELMoEConfig, routing: LevelRouting | None, rows: int, read: ReadValues) -> dict[str, Any]:
     """Return the routes of every enabled level as integers: what `RouteFunctions.encode_routes` converts.
 
     Args:

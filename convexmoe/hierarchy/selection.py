@@ -14,9 +14,7 @@ from .checks import OWNER
 # an array, or nested mappings and lists of arrays, of `Shared` ones, and of what is no array
 ExpertContext = Any
 RESERVED = ("level", "expert")  # names in `state` that the hierarchy sets
-CheckKind = Callable[
-    [str, Any], None
-]  # of (argument, array): refuses an array that the framework cannot take
+CheckKind = Callable[[str, Any], None]  # of (argument, array): refuses an array that the framework cannot take
 
 
 @dataclass(frozen=True)

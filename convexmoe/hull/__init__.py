@@ -2,7 +2,4 @@
 
 from .config import HullConfig, Normalization
 
-__all__ = [
-    "HullConfig",
-    "Normalization",
-]
+__all__ = ["HullConfig", "Normalization"]

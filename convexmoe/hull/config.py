@@ -74,14 +74,7 @@ class Normalization:
 def _floats(name: str, values: Any) -> tuple[float, ...]:
     """Return a sequence of numbers as floats; those that no float holds as infinity."""
     if isinstance(values, str) or not hasattr(values, "__iter__"):
-        fail(
-            "Normalization",
-            name,
-            "a sequence of numbers",
-            repr(values),
-            "Pass one for each coordinate.",
-            TypeError,
-        )
+        fail("Normalization", name, "a sequence of numbers", repr(values), "Pass one for each coordinate.", TypeError)
     try:
         return tuple(float(value) for value in values)
     except OverflowError:
@@ -170,14 +163,7 @@ class HullConfig:
             return
         if not isinstance(self.normalization, Normalization):
             got = type(self.normalization).__name__
-            fail(
-                "HullConfig",
-                "normalization",
-                "a Normalization or None",
-                got,
-                "Build a Normalization.",
-                TypeError,
-            )
+            fail("HullConfig", "normalization", "a Normalization or None", got, "Build a Normalization.", TypeError)
         for side, size in (("input", self.in_dim), ("output", self.out_dim)):
             got = len(getattr(self.normalization, f"{side}_mean"))
             if got != size:
@@ -216,17 +202,8 @@ def check_fields(cls: type, values: Any, optional: frozenset[str] = frozenset())
     """Check that `values` is an object with the fields of the dataclass `cls`, all but the optional ones."""
     known = [field.name for field in fields(cls)]
     if not isinstance(values, dict):
-        fail(
-            cls.__name__,
-            "from_json",
-            "an object",
-            type(values).__name__,
-            "Pass what to_json wrote.",
-            TypeError,
-        )
+        fail(cls.__name__, "from_json", "an object", type(values).__name__, "Pass what to_json wrote.", TypeError)
     unknown, missing = sorted(values.keys() - set(known)), sorted(set(known) - values.keys() - optional)
     if unknown or missing:
         got = "; ".join([f"unknown {name}" for name in unknown] + [f"missing {name}" for name in missing])
-        fail(
-            cls.__name__, "from_json", f"the fields {known}", got, "Pass what to_json of this version wrote."
-        )
+        fail(cls.__name__, "from_json", f"the fields {known}", got, "Pass what to_json of this version wrote.")

@@ -168,9 +168,7 @@ def effective(params: Tree, config: HullConfig, positive_weight: Callable[[Any, 
     return {**params, "trunk": trunk, "readout": layer(params["readout"])}
 
 
-def averaged(
-    weights: Tree, config: HullConfig, roll: Callable[[Any, int, int], Any]
-) -> tuple[Tree, HullConfig]:
+def averaged(weights: Tree, config: HullConfig, roll: Callable[[Any, int, int], Any]) -> tuple[Tree, HullConfig]:
     """Return effective parameters, and a config without means, that give the same function.
 
     With a shared trunk the mean over neighboring petals can be taken of their read-outs, D + H numbers an output, in

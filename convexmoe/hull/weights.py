@@ -54,9 +54,7 @@ def effective_weights(config: HullConfig, parameters: Arrays, owner: str) -> Hul
     arrays, scale = {}, positive_scale(config.hidden_dim)
     for name, value in parameters.items():
         raw = name.endswith("raw_weight")
-        arrays[name.replace("raw_weight", "positive_weight")] = (
-            np.logaddexp(value, 0.0) * scale if raw else value
-        )
+        arrays[name.replace("raw_weight", "positive_weight")] = np.logaddexp(value, 0.0) * scale if raw else value
     shapes = effective_shapes(config)
     faults = [f"missing {name}" for name in sorted(shapes.keys() - arrays.keys())]
     faults += [f"unexpected {name}" for name in sorted(arrays.keys() - shapes.keys())]

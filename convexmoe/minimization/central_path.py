@@ -147,17 +147,9 @@ def newton_directions(problem: Problem, v: Array, width: Array) -> Newton:
     return Newton(v, z, value, at, slack, normals, multipliers, step, centering, decrement)
 
 
-def dual_bound(
-    problem: Problem, newton: Newton, width: Array, step: Array, shrinkage: Array
-) -> tuple[Array, Array]:
+def dual_bound(problem: Problem, newton: Newton, width: Array, step: Array, shrinkage: Array) -> tuple[Array, Array]:
     """Return the intrinsic gap and the lower bound, (B,), of the tangent that a step leads to."""
-    xp, objective, region, tilt, z = (
-        namespace(step),
-        problem.objective,
-        problem.region,
-        problem.tilt,
-        newton.z,
-    )
+    xp, objective, region, tilt, z = (namespace(step), problem.objective, problem.region, problem.tilt, newton.z)
     tangent = objective.tangent(newton.at, z, region.place(newton.v + step) - z, shrinkage - 1)
     height, incline = objective.minorant(z, tangent)
     along = einsum("bmd,bd->bm", newton.normals, step)
@@ -198,7 +190,5 @@ def solve_scaled(system: Array, right: Array) -> tuple[Array, Array]:
     solve = library(system).factorize(scaled + REGULAR * eye(system.shape[-1], system))
     solution = solve(wanted)
     solution = solution + solve(wanted - scaled @ solution)
-    solution = scale[..., None] * xp.where(
-        xp.isnan(solution), wanted, solution
-    )  # or a step down the gradient
+    solution = scale[..., None] * xp.where(xp.isnan(solution), wanted, solution)  # or a step down the gradient
     return solution[..., 0], solution[..., 1]

@@ -35,9 +35,7 @@ class Conjugate(NamedTuple):
     iterations: Array
 
 
-def conjugate(
-    model: Any, y: Any, x0: Any = None, tol: float = 1e-9, *, output: int | None = None
-) -> Conjugate:
+def conjugate(model: Any, y: Any, x0: Any = None, tol: float = 1e-9, *, output: int | None = None) -> Conjugate:
     """Return `f*(y) = max_x <x, y> - f(x)` for one output f of a strongly convex hull, and where it is attained.
 
     Guarantee: `value <= f*(y) <= value + gap`, up to `gap` of rounding, and x is within `error` of the maximizer
@@ -67,9 +65,7 @@ def conjugate(
     return solver.solve(find_conjugate, model, (y, x0, tol), static, beside=y)
 
 
-def inverse_gradient(
-    model: Any, y: Any, x0: Any = None, tol: float = 1e-9, *, output: int | None = None
-) -> Array:
+def inverse_gradient(model: Any, y: Any, x0: Any = None, tol: float = 1e-9, *, output: int | None = None) -> Array:
     """Return the x, `[..., in_dim]`, at which one output of a strongly convex hull has the gradient y.
 
     Where the hull has a kink, y is one of its subgradients there. Arguments and errors are those of `conjugate`.

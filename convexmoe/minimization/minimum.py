@@ -28,13 +28,7 @@ CUT_TOLERANCE = 1e-9  # of the gap, where a set is cut: a slope along it must dr
 FAULTS = (
     (BROKEN, "model", "finite weights and values", "inf or nan", "Train it again, or use a smaller set."),
     (EMPTY, "constraints", "a set with a point in it", "an empty set", "Loosen some of its bounds."),
-    (
-        UNBOUNDED,
-        "constraints",
-        "a set in which the model is bounded below",
-        "one without a minimum",
-        "Add bounds.",
-    ),
+    (UNBOUNDED, "constraints", "a set in which the model is bounded below", "one without a minimum", "Add bounds."),
 )
 
 
@@ -61,12 +55,7 @@ class Minimum(NamedTuple):
 
 
 def minimize(
-    model: Any,
-    constraints: Constraints,
-    x0: Any = None,
-    tol: float = 1e-6,
-    *,
-    output: int | None = None,
+    model: Any, constraints: Constraints, x0: Any = None, tol: float = 1e-6, *, output: int | None = None
 ) -> Minimum:
     """Minimize one output of a hull over a set, for one problem or for a batch of them.
 
@@ -247,9 +236,7 @@ def record(path: Path, cut: Cut, space: Region, margin: Array) -> Minimum:
     outside = xp.zeros_like(space.empty)
     if isinstance(constraints, Box):  # rounding must not lead out of it
         bounds = [as_array(side, x) for side in (constraints.lower, constraints.upper)]
-        low, high = (
-            xp.reshape(xp.broadcast_to(b, (*cut.problems, x.shape[-1])), tuple(x.shape)) for b in bounds
-        )
+        low, high = (xp.reshape(xp.broadcast_to(b, (*cut.problems, x.shape[-1])), tuple(x.shape)) for b in bounds)
         x = xp.minimum(xp.maximum(x, low), high)
     if isinstance(constraints, Polytope):
         outside = is_outside(x, hull, constraints, cut.problems)

@@ -155,13 +155,7 @@ def narrow(space: Region, deepest: Path, weights: Array, equal: Array, deep: Arr
 
 
 def turn_rows(
-    space: Region,
-    shift: Array,
-    turn: Array,
-    taken: Array,
-    deep: Array,
-    inverse: Array,
-    ray: Array,
+    space: Region, shift: Array, turn: Array, taken: Array, deep: Array, inverse: Array, ray: Array
 ) -> Region:
     """Return the region in the cube of w where `v = shift + turn w`; rows taken out say nothing there."""
     xp = namespace(shift)
@@ -169,9 +163,7 @@ def turn_rows(
     count, D = space.general, space.rows.shape[-1]
     turned = space.rows @ turn  # a polytope's rows and the sides of its cube
     lengths = xp.linalg.vector_norm(turned, axis=-1)
-    says = (lengths > LOST) & ~xp.concat(
-        [taken, xp.broadcast_to(deep[:, None], (deep.shape[0], 2 * D))], axis=1
-    )
+    says = (lengths > LOST) & ~xp.concat([taken, xp.broadcast_to(deep[:, None], (deep.shape[0], 2 * D))], axis=1)
     lengths = xp.where(says, lengths, xp.inf)
     moved = (space.heights - einsum("bmd,bd->bm", space.rows, shift)) / lengths
     rows, heights = space.rows[:, :count], space.heights[:, :count] + space.slip

@@ -240,9 +240,7 @@ def ball(center: Array, radius: Array, hull: ScalarHull) -> Region:
     center, radius = xp.where(good[:, None], center, mean), xp.where(good, radius, 0.0)
     basis = radius[:, None, None] * diagonals(1 / hull.input_scale[None])
     none = zeros((center.shape[0], 0, center.shape[1]), mean)
-    return replace(
-        standard("ball", (center - mean) / hull.input_scale, basis, none, none[..., 0]), empty=~good
-    )
+    return replace(standard("ball", (center - mean) / hull.input_scale, basis, none, none[..., 0]), empty=~good)
 
 
 def simplex(total: Array, hull: ScalarHull) -> Region:

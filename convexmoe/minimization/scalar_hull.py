@@ -214,9 +214,7 @@ class ScalarHull:
         """Return x in normalized units."""
         return (x_ND - self.input_mean) / self.input_scale
 
-    def _through(
-        self, z_ND: Array, unit: Callable[[int, Array], Array], fuse: Callable[[Array], Array]
-    ) -> Array:
+    def _through(self, z_ND: Array, unit: Callable[[int, Array], Array], fuse: Callable[[Array], Array]) -> Array:
         """Return the hull with `unit(k, u)` as its standardized activations and `fuse` as its maximum."""
         h = None
         for k in range(len(self.layers)):

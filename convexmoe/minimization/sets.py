@@ -38,20 +38,10 @@ def _kept(entry: Any, axes: dict[str, int]) -> None:
     for name, least in axes.items():
         value = _known(owner, name, getattr(entry, name))
         if len(value.shape) < least:
-            rule = (
-                "numbers, one for each coordinate"
-                if least == FEW
-                else "rows of numbers, one for each coordinate"
-            )
+            rule = "numbers, one for each coordinate" if least == FEW else "rows of numbers, one for each coordinate"
             got = f"{value:g}" if isinstance(value, np.ndarray) and not value.shape else describe(value)
             fix = "Pass [-3.0, -3.0], for example, in two dimensions."
-            fail(
-                owner,
-                name,
-                rule,
-                got,
-                fix if least == FEW else "Pass [[1.0, 1.0]], for example, for one row.",
-            )
+            fail(owner, name, rule, got, fix if least == FEW else "Pass [[1.0, 1.0]], for example, for one row.")
         object.__setattr__(entry, name, value)
 
 
@@ -165,13 +155,7 @@ class Polytope:
         _kept(self, {"A": 2, "b": FEW})
         rows = self.A.shape[-2]
         if self.b.shape[-1] != rows:
-            fail(
-                "Polytope",
-                "b",
-                f"last axis of {rows}, one number a row of A",
-                describe(self.b),
-                "Match the two.",
-            )
+            fail("Polytope", "b", f"last axis of {rows}, one number a row of A", describe(self.b), "Match the two.")
         for name in ("A", "b"):
             _all("Polytope", name, getattr(self, name), "finite numbers", np.isfinite, "Leave that row out.")
 
@@ -199,10 +183,4 @@ def checked_set(owner: str, constraints: Any, in_dim: int) -> tuple[int, ...]:
         return np.broadcast_shapes(*shapes)
     except ValueError:
         got = ", ".join(str(list(shape)) for shape in shapes)
-        fail(
-            owner,
-            "constraints",
-            "leading axes that go together",
-            got,
-            "Give both the same number of problems.",
-        )
+        fail(owner, "constraints", "leading axes that go together", got, "Give both the same number of problems.")

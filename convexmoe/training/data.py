@@ -45,9 +45,7 @@ def check_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:
     return x.astype(np.float64), y.astype(np.float64)
 
 
-def hold_out(
-    x: np.ndarray, y: np.ndarray, validation: Any, config: HullConfig, seed: int
-) -> tuple[Data, Data]:
+def hold_out(x: np.ndarray, y: np.ndarray, validation: Any, config: HullConfig, seed: int) -> tuple[Data, Data]:
     """Return the rows to train on and those held out: the ones given, or a share of the rows."""
     if isinstance(validation, (tuple, list)) and len(validation) == 2:
         x_held_out, y_held_out = validation

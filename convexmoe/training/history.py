@@ -50,9 +50,7 @@ class History(NamedTuple):
                 fail("fit", "loss", "a finite number", repr(loss), "Lower learning_rate.", FloatingPointError)
         held_out = () if validation_loss is None else (validation_loss,)
         return History(
-            (*self.step, self.last_step + steps),
-            (*self.train_loss, train_loss),
-            (*self.validation_loss, *held_out),
+            (*self.step, self.last_step + steps), (*self.train_loss, train_loss), (*self.validation_loss, *held_out)
         )
 
 

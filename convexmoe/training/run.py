@@ -152,9 +152,7 @@ class HullEngine(Engine, Protocol):
     kind: type
     weights: Weights
 
-    def __init__(
-        self, model: Any, config: HullConfig, rows: Any, held_out: Any, schedule: Schedule
-    ) -> None: ...
+    def __init__(self, model: Any, config: HullConfig, rows: Any, held_out: Any, schedule: Schedule) -> None: ...
     @staticmethod
     def limits(model: Any) -> tuple[Any, Any]: ...
     def values(self, weights: Weights, x: np.ndarray) -> np.ndarray: ...
@@ -244,10 +242,6 @@ def check_resumed(state: Any, kind: Any, config: HullConfig) -> None:
         fail("fit", "resume", "a FitState of this package", got, fix, TypeError)
     resumed = state.model.config
     if config != resumed:
-        names = [
-            field.name
-            for field in fields(config)
-            if getattr(config, field.name) != getattr(resumed, field.name)
-        ]
+        names = [field.name for field in fields(config) if getattr(config, field.name) != getattr(resumed, field.name)]
         rule, fix = "a state of the given model and data", "Go on with what the run was begun with."
         fail("fit", "resume", rule, f"another {' and '.join(names)}", fix)

@@ -51,9 +51,7 @@ ELEMENTWISE = (
 )
 
 
-def _log_sum_exp_forms(
-    axes: tuple[int, ...], given: tuple[int, ...], shape: tuple[int, ...]
-) -> Iterable[Function]:
+def _log_sum_exp_forms(axes: tuple[int, ...], given: tuple[int, ...], shape: tuple[int, ...]) -> Iterable[Function]:
     return _log_sum_exp_by_hand(axes, len(axes) == len(given))
 
 

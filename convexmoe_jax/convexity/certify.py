@@ -99,9 +99,7 @@ class JaxProblem(Problem):
             text = f"the function decides in Python by the value of its input: {str(error).splitlines()[0]}"
             raise NotTraced(text) from error
         except jax.errors.TracerArrayConversionError as error:
-            raise NotTraced(
-                f"the function takes its input out of JAX: {str(error).splitlines()[0]}"
-            ) from error
+            raise NotTraced(f"the function takes its input out of JAX: {str(error).splitlines()[0]}") from error
         return graph_of(closed), [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
     def leaf_value(self, leaf: Any) -> Value:
@@ -113,9 +111,7 @@ class JaxProblem(Problem):
     def center(self) -> np.ndarray | None:
         """Return the chosen arguments as one row, None where arrays have a shape alone."""
         moving = [self.arguments[k] for k in self.chosen]
-        if any(
-            isinstance(x, jax.ShapeDtypeStruct) or not hasattr(x, "dtype") for x in [*self.leaves, *moving]
-        ):
+        if any(isinstance(x, jax.ShapeDtypeStruct) or not hasattr(x, "dtype") for x in [*self.leaves, *moving]):
             return None
         return np.concatenate([np.asarray(x, np.float64).reshape(-1) for x in moving])
 

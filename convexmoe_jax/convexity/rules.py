@@ -128,10 +128,7 @@ RULES: dict[str, Rule] = {
     **{name: rules.scalar_rule(name) for name in scalars.SCALARS if name not in rules.OF_MODELS},
     **rules.SHARED_RULES,
     **{f"{name}_to": Rule("comparison", partial(_total_order, name)) for name in ("lt", "le", "eq")},
-    **{
-        name: Rule("comparison", partial(rules.logic, name, bits), elementwise=True)
-        for name, bits in LOGIC.items()
-    },
+    **{name: Rule("comparison", partial(rules.logic, name, bits), elementwise=True) for name, bits in LOGIC.items()},
     "add_any": rules.SHARED_RULES["add"],
     "div": Rule("quotient", _divide, elementwise=True),
     "square": rules.elementwise("power", lambda value: scalars.power(value, 2.0)),

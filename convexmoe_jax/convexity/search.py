@@ -18,12 +18,7 @@ Function = Callable[[jax.Array], jax.Array]
 
 
 def find_violation(
-    function: Function,
-    points: jax.Array,
-    *,
-    segments: int = 100_000,
-    seed: int = 0,
-    tolerance: float | None = None,
+    function: Function, points: jax.Array, *, segments: int = 100_000, seed: int = 0, tolerance: float | None = None
 ) -> Violation | None:
     """Search for a segment that shows that a function is not convex; return the worst found, or None.
 

@@ -3,11 +3,4 @@
 from .models import load, load_optimizer, read_notes, read_optimizer, save
 from .optimizer import OptimizerState
 
-__all__ = [
-    "OptimizerState",
-    "load",
-    "load_optimizer",
-    "read_notes",
-    "read_optimizer",
-    "save",
-]
+__all__ = ["OptimizerState", "load", "load_optimizer", "read_notes", "read_optimizer", "save"]

@@ -169,9 +169,7 @@ def recipes_of(model: HierarchicalCELMoE) -> dict[str, Any]:
     return describe_parts(experts, model.fusion, model.config, EXPERTS | FUSIONS)
 
 
-def build(
-    config: CELMoEConfig, recipes: dict[str, Any], expert_factory: Any, fusion_module: Any
-) -> HierarchicalCELMoE:
+def build(config: CELMoEConfig, recipes: dict[str, Any], expert_factory: Any, fusion_module: Any) -> HierarchicalCELMoE:
     """Return a model by its config and recipes, its weights still to be filled in.
 
     Raises:

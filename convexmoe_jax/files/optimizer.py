@@ -23,12 +23,7 @@ KINDS = (np.ndarray, jax.Array)
 to_numpy = moment_of = np.asarray
 RULES = {optax.ScaleByAdamState: "adam", optax.TraceState: "sgd"}
 # States with nothing of their own but moments and steps, beside those whose one field is a count. Others are refused.
-KNOWN = (
-    optax.EmptyState,
-    optax.MaskedState,
-    optax.schedules.InjectStatefulHyperparamsState,
-    *RULES,
-)
+KNOWN = (optax.EmptyState, optax.MaskedState, optax.schedules.InjectStatefulHyperparamsState, *RULES)
 
 
 def optimizer_state(state: Any, model: Any, *, step: int | None = None) -> OptimizerState:
@@ -103,9 +98,7 @@ def _moments_of(state: Any) -> tuple[str, Any]:
     unlike = [type(p).__name__ for p in states if type(p) not in KNOWN and p._fields != ("count",)]
     if len(known) != 1 or unlike:
         got = ", ".join([*unlike, *(type(part).__name__ for part in known)]) or "none of them"
-        rule = (
-            "one ScaleByAdamState (Adam, AdamW) or TraceState (SGD with momentum), and beside it steps alone"
-        )
+        rule = "one ScaleByAdamState (Adam, AdamW) or TraceState (SGD with momentum), and beside it steps alone"
         fix = "Use convexmoe_jax.adam, adamw or optax.sgd(rate, momentum), in a chain; of nnx.Optimizer its opt_state."
         fail("OptimizerState", "optimizer", rule, got, fix, TypeError)
     return RULES[type(known[0])], known[0]

@@ -75,13 +75,7 @@ def block_sizes(rows: int, num_experts: int, sequences: bool) -> tuple[int, ...]
 # Compiled by itself, so that calls outside jit compile once, too.
 @partial(jax.jit, static_argnames=("function", "num_experts", "any_order"))
 def dispatch(
-    function: Function,
-    params: Tree,
-    shared: Tree,
-    rows: Tree,
-    routes: jax.Array,
-    num_experts: int,
-    any_order: bool,
+    function: Function, params: Tree, shared: Tree, rows: Tree, routes: jax.Array, num_experts: int, any_order: bool
 ) -> Tree:
     """Return `function(params[route], shared, row)` for every row; zeros where a route has no expert.
 
@@ -181,9 +175,7 @@ def _divide(tree: Tree) -> tuple[list[jax.Array], list[jax.Array], Partition]:
     """Return the leaves of a tree that have gradients, the others, and what puts them together."""
     leaves, structure = jax.tree.flatten(tree)
     floating = tuple(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves)
-    first, second = (
-        [leaf for leaf, f in zip(leaves, floating, strict=True) if f is kind] for kind in (True, False)
-    )
+    first, second = ([leaf for leaf, f in zip(leaves, floating, strict=True) if f is kind] for kind in (True, False))
     return first, second, Partition(structure, floating)
 
 
@@ -200,9 +192,7 @@ def dynamic_blocks(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _run_blocks(
-    function: Function, sizes: Any, partitions: Any, trained: Tree, fixed: Tree, starts: jax.Array
-) -> Tree:
+def _run_blocks(function: Function, sizes: Any, partitions: Any, trained: Tree, fixed: Tree, starts: jax.Array) -> Tree:
     """Return the outputs of all rows, from the leaves of parameters, of what is shared, and of rows."""
     params, shared, rows = _join_all(partitions, trained, fixed)
     places = jax.tree.leaves(rows)[0].shape[0]
@@ -242,9 +232,7 @@ def _pull_back(function: Function, sizes: Any, partitions: Any, leaves: Any, y: 
         new_weights, new_shared, new_rows = pull(ct)
         by_params = list(map(partial(_add_at, expert), by_params, new_weights))
         by_shared = [t + new.astype(t.dtype) for t, new in zip(by_shared, new_shared, strict=True)]
-        by_rows = [
-            lax.dynamic_update_slice_in_dim(a, b, at, 0) for a, b in zip(by_rows, new_rows, strict=True)
-        ]
+        by_rows = [lax.dynamic_update_slice_in_dim(a, b, at, 0) for a, b in zip(by_rows, new_rows, strict=True)]
         return by_params, by_shared, by_rows
 
     start = (_wide_zeros(params), _wide_zeros(shared), jax.tree.map(jnp.zeros_like, rows))
@@ -299,8 +287,7 @@ def static_blocks(
     like = jax.eval_shape(one_block, jax.ShapeDtypeStruct((), jnp.int32))
     nothing = partial(jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype))
     y = lax.map(
-        lambda i: lax.cond(i < ends[-1], one_block, lambda _: nothing(like), i),
-        jnp.arange(blocks, dtype=jnp.int32),
+        lambda i: lax.cond(i < ends[-1], one_block, lambda _: nothing(like), i), jnp.arange(blocks, dtype=jnp.int32)
     )
     place = jnp.arange(places)
     expert = jnp.minimum(jnp.searchsorted(starts[1:], place, side="right"), num_experts - 1)

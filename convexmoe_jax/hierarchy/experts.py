@@ -39,9 +39,7 @@ class LinearExpert(ExpertModule):
         rngs: the source of the initial values.
     """
 
-    def __init__(
-        self, in_dim: int, out_dim: int | None = None, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int | None = None, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
         out_dim = in_dim if out_dim is None else out_dim
         self.weight = draw_weight(rngs, in_dim, out_dim, dtype)
         self.bias = nnx.Param(jnp.zeros(out_dim, dtype))
@@ -62,13 +60,7 @@ class MLPExpert(ExpertModule):
     """
 
     def __init__(
-        self,
-        in_dim: int,
-        hidden_dim: int,
-        out_dim: int | None = None,
-        *,
-        dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        self, in_dim: int, hidden_dim: int, out_dim: int | None = None, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
     ) -> None:
         out_dim = in_dim if out_dim is None else out_dim
         self.weight_1 = draw_weight(rngs, in_dim, hidden_dim, dtype)

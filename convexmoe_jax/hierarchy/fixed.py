@@ -83,9 +83,7 @@ class FixedHierarchy(nnx.Module):
             hiddens.append(hidden)
         return hiddens[-1] if self.fusion is None else self.fusion(hiddens)
 
-    def _run_level(
-        self, level: core.HierarchyLevelConfig, plan: core.LevelPlan, rows: Any, shared: Any
-    ) -> jax.Array:
+    def _run_level(self, level: core.HierarchyLevelConfig, plan: core.LevelPlan, rows: Any, shared: Any) -> jax.Array:
         def sort_and_split(leaf: jax.Array) -> list[jax.Array]:
             """Return the rows of one expert after the other."""
             if not plan.sizes:

@@ -198,9 +198,7 @@ def _mean_over(rows: jax.Array, value: jax.Array) -> jax.Array:
     return mean.astype(value.dtype) if jnp.issubdtype(value.dtype, jnp.inexact) else mean
 
 
-def _stack_experts(
-    level: core.HierarchyLevelConfig, factory: Callable[..., Any], rngs: nnx.Rngs
-) -> tuple[Any, Any]:
+def _stack_experts(level: core.HierarchyLevelConfig, factory: Callable[..., Any], rngs: nnx.Rngs) -> tuple[Any, Any]:
     """Build a level's experts, and stack those of equal structure."""
     by_structure: dict[Any, list[tuple[int, Any]]] = {}
     for index, expert in enumerate(level.expert_configs):

@@ -50,6 +50,5 @@ def initial_parameters(config: HullConfig, key: jax.Array, dtype: Any = jnp.floa
     shapes = parameter_shapes(config)
     keys = jax.random.split(key, len(shapes))
     return {
-        name: draw(initial_law(name, config), shape, keys[i], dtype)
-        for i, (name, shape) in enumerate(shapes.items())
+        name: draw(initial_law(name, config), shape, keys[i], dtype) for i, (name, shape) in enumerate(shapes.items())
     }

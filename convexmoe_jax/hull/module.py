@@ -138,9 +138,7 @@ def checked_params(config: HullConfig, params: Tree) -> dict[str, jax.Array]:
     copies = {name: jnp.array(value) for name, value in flat.items()}
     if copies["shifts"].dtype != flat["shifts"].dtype:
         fix = 'Call jax.config.update("jax_enable_x64", True) first.'
-        fail(
-            "VectorHull", "params", "a dtype that JAX has switched on", dtype_name(flat["shifts"].dtype), fix
-        )
+        fail("VectorHull", "params", "a dtype that JAX has switched on", dtype_name(flat["shifts"].dtype), fix)
     return copies
 
 
@@ -248,9 +246,7 @@ class VectorHull(nnx.Module):
     @classmethod
     def from_config(cls, config: HullConfig, *, dtype: Any = None, rngs: nnx.Rngs) -> VectorHull:
         """Return a new hull with this config."""
-        return cls(
-            **{field.name: getattr(config, field.name) for field in fields(config)}, dtype=dtype, rngs=rngs
-        )
+        return cls(**{field.name: getattr(config, field.name) for field in fields(config)}, dtype=dtype, rngs=rngs)
 
     @classmethod
     def from_params(cls, config: HullConfig, params: Tree) -> VectorHull:

@@ -3,11 +3,4 @@
 from .engine import FitResult, FitState, fit, train
 from .optimizers import adam, adamw
 
-__all__ = [
-    "FitResult",
-    "FitState",
-    "adam",
-    "adamw",
-    "fit",
-    "train",
-]
+__all__ = ["FitResult", "FitState", "adam", "adamw", "fit", "train"]

@@ -20,17 +20,7 @@ from ..hull.module import VectorHull, apply, flatten, nest
 from ..hull.petals import Tree
 from .optimizers import scale_by_adam
 
-__all__ = [
-    "ADAM",
-    "ADAM_DECAYS",
-    "FitResult",
-    "FitState",
-    "HullFunction",
-    "fit",
-    "start_params",
-    "train",
-    "train_step",
-]
+__all__ = ["ADAM", "ADAM_DECAYS", "FitResult", "FitState", "HullFunction", "fit", "start_params", "train", "train_step"]
 
 LARGEST_NORM = 1.0
 ADAM = scale_by_adam(*ADAM_DECAYS)
@@ -64,9 +54,7 @@ def mean_squared_error(prediction: jax.Array, y: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="carry")
-def _train_steps(
-    model: Any, carry: Any, x: jax.Array, y: jax.Array, rows: jax.Array, rates: jax.Array
-) -> Any:
+def _train_steps(model: Any, carry: Any, x: jax.Array, y: jax.Array, rows: jax.Array, rates: jax.Array) -> Any:
     """Take one step for each line of `rows` (steps, batch); return the carry, the mean weights and the losses."""
 
     def body(carry: Any, step: Any) -> Any:
@@ -195,9 +183,7 @@ def wide(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def start_params(
-    params: Tree, config: HullConfig, x: np.ndarray, y: np.ndarray, start: str | None = None
-) -> Tree:
+def start_params(params: Tree, config: HullConfig, x: np.ndarray, y: np.ndarray, start: str | None = None) -> Tree:
     """Return the parameters of a hull without normalization, started on normalized rows."""
     engine = HullEngine(VectorHull.from_params(config, params), config, (x, y), None, Schedule(1, 1, None, 0))
     return engine.tree(core.choose_start(engine.weights, config, x, y, start, engine.values))

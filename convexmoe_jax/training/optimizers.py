@@ -52,11 +52,7 @@ def adam(
 
 
 def adamw(
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    learning_rate: optax.ScalarOrSchedule, weight_decay: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
     """Return AdamW (Loshchilov and Hutter, arXiv 1711.05101) as `torch.optim.AdamW` computes it.
 
@@ -66,7 +62,5 @@ def adamw(
         b1, b2, eps: as for `adam`.
     """
     return optax.chain(
-        scale_by_adam(b1, b2, eps),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_adam(b1, b2, eps), optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate)
     )

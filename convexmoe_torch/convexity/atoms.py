@@ -52,9 +52,7 @@ ELEMENTWISE = (
 )
 
 
-def _log_sum_exp_forms(
-    axes: tuple[int, ...], given: tuple[int, ...], shape: tuple[int, ...]
-) -> Iterable[Function]:
+def _log_sum_exp_forms(axes: tuple[int, ...], given: tuple[int, ...], shape: tuple[int, ...]) -> Iterable[Function]:
     if not axes:
         return ()
     keep = shape != tuple(size for axis, size in enumerate(given) if axis not in axes)

@@ -12,17 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
-from convexmoe.convexity import (
-    SEGMENTS,
-    Certificate,
-    Engine,
-    Graph,
-    Problem,
-    Value,
-    certify_problem,
-    problem,
-    walk,
-)
+from convexmoe.convexity import SEGMENTS, Certificate, Engine, Graph, Problem, Value, certify_problem, problem, walk
 
 from ..hierarchy.experts import ExpertBatch, ExpertModule
 from ..hull.legacy import NonConvexHull

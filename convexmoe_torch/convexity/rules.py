@@ -73,9 +73,7 @@ def _softplus(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     if not beta > 0:
         raise ValueError(f"beta = {beta:g}")
     if not number(threshold) + number(jump) == number(threshold):
-        raise ValueError(
-            f"from its threshold {threshold:g} on it is u, and there it jumps down by {jump:.2g}"
-        )
+        raise ValueError(f"from its threshold {threshold:g} on it is u, and there it jumps down by {jump:.2g}")
     scale = facts.literal(np.float64(beta))
     value = order.log_add(calculus.multiply(scale, inputs[0]), facts.literal(np.zeros(())))
     return [value if beta == 1 else calculus.divide(value, scale)]
@@ -99,9 +97,7 @@ def _logarithm(base: float) -> Rule:
     """log u / log of the base, which lies between two numbers next to each other."""
     scale = 1 / math.log(base)
     factor = facts.parameter((), math.nextafter(scale, 0.0), math.nextafter(scale, 2.0))
-    return rules.elementwise(
-        "logarithm", lambda value: calculus.multiply(factor, scalars.apply("log", value))
-    )
+    return rules.elementwise("logarithm", lambda value: calculus.multiply(factor, scalars.apply("log", value)))
 
 
 def sorts(operation: Operation) -> tuple[int, bool] | None:
@@ -114,10 +110,7 @@ def sorts(operation: Operation) -> tuple[int, bool] | None:
 def _sort(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     [value], (axis, falling) = inputs, (operation.params[name] for name in ("axis", "falling"))
     shape = walk.graph.shapes[operation.outputs[0]]
-    return [
-        order.order_statistics(value, axis, shape[axis], falling),
-        order.places_along(value, axis).broadcast(shape),
-    ]
+    return [order.order_statistics(value, axis, shape[axis], falling), order.places_along(value, axis).broadcast(shape)]
 
 
 def _cond(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:

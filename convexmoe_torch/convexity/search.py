@@ -18,12 +18,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 def find_violation(
-    function: Function,
-    points: Tensor,
-    *,
-    segments: int = 100_000,
-    seed: int = 0,
-    tolerance: float | None = None,
+    function: Function, points: Tensor, *, segments: int = 100_000, seed: int = 0, tolerance: float | None = None
 ) -> Violation | None:
     """Search for a segment that shows that a function is not convex; return the worst found, or None.
 

@@ -26,9 +26,7 @@ RULES = {torch.optim.Adam: "adam", torch.optim.AdamW: "adam", torch.optim.SGD: "
 PLAIN = {"amsgrad": False, "maximize": False, "dampening": 0}
 
 
-def optimizer_state(
-    optimizer: torch.optim.Optimizer, model: nn.Module, *, step: int | None = None
-) -> OptimizerState:
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, *, step: int | None = None) -> OptimizerState:
     """Return a copy of the state of an optimizer on the CPU, moments by name.
 
     Args:
@@ -45,11 +43,7 @@ def optimizer_state(
     rule = _rule(optimizer)
     parameters = parameters_of(model)
     _check_owner(optimizer, parameters)
-    taken = {
-        name: int(own["step"])
-        for name, p in parameters.items()
-        if "step" in (own := optimizer.state.get(p, {}))
-    }
+    taken = {name: int(own["step"]) for name, p in parameters.items() if "step" in (own := optimizer.state.get(p, {}))}
     if len(set(taken.values())) > 1:
         few, many = min(taken, key=taken.get), max(taken, key=taken.get)  # type: ignore[arg-type]
         got = f"{taken[few]} for {few} and {taken[many]} for {many}"
@@ -66,9 +60,7 @@ def optimizer_state(
     return OptimizerState(rule, count, moments)
 
 
-def restore(
-    optimizer: torch.optim.Optimizer, model: nn.Module, saved: OptimizerState
-) -> torch.optim.Optimizer:
+def restore(optimizer: torch.optim.Optimizer, model: nn.Module, saved: OptimizerState) -> torch.optim.Optimizer:
     """Put the moments and counts of `saved` into an optimizer, and return it; its rates and decays stay.
 
     Args:

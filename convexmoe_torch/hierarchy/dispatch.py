@@ -179,9 +179,7 @@ def _(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases: Sequence[Ten
 
 
 @compiled_gradients.register_fake
-def _(
-    grad: Tensor, x: Tensor, counts: Tensor, weights: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def _(grad: Tensor, x: Tensor, counts: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     by_biases = [weight.new_empty(weight.shape[1]) for weight in weights]
     return torch.empty_like(x), [torch.empty_like(weight) for weight in weights], by_biases
 

@@ -50,9 +50,7 @@ def scale_gradient(x: Tensor, scale: float) -> Tensor:
         return x
     if scale == 0.0:
         return x.detach()
-    if (
-        torch.compiler.is_exporting()
-    ):  # a program of PyTorch's own operators alone; x - x is 0 where x is finite
+    if torch.compiler.is_exporting():  # a program of PyTorch's own operators alone; x - x is 0 where x is finite
         return x.detach() + scale * (x - x.detach())
     return _scale(x, x.new_full((), scale))
 

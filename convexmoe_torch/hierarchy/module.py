@@ -189,12 +189,7 @@ def _run_one_by_one(
 
 
 def run_expert(
-    level: core.HierarchyLevelConfig,
-    name: str,
-    expert: nn.Module,
-    batch: core.ExpertBatch,
-    scale: float,
-    width: int,
+    level: core.HierarchyLevelConfig, name: str, expert: nn.Module, batch: core.ExpertBatch, scale: float, width: int
 ) -> core.ExpertResult:
     """Return the result of an expert for its rows, after the checks of its contract."""
     state = {**(batch.state or {}), "level": level.name, "expert": name}

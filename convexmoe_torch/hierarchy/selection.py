@@ -19,9 +19,7 @@ class _Split:
     parts: Iterator[Tensor]
 
 
-def split_batch(
-    batch: core.ExpertBatch, split: Callable[[Tensor], Iterator[Tensor]]
-) -> Iterator[core.ExpertBatch]:
+def split_batch(batch: core.ExpertBatch, split: Callable[[Tensor], Iterator[Tensor]]) -> Iterator[core.ExpertBatch]:
     """Yield what one expert after the other gets of a batch: its own rows, and whole what they share.
 
     Args:
@@ -34,9 +32,7 @@ def split_batch(
             return next(leaf.parts)
         return leaf.value if isinstance(leaf, core.Shared) else leaf
 
-    context = core.map_leaves(
-        batch.context, lambda leaf: _Split(split(leaf)) if core.is_array(leaf) else leaf
-    )
+    context = core.map_leaves(batch.context, lambda leaf: _Split(split(leaf)) if core.is_array(leaf) else leaf)
     mask, key = (None if value is None else _Split(split(value)) for value in (batch.mask, batch.key))
     for hidden in split(batch.hidden):
         own_context, own_mask, own_key = (core.map_leaves(part, take_next) for part in (context, mask, key))

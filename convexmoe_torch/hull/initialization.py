@@ -39,7 +39,4 @@ def initial_parameters(config: HullConfig, dtype: torch.dtype | None = None) -> 
     """Draw every parameter (dotted name -> tensor) from its `initial_law`."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         fail("VectorHull", "dtype", "a floating dtype", str(dtype), "Pass torch.float32, for example.")
-    return {
-        name: draw(initial_law(name, config), shape, dtype)
-        for name, shape in parameter_shapes(config).items()
-    }
+    return {name: draw(initial_law(name, config), shape, dtype) for name, shape in parameter_shapes(config).items()}

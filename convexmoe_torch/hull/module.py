@@ -218,9 +218,7 @@ class HullModule(nn.Module):
         return None if self.normalization is None else dict(self.normalization.named_buffers())
 
     def extra_repr(self) -> str:
-        return ", ".join(
-            f"{field.name}={getattr(self.config, field.name)!r}" for field in fields(self.config)
-        )
+        return ", ".join(f"{field.name}={getattr(self.config, field.name)!r}" for field in fields(self.config))
 
 
 def _read_normalization(module: Any, _: Any) -> None:

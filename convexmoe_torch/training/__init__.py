@@ -2,9 +2,4 @@
 
 from .engine import FitResult, FitState, fit, train
 
-__all__ = [
-    "FitResult",
-    "FitState",
-    "fit",
-    "train",
-]
+__all__ = ["FitResult", "FitState", "fit", "train"]

@@ -30,9 +30,7 @@ def adam(module: nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam([p for p in module.parameters() if p.requires_grad], betas=ADAM_DECAYS)
 
 
-def train_step(
-    module: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, float]
-) -> Tensor:
+def train_step(module: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, float]) -> Tensor:
     """Take one step of the optimizer on the mean squared error; returns the loss before it.
 
     Args:
@@ -145,9 +143,7 @@ class HullEngine(Engine, core.HullEngine):
 
     kind = VectorHull
 
-    def __init__(
-        self, model: VectorHull, config: HullConfig, rows: Any, held_out: Any, schedule: Schedule
-    ) -> None:
+    def __init__(self, model: VectorHull, config: HullConfig, rows: Any, held_out: Any, schedule: Schedule) -> None:
         self.config, self.given = config, model.params["shifts"].dtype
         hull = VectorHull.from_params(replace(config, normalization=None), model.params).to(wide(self.given))
         super().__init__(hull, rows, held_out, schedule.batch_size)
@@ -181,9 +177,7 @@ class HullEngine(Engine, core.HullEngine):
         restore(self.optimizer, self.module, state.optimizer)
 
     def state(self, history: History, best: dict[str, Tensor], best_step: int) -> FitState:
-        hull, best_hull = (
-            VectorHull.from_params(self.config, nest(part)) for part in (self.parameters, best)
-        )
+        hull, best_hull = (VectorHull.from_params(self.config, nest(part)) for part in (self.parameters, best))
         optimizer = optimizer_state(self.optimizer, self.module)
         return FitState(hull, optimizer, history, best_hull, best_step)
 

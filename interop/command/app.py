@@ -32,17 +32,13 @@ class OneLineErrors(TyperGroup):
         except InputError as error:
             message = str(error)
         except OSError as error:
-            message = (
-                f"convexmoe: expected files to be read and written; got {error}. Check disk and permissions."
-            )
+            message = f"convexmoe: expected files to be read and written; got {error}. Check disk and permissions."
         except typer.Abort:
             raise SystemExit(130) from None
         except Exception as error:
             if not hasattr(error, "format_message"):  # not a usage error: our fault, shown in full
                 raise
-            message = (
-                f"convexmoe: {error.format_message().rstrip('.')}. Run convexmoe --help for the options."
-            )
+            message = f"convexmoe: {error.format_message().rstrip('.')}. Run convexmoe --help for the options."
         else:
             raise SystemExit(code if isinstance(code, int) else 0)
         typer.echo(" ".join(message.split()), err=True)

@@ -56,14 +56,7 @@ def mlp_width(in_dim: int, num_parameters: int) -> int:
 
 
 def fit_mlp(
-    framework: Framework,
-    x: Rows,
-    y: Rows,
-    validation: tuple[Rows, Rows],
-    *,
-    num_parameters: int,
-    steps: int,
-    seed: int,
+    framework: Framework, x: Rows, y: Rows, validation: tuple[Rows, Rows], *, num_parameters: int, steps: int, seed: int
 ) -> Baseline:
     """Return an MLP of two hidden ReLU layers on normalized data, trained and stopped early as the hull is.
 

@@ -40,9 +40,7 @@ class Certified(NamedTuple):
 def certify_file(
     model: HullArgument,
     framework: FrameworkOption = None,
-    strength: Annotated[
-        str | None, typer.Option(help=STRENGTH_HELP, show_default="the first that proves it")
-    ] = None,
+    strength: Annotated[str | None, typer.Option(help=STRENGTH_HELP, show_default="the first that proves it")] = None,
     proof: Annotated[bool, typer.Option("--proof", help="Print the proof as a tree.")] = False,
 ) -> None:
     """Prove that a saved hull is convex; writes MODEL.certificate.json beside it. Exit code 1 without a proof."""

@@ -14,8 +14,7 @@ def convert_file(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A saved model in any of the three forms.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="File or, for Orbax, directory to write.")],
     to: Annotated[
-        str | None,
-        typer.Option(help="neutral, torch or orbax.", show_default="from neutral torch, else neutral"),
+        str | None, typer.Option(help="neutral, torch or orbax.", show_default="from neutral torch, else neutral")
     ] = None,
 ) -> None:
     """Convert a saved model: neutral file, PyTorch state_dict (safetensors), Orbax directory."""

@@ -27,9 +27,7 @@ DROP_HELP = "Column to leave out; may be repeated."
 
 def fit_table(
     context: typer.Context,
-    data: Annotated[
-        Path | None, typer.Argument(metavar="DATA.csv", help=DATA_HELP, show_default=False)
-    ] = None,
+    data: Annotated[Path | None, typer.Argument(metavar="DATA.csv", help=DATA_HELP, show_default=False)] = None,
     target: Annotated[
         str | None, typer.Option(help="Column to predict.", show_default="mpg for the embedded data")
     ] = None,

@@ -73,13 +73,7 @@ def importance(framework: Framework, model: Any, x: Rows, y: Rows, seed: int) ->
 
 
 def map_groups(
-    framework: Framework,
-    model: Any,
-    names: tuple[str, ...],
-    growth: Rows,
-    x: Rows,
-    x_test: Rows,
-    y_test: Rows,
+    framework: Framework, model: Any, names: tuple[str, ...], growth: Rows, x: Rows, x_test: Rows, y_test: Rows
 ) -> GroupMap:
     """Return the map over the two inputs of the largest `growth` (one where there is but one).
 

@@ -60,9 +60,7 @@ class BoxMinimum:
 
 def minimize_file(
     model: HullArgument,
-    box: Annotated[
-        list[str] | None, typer.Option(help=BOX_HELP, show_default="the range it was trained on")
-    ] = None,
+    box: Annotated[list[str] | None, typer.Option(help=BOX_HELP, show_default="the range it was trained on")] = None,
     tol: Annotated[float, typer.Option(help="Of the gap, relative to the value.")] = 1e-6,
     output: Annotated[
         int | None, typer.Option(help="Which output, counted from 0.", show_default="the only one")
@@ -80,9 +78,7 @@ def minimize_file(
         raise typer.Exit(1)
 
 
-def minimize(
-    path: Path, framework: Framework, boxes: Sequence[str], tol: float, output: int | None
-) -> BoxMinimum:
+def minimize(path: Path, framework: Framework, boxes: Sequence[str], tol: float, output: int | None) -> BoxMinimum:
     """Return the minimum of the hull in a file over a box.
 
     Args:

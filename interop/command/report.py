@@ -59,12 +59,7 @@ class _Legend:
 
 
 def draw_report(
-    metrics: dict[str, Any],
-    history: History,
-    true: Vector,
-    predicted: Vector,
-    group_map: GroupMap,
-    path: Path,
+    metrics: dict[str, Any], history: History, true: Vector, predicted: Vector, group_map: GroupMap, path: Path
 ) -> None:
     """Write the three panels as a PNG: loss curves, predicted against true, which group wins where.
 
@@ -169,9 +164,7 @@ def _legend_of(group_map: GroupMap) -> _Legend:
     """Return which groups have a color of their own: those that win most of the map, then most of the points."""
     shares = Counter(group_map.group.ravel().tolist())
     on_points = Counter(group_map.point_group.tolist())
-    order = sorted(
-        shares.keys() | on_points.keys(), key=lambda group: (-shares[group], -on_points[group], group)
-    )
+    order = sorted(shares.keys() | on_points.keys(), key=lambda group: (-shares[group], -on_points[group], group))
     shown = order if len(order) <= len(_COLORS) else order[: len(_COLORS) - 1]
     return _Legend(tuple(shown), len(order) - len(shown), shares)
 

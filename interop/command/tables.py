@@ -88,9 +88,7 @@ class Table:
             refuse(self.name, "numbers", f"the text {shorten(list(texts.values()), 3, 120)}", fix)
         if missing:
             places = [f"{len(at)} in column {name!r} (first on line {at[0]})" for name, at in missing.items()]
-            fix = (
-                f"Fill in or remove those rows{', or leave the column out with --drop' if may_drop else ''}."
-            )
+            fix = f"Fill in or remove those rows{', or leave the column out with --drop' if may_drop else ''}."
             refuse(self.name, "no missing values", shorten(places, 3, 120), fix)
         if unusable:
             rule = f"finite numbers up to {_LARGEST:g} in size"

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 def verify_files(
     first: Annotated[Path, typer.Argument(metavar="A", help="A saved model; it runs in JAX.")],
     second: Annotated[
-        Path | None,
-        typer.Argument(metavar="[B]", help="Another one; it runs in PyTorch.", show_default="A itself"),
+        Path | None, typer.Argument(metavar="[B]", help="Another one; it runs in PyTorch.", show_default="A itself")
     ] = None,
     rows: Annotated[int, typer.Option(help="Random rows to compare on.")] = 16,
     steps: Annotated[int, typer.Option(help="Steps of Adam whose losses are compared.")] = 20,
@@ -84,9 +83,7 @@ def verify(first: Path, second: Path, *, rows: int, steps: int, seed: int) -> Pa
         return check_parity(models[0], models[1], x, routing=routing, steps=steps, floor=True)
 
 
-def draw_inputs(
-    inspection: Inspection, rows: int, seed: int
-) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
+def draw_inputs(inspection: Inspection, rows: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
     """Return normal rows, in the units of the model, and random routes for a hierarchy."""
     draw, config = np.random.default_rng(seed), inspection.config
     if inspection.kind == "VectorHull":

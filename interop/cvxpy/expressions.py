@@ -145,9 +145,7 @@ class ParameterProgram(ConstantProgram):
         return variable
 
     def hull(self, x_ND: Any, outputs: range) -> Any:
-        rows = [
-            cp.hstack([self.least_value(x_ND[n : n + 1], o) for o in outputs]) for n in range(x_ND.shape[0])
-        ]
+        rows = [cp.hstack([self.least_value(x_ND[n : n + 1], o) for o in outputs]) for n in range(x_ND.shape[0])]
         return cp.vstack(rows)
 
     def least_value(self, x_1D: Any, output: int) -> Any:
@@ -167,10 +165,7 @@ class ParameterProgram(ConstantProgram):
         share = cp.Variable(g.shape)
         ones = np.ones((1, g.shape[1]))
         # sum_i T exp((g_i - top) / T) <= P T, a cone that is affine in T as well
-        self.constraints += [
-            cp.ExpCone(g - top, T @ ones, share),
-            cp.sum(share) <= cp.sum(T) * g.shape[1],
-        ]
+        self.constraints += [cp.ExpCone(g - top, T @ ones, share), cp.sum(share) <= cp.sum(T) * g.shape[1]]
         return top
 
     def bowl(self, x_ND: Any) -> Any:

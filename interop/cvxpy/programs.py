@@ -18,9 +18,7 @@ from ..frameworks import is_installed
 from .matrices import hull_matrices, structure_of
 
 
-def to_cvxpy(
-    model_or_path: Any, variable: Any, *, output: int | None = None, parameters: bool = False
-) -> Any:
+def to_cvxpy(model_or_path: Any, variable: Any, *, output: int | None = None, parameters: bool = False) -> Any:
     """Return the hull of `variable` as an expression of CVXPY, in the units of the model.
 
     Guarantee: the expression is DCP and convex by CVXPY's own rules, and equal to the model (tests/test_programs.py).

@@ -55,8 +55,7 @@ def contradictions(size: int, program: list, seed: int = 0, claimed: list[Value]
     at = np.concatenate([left, right, between(left, right, weight), low, high])
     with np.errstate(all="ignore"):
         registers = [
-            np.broadcast_to(register, at.shape)
-            for register in run(program, at, parameters(size, seed), "numpy")
+            np.broadcast_to(register, at.shape) for register in run(program, at, parameters(size, seed), "numpy")
         ]
     found: list[str] = []
     size_of = np.zeros((5, SEGMENTS, 1))
@@ -71,9 +70,7 @@ def contradictions(size: int, program: list, seed: int = 0, claimed: list[Value]
     return found
 
 
-def _false(
-    value: Value, parts: np.ndarray, weight: np.ndarray, size_of: np.ndarray, nan: np.ndarray
-) -> list[str]:
+def _false(value: Value, parts: np.ndarray, weight: np.ndarray, size_of: np.ndarray, nan: np.ndarray) -> list[str]:
     """The facts of one register that do not hold."""
     fine = size_of < LARGEST
     slack = TOLERANCE * (1 + np.where(fine, size_of, 0))

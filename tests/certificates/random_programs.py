@@ -34,16 +34,12 @@ class Op(NamedTuple):
 
 def constants(number: int, size: int) -> np.ndarray:
     """A vector of constants, of one sign or of several."""
-    return np.array(
-        [NUMBERS[(number * (1 if number % 3 else k + 1) + k * (number % 2)) % 10] for k in range(size)]
-    )
+    return np.array([NUMBERS[(number * (1 if number % 3 else k + 1) + k * (number % 2)) % 10] for k in range(size)])
 
 
 def matrix(number: int, size: int) -> np.ndarray:
     """A matrix of constants; every other one has no negative entry."""
-    entries = np.array(
-        [[NUMBERS[(number + 3 * i + 7 * j + i * j) % 10] for j in range(size)] for i in range(size)]
-    )
+    entries = np.array([[NUMBERS[(number + 3 * i + 7 * j + i * j) % 10] for j in range(size)] for i in range(size)])
     return np.abs(entries) if number % 2 else entries
 
 
@@ -112,10 +108,7 @@ UNARY = {
     "sign": (lax.sign, np.sign),
     "relu": (lambda u: lax.max(u, jnp.zeros_like(u)), lambda u: np.maximum(u, 0)),
     "cap": (lambda u: lax.min(u, jnp.ones_like(u)), lambda u: np.minimum(u, 1)),
-    "clamp": (
-        lambda u: lax.clamp(jnp.asarray(-1, u.dtype), u, jnp.asarray(1, u.dtype)),
-        lambda u: np.clip(u, -1, 1),
-    ),
+    "clamp": (lambda u: lax.clamp(jnp.asarray(-1, u.dtype), u, jnp.asarray(1, u.dtype)), lambda u: np.clip(u, -1, 1)),
     "softplus": (softplus, lambda u: np.logaddexp(u, 0)),
     "huber relu": (huber_relu_jax, huber_relu_numpy),
     "cumsum": (lambda u: lax.cumsum(u, 0), lambda u: np.cumsum(u, 1)),
@@ -161,19 +154,13 @@ OPS: dict[str, Op] = {
         lambda u, v, *_: jnp.full(u.shape, jnp.dot(u, v)),
         lambda u, v, *_: np.repeat((u * v).sum(1)[:, None], u.shape[1], 1),
     ),
-    "add constant": Op(
-        lambda u, v, w, k: u + vector(k, u).astype(u.dtype), lambda u, v, w, k: u + vector(k, u)
-    ),
-    "mul constant": Op(
-        lambda u, v, w, k: u * vector(k, u).astype(u.dtype), lambda u, v, w, k: u * vector(k, u)
-    ),
+    "add constant": Op(lambda u, v, w, k: u + vector(k, u).astype(u.dtype), lambda u, v, w, k: u + vector(k, u)),
+    "mul constant": Op(lambda u, v, w, k: u * vector(k, u).astype(u.dtype), lambda u, v, w, k: u * vector(k, u)),
     "div constant": Op(
-        lambda u, v, w, k: u / (vector(k, u) + 0.0625).astype(u.dtype),
-        lambda u, v, w, k: u / (vector(k, u) + 0.0625),
+        lambda u, v, w, k: u / (vector(k, u) + 0.0625).astype(u.dtype), lambda u, v, w, k: u / (vector(k, u) + 0.0625)
     ),
     "constant": Op(
-        lambda u, v, w, k: jnp.asarray(vector(k, u), u.dtype),
-        lambda u, v, w, k: np.broadcast_to(vector(k, u), u.shape),
+        lambda u, v, w, k: jnp.asarray(vector(k, u), u.dtype), lambda u, v, w, k: np.broadcast_to(vector(k, u), u.shape)
     ),
     "weighted sum": Op(
         lambda u, v, w, k: jnp.full(u.shape, jnp.dot(u, vector(k, u).astype(u.dtype))),
@@ -194,9 +181,7 @@ OPS: dict[str, Op] = {
 def programs() -> st.SearchStrategy:
     """Inputs of one to three numbers, and one to eight instructions."""
     small = st.integers(0, 3)
-    instruction = st.builds(
-        Instruction, st.sampled_from(sorted(OPS)), small, small, small, st.integers(0, 29)
-    )
+    instruction = st.builds(Instruction, st.sampled_from(sorted(OPS)), small, small, small, st.integers(0, 29))
     return st.tuples(st.integers(1, 3), st.lists(instruction, min_size=1, max_size=8))
 
 

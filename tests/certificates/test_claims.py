@@ -53,9 +53,7 @@ def test_partial_and_joint_convexity():
     assert certify(bilinear, pair, argnum=0).outputs[0].weakest == "affine"
     assert certify(bilinear, pair, argnum=(0, 1)).verdict == "refuted"
     assert verdict(lambda x, y: jnp.sum((x - y) ** 2), pair, argnum=(0, 1)) == "proved"
-    found = certify(
-        lambda x, y: y * jax.nn.relu(x), pair, argnum=0
-    )  # refuted where y < 0, as it is in the example
+    found = certify(lambda x, y: y * jax.nn.relu(x), pair, argnum=0)  # refuted where y < 0, as it is in the example
     assert found.verdict == "refuted"
     assert verdict(lambda x, y: jnp.exp(y) * jax.nn.relu(x), pair) == "proved"
 
@@ -101,13 +99,7 @@ def test_text_and_json_of_a_proof():
         assert part in text
     record = json.loads(found.to_json())
     assert record["verdict"] == "proved" and record["arithmetic"] == EXACT and record["failed"] is None
-    assert {step["operation"] for step in record["steps"]} >= {
-        "input",
-        "parameter",
-        "dot_general",
-        "max",
-        "exp",
-    }
+    assert {step["operation"] for step in record["steps"]} >= {"input", "parameter", "dot_general", "max", "exp"}
     assert record["outputs"][0]["upper"] == [None, None] and record["outputs"][0]["lower"] == [0.0, 0.0]
 
 
@@ -183,20 +175,12 @@ def test_loops_and_branches():
     assert verdict(lambda x: lax.scan(lambda c, w: (c + w * jnp.abs(x), c), total, weights)[0]) == "unknown"
     assert verdict(lambda x: lax.scan(lambda c, w: (c + jnp.abs(w * x), c), total, weights)[0]) == "proved"
     assert verdict(lambda x: lax.fori_loop(0, 3, lambda k, c: jnp.maximum(c, x * k), x)) == "proved"
-    assert (
-        verdict(lambda n, x: lax.fori_loop(0, n, lambda k, c: jnp.maximum(c, x), x), (3, X), argnum=1)
-        == "proved"
-    )
+    assert verdict(lambda n, x: lax.fori_loop(0, n, lambda k, c: jnp.maximum(c, x), x), (3, X), argnum=1) == "proved"
     assert verdict(lambda x: lax.while_loop(lambda c: jnp.sum(c) < 9, lambda c: c + 1, x)) == "unknown"
     flag = jnp.asarray(True)
     assert verdict(lambda x: lax.cond(flag, jnp.abs, jnp.sin, x)) == "proved"
-    assert (
-        verdict(lambda p, x: lax.cond(p, jnp.abs, jnp.exp, x), params=flag, strength="structural") == "proved"
-    )
-    assert (
-        verdict(lambda p, x: lax.cond(p, jnp.abs, jnp.sin, x), params=flag, strength="structural")
-        == "unknown"
-    )
+    assert verdict(lambda p, x: lax.cond(p, jnp.abs, jnp.exp, x), params=flag, strength="structural") == "proved"
+    assert verdict(lambda p, x: lax.cond(p, jnp.abs, jnp.sin, x), params=flag, strength="structural") == "unknown"
     assert verdict(lambda x: lax.cond(x[0] > 0, jnp.abs, jnp.exp, x)) == "unknown"
     assert verdict(lambda x: lax.switch(jnp.int32(1), [jnp.sin, jnp.abs], x)) == "proved"
 
@@ -245,9 +229,7 @@ def test_products_and_convolutions():
     a, b = jnp.ones((2, 3, 4)), jnp.ones((2, 4, 5))
     assert verdict(lambda x: jnp.einsum("bij,bjk->bik", a * x[0], b)) == "proved"
     assert verdict(lambda x: jnp.einsum("bij,bjk->bik", jnp.abs(x[0] * a), b)) == "proved"
-    assert (
-        verdict(lambda x: jnp.einsum("bij,bjk->bik", jnp.abs(x[0] * a), b.at[1, 2, 3].set(-1.0))) == "unknown"
-    )
+    assert verdict(lambda x: jnp.einsum("bij,bjk->bik", jnp.abs(x[0] * a), b.at[1, 2, 3].set(-1.0))) == "unknown"
     assert verdict(lambda x: jnp.outer(x, x)[0, 0]) == "proved"
     assert verdict(lambda x: jnp.outer(x, x)) == "unknown"
     image = jnp.ones((1, 1, 5, 5))

@@ -43,10 +43,7 @@ def exact(number):
 @hypothesis.given(NUMBERS, NUMBERS)
 def test_bounds_of_sums(a, b):
     true = Fraction(a) + Fraction(b)
-    low, high = (
-        intervals.add_down(np.float64(a), np.float64(b)),
-        intervals.add_up(np.float64(a), np.float64(b)),
-    )
+    low, high = (intervals.add_down(np.float64(a), np.float64(b)), intervals.add_up(np.float64(a), np.float64(b)))
     assert exact(low) <= true <= exact(high)
     if Fraction(float(np.float64(a) + 0.0)) + Fraction(b) == exact(a + b) and math.isfinite(a + b):
         assert low == high == a + b  # what is exact stays exact: a sign is not lost
@@ -88,9 +85,7 @@ def test_control_a_sum_that_is_rounded_to_nearest_is_not_a_bound():
     assert intervals.add_down(a, b) < intervals.add_up(a, b)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, scalar in scalars.SCALARS.items() if scalar.value is not None]
-)
+@pytest.mark.parametrize("name", [name for name, scalar in scalars.SCALARS.items() if scalar.value is not None])
 def test_bounds_of_functions(name):
     """Bounds at a point hold for the function in 80 bits, where numpy has it, and are narrow."""
     scalar = scalars.SCALARS[name]

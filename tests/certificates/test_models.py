@@ -46,9 +46,7 @@ def rows_of(hull, rows):
 def test_a_hull_is_proved_for_every_value_of_its_parameters(name, rows):
     hull = hull_of(name)
     found = certify(hull, rows_of(hull, rows))
-    assert (found.verdict, found.strength, found.outputs[0].weakest) == ("proved", "structural", "convex"), (
-        str(found)
-    )
+    assert (found.verdict, found.strength, found.outputs[0].weakest) == ("proved", "structural", "convex"), str(found)
 
 
 @pytest.mark.parametrize("name", WIDEST)
@@ -75,10 +73,7 @@ def test_the_function_form_is_proved_and_a_closure_for_its_numbers():
     x = rows_of(hull, 1)
     found = certify(lambda p, x: convexmoe_jax.hull.apply(p, x, hull.config), x, params=hull.params)
     assert (found.verdict, found.strength) == ("proved", "structural")
-    assert {step.source for step in found.steps if step.operation == "parameter"} >= {
-        "trunk.0.weight",
-        "shifts",
-    }
+    assert {step.source for step in found.steps if step.operation == "parameter"} >= {"trunk.0.weight", "shifts"}
     found = certify(lambda x: jax.jit(hull)(x), x)
     assert (found.verdict, found.strength) == ("proved", "numeric")
 
@@ -113,11 +108,7 @@ FAULTS = {
     ),
     "raw weights": (convexmoe_jax.hull.petals, "positive_weight", lambda raw, fan_in: raw),
     "min for max": (convexmoe_jax.hull.module, "maximum", lambda g: g.min(axis=-2)),
-    "softmax": (
-        convexmoe_jax.hull.module,
-        "maximum",
-        lambda g: (jax.nn.softmax(g, axis=-2) * g).sum(axis=-2),
-    ),
+    "softmax": (convexmoe_jax.hull.module, "maximum", lambda g: (jax.nn.softmax(g, axis=-2) * g).sum(axis=-2)),
     "negative temperature": (convexmoe_jax.hull.module, "learned_temperature", lambda raw: -jnp.exp(raw)),
     "temperature of any sign": (convexmoe_jax.hull.module, "learned_temperature", lambda raw: raw),
     "another mean": (convexmoe_jax.hull.fusion, "log_mean_exp", lambda u, T: jnp.mean(u, axis=-2)),
@@ -187,9 +178,7 @@ def test_experts():
 
 
 def hierarchy(levels, fused=False):
-    made = [
-        HierarchyLevelConfig(f"level{k}", (ExpertConfig("one"), ExpertConfig("two"))) for k in range(levels)
-    ]
+    made = [HierarchyLevelConfig(f"level{k}", (ExpertConfig("one"), ExpertConfig("two"))) for k in range(levels)]
     return HierarchicalCELMoE(
         CELMoEConfig(3, tuple(made), use_learned_fusion=fused),
         lambda level, expert, metadata, *, rngs: HullExpert(VectorHull(3, petals=3, hidden_dim=5, rngs=rngs)),

@@ -44,10 +44,7 @@ def rows():
     """The graphs of the table."""
     engine = Jax()
     return [
-        (
-            row,
-            trace(lambda x, row=row: row.function(engine.xp, x), engine.example(getattr(row, "shape", (3,)))),
-        )
+        (row, trace(lambda x, row=row: row.function(engine.xp, x), engine.example(getattr(row, "shape", (3,)))))
         for row in [*TABLE, *MONOTONE]
     ]
 
@@ -87,9 +84,7 @@ def wrong_rows(names):
 
 def settle_all(values):
     """What holds of all elements of all outputs."""
-    return Value(
-        *(np.concatenate([np.ravel(getattr(v, n)) for v in values]) for n in ("lower", "upper", "facts"))
-    )
+    return Value(*(np.concatenate([np.ravel(getattr(v, n)) for v in values]) for n in ("lower", "upper", "facts")))
 
 
 def wrong_programs(names):
@@ -172,19 +167,7 @@ MUTANTS = {
     "huber relu falls": scalar("huber_relu", rising=None, falling=EVERYWHERE),
     **{
         f"{name} does not rise": scalar(name, rising=None)
-        for name in (
-            "log",
-            "log1p",
-            "sqrt",
-            "cbrt",
-            "tanh",
-            "logistic",
-            "sinh",
-            "asinh",
-            "atan",
-            "floor",
-            "elu",
-        )
+        for name in ("log", "log1p", "sqrt", "cbrt", "tanh", "logistic", "sinh", "asinh", "atan", "floor", "elu")
     },
     "elu is concave": scalar("elu", convex=None, concave=EVERYWHERE),
     "composition forgets the inner curvature": put(
@@ -196,15 +179,12 @@ MUTANTS = {
     ),
     "negative keeps its curvature": rule("neg", unturned),
     "sum is convex where one term is": rule(
-        "add",
-        lambda a, b: with_facts(ADD(a, b), 0) if a.affine.all() else with_facts(ADD(a, b), CONVEX | REAL),
+        "add", lambda a, b: with_facts(ADD(a, b), 0) if a.affine.all() else with_facts(ADD(a, b), CONVEX | REAL)
     ),
     "difference is a sum": rule("sub", ADD),
     "product forgets the sign": put(calculus, "multiply", lambda a, b: MULTIPLY(absolute(a), absolute(b))),
     "a parameter is positive": put(
-        calculus,
-        "_scale_facts",
-        lambda factor, v: np.where(factor.constant, v.facts, np.uint16(0)).astype(np.uint16),
+        calculus, "_scale_facts", lambda factor, v: np.where(factor.constant, v.facts, np.uint16(0)).astype(np.uint16)
     ),
     "a product falls with its rising factor": put(
         calculus, "multiply", lambda a, b: with_facts(MULTIPLY(a, b), RISING if b.has(RISING).all() else 0)
@@ -216,18 +196,12 @@ MUTANTS = {
     ),
     "square is any product": put(calculus, "multiply", lambda a, b: POWER(a, 2.0)),
     "square of convex is convex": put(
-        scalars,
-        "power",
-        lambda v, p: with_facts(POWER(v, p), CONVEX if p == 2 and v.has(CONVEX).all() else 0),
+        scalars, "power", lambda v, p: with_facts(POWER(v, p), CONVEX if p == 2 and v.has(CONVEX).all() else 0)
     ),
     "odd power is even": put(scalars, "power", lambda v, p: POWER(v, p + 1 if p == 3 else p)),
-    "power of -1 is defined": put(
-        scalars, "power", lambda v, p: with_facts(POWER(v, p), REAL if p < 0 else 0)
-    ),
+    "power of -1 is defined": put(scalars, "power", lambda v, p: with_facts(POWER(v, p), REAL if p < 0 else 0)),
     "maximum is a minimum": rule("max", calculus.minimum),
-    "maximum keeps concave": rule(
-        "max", lambda a, b: with_facts(MAXIMUM(a, b), a.facts[()] & b.facts[()] & CONCAVE)
-    ),
+    "maximum keeps concave": rule("max", lambda a, b: with_facts(MAXIMUM(a, b), a.facts[()] & b.facts[()] & CONCAVE)),
     "minimum is a maximum": rule("min", MAXIMUM),
     "largest is the smallest": Fault(
         lambda patch: patch.setitem(RULES, "reduce_max", RULES["reduce_min"]), ("reduce_max",)
@@ -238,9 +212,7 @@ MUTANTS = {
     "choice takes the first": put(calculus, "choose", lambda which, cases: cases[0].broadcast(which.shape)),
     "comparison rises": rule("gt", lambda a, b: settle(a.facts * 0.0, a.facts * 0.0 + 1, a.facts | CONSTANT)),
     "linear map forgets the sign": put(
-        contraction,
-        "linear",
-        lambda c, v, p: with_facts(LINEAR(c, v, p), CONVEX if v.has(CONVEX).all() else 0),
+        contraction, "linear", lambda c, v, p: with_facts(LINEAR(c, v, p), CONVEX if v.has(CONVEX).all() else 0)
     ),
     "products are summed without sign": put(
         contraction, "multiply_elements", lambda a, b, same: MULTIPLY(absolute(a), absolute(b))
@@ -258,9 +230,7 @@ MUTANTS = {
         ),
     ),
     "every form is semidefinite": put(refinements, "is_semidefinite", lambda lower, upper: True),
-    "no weight is out of order": put(
-        refinements, "evaluate_again", lambda walk, number, given: walk.values[number]
-    ),
+    "no weight is out of order": put(refinements, "evaluate_again", lambda walk, number, given: walk.values[number]),
     "atoms match whatever their literals": put(graph, "equal_params", lambda one, other: True),
     "atoms match by their last operation": put(
         atoms, "match", lambda reference, g, value: list(g.makers[value].inputs)[-1:] * len(reference.inputs)

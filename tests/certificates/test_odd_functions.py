@@ -69,15 +69,7 @@ def test_casts():
 
 @pytest.mark.parametrize(
     "x",
-    [
-        jnp.ones(()),
-        jnp.ones((0,)),
-        jnp.ones((2, 0, 3)),
-        jnp.ones((1, 1, 1)),
-        2.0,
-        np.ones(2),
-        jnp.ones(2, jnp.float16),
-    ],
+    [jnp.ones(()), jnp.ones((0,)), jnp.ones((2, 0, 3)), jnp.ones((1, 1, 1)), 2.0, np.ones(2), jnp.ones(2, jnp.float16)],
     ids=str,
 )
 def test_shapes(x):
@@ -227,12 +219,8 @@ def test_messages():
     with pytest.raises(ValueError, match=r"certify\.strength: expected one of \['structural', 'numeric'\]"):
         certify(jnp.abs, X, strength="strong")
     for option in ({"segments": -1}, {"segments": 1.5}, {"seed": -1}):
-        with pytest.raises(
-            (TypeError, ValueError), match=r"certify\.(segments|seed): expected a whole number >= 0"
-        ):
+        with pytest.raises((TypeError, ValueError), match=r"certify\.(segments|seed): expected a whole number >= 0"):
             certify(jnp.abs, X, **option)
     for example in (None, {"x": X}, [[1.0], [1.0, 2.0]]):
-        with pytest.raises(
-            TypeError, match=r"certify\.x_example: expected an array, or a tuple of arrays; got"
-        ):
+        with pytest.raises(TypeError, match=r"certify\.x_example: expected an array, or a tuple of arrays; got"):
             certify(jnp.abs, example)

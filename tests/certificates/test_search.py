@@ -46,9 +46,7 @@ def test_rounding_in_float32_is_no_violation(monkeypatch):
 
     monkeypatch.setattr(violation, "widen", refuse)
     assert find_violation(rough, points, segments=2_000) is None  # its gaps do not stay
-    monkeypatch.setattr(
-        segments, "_survive_perturbation", lambda candidates, *rest: np.ones(len(candidates.gap), bool)
-    )
+    monkeypatch.setattr(segments, "_survive_perturbation", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
     assert find_violation(rough, points, segments=2_000).dtype == "float32"
 
 
@@ -94,9 +92,7 @@ def test_what_rounding_makes_refutes_nothing(monkeypatch):
         return wide
 
     monkeypatch.setattr(violation, "widen", refuse)
-    monkeypatch.setattr(
-        segments, "_survive_perturbation", lambda candidates, *rest: np.ones(len(candidates.gap), bool)
-    )
+    monkeypatch.setattr(segments, "_survive_perturbation", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
     assert find_violation(lambda w: variance(w @ data), points, segments=20_000) is not None
 
 

@@ -51,9 +51,7 @@ def test_partial_and_joint_convexity():
 
 
 def test_monotonicity_in_each_input():
-    found = certify(
-        lambda x: torch.stack([torch.exp(x[0]) - x[1], x[1] * x[1] + 0.0 * x[2]]), X, per_input=True
-    )
+    found = certify(lambda x: torch.stack([torch.exp(x[0]) - x[1], x[1] * x[1] + 0.0 * x[2]]), X, per_input=True)
     [output] = found.outputs
     assert output.per_input.tolist() == [
         ["nondecreasing", "nonincreasing", "constant"],
@@ -100,9 +98,7 @@ def test_softplus_is_taken_for_itself_where_its_step_cannot_be_seen(dtype, thres
     here = torch.tensor(threshold, dtype=x.dtype)
     above = torch.nextafter(here, torch.full_like(here, math.inf))
     step = bool(F.softplus(above, threshold=threshold) < F.softplus(here, threshold=threshold))
-    if expected == "proved" or threshold <= 20.0 - 10.0 * (
-        dtype == "float32"
-    ):  # between the two it is one ulp
+    if expected == "proved" or threshold <= 20.0 - 10.0 * (dtype == "float32"):  # between the two it is one ulp
         assert step == (expected == "unknown")
 
 
@@ -163,9 +159,7 @@ def cut_quotient(x):
 def test_an_operator_is_not_known_by_its_name(function, monkeypatch):
     found = certify(function, X, segments=0)
     name = found.failed.operation
-    assert (
-        found.verdict == "unknown" and "." in name and f"no rule for the primitive '{name}'" in found.reason
-    )
+    assert found.verdict == "unknown" and "." in name and f"no rule for the primitive '{name}'" in found.reason
     # Control: by its name it would be another function.
     monkeypatch.setitem(RULES, name, RULES[name.rpartition(".")[2]])
     assert verdict(function) == "proved"
@@ -284,12 +278,8 @@ def test_mistakes_of_the_caller_are_errors():
     with pytest.raises(RuntimeError, match=r"size mismatch|cannot be multiplied"):
         certify(lambda x: torch.ones(2, 5) @ x, X)
     for option in ({"segments": -1}, {"segments": 1.5}, {"seed": -1}):
-        with pytest.raises(
-            (TypeError, ValueError), match=r"certify\.(segments|seed): expected a whole number >= 0"
-        ):
+        with pytest.raises((TypeError, ValueError), match=r"certify\.(segments|seed): expected a whole number >= 0"):
             certify(torch.abs, X, **option)
     for example in (None, {"x": X}, [[1.0], [1.0, 2.0]]):
-        with pytest.raises(
-            TypeError, match=r"certify\.x_example: expected an array, or a tuple of arrays; got"
-        ):
+        with pytest.raises(TypeError, match=r"certify\.x_example: expected an array, or a tuple of arrays; got"):
             certify(torch.abs, example)

@@ -47,9 +47,7 @@ def test_a_hull_is_proved_for_every_value_of_its_parameters_as_in_jax(name):
         for backend in BACKENDS
     }
     ours = found["torch"]
-    assert (ours.verdict, ours.strength, ours.outputs[0].weakest) == ("proved", "structural", "convex"), str(
-        ours
-    )
+    assert (ours.verdict, ours.strength, ours.outputs[0].weakest) == ("proved", "structural", "convex"), str(ours)
     records = {key: json.loads(value.to_json()) for key, value in found.items()}
     for field in ("schema", "verdict", "property", "arithmetic", "strength", "reason", "outputs", "failed"):
         assert records["torch"][field] == records["jax"][field], field
@@ -200,13 +198,10 @@ def test_experts():
 
 
 def hierarchy(levels):
-    made = [
-        HierarchyLevelConfig(f"level{k}", (ExpertConfig("one"), ExpertConfig("two"))) for k in range(levels)
-    ]
+    made = [HierarchyLevelConfig(f"level{k}", (ExpertConfig("one"), ExpertConfig("two"))) for k in range(levels)]
     torch.manual_seed(0)
     return HierarchicalCELMoE(
-        CELMoEConfig(3, tuple(made)),
-        lambda level, expert, metadata: HullExpert(VectorHull(3, petals=3, hidden_dim=5)),
+        CELMoEConfig(3, tuple(made)), lambda level, expert, metadata: HullExpert(VectorHull(3, petals=3, hidden_dim=5))
     )
 
 

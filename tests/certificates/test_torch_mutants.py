@@ -142,9 +142,7 @@ def bolder(facts):
 
 def reversed_(value):
     """The elements from the last to the first."""
-    return Value(
-        *(part.reshape(-1)[::-1].reshape(part.shape) for part in (value.lower, value.upper, value.facts))
-    )
+    return Value(*(part.reshape(-1)[::-1].reshape(part.shape) for part in (value.lower, value.upper, value.facts)))
 
 
 def narrower(value):
@@ -155,40 +153,13 @@ def narrower(value):
 
 
 ALWAYS_BOUNDED = ("sigmoid", "tanh", "erf", "erfc", "sin", "cos", "sign")
-MOVING = (
-    "reshape",
-    "permute",
-    "expand",
-    "flip",
-    "roll",
-    "slice",
-    "cat",
-    "index_select",
-    "gather",
-    "index",
-)
+MOVING = ("reshape", "permute", "expand", "flip", "roll", "slice", "cat", "index_select", "gather", "index")
 TRUTH = ("lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "bitwise_and")
 # Of whole or truth values, of places, of pieces of models: nothing but bounds can be wrong there.
 PLACES = ("argmax", "argmin", "argcummax", "argcummin", "any", "all", "isfinite", "bitwise_or", "bitwise_not")
-SEEN_TWICE = (
-    "to",
-    "where",
-    "cond",
-    "convolution",
-    "round",
-    "ceil",
-    "lgamma",
-    "digamma",
-    "erf",
-    "erfc",
-    "cos",
-)
+SEEN_TWICE = ("to", "where", "cond", "convolution", "round", "ceil", "lgamma", "digamma", "erf", "erfc", "cos")
 
-CURVED = [
-    name
-    for name in RULES
-    if name not in (*MOVING, *TRUTH, *PLACES, *SEEN_TWICE) and RULES[name].law != "moved"
-]
+CURVED = [name for name in RULES if name not in (*MOVING, *TRUTH, *PLACES, *SEEN_TWICE) and RULES[name].law != "moved"]
 
 
 def rule(name, change):
@@ -291,14 +262,10 @@ MUTANTS = {
     "leaky relu is always a maximum": lowered(
         "leaky_relu",
         lambda call: [
-            call.op(
-                "maximum", call["self"], call.op("mul", call["self"], call.number(call["negative_slope"]))
-            )
+            call.op("maximum", call["self"], call.op("mul", call["self"], call.number(call["negative_slope"])))
         ],
     ),
-    "log-sigmoid is the sigmoid": lowered(
-        "log_sigmoid_forward", lambda c: [c.op("sigmoid", c["self"]), c["self"]]
-    ),
+    "log-sigmoid is the sigmoid": lowered("log_sigmoid_forward", lambda c: [c.op("sigmoid", c["self"]), c["self"]]),
     "a norm of any order": lowered("linalg_vector_norm", LOWERINGS["sum"]),
     "a mean is a maximum": lowered("mean", LOWERINGS["amax"]),
     "a variance is not divided": lowered("var", LOWERINGS["sum"]),
@@ -306,9 +273,7 @@ MUTANTS = {
     "reshape forgets its order": rule("reshape", reversed_),
     "atoms match by their last operation": Fault(
         lambda patch: patch.setattr(
-            atoms,
-            "match",
-            lambda reference, g, value: list(g.makers[value].inputs)[-1:] * len(reference.inputs),
+            atoms, "match", lambda reference, g, value: list(g.makers[value].inputs)[-1:] * len(reference.inputs)
         )
     ),
 }

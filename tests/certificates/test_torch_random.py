@@ -55,9 +55,7 @@ def test_certify_says_of_a_sample_what_the_bulk_is_told(shard, programs):
         def function(theta, x, program=program):
             return run(program, x, theta, TORCH)[-1]
 
-        found = certify(
-            function, torch.full((size,), 0.5), params=torch.ones(size), strength="structural", segments=0
-        )
+        found = certify(function, torch.full((size,), 0.5), params=torch.ones(size), strength="structural", segments=0)
         expected = word_arrays(last)
         for name in ("curvature", "monotonicity", "sign"):
             got = getattr(found.outputs[0], name)

@@ -52,9 +52,7 @@ def test_rounding_in_float32_is_no_violation(monkeypatch):
 
     monkeypatch.setattr(violation, "widen", refuse)
     assert find_violation(rough, points, segments=2_000) is None  # its gaps do not stay
-    monkeypatch.setattr(
-        segments, "_survive_perturbation", lambda candidates, *rest: np.ones(len(candidates.gap), bool)
-    )
+    monkeypatch.setattr(segments, "_survive_perturbation", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
     assert find_violation(rough, points, segments=2_000).dtype == "float32"
 
 
@@ -110,9 +108,7 @@ def test_what_rounding_makes_in_float64_refutes_nothing(offset, monkeypatch):
     assert certify(lambda x: variance(x + offset), x).verdict != "refuted"
     points = torch.stack([x - 2, x + 2])
     assert find_violation(lambda x: variance(x + offset), points, segments=20_000) is None
-    monkeypatch.setattr(
-        segments, "_survive_perturbation", lambda candidates, *rest: np.ones(len(candidates.gap), bool)
-    )
+    monkeypatch.setattr(segments, "_survive_perturbation", lambda candidates, *rest: np.ones(len(candidates.gap), bool))
     assert find_violation(lambda x: variance(x + offset), points, segments=20_000) is not None
 
 

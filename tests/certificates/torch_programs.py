@@ -103,10 +103,7 @@ MORE = {
     ),
     "leaky relu": (torch.nn.functional.leaky_relu, lambda u: np.where(u > 0, u, 0.01 * u)),
     "bent relu": (lambda u: torch.nn.functional.leaky_relu(u, 1.5), lambda u: np.where(u > 0, u, 1.5 * u)),
-    "sharp softplus": (
-        lambda u: torch.nn.functional.softplus(u, beta=3.0),
-        lambda u: np.logaddexp(3 * u, 0) / 3,
-    ),
+    "sharp softplus": (lambda u: torch.nn.functional.softplus(u, beta=3.0), lambda u: np.logaddexp(3 * u, 0) / 3),
     "log-sigmoid": (torch.nn.functional.logsigmoid, lambda u: -np.logaddexp(0, -u)),
     "log2": (torch.log2, np.log2),
     "log10": (torch.log10, np.log10),
@@ -122,14 +119,9 @@ MORE = {
     ),
     "softmax": (
         lambda u: torch.softmax(u, 0),
-        lambda u: (
-            np.exp(u - u.max(1, keepdims=True)) / np.exp(u - u.max(1, keepdims=True)).sum(1, keepdims=True)
-        ),
+        lambda u: np.exp(u - u.max(1, keepdims=True)) / np.exp(u - u.max(1, keepdims=True)).sum(1, keepdims=True),
     ),
-    "log-softmax": (
-        lambda u: torch.log_softmax(u, 0),
-        lambda u: u - np.logaddexp.reduce(u, axis=1, keepdims=True),
-    ),
+    "log-softmax": (lambda u: torch.log_softmax(u, 0), lambda u: u - np.logaddexp.reduce(u, axis=1, keepdims=True)),
     "not zero": (lambda u: torch.logical_not(u).to(u.dtype), lambda u: (u == 0) * 1.0),
     "lower triangle": (
         lambda u: torch.tril(u.expand(u.shape[0], u.shape[0])).sum(0),
@@ -194,10 +186,7 @@ TORCH = {
 NUMPY = {
     **{name: op.numpy for name, op in SHARED.items() if name in TORCH},
     **{name: (lambda u, *_, g=g: g(u)) for name, (_, g) in MORE.items()},
-    **{
-        name: (lambda u, *_, g=g: np.repeat(g(u)[:, None], u.shape[1], 1))
-        for name, (_, g) in MORE_SPREAD.items()
-    },
+    **{name: (lambda u, *_, g=g: np.repeat(g(u)[:, None], u.shape[1], 1)) for name, (_, g) in MORE_SPREAD.items()},
 }
 NAMES = sorted([*TORCH, "parameter"])
 

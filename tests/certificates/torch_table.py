@@ -97,9 +97,7 @@ TORCH_TABLE = [
     TorchRow("masked fill of the other places", R, CONCAVE, lambda x: mixed(x).masked_fill(MASK, 1.0)),
     # losses
     TorchRow("cross entropy", P, CONVEX, lambda x: F.cross_entropy(x[None], torch.tensor([1]))),
-    TorchRow(
-        "cross entropy of the negative logits", R, CONCAVE, lambda x: -F.cross_entropy(-x[None], ENDS[:1])
-    ),
+    TorchRow("cross entropy of the negative logits", R, CONCAVE, lambda x: -F.cross_entropy(-x[None], ENDS[:1])),
     TorchRow("binary cross entropy", P, CONVEX, lambda x: F.binary_cross_entropy_with_logits(x, ABOVE / 4)),
     TorchRow("mean squared error", P, CONVEX, lambda x: F.mse_loss(A @ x, torch.ones(4))),
     TorchRow("mean absolute error", P, CONVEX, lambda x: F.l1_loss(x, ABOVE)),
@@ -109,9 +107,7 @@ TORCH_TABLE = [
     # along axes
     TorchRow("variance", P, CONVEX, lambda x: torch.var(x)),
     TorchRow("deviation", P, CONVEX, lambda x: torch.std(x, correction=0)),
-    TorchRow(
-        "norms", P, CONVEX, lambda x: torch.linalg.vector_norm(x, 1) + torch.linalg.vector_norm(x, torch.inf)
-    ),
+    TorchRow("norms", P, CONVEX, lambda x: torch.linalg.vector_norm(x, 1) + torch.linalg.vector_norm(x, torch.inf)),
     TorchRow("norm of rows", P, CONVEX, lambda x: torch.linalg.vector_norm(torch.outer(ABOVE, x), dim=1)),
     TorchRow("norm of rows of squares less 1", R, NONE, lambda x: torch.linalg.vector_norm(x * x - 1.0)),
     TorchRow("mean of rows", P, CONVEX, lambda x: torch.abs(x).expand(2, 3).mean(dim=1, keepdim=True)),
@@ -122,23 +118,14 @@ TORCH_TABLE = [
     TorchRow("place of the largest", R, NONE, lambda x: torch.argmax(x).float()),
     TorchRow("sum of the two smallest", R, CONCAVE, lambda x: torch.topk(x, 2, largest=False).values.sum()),
     TorchRow("sorted, falling", P, CONVEX, lambda x: torch.sort(x, descending=True).values @ ABOVE.flip(0)),
-    TorchRow(
-        "sorted, falling, rising weights", R, CONCAVE, lambda x: torch.sort(x, descending=True).values @ ABOVE
-    ),
+    TorchRow("sorted, falling, rising weights", R, CONCAVE, lambda x: torch.sort(x, descending=True).values @ ABOVE),
     TorchRow("running maximum of what is concave", R, NONE, lambda x: torch.cummax(-torch.abs(x), 0).values),
     TorchRow("running minimum", R, CONCAVE, lambda x: torch.cummin(x, 0).values),
     TorchRow("running log-sum-exp", P, CONVEX, lambda x: torch.logcumsumexp(torch.abs(x), 0)),
-    TorchRow(
-        "whether any is not 1",
-        R,
-        NONE,
-        lambda x: torch.any(x - 1.0).float() + torch.all(torch.relu(x)).float(),
-    ),
+    TorchRow("whether any is not 1", R, NONE, lambda x: torch.any(x - 1.0).float() + torch.all(torch.relu(x)).float()),
     # products
     TorchRow("products of rows", P, CONVEX, lambda x: torch.bmm(A.abs()[None], torch.relu(x)[None, :, None])),
-    TorchRow(
-        "products of rows with a sign", R, NONE, lambda x: torch.bmm(A[None], torch.relu(x)[None, :, None])
-    ),
+    TorchRow("products of rows with a sign", R, NONE, lambda x: torch.bmm(A[None], torch.relu(x)[None, :, None])),
     TorchRow("product and sum", P, CONVEX, lambda x: torch.addmm(x, x[None], S, beta=-2, alpha=3).abs()),
     TorchRow(
         "product and sum with negative factors",
@@ -147,13 +134,9 @@ TORCH_TABLE = [
         lambda x: torch.addmm(torch.abs(x), torch.abs(x)[None], S, beta=-2, alpha=-3),
     ),
     TorchRow("product and negative sum", R, CONCAVE, lambda x: torch.addmv(-torch.abs(A @ x), A, x)),
-    TorchRow(
-        "product with a negative factor", R, CONCAVE, lambda x: torch.addmv(x, S, torch.abs(x), alpha=-1)
-    ),
+    TorchRow("product with a negative factor", R, CONCAVE, lambda x: torch.addmv(x, S, torch.abs(x), alpha=-1)),
     TorchRow("linear layer", P, CONVEX, lambda x: F.relu(F.linear(x, A, torch.ones(4)))),
-    TorchRow(
-        "einsum", P, CONVEX, lambda x: torch.einsum("ij,kj->ki", A.abs(), torch.relu(torch.outer(ABOVE, x)))
-    ),
+    TorchRow("einsum", P, CONVEX, lambda x: torch.einsum("ij,kj->ki", A.abs(), torch.relu(torch.outer(ABOVE, x)))),
     TorchRow("einsum with a sign", R, NONE, lambda x: torch.einsum("ij,j->i", A, torch.relu(x))),
     TorchRow("outer product with itself", R, NONE, lambda x: torch.outer(x, x)),
     TorchRow("convolution", P, CONVEX, lambda x: F.conv1d(torch.relu(x)[None, None], KERNEL, torch.ones(1))),
@@ -165,10 +148,7 @@ TORCH_TABLE = [
         lambda x: torch.abs(F.batch_norm(x[None], SIGNS, ABOVE, weight=SIGNS, bias=ABOVE)),
     ),
     TorchRow(
-        "frozen statistics with a sign",
-        R,
-        NONE,
-        lambda x: F.batch_norm(torch.abs(x)[None], SIGNS, ABOVE, weight=SIGNS),
+        "frozen statistics with a sign", R, NONE, lambda x: F.batch_norm(torch.abs(x)[None], SIGNS, ABOVE, weight=SIGNS)
     ),
     TorchRow(
         "statistics of the batch",
@@ -190,45 +170,29 @@ TORCH_TABLE = [
     TorchRow("scattered number", P, CONVEX, lambda x: mixed(x).scatter(0, torch.tensor([1]), 2.0)),
     TorchRow("filled places", P, CONVEX, lambda x: mixed(x).index_fill(0, torch.tensor([1]), 2.0)),
     TorchRow("filled other places", R, NONE, lambda x: mixed(x).index_fill(0, torch.tensor([2]), 2.0)),
-    TorchRow(
-        "split and joined", P, CONVEX, lambda x: torch.cat([mixed(x).split(1)[0], mixed(x).chunk(3)[2]])
-    ),
+    TorchRow("split and joined", P, CONVEX, lambda x: torch.cat([mixed(x).split(1)[0], mixed(x).chunk(3)[2]])),
     TorchRow("unbound and stacked", R, NONE, lambda x: torch.stack(mixed(x).unbind()[:2])),
     TorchRow("padded", P, CONVEX, lambda x: F.pad(torch.abs(x), (1, 2), value=-3.0)),
     TorchRow("repeated and tiled", P, CONVEX, lambda x: torch.abs(x).repeat(2, 1).tile(2)),
     TorchRow("every other", P, CONVEX, lambda x: mixed(x)[::2]),
     TorchRow("lower triangle", P, CONVEX, lambda x: torch.tril(torch.abs(torch.outer(SIGNS, x)))),
     TorchRow("diagonal of an outer product", P, CONVEX, lambda x: torch.diagonal(torch.outer(x, x))),
-    TorchRow(
-        "transposed", P, CONVEX, lambda x: torch.abs(torch.outer(ABOVE, x)).mT.permute(1, 0).reshape(9)[1:]
-    ),
+    TorchRow("transposed", P, CONVEX, lambda x: torch.abs(torch.outer(ABOVE, x)).mT.permute(1, 0).reshape(9)[1:]),
     # elements in their order: turned back by their signs they are convex
     TorchRow("places in order", P, CONVEX, lambda x: mixed(x)[torch.tensor([1, 0])] * SIGNS[[1, 0]]),
-    TorchRow(
-        "places along an axis, in order", P, CONVEX, lambda x: mixed(x).index_select(0, ORDER) * SIGNS[[1, 0]]
-    ),
-    TorchRow(
-        "gathered places, in order", P, CONVEX, lambda x: torch.gather(mixed(x), 0, ORDER) * SIGNS[[1, 0]]
-    ),
-    TorchRow(
-        "joined in order", P, CONVEX, lambda x: torch.cat([mixed(x)[1:2], mixed(x)[:1]]) * SIGNS[[1, 0]]
-    ),
+    TorchRow("places along an axis, in order", P, CONVEX, lambda x: mixed(x).index_select(0, ORDER) * SIGNS[[1, 0]]),
+    TorchRow("gathered places, in order", P, CONVEX, lambda x: torch.gather(mixed(x), 0, ORDER) * SIGNS[[1, 0]]),
+    TorchRow("joined in order", P, CONVEX, lambda x: torch.cat([mixed(x)[1:2], mixed(x)[:1]]) * SIGNS[[1, 0]]),
     TorchRow("sliced in order", P, CONVEX, lambda x: mixed(x)[1:] * SIGNS[1:]),
-    TorchRow(
-        "transposed in order", P, CONVEX, lambda x: torch.outer(ABOVE, mixed(x))[:, :2].T * SIGNS[:2, None]
-    ),
+    TorchRow("transposed in order", P, CONVEX, lambda x: torch.outer(ABOVE, mixed(x))[:, :2].T * SIGNS[:2, None]),
     # choices by the input
     TorchRow("choice by less", R, NONE, lambda x: torch.where(x < 0, 3.0 * x, 2.0 * x)),
     TorchRow("choice by at most", R, NONE, lambda x: torch.where(x <= 0, 3.0 * x, 2.0 * x)),
     TorchRow("choice by equality", U, NONE, lambda x: torch.where(x == 1.0, 3.0 * x, 2.0 * x)),
     TorchRow("choice by inequality", U, NONE, lambda x: torch.where(x != 1.0, 3.0 * x, 2.0 * x)),
     TorchRow("choice by both", R, NONE, lambda x: torch.where((x > 0) & (x < 1), 3.0 * x, 2.0 * x)),
-    TorchRow(
-        "choice by and", R, NONE, lambda x: torch.where(torch.logical_and(x > 0, x < 1), 3.0 * x, 2.0 * x)
-    ),
-    TorchRow(
-        "choice by or", R, NONE, lambda x: torch.where(torch.logical_or(x < 0, x > 1), 3.0 * x, 2.0 * x)
-    ),
+    TorchRow("choice by and", R, NONE, lambda x: torch.where(torch.logical_and(x > 0, x < 1), 3.0 * x, 2.0 * x)),
+    TorchRow("choice by or", R, NONE, lambda x: torch.where(torch.logical_or(x < 0, x > 1), 3.0 * x, 2.0 * x)),
     # programs
     TorchRow("changed in place", P, CONVEX, in_place),
     TorchRow("changed behind a view", R, CONCAVE, changed_behind_a_view),

@@ -148,16 +148,11 @@ def test_missing_files_and_folders_are_named(backend, tmp_path):
     assert message(backend, tmp_path / "none", FileNotFoundError) == (
         "load.path: expected a file; got FILE. Check the name."
     )
-    assert (
-        message(backend, tmp_path, FileNotFoundError)
-        == "load.path: expected a file; got FILE. Check the name."
-    )
+    assert message(backend, tmp_path, FileNotFoundError) == "load.path: expected a file; got FILE. Check the name."
     path = tmp_path / "none" / "hull"
     with pytest.raises(FileNotFoundError) as error:
         backend.package.save(backend.model(FIELDS, WEIGHTS, "float32"), path)
-    assert str(error.value) == (
-        f"save.path: expected a folder that exists; got {str(path)!r}. Make the folder first."
-    )
+    assert str(error.value) == (f"save.path: expected a folder that exists; got {str(path)!r}. Make the folder first.")
 
 
 @pytest.mark.parametrize("seed", cases.SEEDS)

@@ -51,10 +51,7 @@ def spoiled(text, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda v: v.update(petal=3),
-            "HullConfig.from_json: expected the fields {known}; got unknown petal. ",
-        ),
+        (lambda v: v.update(petal=3), "HullConfig.from_json: expected the fields {known}; got unknown petal. "),
         (lambda v: v.pop("depth"), "HullConfig.from_json: expected the fields {known}; got missing depth. "),
         (
             lambda v: (v.update(petal=3, zz=1), v.pop("depth"), v.pop("trunk")),
@@ -90,9 +87,7 @@ def test_both_packages_have_what_the_core_has():
         assert getattr(convexmoe_jax, name) is not getattr(convexmoe_torch, name), name
 
 
-@pytest.mark.parametrize(
-    "name", ["VectorHull", "fit", "train", "save", "load", "read_notes", "find_violation"]
-)
+@pytest.mark.parametrize("name", ["VectorHull", "fit", "train", "save", "load", "read_notes", "find_violation"])
 def test_signatures_differ_by_the_framework_only(name):
     own = {"self", "rngs", "params", "model", "module", "dtype"}
     functions = [getattr(package, name) for package in PACKAGES]

@@ -55,9 +55,7 @@ def test_it_inverts_the_gradient(backend, name):
     model, y = made(backend, name), slopes(6)
     x = backend.numpy(backend.package.inverse_gradient(model, backend.array(y), tol=1e-12))
     gradient = backend.gradients(model, x, np.ones((6, 1)))["x"]
-    np.testing.assert_allclose(
-        gradient * cases.UNITS["input_scale"], y * cases.UNITS["input_scale"], atol=1e-5
-    )
+    np.testing.assert_allclose(gradient * cases.UNITS["input_scale"], y * cases.UNITS["input_scale"], atol=1e-5)
 
 
 @pytest.mark.usefixtures("x64")
@@ -103,9 +101,7 @@ def test_danskin_and_the_implicit_derivative(backend, dtype):
     moved = [np.array(y), np.array(y)]
     moved[0][:, k] += step[0]
     moved[1][:, k] -= step[0]
-    ends = [
-        backend.numpy(backend.package.inverse_gradient(model, backend.array(v), tol=1e-12)) for v in moved
-    ]
+    ends = [backend.numpy(backend.package.inverse_gradient(model, backend.array(v), tol=1e-12)) for v in moved]
     slope = (ends[0] - ends[1]).sum(1) / (2 * step[0])
     np.testing.assert_allclose(two[:, k], slope, rtol=2e-2, atol=2e-3)
 

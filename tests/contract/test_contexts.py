@@ -108,10 +108,7 @@ def sights(engine, context, state=None):
         return list(zip(rows, SEEN, strict=True)), level
     arrays = output.levels[level].aux["x"]["arrays"]
     return [
-        (
-            row,
-            walk(SEEN[0], lambda leaf, row=row: arrays[leaf.place][row] if isinstance(leaf, Slot) else leaf),
-        )
+        (row, walk(SEEN[0], lambda leaf, row=row: arrays[leaf.place][row] if isinstance(leaf, Slot) else leaf))
         for row in range(ROWS)
     ], level
 
@@ -168,10 +165,7 @@ VIEWS = {
         lambda array, shared: shared({"a": array(ALL), "n": {"s": "t", "k": 2, "o": THING}}),
         {"a": ALL, "n": {"s": "t", "k": np.asarray(2), "o": THING}},
     ),
-    "shared list": (
-        lambda array, shared: shared([array(ALL), Pair(array(EACH), "t")]),
-        [ALL, Pair(EACH, "t")],
-    ),
+    "shared list": (lambda array, shared: shared([array(ALL), Pair(array(EACH), "t")]), [ALL, Pair(EACH, "t")]),
 }
 
 
@@ -213,20 +207,12 @@ def test_a_context_need_not_be_a_mapping(engine, name):
 
 def test_state_is_whole_and_says_where(engine):
     array = engine.array
-    state = {
-        "text": "t",
-        "number": 2,
-        "array": array(ALL),
-        "rows": array(EACH),
-        "deep": {"a": array(ALL), "s": "u"},
-    }
+    state = {"text": "t", "number": 2, "array": array(ALL), "rows": array(EACH), "deep": {"a": array(ALL), "s": "u"}}
     held = dict(state)
     found, level = sights(engine, None, types.MappingProxyType(state))
     assert state == held  # as it was
     for rows, seen in found:
-        where = (
-            {"level": level, "expert": "xy"[ROUTES[rows[0]]]} if engine.name == "torch" else {"level": level}
-        )
+        where = {"level": level, "expert": "xy"[ROUTES[rows[0]]]} if engine.name == "torch" else {"level": level}
         if engine.name == "jax":
             assert seen["state"].pop("expert") == ROUTES[rows]
         number = np.asarray(2)
@@ -266,11 +252,7 @@ REFUSED = {
         "state: expected names other than ['level', 'expert']; got ['level', 'expert']. "
         "Rename it: the hierarchy gives these.",
     ),
-    "no mapping": (
-        lambda e: {"state": ["a"]},
-        TypeError,
-        "state: expected a mapping; got ['a']. Pass {name: value}.",
-    ),
+    "no mapping": (lambda e: {"state": ["a"]}, TypeError, "state: expected a mapping; got ['a']. Pass {name: value}."),
 }
 
 
@@ -342,12 +324,6 @@ def test_only_a_new_value_compiles_anew_in_jax():
     assert count() > 0
     assert count(name="".join(["te", "xt"]), point=Point(3)) == 0  # equal, another object
     assert count(each=2.0, whole=3.0, state=5.0) == 0  # arrays, and numbers of the state
-    for changed in (
-        {"name": "other"},
-        {"point": Point(5)},
-        {"number": 5},
-        {"number": 3.0},
-        {"thing": Thing()},
-    ):
+    for changed in ({"name": "other"}, {"point": Point(5)}, {"number": 5}, {"number": 3.0}, {"thing": Thing()}):
         assert count(**changed) > 0, changed  # control
         assert count(**changed | ({"thing": THING} if "thing" in changed else {})) == 0

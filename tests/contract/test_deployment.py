@@ -31,9 +31,7 @@ def served(engine, hierarchy, x, **given):
 def error_of(engine, model, routing, dtype="float32", rows=ROWS):
     with engine.precision(dtype):
         x = rows_of(CASE, rows, dtype)
-        return relative_error(
-            served(engine, fixed(engine, model, routing), x), wanted(engine, model, routing, x)
-        )
+        return relative_error(served(engine, fixed(engine, model, routing), x), wanted(engine, model, routing, x))
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
@@ -59,9 +57,7 @@ def test_control_another_plan_is_seen(engine, name):
     good = wanted(engine, model, ROUTINGS[name], x)
     for level in "ab":
         names = in_full(ROUTINGS[name], ROWS)[level]
-        other = ROUTINGS[name] | {
-            level: [{"e0": "e1", "e1": "e2"}.get(e, "e0") for e in names[:1]] + names[1:]
-        }
+        other = ROUTINGS[name] | {level: [{"e0": "e1", "e1": "e2"}.get(e, "e0") for e in names[:1]] + names[1:]}
         found = served(engine, fixed(engine, model, other), x)
         assert relative_error(found[:1], good[:1]) > 1e-2
 
@@ -91,11 +87,7 @@ def test_context_mask_and_state_are_those_of_the_model(engine, sequence):
         model = built(engine, case, "float64")
         array, shared = engine.array, engine.package.Shared
         given = {
-            "context": {
-                "shift": array(inputs["shift"]),
-                "of_all": [shared(array(inputs["common"]))],
-                "no": None,
-            },
+            "context": {"shift": array(inputs["shift"]), "of_all": [shared(array(inputs["common"]))], "no": None},
             "mask": array(inputs["mask"]),
             "state": {"scale": array(inputs["scale"])},
         }
@@ -123,10 +115,7 @@ def by_input(engine, function, x):
 
 def test_the_gradient_by_the_input_is_that_of_the_model(engine):
     """With its stops: of the first level's experts where the config says so, of the second's always."""
-    levels = (
-        Level("a", ("linear",) * 2, stops=(1,)),
-        Level("b", ("linear",) * 3, stops=(0, 2), scales=((1, 0.3),)),
-    )
+    levels = (Level("a", ("linear",) * 2, stops=(1,)), Level("b", ("linear",) * 3, stops=(0, 2), scales=((1, 0.3),)))
     routing = {"a": ["e0", "e1"] * 3, "b": ["e1", "e1", "e2", "e0", "e1", "e1"]}
     with engine.precision("float64"):
         model, x = built(engine, Case(levels, cut_input=True), "float64"), rows_of(CASE, ROWS, "float64")
@@ -211,16 +200,11 @@ def test_what_cannot_be_fixed_is_refused(engine):
     own_fix = "Fix the routes of a batch of that size, or name one expert a level."
     with pytest.raises(TypeError) as error:
         fixed(engine, model.config, {})
-    assert (
-        str(error.value)
-        == f"{owner}.model: expected a HierarchicalCELMoE; got CELMoEConfig. Pass the model itself."
-    )
+    assert str(error.value) == f"{owner}.model: expected a HierarchicalCELMoE; got CELMoEConfig. Pass the model itself."
     with pytest.raises(ValueError) as error:
         fixed(engine, model, {"a": [], "b": "e0"})
     fix = "Name one expert a level, for batches of any size."
-    assert (
-        str(error.value) == f"{owner}.routing: expected routes of one sample at least; got 0 entries. {fix}"
-    )
+    assert str(error.value) == f"{owner}.routing: expected routes of one sample at least; got 0 entries. {fix}"
     with pytest.raises(ValueError) as error:
         fixed(engine, model, {"a": ["e0"] * 6, "b": ["e0"] * 5})
     rule, fix = "one route for each of 6 samples", "Pass as many as samples."
@@ -229,8 +213,6 @@ def test_what_cannot_be_fixed_is_refused(engine):
         with pytest.raises(ValueError) as error:
             fixed(engine, model, ROUTINGS[name])(engine.array(rows_of(CASE, 5)))
         got = "float32[5, 5]"
-        assert (
-            str(error.value) == f"{owner}.hidden: expected 6 rows, as the routing has; got {got}. {own_fix}"
-        )
+        assert str(error.value) == f"{owner}.hidden: expected 6 rows, as the routing has; got {got}. {own_fix}"
     with pytest.raises(ValueError, match=r"HierarchicalCELMoE\.hidden: expected \[rows, hidden_size=5\]"):
         fixed(engine, model, ROUTINGS["fallback"])(engine.array(np.zeros((6, 7), np.float32)))

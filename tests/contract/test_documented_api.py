@@ -42,11 +42,7 @@ WRONG_EXPERTS = [
         "Rename the key or the config.",
     ),
     (lambda p: {"a": "a"}, TypeError, "ExpertConfig entries; got 'a'. Wrap it: ExpertConfig(name)."),
-    (
-        lambda p: "a",
-        TypeError,
-        "a mapping or a sequence of ExpertConfig; got 'a'. Pass {name: ExpertConfig(name)}.",
-    ),
+    (lambda p: "a", TypeError, "a mapping or a sequence of ExpertConfig; got 'a'. Pass {name: ExpertConfig(name)}."),
     (lambda p: {}, ValueError, "one entry at least, all of different names; got []. Rename or remove some."),
 ]
 
@@ -129,9 +125,7 @@ def test_aux_is_there_by_expert(engine):
     for name in ("a", "b"):
         rows = np.array([route == name for route in ROUTING["alpha"]])
         aux = numpy(child.aux[name]["largest"])
-        aux = (
-            aux[rows] if engine.name == "jax" else aux
-        )  # JAX: an axis of all rows; torch: the expert's alone
+        aux = aux[rows] if engine.name == "jax" else aux  # JAX: an axis of all rows; torch: the expert's alone
         assert np.allclose(aux, largest[rows], rtol=1e-6, atol=0)
         assert not np.allclose(aux[::-1], largest[rows], rtol=1e-6, atol=0)  # control
 
@@ -168,12 +162,7 @@ def test_losses_get_targets_and_context(engine):
     bundle = losses_of(engine.package).compute(output, targets=targets, context={"scale": 3.0})
     flat = bundle.as_dict()
     zeta, alpha, fused = (
-        numpy(value)
-        for value in (
-            output.levels["zeta"].hidden,
-            output.levels["alpha"].hidden,
-            output.fused_hidden,
-        )
+        numpy(value) for value in (output.levels["zeta"].hidden, output.levels["alpha"].hidden, output.fused_hidden)
     )
     wanted = {
         "global.g": (2.0, "global", abs(fused).mean() * 10 * 3),
@@ -211,9 +200,7 @@ def test_bundles_and_terms_by_hand(engine):
     assert other.terms == [] and float(other.total) == 0.0
     with pytest.raises(ValueError) as error:
         bundle.add("a", engine.array(np.zeros(3, np.float32)))
-    assert str(error.value) == (
-        "LossBundle.a: expected a scalar; got float32[3]. Reduce it, by its mean for example."
-    )
+    assert str(error.value) == ("LossBundle.a: expected a scalar; got float32[3]. Reduce it, by its mean for example.")
     with pytest.raises(ValueError) as error:
         bundle.add("a", 1.0, weight=float("nan"))
     fix = "Pass weight=1.0, or multiply inside the loss."
@@ -257,9 +244,7 @@ def test_the_documented_names_are_there(engine):
 def test_both_packages_have_the_same_names():
     names = [set(package.__all__) for package in (convexmoe_jax, convexmoe_torch)]
     assert names[0] ^ names[1] == ONE_FRAMEWORK_ALONE
-    assert all(
-        len(package.__all__) == len(set(package.__all__)) for package in (convexmoe_jax, convexmoe_torch)
-    )
+    assert all(len(package.__all__) == len(set(package.__all__)) for package in (convexmoe_jax, convexmoe_torch))
 
 
 # documented parameters in their order; what is ours comes after them or by keyword
@@ -325,9 +310,7 @@ def test_every_documented_parameter_is_taken_by_name(engine):
     level = package.HierarchyLevelConfig(
         name="l", experts={"a": expert}, fallback_expert="a", enabled=True, hidden_size=WIDTH
     )
-    config = package.CELMoEConfig(
-        hidden_size=WIDTH, levels=(level,), use_learned_fusion=True, fusion_dropout=0.0
-    )
+    config = package.CELMoEConfig(hidden_size=WIDTH, levels=(level,), use_learned_fusion=True, fusion_dropout=0.0)
     fusion = package.LearnedFusion(hidden_size=WIDTH, num_levels=1, dropout=0.0, **options)
 
     def factory(level_name, expert_name, metadata, **options):

@@ -30,13 +30,7 @@ def fitted(backend, rows=97, noise=0.0, dtype="float32", given=FIELDS, data=data
     x, y = data(rows, noise=noise)
     held = data(61, seed=1, noise=noise) if options.pop("validate", False) else 0
     with backend.precision(dtype):
-        given = {
-            "steps": STEPS,
-            "batch_size": 31,
-            "learning_rate": 0.03,
-            "validation": held,
-            "start": "affine",
-        }
+        given = {"steps": STEPS, "batch_size": 31, "learning_rate": 0.03, "validation": held, "start": "affine"}
         return backend.package.fit(model, x, y, **(given | options))
 
 
@@ -59,9 +53,7 @@ def run_of(backend, name):
     return fitted(backend, **RUNS[name])
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.release) if n in WIDE else n for n in RUNS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.release) if n in WIDE else n for n in RUNS])
 def test_both_packages_take_the_same_run(name):
     jax_run, torch_run = (run_of(backend, name) for backend in backends.BACKENDS)
     assert jax_run.history.step == torch_run.history.step
@@ -127,12 +119,7 @@ def test_units_of_the_data_do_not_matter(backend):
 
 
 def test_a_model_with_units_keeps_them(backend):
-    units = {
-        "input_mean": (5e3, 0, 1),
-        "input_scale": (900, 0.02, 2),
-        "output_mean": (1, 2),
-        "output_scale": (200, 1),
-    }
+    units = {"input_mean": (5e3, 0, 1), "input_scale": (900, 0.02, 2), "output_mean": (1, 2), "output_scale": (200, 1)}
     given = FIELDS | {"normalization": units}
     result = fitted(backend, given=given)
     assert result.model.config == backend.config(given)
@@ -210,17 +197,13 @@ def test_the_fitted_model_has_the_dtype_of_the_given(backend, dtype):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(("argument", "factor", "offset"), [("y", 1, 1e4), ("x", 1, 1e4), ("x", 1e-39, 0)])
-def test_units_that_a_half_precision_model_cannot_resolve_are_refused(
-    backend, dtype, argument, factor, offset
-):
+def test_units_that_a_half_precision_model_cannot_resolve_are_refused(backend, dtype, argument, factor, offset):
     """Trained in float32 they would do; the model that is given back would be wrong by deviations, in silence."""
     x, y = data()
     rows = {"x": x, "y": y}
     rows[argument] = rows[argument] * factor + offset
     model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), dtype)
-    with pytest.raises(
-        ValueError, match=rf"fit.{argument}: expected columns that (float32|{dtype}) can resolve"
-    ):
+    with pytest.raises(ValueError, match=rf"fit.{argument}: expected columns that (float32|{dtype}) can resolve"):
         backend.package.fit(model, rows["x"], rows["y"], steps=STEPS)
     # control: its own units do
     result = backend.package.fit(model, x, y, validation=data(61, seed=1), steps=STEPS, batch_size=31)
@@ -241,9 +224,7 @@ def test_constant_columns_do_no_harm(backend):
 def test_one_output_takes_a_flat_target():
     config, (x, y) = HullConfig(3, petals=5, out_dim=1), data()
     flat, column = (check_data("x", x, target, config) for target in (y[:, 0], y[:, :1]))
-    assert flat[1].shape == (len(x), 1) and all(
-        np.array_equal(*pair) for pair in zip(flat, column, strict=True)
-    )
+    assert flat[1].shape == (len(x), 1) and all(np.array_equal(*pair) for pair in zip(flat, column, strict=True))
     with pytest.raises(ValueError):  # control
         check_data("x", x, y[:-1, 0], config)
 
@@ -263,9 +244,7 @@ def test_weights_too_large_for_the_dtype_are_an_error(backend):
     fields = cases.fields(in_dim=3, petals=5, out_dim=1, hidden_dim=13, normalization=units)
     weights = backend.weights(backend.fresh(fields, 0))
     options = {"steps": 2, "start": "sums"}
-    with pytest.raises(
-        FloatingPointError, match=r"fit.weights: expected finite numbers; .* Fit a float32 model"
-    ):
+    with pytest.raises(FloatingPointError, match=r"fit.weights: expected finite numbers; .* Fit a float32 model"):
         backend.package.fit(backend.model(fields, weights, "float16"), 1e-4 * x, y, **options)
     for dtype, scale in (("float32", 1e-4), ("float16", 1.0)):  # control
         model = backend.package.fit(backend.model(fields, weights, dtype), scale * x, y, **options).model

@@ -22,19 +22,9 @@ TARGETS = "Give one target row for each row of x, out_dim=2 wide."
 SHARE, LEAVE = "(x, y), or a share of the rows from 0 to below 1", "Leave it out for 0.2, pass 0 for none."
 REMOVE = "Remove that row or fill it."
 BAD = {
-    "narrow": (
-        (X[:, :2], Y),
-        {},
-        ValueError,
-        f"fit.x: expected [rows, in_dim=3]; got float64[23, 2]. {COLUMNS}",
-    ),
+    "narrow": ((X[:, :2], Y), {}, ValueError, f"fit.x: expected [rows, in_dim=3]; got float64[23, 2]. {COLUMNS}"),
     "flat": ((X[:, 0], Y), {}, ValueError, f"fit.x: expected [rows, in_dim=3]; got float64[23]. {COLUMNS}"),
-    "wide_y": (
-        (X, X),
-        {},
-        ValueError,
-        f"fit.y: expected targets [rows=23, out_dim=2]; got float64[23, 3]. {TARGETS}",
-    ),
+    "wide_y": ((X, X), {}, ValueError, f"fit.y: expected targets [rows=23, out_dim=2]; got float64[23, 3]. {TARGETS}"),
     "flat_y": (
         (X, Y[:, 0]),
         {},
@@ -121,12 +111,7 @@ BAD = {
         TypeError,
         "fit.steps: expected a whole number >= 1; got 2.0. Pass steps=1 or more.",
     ),
-    "seed": (
-        (X, Y),
-        {"seed": -1},
-        ValueError,
-        "fit.seed: expected a whole number >= 0; got -1. ",
-    ),
+    "seed": ((X, Y), {"seed": -1}, ValueError, "fit.seed: expected a whole number >= 0; got -1. "),
     "batch_size": (
         (X, Y),
         {"batch_size": 0},
@@ -180,9 +165,7 @@ def test_a_loss_that_is_not_finite_is_an_error(backend):
 
 def test_a_model_of_the_other_package_is_refused(backend):
     other = next(one for one in BACKENDS if one is not backend)
-    with pytest.raises(
-        TypeError, match=rf"^fit\.model: expected a {backend.package.__name__}\.VectorHull; got "
-    ):
+    with pytest.raises(TypeError, match=rf"^fit\.model: expected a {backend.package.__name__}\.VectorHull; got "):
         backend.package.fit(other.model(FIELDS, cases.random_weights(FIELDS), "float32"), X, Y)
 
 

@@ -11,10 +11,7 @@ TORCH = backends.BACKENDS[1]  # for what the core refuses, which no framework ch
 STEPS, HALF = 120, 60  # evaluated every three steps
 SCHEDULE = {"steps": STEPS, "batch_size": 67, "seed": 3, "learning_rate": 0.05, "start": "affine"}
 FIELDS = cases.fields(in_dim=3, petals=5, temperature="learned")
-BOUNDS = {
-    "float64": 1e-10,
-    "float32": 1e-4,
-}  # at fit's rates rounding grows about a thousandfold in sixty steps
+BOUNDS = {"float64": 1e-10, "float32": 1e-4}  # at fit's rates rounding grows about a thousandfold in sixty steps
 
 
 def data(seed=0):
@@ -96,9 +93,7 @@ def test_a_fit_goes_on_in_the_other_package(source, target, dtype, tmp_path):
         for moment, values in state.optimizer.moments.items()
     }
     lost = state._replace(optimizer=state.optimizer._replace(step=0, moments=zeros))
-    assert (
-        gap(fitted(target, state.model, dtype, resume=lost), whole(source, dtype)) > 100 * BOUNDS["float32"]
-    )
+    assert gap(fitted(target, state.model, dtype, resume=lost), whole(source, dtype)) > 100 * BOUNDS["float32"]
 
 
 def test_the_best_weights_so_far_are_kept(backend, tmp_path):
@@ -127,9 +122,7 @@ def test_a_run_at_its_end_stays_as_it_is(backend):
 def test_another_schedule_is_refused(steps):
     state = half(TORCH, "float32")
     x, y, validation = data()
-    with pytest.raises(
-        ValueError, match=r"fit.resume: expected a multiple of \d+ steps, at most \d+; got 60"
-    ):
+    with pytest.raises(ValueError, match=r"fit.resume: expected a multiple of \d+ steps, at most \d+; got 60"):
         TORCH.package.fit(state.model, x, y, validation=validation, steps=steps, resume=state)
 
 
@@ -143,11 +136,7 @@ def test_other_held_out_rows_are_refused(change):
     options = SCHEDULE | {"steps": 40}
     states = []
     TORCH.package.fit(
-        start(TORCH, "float32"),
-        x,
-        y,
-        **(options | now | before),
-        on_evaluation=lambda s: not states.append(s),
+        start(TORCH, "float32"), x, y, **(options | now | before), on_evaluation=lambda s: not states.append(s)
     )
     with pytest.raises(ValueError, match=r"expected a state of a run that held the same rows out"):
         TORCH.package.fit(states[-1].model, x, y, **(options | now | later), resume=states[-1])

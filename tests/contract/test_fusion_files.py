@@ -78,13 +78,7 @@ def test_inspect_shows_it(tmp_path):
 
 
 def level(name, experts, fallback, width, enabled):
-    return {
-        "name": name,
-        "experts": experts,
-        "fallback_expert": fallback,
-        "hidden_size": width,
-        "enabled": enabled,
-    }
+    return {"name": name, "experts": experts, "fallback_expert": fallback, "hidden_size": width, "enabled": enabled}
 
 
 def expert(name, weight=1.0, stop=False, metadata=None):
@@ -143,11 +137,7 @@ def test_what_has_no_later_fields_is_written_as_before(engine, tmp_path, monkeyp
     assert json.loads(package.CELMoEConfig.from_json(json.dumps(scaled)).to_json()) == scaled
     monkeypatch.setattr(hierarchy_config, "LATER", {})  # control: so would the defaults be
     assert (
-        ENGINES[1]
-        .package.CELMoEConfig(5, config_of(ENGINES[1].package).levels)
-        .to_json()
-        .count("gradient_scale")
-        == 3
+        ENGINES[1].package.CELMoEConfig(5, config_of(ENGINES[1].package).levels).to_json().count("gradient_scale") == 3
     )
 
 

@@ -45,9 +45,7 @@ def jax_losses(graph, text, state, x, context, mask, inputs):
 def run_jax(data, meta, inputs):
     state = {name[6:]: data[name] for name in data if name.startswith("state/")}
     size = meta["hidden"]
-    model = from_celmoe(
-        state, config_of(convexmoe_jax, meta), lambda *_, rngs: JaxExpert(size, rngs), framework="jax"
-    )
+    model = from_celmoe(state, config_of(convexmoe_jax, meta), lambda *_, rngs: JaxExpert(size, rngs), framework="jax")
     graph, state = nnx.split(model)
     given = [jnp.asarray(data[name]) for name in ("x", "context", "mask")]
     (by_state, by_x), (output, bundle) = jax_losses(graph, json.dumps(meta), state, *given, inputs)

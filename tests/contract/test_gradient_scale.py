@@ -16,9 +16,7 @@ ROWS, SCALE = 7, 0.3
 ROUNDING = 2e-15  # of a few products in float64, relative to the largest entry
 # PyTorch runs linear experts as one product and others one by one; JAX has one way
 PATHS = [(ENGINES[0], "tanh"), (ENGINES[1], "linear"), (ENGINES[1], "tanh")]
-EVERY_PATH = pytest.mark.parametrize(
-    ("engine", "kind"), PATHS, ids=["jax", "torch-grouped", "torch-one by one"]
-)
+EVERY_PATH = pytest.mark.parametrize(("engine", "kind"), PATHS, ids=["jax", "torch-grouped", "torch-one by one"])
 
 
 def case_of(kind, scales=(), parents=2):
@@ -148,10 +146,7 @@ def reference(case, weights, routes, direction):
             h = x[row] @ w["level_modules.a.e0.weight"] + w["level_modules.a.e0.bias"]
             share = scales.get(int(route), 1.0)
             h = share * h + (1 - share) * h.detach()
-            p = {
-                name: w[f"level_modules.b.e{route}.{name}"]
-                for name in ("weight_1", "bias_1", "weight_2", "bias_2")
-            }
+            p = {name: w[f"level_modules.b.e{route}.{name}"] for name in ("weight_1", "bias_1", "weight_2", "bias_2")}
             z = torch.nn.functional.gelu(h @ p["weight_1"] + p["bias_1"])
             rows.append(z @ p["weight_2"] + p["bias_2"])
         return (torch.stack(rows) ** 3).sum()
@@ -263,9 +258,7 @@ def test_a_scale_out_of_range_is_refused(engine, scale):
     with pytest.raises(ValueError) as error:
         engine.package.ExpertConfig("a", gradient_scale=scale)
     fix = "Pass gradient_scale=1.0 for the whole gradient."
-    assert (
-        str(error.value) == f"ExpertConfig.gradient_scale: expected a number in [0, 1]; got {scale!r}. {fix}"
-    )
+    assert str(error.value) == f"ExpertConfig.gradient_scale: expected a number in [0, 1]; got {scale!r}. {fix}"
 
 
 def test_a_stop_comes_before_a_scale(engine):

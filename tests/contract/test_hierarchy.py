@@ -97,9 +97,7 @@ def test_control_a_fault_would_be_seen(engine, fault):
         inputs["routes"]["b"][3] = (inputs["routes"]["b"][3] + 1) % 3
         wanted = naive(case, weights, random_inputs(case))
     elif fault == "weight":
-        wanted = naive(
-            case, weights | {"fusion.gates.0.weight": weights["fusion.gates.0.weight"] * (1 + 1e-9)}, inputs
-        )
+        wanted = naive(case, weights | {"fusion.gates.0.weight": weights["fusion.gates.0.weight"] * (1 + 1e-9)}, inputs)
     else:
         free = hierarchies.Case((case.levels[0], hierarchies.Level("b", case.levels[1].kinds, stops=(0,))))
         wanted = naive(free, weights, inputs)

@@ -101,12 +101,7 @@ CALLS = [
         ValueError,
         f"{OWNER}.context: expected a leading axis of 6 samples; got float32[]. {FIX}",
     ),
-    (
-        (6, 5),
-        {"state": 3.5},
-        TypeError,
-        f"{OWNER}.state: expected a mapping; got 3.5. Pass {{name: value}}.",
-    ),
+    ((6, 5), {"state": 3.5}, TypeError, f"{OWNER}.state: expected a mapping; got 3.5. Pass {{name: value}}."),
     (
         (6, 5),
         {"state": {"scale": 2.0, "level": 1}},
@@ -267,9 +262,7 @@ def test_what_a_fusion_gives_is_checked(engine, x, shape):
                 return value
 
     model = hierarchy_of(engine, lambda package, batch: package.ExpertResult(batch.hidden), Fusion())
-    with pytest.raises(
-        TypeError, match=r"HierarchicalCELMoE\.fusion_module: expected a fused array of 6 rows; got"
-    ):
+    with pytest.raises(TypeError, match=r"HierarchicalCELMoE\.fusion_module: expected a fused array of 6 rows; got"):
         model(engine.array(x))
 
 

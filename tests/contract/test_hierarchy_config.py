@@ -16,21 +16,14 @@ def example():
         HierarchyLevelConfig("family", family, "romance", True, 7),
         HierarchyLevelConfig("old", [ExpertConfig("x")], enabled=False),
     ]
-    return CELMoEConfig(
-        5, levels, use_learned_fusion=False, fusion_dropout=0.25, stop_gradient_from_input=True
-    )
+    return CELMoEConfig(5, levels, use_learned_fusion=False, fusion_dropout=0.25, stop_gradient_from_input=True)
 
 
-NAME = (
-    "a name that is not empty and has no dot; got {}. Dots separate level and expert in the names of losses."
-)
+NAME = "a name that is not empty and has no dot; got {}. Dots separate level and expert in the names of losses."
 DISTINCT = "one entry at least, all of different names; got {}. Rename or remove some."
 FAULTS = {
     "empty expert": (lambda: ExpertConfig(""), f"ExpertConfig.name: expected {NAME.format(repr(''))}"),
-    "dotted expert": (
-        lambda: ExpertConfig("a.b"),
-        f"ExpertConfig.name: expected {NAME.format(repr('a.b'))}",
-    ),
+    "dotted expert": (lambda: ExpertConfig("a.b"), f"ExpertConfig.name: expected {NAME.format(repr('a.b'))}"),
     "empty level": (
         lambda: HierarchyLevelConfig("", [ExpertConfig("a")]),
         f"HierarchyLevelConfig.name: expected {NAME.format(repr(''))}",
@@ -104,14 +97,8 @@ def test_a_wrong_value_is_refused(name):
 
 def test_a_wrong_type_is_refused():
     for build, message in [
-        (
-            lambda: ExpertConfig(3),
-            "ExpertConfig.name: expected a name that is not empty and has no dot; got 3.",
-        ),
-        (
-            lambda: ExpertConfig("a", metadata=[1]),
-            "ExpertConfig.metadata: expected a mapping; got [1]. Pass a dict.",
-        ),
+        (lambda: ExpertConfig(3), "ExpertConfig.name: expected a name that is not empty and has no dot; got 3."),
+        (lambda: ExpertConfig("a", metadata=[1]), "ExpertConfig.metadata: expected a mapping; got [1]. Pass a dict."),
         (
             lambda: HierarchyLevelConfig("l", ["a"]),
             "HierarchyLevelConfig.experts: expected ExpertConfig entries; got 'a'. Wrap it: ExpertConfig(name).",

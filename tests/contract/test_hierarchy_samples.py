@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from hierarchies import (
-    Case,
-    Level,
-    config_of,
-    naive_expert,
-    random_inputs,
-    random_weights,
-    rounded,
-    uniform,
-)
+from hierarchies import Case, Level, config_of, naive_expert, random_inputs, random_weights, rounded, uniform
 from tolerances import relative_error
 
 import convexmoe_jax
@@ -85,9 +76,7 @@ def test_the_order_of_the_batch_does_not_matter(engine):
     model = engine.build(case, random_weights(case))
     order = np.random.default_rng(3).permutation(len(inputs["x"]))
     moved = inputs | {name: inputs[name][order] for name in ("x", "shift", "mask")}
-    moved |= {
-        name: {key: value[order] for key, value in inputs[name].items()} for name in ("routes", "cotangents")
-    }
+    moved |= {name: {key: value[order] for key, value in inputs[name].items()} for name in ("routes", "cotangents")}
     first, second = engine.run(case, model, inputs), engine.run(case, model, moved)
     for name, value in first.items():
         by_row = name in ("fused", "a", "b", "gradient of x", "gradient of shift")
@@ -115,8 +104,7 @@ def test_dropout_of_the_fusion(engine):
     other["only"][:7] = inputs["routes"]["only"][:7]
     quiet, first, again, moved, changed = (
         engine.fused(model, inputs["x"], routes, seed)
-        for routes, seed in [(inputs["routes"], s) for s in (None, 1, 1)]
-        + [(other, 1), (inputs["routes"], 2)]
+        for routes, seed in [(inputs["routes"], s) for s in (None, 1, 1)] + [(other, 1), (inputs["routes"], 2)]
     )
     assert np.all(quiet != 0) and np.array_equal(first, again)
     assert abs(np.mean(first == 0) - 0.25) < 0.05 and not np.array_equal(first == 0, changed == 0)
@@ -181,9 +169,7 @@ class TorchDroppingTogether(convexmoe_torch.ExpertModule):
     """Control: what torch's own dropout draws depends on which rows the expert has."""
 
     def forward(self, batch):
-        return convexmoe_torch.ExpertResult(
-            torch.nn.functional.dropout(batch.hidden, 0.625, batch.key is not None)
-        )
+        return convexmoe_torch.ExpertResult(torch.nn.functional.dropout(batch.hidden, 0.625, batch.key is not None))
 
 
 def dropped(engine, expert, routes, seed):
@@ -207,8 +193,7 @@ def test_dropout_of_an_expert(engine):
     other = (routes + 1) % 3
     other[:7] = routes[:7]
     quiet, first, again, moved, changed = (
-        dropped(engine, expert, *given)
-        for given in [(routes, None), (routes, 1), (routes, 1), (other, 1), (routes, 2)]
+        dropped(engine, expert, *given) for given in [(routes, None), (routes, 1), (routes, 1), (other, 1), (routes, 2)]
     )
     assert np.array_equal(quiet, np.ones_like(quiet)) and np.array_equal(first, again)
     assert np.array_equal(first, moved)  # the experts are alike, so no sample may change at all

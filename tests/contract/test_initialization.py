@@ -48,9 +48,7 @@ def test_control_he_initialization_of_non_negative_weights_explodes(backend, mon
     rng = np.random.default_rng(0)
     for name in weights:
         if name.endswith("raw_weight"):
-            weights[name] = np.abs(rng.standard_normal(weights[name].shape)) * math.sqrt(
-                2 / DEEP["hidden_dim"]
-            )
+            weights[name] = np.abs(rng.standard_normal(weights[name].shape)) * math.sqrt(2 / DEEP["hidden_dim"])
     monkeypatch.setattr(reference, "positive", lambda weight, fan_in: weight)
     assert np.abs(units_of_layers(weights, DEEP)[-1]).max() > 1e4
 
@@ -118,8 +116,7 @@ def test_signed_weights_have_their_share_of_the_variance(backend, gate):
 
 
 @pytest.mark.parametrize(
-    ("units", "trunk", "share"),
-    [(101, "shared", 0.09 * 0.5), (97, "shared", 1.0), (7, "private", 0.09 * 0.5)],
+    ("units", "trunk", "share"), [(101, "shared", 0.09 * 0.5), (97, "shared", 1.0), (7, "private", 0.09 * 0.5)]
 )
 def test_petals_that_outnumber_the_units_they_share_start_apart(units, trunk, share):
     """By the law, which stands in the core; that it is drawn from is tested above."""

@@ -54,8 +54,7 @@ def test_it_says_that_it_is_not_convex_and_is_not(engine):
     _, state = archive(MICE[0])
     with engine.precision("float64"), pytest.warns(UserWarning, match="are not convex"):
         model = from_torch_mice(
-            {name: 4 * value for name, value in state.items() if name != "group_indices"},
-            framework=engine.name,
+            {name: 4 * value for name, value in state.items() if name != "group_indices"}, framework=engine.name
         )
     assert type(model).__name__ == "NonConvexHull" and "Not convex" in type(model).__doc__
     with engine.precision("float64"):
@@ -159,9 +158,7 @@ def test_celmoe_computes_what_was_recorded(engine, path, other):
     config = config_of({"convexmoe_jax": convexmoe_jax, "convexmoe_torch": convexmoe_torch}[other], meta)
     with engine.precision("float64"):
         if engine.name == "jax":
-            model = from_celmoe(
-                state, config, lambda *_, rngs: JaxExpert(meta["hidden"], rngs), framework="jax"
-            )
+            model = from_celmoe(state, config, lambda *_, rngs: JaxExpert(meta["hidden"], rngs), framework="jax")
         else:
             model = from_celmoe(state, config, lambda *_: TorchExpert(meta["hidden"]))
         x, mask, context = (engine.array(data[name]) for name in ("x", "mask", "context"))

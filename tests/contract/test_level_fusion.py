@@ -139,8 +139,7 @@ def test_a_fusion_computes_its_formula(engine, case):
     for name in weights:  # control: each weight matters
         other = naive(
             kind,
-            weights
-            | {name: weights[name] + 1e-9 * np.arange(weights[name].size).reshape(weights[name].shape)},
+            weights | {name: weights[name] + 1e-9 * np.arange(weights[name].size).reshape(weights[name].shape)},
             hiddens,
         )
         seen = relative_error(output, other) > VALUES["float64"]
@@ -151,9 +150,7 @@ def test_a_fusion_computes_its_formula(engine, case):
 def test_both_packages_have_the_same_gradients(case):
     kind, sequence, widths = CASES[case]
     one, other = (found(engine, case)[1] for engine in ENGINES)
-    assert (
-        one.keys() == other.keys() == weights_of(kind, widths).keys() | {f"h{i}" for i in range(len(widths))}
-    )
+    assert one.keys() == other.keys() == weights_of(kind, widths).keys() | {f"h{i}" for i in range(len(widths))}
     for name, value in one.items():
         assert relative_error(value, other[name]) < GRADIENTS and np.abs(value).max() > 1e-3, name
     if kind == "PositionAwareFusion":  # positions that do not occur have none

@@ -15,14 +15,7 @@ from flax import nnx
 from convexmoe import hierarchy as core
 from convexmoe.hierarchy.loss_forms import loss_form
 
-GIVEN = {
-    "output": "O",
-    "targets": "T",
-    "context": "C",
-    "level_output": "L",
-    "parent_output": "P",
-    "child_output": "H",
-}
+GIVEN = {"output": "O", "targets": "T", "context": "C", "level_output": "L", "parent_output": "P", "child_output": "H"}
 w = "w"
 
 
@@ -142,10 +135,7 @@ FORMS = {
     ("global", "partial, full"): (functools.partial(lambda w, o, t, c: (w, o, t, c), w), "wOTC"),
     ("global", "partial of partial"): (functools.partial(functools.partial(all_of, w), w), "wwOTC"),
     ("global", "partial by keyword"): (functools.partial(lambda o, w: (o, w), w=w), "Ow"),
-    ("global", "partial, full, by keyword"): (
-        functools.partial(lambda o, t, c, w: (o, t, c, w), w=w),
-        "OTCw",
-    ),
+    ("global", "partial, full, by keyword"): (functools.partial(lambda o, t, c, w: (o, t, c, w), w=w), "OTCw"),
     ("global", "partial of context"): (
         functools.partial(lambda output, targets, context: (output, targets, context), context=w),
         "OTw",
@@ -159,15 +149,9 @@ FORMS = {
     ("global", "partial of an nnx.Module"): (functools.partial(JaxFull(), context=w), "OTw"),
     ("global", "partial of *args"): (functools.partial(lambda *args, w: (*args, w), w=w), "OTCw"),
     ("global", "partial of a keyword"): (functools.partial(lambda o, *, w: (o, w), w=w), "Ow"),
-    ("global", "partial of keyword targets"): (
-        functools.partial(lambda o, *, targets: (o, targets), targets=w),
-        "Ow",
-    ),
+    ("global", "partial of keyword targets"): (functools.partial(lambda o, *, targets: (o, targets), targets=w), "Ow"),
     ("level", "short"): (lambda level: (level,), "L"),
-    ("level", "documented"): (
-        lambda level, output, targets, context: (level, output, targets, context),
-        "LOTC",
-    ),
+    ("level", "documented"): (lambda level, output, targets, context: (level, output, targets, context), "LOTC"),
     ("level", "late binding"): (lambda level, w=w: (level, w), "Lw"),
     ("level", "four, late binding"): (lambda a, b, c, d, w=w: (a, b, c, d, w), "LOTCw"),
     ("level", "output=None"): (lambda level, output=None: (level, output), "LO"),
@@ -178,9 +162,7 @@ FORMS = {
     ("level", "*args"): (lambda level, *rest: (level, *rest), "LOTC"),
     ("level", "partial"): (functools.partial(lambda w, level: (w, level), w), "wL"),
     ("level", "partial of output"): (
-        functools.partial(
-            lambda level, output, targets, context: (level, output, targets, context), output=w
-        ),
+        functools.partial(lambda level, output, targets, context: (level, output, targets, context), output=w),
         "LwTC",
     ),
     ("bridge", "short"): (lambda parent, child: (parent, child), "PH"),
@@ -240,11 +222,7 @@ REFUSED = [
     ("global", lambda a, b, c, d: 0, "<lambda>(a, b, c, d)"),
     ("global", lambda output, context, targets: 0, "<lambda>(output, context, targets)"),
     ("global", lambda context: 0, "<lambda>(context)"),
-    (
-        "level",
-        lambda output, level_output, targets, context: 0,
-        "<lambda>(output, level_output, targets, context)",
-    ),
+    ("level", lambda output, level_output, targets, context: 0, "<lambda>(output, level_output, targets, context)"),
     ("bridge", lambda child_output, parent_output: 0, "<lambda>(child_output, parent_output)"),
     ("global", lambda o, *, w: 0, "<lambda>(o, *, w)"),
     ("global", lambda *, output: 0, "<lambda>(*, output)"),
@@ -263,9 +241,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("scope", "function", "got"), REFUSED, ids=[f"{scope} {got}" for scope, _, got in REFUSED]
-)
+@pytest.mark.parametrize(("scope", "function", "got"), REFUSED, ids=[f"{scope} {got}" for scope, _, got in REFUSED])
 def test_what_fits_no_form_is_refused_where_it_is_added(scope, function, got):
     api = core.CELMoELossAPI()
     path = {"global": (), "level": ("alpha",), "bridge": ("zeta", "alpha")}[scope]
@@ -281,10 +257,7 @@ def test_a_weight_that_is_no_finite_number_is_refused(weight):
     with pytest.raises(ValueError) as error:
         core.CELMoELossAPI().add_global("n", lambda output: 0, weight=weight)
     fix = "Pass weight=1.0, or multiply inside the loss."
-    assert (
-        str(error.value)
-        == f"CELMoELossAPI.add_global.weight: expected a finite number; got {weight!r}. {fix}"
-    )
+    assert str(error.value) == f"CELMoELossAPI.add_global.weight: expected a finite number; got {weight!r}. {fix}"
 
 
 def computed(engine, api, targets=None, context=None):

@@ -63,9 +63,7 @@ def test_names_scopes_weights_and_the_total(engine, output):
     total = sum(t.weight * number(t.value) for t in bundle.terms)
     assert abs(number(bundle.total) - total) < 1e-5 * abs(total)
     assert all(number(t.value) == 0 for t in bundle.terms if ".e0." in t.name)  # JAX: an expert without rows
-    size = next(
-        t.value for t in bundle.terms if t.name == "b.e1.size"
-    )  # a mean over rows of the sums over units
+    size = next(t.value for t in bundle.terms if t.name == "b.e1.size")  # a mean over rows of the sums over units
     assert abs(number(size) - number(abs(output.levels["b"].hidden).sum()) / 5) < 1e-4
 
 
@@ -87,9 +85,7 @@ def test_losses_without_terms(engine, output):
 
 
 def test_terms_of_several_dtypes_keep_the_widest(engine):
-    values = [
-        engine.array(np.asarray(value, dtype)) for value, dtype in [(1 + 2**-12, "float32"), (1, "float16")]
-    ]
+    values = [engine.array(np.asarray(value, dtype)) for value, dtype in [(1 + 2**-12, "float32"), (1, "float16")]]
     terms = tuple(engine.package.LossTerm(str(n), value, 1.0, "global") for n, value in enumerate(values))
     assert float(engine.package.LossBundle(terms).total) == 2 + 2**-12
 
@@ -127,15 +123,11 @@ def test_a_weight_that_is_an_array_is_refused(engine):
         with pytest.raises(ValueError) as error:
             call()
         assert str(error.value).startswith(owner) and "; got float32[]. Pass" in str(error.value)
-    assert (
-        engine.package.ExpertConfig("a", loss_weight=np.float32(0.5)).loss_weight == 0.5
-    )  # a number of numpy is one
+    assert engine.package.ExpertConfig("a", loss_weight=np.float32(0.5)).loss_weight == 0.5  # a number of numpy is one
 
 
 @pytest.mark.parametrize(
-    ("value", "got"),
-    [(None, "None"), ("x", "'x'"), ({"a": {"b": 1.0}}, "{'b': 1.0}")],
-    ids=["none", "text", "nested"],
+    ("value", "got"), [(None, "None"), ("x", "'x'"), ({"a": {"b": 1.0}}, "{'b': 1.0}")], ids=["none", "text", "nested"]
 )
 def test_what_is_no_loss_is_named(engine, output, value, got):
     api = engine.package.CELMoELossAPI()
@@ -144,21 +136,12 @@ def test_what_is_no_loss_is_named(engine, output, value, got):
         api.compute(output)
     name = "b.mine.a" if isinstance(value, dict) else "b.mine"
     fix = "Return the value of the loss."
-    assert (
-        str(error.value) == f"CELMoELossAPI.{name}: expected a scalar, or a dict of scalars; got {got}. {fix}"
-    )
+    assert str(error.value) == f"CELMoELossAPI.{name}: expected a scalar, or a dict of scalars; got {got}. {fix}"
 
 
 def test_no_term_hides_another_in_the_dict(engine):
     bundle = engine.package.LossBundle()
-    for name, value in [
-        ("x", 1.0),
-        ("x.weighted", 9.0),
-        ("x#2", 7.0),
-        ("x", 2.0),
-        ("x", 3.0),
-        ("total", 5.0),
-    ]:
+    for name, value in [("x", 1.0), ("x.weighted", 9.0), ("x#2", 7.0), ("x", 2.0), ("x", 3.0), ("total", 5.0)]:
         bundle.add(name, value)
     found = bundle.as_dict()
     assert found["total"] == 27.0 and found["total#2"] == 5.0 and found["x"] == found["x.weighted"] == 1.0

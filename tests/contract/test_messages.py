@@ -7,9 +7,7 @@ import pytest
 from convexmoe import HullConfig, Normalization
 
 
-@pytest.mark.parametrize(
-    ("fields", "kind", "message"), cases.BAD_FIELDS, ids=[m[:60] for *_, m in cases.BAD_FIELDS]
-)
+@pytest.mark.parametrize(("fields", "kind", "message"), cases.BAD_FIELDS, ids=[m[:60] for *_, m in cases.BAD_FIELDS])
 def test_a_wrong_field_is_refused(fields, kind, message):
     """The config stands in the core, which both packages take theirs from (test_config.py)."""
     units = fields["normalization"]

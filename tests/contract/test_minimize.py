@@ -42,10 +42,7 @@ def trained(name, D, seed, count):
     They are trained side by side, in one batch; they have one normalization, so that JAX compiles once for all.
     """
     rng = np.random.default_rng(seed)
-    units = {
-        "input_mean": np.linspace(9.5, 10.5, D).tolist(),
-        "input_scale": np.linspace(2.5, 3.5, D).tolist(),
-    }
+    units = {"input_mean": np.linspace(9.5, 10.5, D).tolist(), "input_scale": np.linspace(2.5, 3.5, D).tolist()}
     units |= {"output_mean": [15.0 * D], "output_scale": [20.0 * D]}
     fields = cases.fields(in_dim=D, out_dim=1, hidden_dim=11, **CONFIGS[name]) | {"normalization": units}
     backend = backends.BACKENDS[1]
@@ -156,9 +153,7 @@ def compare(fields, weights, kind, many, optima):
         records.append(found)
         assert contradictions(found, optima) == 0
         size, scale = 1 + np.abs(found["value"]), fields["normalization"]["output_scale"][0]
-        closed = (
-            found["gap"] <= 1e-6 * size
-        )  # rounding at kinks may keep it open where the value is 0, nearly
+        closed = found["gap"] <= 1e-6 * size  # rounding at kinks may keep it open where the value is 0, nearly
         assert (closed | (found["gap"] <= 1e-6 * scale)).all()
         assert (found["status"] == ~closed).all()
         outside = [violation(kind, given, x) for given, x in zip(many, found["x"], strict=True)]
@@ -254,10 +249,7 @@ def test_a_polytope_without_an_inside(backend):
 
 
 SETS = {
-    "empty": (
-        lambda p: p.Polytope(np.array([[1.0, 0, 0], [-1, 0, 0]]), np.array([-1.0, -1])),
-        "an empty set",
-    ),
+    "empty": (lambda p: p.Polytope(np.array([[1.0, 0, 0], [-1, 0, 0]]), np.array([-1.0, -1])), "an empty set"),
     "unbounded": (lambda p: p.Box(np.full(3, -np.inf), np.full(3, np.inf)), "one without a minimum"),
     "dimension": (lambda p: p.Box(np.zeros(2), np.ones(2)), r"in_dim=3 dimensions; got lower float64\[2\]"),
     "set": (lambda p: [0, 1], "a Box, Ball, Simplex or Polytope; got list"),

@@ -66,9 +66,7 @@ def flats():
         "three rows": joined((np.array([[1.0, 1, 0], [-1, 1, 0], [0, -1, 0]]), np.array([2.0, 0, -1]))),
         "far": joined(equation([1, 1, 1], 1e4), (-np.eye(D), np.zeros(D))),
     }
-    thin = {
-        f"thin {e:g}": joined(equation(row, row @ c, e), box(c, 1.0)) for e in 10.0 ** np.arange(-14, -1, 2)
-    }
+    thin = {f"thin {e:g}": joined(equation(row, row @ c, e), box(c, 1.0)) for e in 10.0 ** np.arange(-14, -1, 2)}
     return found | thin
 
 
@@ -203,9 +201,7 @@ def test_a_high_temperature_is_rounded_within_the_gap(backend, temperature):
     shifts = backend.numpy(model.params["shifts"])
     with decimal.localcontext(prec=60):
         T = decimal.Decimal(temperature)
-        for x, value, gap in zip(
-            at[:, 0], *(backend.numpy(v) for v in (found.value, found.gap)), strict=True
-        ):
+        for x, value, gap in zip(at[:, 0], *(backend.numpy(v) for v in (found.value, found.gap)), strict=True):
             groups = [
                 decimal.Decimal(s) * decimal.Decimal(x) + decimal.Decimal(c)
                 for s, c in zip(slopes.ravel().tolist(), shifts.tolist(), strict=True)

@@ -46,9 +46,7 @@ def random_state(optimizer, model, steps, seed):
 
     def draw(leaf):
         return (
-            jnp.full_like(leaf, steps)
-            if leaf.dtype == jnp.int32
-            else jnp.asarray(rng.random(leaf.shape), leaf.dtype)
+            jnp.full_like(leaf, steps) if leaf.dtype == jnp.int32 else jnp.asarray(rng.random(leaf.shape), leaf.dtype)
         )
 
     return jax.tree.map(draw, optimizer.init(nnx.state(model, nnx.Param)))
@@ -152,13 +150,9 @@ def test_refusals_in_the_same_words(backend, tmp_path):
     for part in ("unexpected mu/gate.bias", "nu/trunk.0.weight has shape [5, 13, 7], not [5, 7]"):
         assert part in str(caught.value)
     if backend.name == "torch":
-        with pytest.raises(
-            ValueError, match="expected an optimizer of the model's parameters; got one of others"
-        ):
+        with pytest.raises(ValueError, match="expected an optimizer of the model's parameters; got one of others"):
             backend.package.save(own, path, optimizer=fresh(backend, other))
-    with pytest.raises(
-        ValueError, match=r"OptimizerState.step: expected a whole number from 0 to 2147483647; got -1"
-    ):
+    with pytest.raises(ValueError, match=r"OptimizerState.step: expected a whole number from 0 to 2147483647; got -1"):
         backend.package.save(own, path, optimizer=fresh(backend, own, "sgd"), step=-1)
 
 
@@ -233,9 +227,7 @@ def test_control_a_reader_that_keeps_its_tensors_is_seen(backend, tmp_path, monk
     convexmoe_jax.save(model, tmp_path / "file", optimizer=random_state(RULES["adam"][0](), model, 2, 0))
     counts, kept, hash_array = watch(backend, monkeypatch), [], convexmoe.files.format._hash_array
     monkeypatch.setattr(
-        convexmoe.files.format,
-        "_hash_array",
-        lambda *arguments: kept.append(arguments) or hash_array(*arguments),
+        convexmoe.files.format, "_hash_array", lambda *arguments: kept.append(arguments) or hash_array(*arguments)
     )
     backend.package.read_notes(tmp_path / "file")
     assert max(counts) == len(counts) - 1
@@ -252,9 +244,7 @@ CHAINS = {
     "a chain in a chain": lambda: optax.chain(
         optax.clip_by_global_norm(1.0), optax.chain(optax.scale_by_adam(), optax.scale(-1e-3))
     ),
-    "masked": lambda: optax.masked(
-        optax.adam(lambda n: 1e-2 / (1 + n)), lambda p: jax.tree.map(lambda _: True, p)
-    ),
+    "masked": lambda: optax.masked(optax.adam(lambda n: 1e-2 / (1 + n)), lambda p: jax.tree.map(lambda _: True, p)),
 }
 
 
@@ -361,7 +351,5 @@ def test_an_optimizer_of_a_copy_is_refused(tmp_path):
     model = in_jax("hull")
     convexmoe_jax.save(model, tmp_path / "file", optimizer=random_state(RULES["adam"][0](), model, 2, 0))
     one, other = convexmoe_torch.load(tmp_path / "file"), convexmoe_torch.load(tmp_path / "file")
-    with pytest.raises(
-        ValueError, match="expected an optimizer of the model's parameters; got one of others"
-    ):
+    with pytest.raises(ValueError, match="expected an optimizer of the model's parameters; got one of others"):
         convexmoe_torch.load_optimizer(tmp_path / "file", torch.optim.Adam(other.parameters()), one)

@@ -8,9 +8,7 @@ from backends import BACKENDS
 
 from convexmoe.training.starts import planes, spread_rows
 
-BACKEND = BACKENDS[
-    1
-]  # the starts are the core's, which no framework changes: tests/contract/test_fit.py holds it
+BACKEND = BACKENDS[1]  # the starts are the core's, which no framework changes: tests/contract/test_fit.py holds it
 ROWS, DIM = 401, 3
 
 
@@ -24,8 +22,7 @@ def planes_of(pieces, dim=DIM, seed=0):
 def rows_of(pieces, noise=0.0, outputs=1, seed=0):
     x = np.random.default_rng([seed, 17]).uniform(-1, 1, (ROWS, DIM))
     columns = [
-        np.max(x @ slopes.T + offsets, 1)
-        for slopes, offsets in (planes_of(pieces, seed=o) for o in range(outputs))
+        np.max(x @ slopes.T + offsets, 1) for slopes, offsets in (planes_of(pieces, seed=o) for o in range(outputs))
     ]
     y = np.stack(columns, axis=1)
     return x, y + noise * np.random.default_rng([seed, 19]).normal(size=y.shape)
@@ -65,12 +62,7 @@ def started(fields, x, y, start="planes"):
     return BACKEND.started(BACKEND.model(fields, cases.random_weights(fields)), x, y, start)
 
 
-UNITS = {
-    "input_mean": (0.0,) * DIM,
-    "input_scale": (1.0,) * DIM,
-    "output_mean": (0.0,) * 2,
-    "output_scale": (1.0,) * 2,
-}
+UNITS = {"input_mean": (0.0,) * DIM, "input_scale": (1.0,) * DIM, "output_mean": (0.0,) * 2, "output_scale": (1.0,) * 2}
 OURS = {"petals": 8, "out_dim": 2, "hidden_dim": 2, "normalization": UNITS}
 SHAPES = {
     "pairs": {},

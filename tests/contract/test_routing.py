@@ -121,11 +121,7 @@ FAULTS = [
         TypeError,
         f"{HEAD}['first']: expected names or integers; got 'aabb'. Pass a list, one for each sample.",
     ),
-    (
-        {"first": 3},
-        TypeError,
-        f"{HEAD}['first']: expected names or integers; got 3. Pass a list, one for each sample.",
-    ),
+    ({"first": 3}, TypeError, f"{HEAD}['first']: expected names or integers; got 3. Pass a list, one for each sample."),
     (
         {"first": np.zeros(4, np.float32)},
         TypeError,
@@ -180,9 +176,7 @@ def test_integers_of_the_framework_are_checked_eagerly(engine):
     routes = engine.array(np.array([0, 1, 7, -2]))
     with pytest.raises(ValueError) as error:
         engine.package.encode_routes(config_of(engine.package), {"first": routes}, 4)
-    assert (
-        str(error.value) == f"{HEAD}['first']: expected integers in [0, 3); got 7. Index the level's experts."
-    )
+    assert str(error.value) == f"{HEAD}['first']: expected integers in [0, 3); got 7. Index the level's experts."
 
 
 def test_constant_routes(package):

@@ -20,9 +20,7 @@ def test_merged_routing_has_the_levels_of_both():
     assert merge(base, extra) == wanted and list(merge(base, extra)) == ["family", "language", "dialect"]
     assert merge(extra, base)["language"] == ["ru"]  # control: the order counts
     assert merge(base=MappingProxyType(base), extra=UserDict(extra)) == wanted
-    assert (
-        merge(base, None) == base and merge(None, extra) == extra and merge(None, None) == {} == merge({}, {})
-    )
+    assert merge(base, None) == base and merge(None, extra) == extra and merge(None, None) == {} == merge({}, {})
 
 
 def test_merging_leaves_what_it_is_given():
@@ -37,18 +35,13 @@ def test_merging_leaves_what_it_is_given():
     assert merged["b"] is extra["b"]  # routes are not copied
 
 
-@pytest.mark.parametrize(
-    ("part", "got"), [([("a", ["x"])], "list"), ("a", "str"), (3, "int"), (0, "int"), ("", "str")]
-)
+@pytest.mark.parametrize(("part", "got"), [([("a", ["x"])], "list"), ("a", "str"), (3, "int"), (0, "int"), ("", "str")])
 def test_what_is_no_routing_is_not_merged(part, got):
     for argument, given in (("base", (part, None)), ("extra", ({"a": ["x"]}, part))):
         with pytest.raises(TypeError) as error:
             core.merge_routing(*given)
         rule = "a mapping of levels to routes"
-        assert (
-            str(error.value)
-            == f"merge_routing.{argument}: expected {rule}; got {got}. Pass {{level: names}}."
-        )
+        assert str(error.value) == f"merge_routing.{argument}: expected {rule}; got {got}. Pass {{level: names}}."
 
 
 def test_constant_routing():
@@ -65,31 +58,15 @@ def test_constant_routing():
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
-        (
-            (3, 2),
-            TypeError,
-            "name: expected a name, or None for the fallback; got 3. Pass the name of an expert.",
-        ),
+        ((3, 2), TypeError, "name: expected a name, or None for the fallback; got 3. Pass the name of an expert."),
         (
             (["a"], 2),
             TypeError,
             "name: expected a name, or None for the fallback; got ['a']. Pass the name of an expert.",
         ),
-        (
-            ("a", -1),
-            ValueError,
-            "batch_size: expected a whole number >= 0; got -1. Pass batch_size=0 or more.",
-        ),
-        (
-            ("a", 2.0),
-            TypeError,
-            "batch_size: expected a whole number >= 0; got 2.0. Pass batch_size=0 or more.",
-        ),
-        (
-            ("a", True),
-            TypeError,
-            "batch_size: expected a whole number >= 0; got True. Pass batch_size=0 or more.",
-        ),
+        (("a", -1), ValueError, "batch_size: expected a whole number >= 0; got -1. Pass batch_size=0 or more."),
+        (("a", 2.0), TypeError, "batch_size: expected a whole number >= 0; got 2.0. Pass batch_size=0 or more."),
+        (("a", True), TypeError, "batch_size: expected a whole number >= 0; got True. Pass batch_size=0 or more."),
     ],
 )
 def test_a_wrong_constant_is_refused(given, kind, message):
@@ -170,9 +147,7 @@ def test_the_order_counts():
     assert hash(level("l", one)) == hash(level("l", same)) and level("l", one) != level("l", turned)
 
 
-@pytest.mark.parametrize(
-    "copied", [copy.copy, copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))]
-)
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))])
 def test_a_table_is_copied_and_pickled(copied):
     table = table_of(core)
     again = copied(table)
@@ -187,9 +162,7 @@ def test_experts_by_name_and_by_the_integer_of_a_route():
     table = table_of(core)
     assert [table[name].name for name in "abc"] == list("abc")
     assert [table[place].name for place in (0, 1, np.int64(2), -1)] == list("cabb")
-    assert (
-        "a" in table and 0 not in table and table.get("d") is None and next(iter(table.values())).name == "c"
-    )
+    assert "a" in table and 0 not in table and table.get("d") is None and next(iter(table.values())).name == "c"
     for key in ("d", 3, -4, True, 1.0, None):
         with pytest.raises(KeyError) as error:
             table[key]

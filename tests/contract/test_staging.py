@@ -165,9 +165,7 @@ def test_in_jax_the_parameters_may_be_those_of_a_module_around_it():
     params = nnx.state(model, nnx.Param)
     ones = jax.tree.map(jnp.ones_like, params)
     updates, _ = jax.jit(optimizer.update)(ones, optimizer.init(params), params)
-    still = {
-        tuple(path): bool((np.asarray(leaf[...]) == 0).all()) for path, leaf in nnx.to_flat_state(updates)
-    }
+    still = {tuple(path): bool((np.asarray(leaf[...]) == 0).all()) for path, leaf in nnx.to_flat_state(updates)}
     assert still == {path: path[0] == "inner" and path[1:3] != ("level_modules", "b") for path in still}
     with pytest.raises(ValueError, match="one hierarchy in them; got 0 of them"):
         optimizer.update({"weight": jnp.ones(2)}, optimizer.init({"weight": jnp.ones(2)}))

@@ -8,9 +8,7 @@ from backends import BACKENDS
 
 from convexmoe.training.starts import STARTS, additive, choose, planes
 
-BACKEND = BACKENDS[
-    1
-]  # the starts are the core's, which no framework changes: tests/contract/test_fit.py holds it
+BACKEND = BACKENDS[1]  # the starts are the core's, which no framework changes: tests/contract/test_fit.py holds it
 DIM = 3
 
 
@@ -46,17 +44,13 @@ def test_the_sum_is_found(activation):
     assert miss(found(x_new), y_new) < 1e-3
     assert (found.heights >= 0).all() and len(found.inputs) <= 40
     assert miss(additive.fit_sum(x, y, 1, activation)(x_new), y_new) > 0.02  # control: one unit is too few
-    assert (
-        miss(additive.fit_sum(x, -y, 40, activation)(x_new), -y_new) > 0.1
-    )  # control: a concave function has none
+    assert miss(additive.fit_sum(x, -y, 40, activation)(x_new), -y_new) > 0.1  # control: a concave function has none
     x, y = rows_of(turned)
     assert miss(additive.fit_sum(x, y, 40, activation)(x), y) > 0.02  # control: it is no sum
 
 
 def test_as_many_units_are_taken_as_the_rows_bear_out():
-    counts = [
-        len(additive.fit_sum(*rows_of(noise=noise), 40, "softplus").inputs) for noise in (0.0, 0.1, 1.0)
-    ]
+    counts = [len(additive.fit_sum(*rows_of(noise=noise), 40, "softplus").inputs) for noise in (0.0, 0.1, 1.0)]
     assert counts[0] > counts[1] > counts[2] >= 1
     x, y = rows_of(noise=100.0)
     assert len(additive.fit_sum(x, y, 40, "softplus").inputs) == 0
@@ -89,12 +83,7 @@ def started(fields, x, y, start="sums"):
     return BACKEND.started(BACKEND.fresh(fields, 0, "float64"), x, y, start)
 
 
-UNITS = {
-    "input_mean": (0.0,) * DIM,
-    "input_scale": (1.0,) * DIM,
-    "output_mean": (0.0,) * 2,
-    "output_scale": (1.0,) * 2,
-}
+UNITS = {"input_mean": (0.0,) * DIM, "input_scale": (1.0,) * DIM, "output_mean": (0.0,) * 2, "output_scale": (1.0,) * 2}
 OURS = {"petals": 5, "out_dim": 2, "hidden_dim": 23, "normalization": UNITS, "temperature": "learned"}
 SHAPES = {
     "learned": {},
@@ -140,10 +129,7 @@ def test_a_sum_is_told_from_other_functions():
         for function, wanted in ((one_by_one, "sums"), (turned, "affine")):
             x, y = rows_of(function, noise=noise)
             options = {"steps": 1, "learning_rate": 1e-12, "validation": 0}
-            fits = {
-                s: BACKEND.package.fit(BACKEND.fresh(fields, 0), x, y, start=s, **options)
-                for s in (None, wanted)
-            }
+            fits = {s: BACKEND.package.fit(BACKEND.fresh(fields, 0), x, y, start=s, **options) for s in (None, wanted)}
             assert fits[None].history == fits[wanted].history
     other = {"sums": "affine", "affine": "sums"}[wanted]
     control = BACKEND.package.fit(BACKEND.fresh(fields, 0), x, y, start=other, **options)

@@ -92,9 +92,7 @@ def test_two_petals_choose_between_shifts_only(backend):
     assert (group == np.argmax(weights["shifts"])).all()
     assert np.allclose(margin, abs(weights["shifts"][0] - weights["shifts"][1]), rtol=1e-12, atol=1e-12)
     # control: with groups of one petal both of them win somewhere
-    alone, _ = backend.winners(
-        backend.model(fields | {"group_size": 1}, weights), cases.random_inputs(fields, (101,))
-    )
+    alone, _ = backend.winners(backend.model(fields | {"group_size": 1}, weights), cases.random_inputs(fields, (101,)))
     assert set(alone.ravel()) == {0, 1}
 
 

@@ -86,13 +86,9 @@ def test_control_text_as_a_leaf_is_refused_by_jax(monkeypatch):
 
 
 def test_a_batch_goes_through_a_tree_and_back():
-    batch = convexmoe_jax.ExpertBatch(
-        jnp.ones(WIDTH), {"s": "t", "a": jnp.ones(2), "n": None}, None, {"level": "l"}
-    )
+    batch = convexmoe_jax.ExpertBatch(jnp.ones(WIDTH), {"s": "t", "a": jnp.ones(2), "n": None}, None, {"level": "l"})
     leaves, tree = jax.tree.flatten(batch)
     again = jax.tree.unflatten(tree, leaves)
     assert len(leaves) == 2 and again.context["s"] == "t" and again.state == {"level": "l"}
-    other = convexmoe_jax.ExpertBatch(
-        jnp.ones(WIDTH), {"s": "u", "a": jnp.ones(2), "n": None}, None, {"level": "l"}
-    )
+    other = convexmoe_jax.ExpertBatch(jnp.ones(WIDTH), {"s": "u", "a": jnp.ones(2), "n": None}, None, {"level": "l"})
     assert jax.tree.structure(batch) == jax.tree.structure(again) != jax.tree.structure(other)

@@ -78,8 +78,7 @@ def model_of(dtype):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [pytest.param("one expert a level", "float32", marks=pytest.mark.release), ("both", "float64")],
+    ("name", "dtype"), [pytest.param("one expert a level", "float32", marks=pytest.mark.release), ("both", "float64")]
 )
 def test_a_hierarchy_comes_back_the_same(name, dtype):
     with ENGINE.precision(dtype):

@@ -60,9 +60,7 @@ def test_params_are_a_new_tree_each_time(model):
 
 def test_nnx_jit_and_grad(model, x, call):
     value, gradients = nnx.jit(nnx.value_and_grad(lambda model, x: jnp.mean(model(x) ** 2)))(model, x)
-    wanted = jax.jit(jax.grad(lambda params: jnp.mean(hull.apply(params, x, model.config) ** 2)))(
-        model.params
-    )
+    wanted = jax.jit(jax.grad(lambda params: jnp.mean(hull.apply(params, x, model.config) ** 2)))(model.params)
     assert np.isclose(value, jnp.mean(call(model, x) ** 2), rtol=1e-6)
     assert np.allclose(gradients["readout"]["weight"][...], wanted["readout"]["weight"], rtol=1e-4, atol=1e-6)
 

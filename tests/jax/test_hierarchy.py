@@ -122,9 +122,7 @@ def test_outputs_and_bundles_are_pytrees_and_pass_jit():
     assert isinstance(output, convexmoe_jax.CELMoEOutput) and isinstance(bundle, convexmoe_jax.LossBundle)
     assert [level.name for level in output.levels.values()] == ["a", "b"]
     again = losses(output)  # what came out of jit serves as well
-    assert [(t.name, t.weight, t.scope) for t in again.terms] == [
-        (t.name, t.weight, t.scope) for t in bundle.terms
-    ]
+    assert [(t.name, t.weight, t.scope) for t in again.terms] == [(t.name, t.weight, t.scope) for t in bundle.terms]
     assert relative_error(again.total, bundle.total) < 1e-6
     doubled = jax.tree.map(lambda leaf: 2 * leaf, bundle)
     assert relative_error(doubled.total, 2 * bundle.total) < 1e-6
@@ -216,9 +214,7 @@ class Noisy(convexmoe_jax.ExpertModule):
 
 def test_experts_with_random_state_are_refused():
     with pytest.raises(ValueError) as error:
-        convexmoe_jax.HierarchicalCELMoE(
-            config_of(convexmoe_jax, CASE), lambda *_, rngs: Noisy(rngs), rngs=nnx.Rngs(0)
-        )
+        convexmoe_jax.HierarchicalCELMoE(config_of(convexmoe_jax, CASE), lambda *_, rngs: Noisy(rngs), rngs=nnx.Rngs(0))
     assert str(error.value) == (
         "HierarchicalCELMoE.a.e0: expected an expert without random state; got Noisy. "
         "Draw from batch.key instead, and build nnx.Dropout without rngs."
@@ -243,9 +239,7 @@ def test_dropout_in_an_expert_is_a_samples_own(make_key):
         config_of(convexmoe_jax, case), lambda *_, rngs: Dropping(), rngs=nnx.Rngs(0)
     )
     x, (one, two, *_) = jnp.ones((13, 5)), ten_routings(case)
-    run = jax.jit(
-        lambda x, routes, key: [level.hidden for level in model(x, routes, key=key).levels.values()]
-    )
+    run = jax.jit(lambda x, routes, key: [level.hidden for level in model(x, routes, key=key).levels.values()])
     first, again = run(x, one, make_key(1)), run(x, two, make_key(1))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], run(x, one, make_key(2))[0])
@@ -297,9 +291,7 @@ def test_an_expert_with_statistics_of_a_batch_is_refused():
         def __call__(self, batch):
             return convexmoe_jax.ExpertResult(self.norm(batch.hidden))
 
-    with pytest.raises(
-        ValueError, match=r"a\.e0: expected an expert without statistics of a batch; got Normed"
-    ):
+    with pytest.raises(ValueError, match=r"a\.e0: expected an expert without statistics of a batch; got Normed"):
         of_one_expert(Normed())
 
 

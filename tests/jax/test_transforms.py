@@ -135,9 +135,7 @@ def test_checkpoint_recomputes_the_same_gradients(model):
 def test_eval_shape_touches_no_numbers(model):
     config = model.config
     params = jax.eval_shape(lambda key: hull.init(config, key, dtype=jnp.float64), jax.random.key(0))
-    assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(
-        lambda leaf: leaf.shape, model.params
-    )
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, model.params)
     x = jax.ShapeDtypeStruct((17, cases.ROWS, config.in_dim), jnp.float64)
     y = jax.eval_shape(lambda params, x: hull.apply(params, x, config), params, x)
     assert (y.shape, y.dtype) == ((17, cases.ROWS, config.out_dim), jnp.float64)
@@ -145,11 +143,7 @@ def test_eval_shape_touches_no_numbers(model):
 
 def test_checks_survive_tracing(model):
     x = jnp.zeros((cases.ROWS, 7), jnp.float64)
-    for transformed in (
-        jax.jit(lambda x: model(x)),
-        jax.vmap(lambda x: model(x)),
-        jax.jacrev(lambda x: model(x)),
-    ):
+    for transformed in (jax.jit(lambda x: model(x)), jax.vmap(lambda x: model(x)), jax.jacrev(lambda x: model(x))):
         with pytest.raises(ValueError, match=r"VectorHull\.x: expected last axis in_dim="):
             transformed(x)
 

@@ -16,13 +16,7 @@ from interop import from_torch_mice, to_jax, to_torch
 
 OPTIONS = {
     "hard": {},
-    "smooth": {
-        "temperature": "learned",
-        "gate": True,
-        "strong_convexity": 0.5,
-        "trunk": "private",
-        "depth": 2,
-    },
+    "smooth": {"temperature": "learned", "gate": True, "strong_convexity": 0.5, "trunk": "private", "depth": 2},
 }
 UNITS = {
     "input_mean": (1.0, -2.0, 3.0),
@@ -102,9 +96,7 @@ def test_another_model_is_refused_by_name():
             "Pass the hierarchy that it was made of, and fix the routes of its twin."
         )
     for move in fixed:
-        with pytest.raises(
-            TypeError, match=rf"{move.__name__}\.model: .* got builtins\.int\. Pass one of these\."
-        ):
+        with pytest.raises(TypeError, match=rf"{move.__name__}\.model: .* got builtins\.int\. Pass one of these\."):
             move(3)
     with pytest.raises(TypeError, match=r"of convexmoe_jax; got convexmoe_torch\.VectorHull\."):
         to_torch(convexmoe_torch.VectorHull(3, petals=4))

@@ -27,9 +27,7 @@ def config_of(package):
 
 def ready_jax(level, expert, metadata, *, rngs):
     if level == "all":
-        return convexmoe_jax.HullExpert(
-            convexmoe_jax.VectorHull(SIZE, 3, hidden_dim=5, dtype=jnp.float64, rngs=rngs)
-        )
+        return convexmoe_jax.HullExpert(convexmoe_jax.VectorHull(SIZE, 3, hidden_dim=5, dtype=jnp.float64, rngs=rngs))
     if expert == "b":
         return convexmoe_jax.LinearExpert(SIZE, dtype=jnp.float64, rngs=rngs)
     return convexmoe_jax.MLPExpert(SIZE, 17, dtype=jnp.float64, rngs=rngs)
@@ -137,9 +135,7 @@ def test_the_file_is_the_same_from_both(kind, tmp_path, x64):
 @pytest.mark.parametrize("package", [convexmoe_jax, convexmoe_torch])
 def test_a_file_with_own_experts_asks_for_their_factory(package, tmp_path, x64):
     convexmoe_jax.save(jax_model(own_jax), tmp_path / "file")
-    with pytest.raises(
-        ValueError, match=r"load\.expert_factory: expected a factory for the experts \['all\.core'"
-    ):
+    with pytest.raises(ValueError, match=r"load\.expert_factory: expected a factory for the experts \['all\.core'"):
         package.load(tmp_path / "file")
 
 
@@ -158,12 +154,8 @@ class UnknownTorch(torch.nn.Module):
 
 
 def test_an_unknown_layer_is_named():
-    model = convexmoe_jax.HierarchicalCELMoE(
-        config_of(convexmoe_jax), lambda *_, rngs: Unknown(), rngs=nnx.Rngs(0)
-    )
-    with pytest.raises(
-        TypeError, match=r"got Unknown\.scale\. Add one: convexmoe_jax\.names\.RULES\[Unknown\]"
-    ):
+    model = convexmoe_jax.HierarchicalCELMoE(config_of(convexmoe_jax), lambda *_, rngs: Unknown(), rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"got Unknown\.scale\. Add one: convexmoe_jax\.names\.RULES\[Unknown\]"):
         convexmoe_jax.files.layers.neutral_arrays(model)
     twin = convexmoe_torch.HierarchicalCELMoE(config_of(convexmoe_torch), lambda *_: UnknownTorch())
     with pytest.raises(TypeError, match=r"got UnknownTorch\.scale\. Add one: convexmoe_torch\.names\.RULES"):
@@ -174,7 +166,5 @@ def test_an_own_rule_is_followed(monkeypatch):
     monkeypatch.setitem(
         convexmoe_jax.files.layers.RULES, Unknown, {"scale": ("scale", convexmoe_jax.files.layers.same)}
     )
-    model = convexmoe_jax.HierarchicalCELMoE(
-        config_of(convexmoe_jax), lambda *_, rngs: Unknown(), rngs=nnx.Rngs(0)
-    )
+    model = convexmoe_jax.HierarchicalCELMoE(config_of(convexmoe_jax), lambda *_, rngs: Unknown(), rngs=nnx.Rngs(0))
     assert "level_modules.family.b.scale" in convexmoe_jax.files.layers.neutral_arrays(model)

@@ -86,10 +86,7 @@ def draw_start(dtype, seed):
 
 def draw_batches(dtype, seed):
     """The example's batches, with holes in the lines: padding at their ends no character would see."""
-    batches, rng = (
-        example.draw_batches(SIZES, STEPS, seed, np.dtype(dtype))[:STEPS],
-        np.random.default_rng(seed),
-    )
+    batches, rng = (example.draw_batches(SIZES, STEPS, seed, np.dtype(dtype))[:STEPS], np.random.default_rng(seed))
     masks = [batch.mask & (rng.random(batch.mask.shape) < 0.8) for batch in batches]
     for mask in masks:
         mask[:, 0] = True
@@ -303,9 +300,7 @@ def test_clipping_has_the_formula_of_torch(x64):
     errors = []
     for clip in (example.clip_as_torch(0.7), optax.clip_by_global_norm(0.7)):
         clipped, _ = clip.update([jnp.array(grad) for grad in grads], clip.init(grads))
-        errors.append(
-            max(relative_error(ours, leaf.grad) for ours, leaf in zip(clipped, leaves, strict=True))
-        )
+        errors.append(max(relative_error(ours, leaf.grad) for ours, leaf in zip(clipped, leaves, strict=True)))
     assert errors[0] <= 1e-14 and errors[1] > 1e-8
     small = [jnp.array([0.3, 0.4])]
     assert (example.clip_as_torch(0.7).update(small, None)[0][0] == small[0]).all()

@@ -55,9 +55,7 @@ def softplus_threshold(monkeypatch):
 
 
 def wrong_positivity(monkeypatch):
-    monkeypatch.setattr(
-        convexmoe_torch.hull.petals, "positive_weight", lambda raw, fan_in: raw.exp() / fan_in**0.5
-    )
+    monkeypatch.setattr(convexmoe_torch.hull.petals, "positive_weight", lambda raw, fan_in: raw.exp() / fan_in**0.5)
 
 
 def unscaled_positivity(monkeypatch):

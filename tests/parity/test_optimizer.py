@@ -36,9 +36,7 @@ def problem(kind, dtype):
     """A JAX model, its input, and what it should give."""
     draw = np.random.default_rng(0)
     if kind == "hull":
-        model = convexmoe_jax.VectorHull(
-            5, petals=3, out_dim=2, temperature="learned", rngs=nnx.Rngs(0), dtype=dtype
-        )
+        model = convexmoe_jax.VectorHull(5, petals=3, out_dim=2, temperature="learned", rngs=nnx.Rngs(0), dtype=dtype)
         x = draw.normal(size=(31, 5)).astype(dtype)
         return model, (x,), np.abs(x[:, :2]) + x[:, 2:4] ** 2
     model = ENGINES[0].build(CASE, random_weights(CASE), dtype)
@@ -61,9 +59,7 @@ def optax_rule(rule):
 def scan_steps(params, state, given, y, graph, optimizer):
     def step(carry, _):
         params, state = carry
-        loss, gradient = jax.value_and_grad(
-            lambda p: jnp.mean((value(nnx.merge(graph, p)(*given)) - y) ** 2)
-        )(params)
+        loss, gradient = jax.value_and_grad(lambda p: jnp.mean((value(nnx.merge(graph, p)(*given)) - y) ** 2))(params)
         updates, state = optimizer.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), loss
 
@@ -230,9 +226,7 @@ def test_parameters_of_different_ages_are_refused():
     optimizer.step()
     twin.shifts.grad = None
     optimizer.step()
-    with pytest.raises(
-        ValueError, match="one number of steps for all parameters; got 1 for shifts and 2 for"
-    ):
+    with pytest.raises(ValueError, match="one number of steps for all parameters; got 1 for shifts and 2 for"):
         adam_to_optax(optimizer, twin, convexmoe_jax.adam(RATE).init(params), model)
 
 

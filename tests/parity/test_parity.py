@@ -132,7 +132,5 @@ def test_float64_weights_are_refused_where_jax_would_round_them():
 @pytest.mark.parametrize("convert", [to_jax, to_torch])
 def test_other_things_are_refused(convert):
     kinds = "VectorHull, FoldedHull, NonConvexHull or HierarchicalCELMoE"
-    with pytest.raises(
-        TypeError, match=rf"model: expected a {kinds} of convexmoe_(jax|torch); got builtins\.list\."
-    ):
+    with pytest.raises(TypeError, match=rf"model: expected a {kinds} of convexmoe_(jax|torch); got builtins\.list\."):
         convert([])

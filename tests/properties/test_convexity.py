@@ -51,9 +51,7 @@ def hull_of(seed, state):
     hull = convexmoe_torch.VectorHull.from_config(config, dtype=torch.float64)
     points = rng.normal(size=(64, config.in_dim)) * 2 + rng.normal(size=config.in_dim)
     if state == "trained":
-        targets = np.cos(
-            points @ rng.normal(size=(config.in_dim, config.out_dim))
-        )  # not convex: the hull is pressed
+        targets = np.cos(points @ rng.normal(size=(config.in_dim, config.out_dim)))  # not convex: the hull is pressed
         hull = convexmoe_torch.fit(hull, points, targets, steps=60, batch_size=32, learning_rate=0.05).model
     if state == "extreme":
         with torch.no_grad():
@@ -98,16 +96,8 @@ def test_the_configs_cover_every_option(seeds):
     configs = [config_of(seed) for seed in seeds]
     seen = {name: {getattr(config, name) for config in configs} for name in vars(configs[0])}
     assert seen["depth"] == {1, 2, 3, 4} and (seeds is QUICK or seen["petals"] == set(range(1, 17)))
-    assert (
-        seen["trunk"] == {"shared", "private"}
-        and seen["group_size"] == {1, 2}
-        and seen["gate"] == {False, True}
-    )
-    assert seen["activation"] == {"softplus", "relu", "huber_relu"} and seen["temperature"] == {
-        0.0,
-        0.3,
-        "learned",
-    }
+    assert seen["trunk"] == {"shared", "private"} and seen["group_size"] == {1, 2} and seen["gate"] == {False, True}
+    assert seen["activation"] == {"softplus", "relu", "huber_relu"} and seen["temperature"] == {0.0, 0.3, "learned"}
     assert SEGMENTS * len(STATES) * len(SEEDS) >= 1_000_000
 
 
@@ -145,16 +135,8 @@ CONTROLS = {
         "torch": lambda: (convexmoe_torch.hull.module, "maximum", lambda g: g.amin(dim=-2)),
     },
     "a softmax gate that depends on x": {
-        "jax": lambda: (
-            convexmoe_jax.hull.module,
-            "maximum",
-            lambda g: (jax.nn.softmax(g, axis=-2) * g).sum(axis=-2),
-        ),
-        "torch": lambda: (
-            convexmoe_torch.hull.module,
-            "maximum",
-            lambda g: (torch.softmax(g, dim=-2) * g).sum(dim=-2),
-        ),
+        "jax": lambda: (convexmoe_jax.hull.module, "maximum", lambda g: (jax.nn.softmax(g, axis=-2) * g).sum(axis=-2)),
+        "torch": lambda: (convexmoe_torch.hull.module, "maximum", lambda g: (torch.softmax(g, dim=-2) * g).sum(dim=-2)),
     },
 }
 

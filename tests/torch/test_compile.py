@@ -32,9 +32,7 @@ def outcome(function, model, x):
     """y, and the gradients of sum(y^2) by every weight and by x."""
     x = x.clone().requires_grad_()
     y = function(x)
-    gradients = torch.autograd.grad(
-        (y**2).sum(), [*model.parameters(), x], allow_unused=True, materialize_grads=True
-    )
+    gradients = torch.autograd.grad((y**2).sum(), [*model.parameters(), x], allow_unused=True, materialize_grads=True)
     return [y.detach(), *gradients]
 
 
@@ -61,10 +59,7 @@ def test_control_a_break_in_the_graph_is_an_error():
 @pytest.mark.release
 def test_the_default_compiler_gives_the_same():
     fields = cases.fields(trunk="private", temperature="learned", normalization=cases.UNITS)
-    model, x = (
-        BACKEND.model(fields, cases.random_weights(fields), "float32"),
-        inputs("units", dtype=torch.float32),
-    )
+    model, x = (BACKEND.model(fields, cases.random_weights(fields), "float32"), inputs("units", dtype=torch.float32))
     compiled = torch.compile(model, fullgraph=True)
     for got, wanted in zip(outcome(compiled, model, x), outcome(model, model, x), strict=True):
         assert relative_error(got, wanted) < 5 * VALUES["float32"]  # fused sums round in another order
@@ -87,8 +82,7 @@ def test_winners_and_folded_compile():
     group, margin = torch.compile(model.winners, fullgraph=True, backend="aot_eager")(x)
     wanted = model.winners(x)
     assert (
-        torch.equal(group, wanted.group)
-        and relative_error(margin.detach(), wanted.margin.detach()) < VALUES["float64"]
+        torch.equal(group, wanted.group) and relative_error(margin.detach(), wanted.margin.detach()) < VALUES["float64"]
     )
     folded = model.fold()
     y = torch.compile(folded, fullgraph=True, backend="aot_eager")(x)

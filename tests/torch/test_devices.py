@@ -54,22 +54,11 @@ def test_the_sources_name_no_device():
 
 @pytest.mark.parametrize("line", ["x.cuda()", "x.to('cuda:0')", 'torch.zeros(3, device="cpu")', "x.cpu()"])
 def test_control_a_device_is_found(line):
-    assert devices_named(f'"""On the cpu."""\n{line}  # cpu\n') and not devices_named(
-        '"""On the cpu."""  # cuda\n'
-    )
+    assert devices_named(f'"""On the cpu."""\n{line}  # cpu\n') and not devices_named('"""On the cpu."""  # cuda\n')
 
 
 # Operations that read a value back to the host, or whose output's shape depends on values.
-SYNCS = {
-    "_local_scalar_dense",
-    "item",
-    "is_nonzero",
-    "equal",
-    "nonzero",
-    "masked_select",
-    "unique2",
-    "_unique2",
-}
+SYNCS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique2", "_unique2"}
 
 
 class Watch(TorchDispatchMode):
@@ -109,11 +98,7 @@ def test_a_step_makes_no_float64_and_waits_for_nothing(hull, dtype):
     fields = cases.HULLS[hull]
     model = BACKEND.model(fields, cases.random_weights(fields), dtype)
     x = torch.from_numpy(cases.random_inputs(fields)).to(getattr(torch, dtype))
-    for watch in (
-        watched(step(model, x)),
-        watched(lambda: model.winners(x)),
-        watched(lambda: model.fold()(x)),
-    ):
+    for watch in (watched(step(model, x)), watched(lambda: model.winners(x)), watched(lambda: model.fold()(x))):
         assert watch.operations and not watch.operations & SYNCS
         assert watch.dtypes <= {getattr(torch, dtype), torch.float32, torch.int64, torch.int32, torch.bool}
 
@@ -157,9 +142,7 @@ def test_meta_tensors_go_through(hull):
     for y in (model(x), model.fold()(x), *model.winners(x)):
         assert y.device.type == "meta" and y.shape == shape
     model(x).square().mean().backward()
-    assert all(
-        value.grad.device.type == "meta" for name, value in model.named_parameters() if wins(name, fields)
-    )
+    assert all(value.grad.device.type == "meta" for name, value in model.named_parameters() if wins(name, fields))
 
 
 def wins(name, fields):
@@ -167,9 +150,7 @@ def wins(name, fields):
 
 
 def test_to_device_moves_weights_and_units():
-    model = BACKEND.model(
-        cases.HULLS["everything"], cases.random_weights(cases.HULLS["everything"]), "float32"
-    )
+    model = BACKEND.model(cases.HULLS["everything"], cases.random_weights(cases.HULLS["everything"]), "float32")
     moved = model.to("meta")
     assert {value.device.type for value in moved.state_dict().values()} == {"meta"}
     assert moved(torch.empty(cases.ROWS, 5, device="meta")).device.type == "meta"
@@ -189,9 +170,7 @@ def test_a_hierarchy_with_fixed_routes_moves_and_waits_for_nothing(name):
         watch = watched(lambda one=one: one(x))
         assert one(x).device.type == "meta" and watch.operations and not watch.operations & SYNCS
         assert watch.dtypes == {torch.float32}
-    with pytest.raises(
-        (NotImplementedError, RuntimeError), match="meta"
-    ):  # control: the model reads its routes
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):  # control: the model reads its routes
         model(x, in_full(ROUTINGS[name], ROWS))
 
 

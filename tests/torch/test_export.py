@@ -41,9 +41,7 @@ def onnx_file(program):
 def run_onnx(file, x):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        file.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(file.SerializeToString(), options, providers=["CPUExecutionProvider"])
     [found] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     return found
 
@@ -99,9 +97,7 @@ def test_control_every_array_of_the_onnx_file_is_seen():
     assert relative_error(run_onnx(file, x), wanted) < VALUES["float32"]
     for place, array in enumerate(file.graph.initializer):
         values = onnx.numpy_helper.to_array(array)
-        if (
-            values.dtype == np.float32 and values.size > 1
-        ):  # what is not of the weights is a number or a shape
+        if values.dtype == np.float32 and values.size > 1:  # what is not of the weights is a number or a shape
             moved = onnx.ModelProto()
             moved.CopyFrom(file)
             moved.graph.initializer[place].CopyFrom(
@@ -130,9 +126,7 @@ def exported_hierarchy(name):
     return model, fixed, program, onnx_file(program)
 
 
-@pytest.mark.parametrize(
-    "name", ["one expert a level", "names", pytest.param("both", marks=pytest.mark.release)]
-)
+@pytest.mark.parametrize("name", ["one expert a level", "names", pytest.param("both", marks=pytest.mark.release)])
 def test_a_hierarchy_comes_back_the_same(name):
     model, fixed, program, file = exported_hierarchy(name)
     module = read_back(program)
@@ -206,13 +200,9 @@ def test_it_stays_in_evaluation_and_is_not_trained():
     assert not any(name.startswith(("take", "back")) for name in fixed.state_dict())
 
 
-@pytest.mark.parametrize(
-    "names", [["e0"] * 7, ["e0", "e1", "e2", "e1", "e0", "e2", "e2"]], ids=["one", "all"]
-)
+@pytest.mark.parametrize("names", [["e0"] * 7, ["e0", "e1", "e2", "e1", "e0", "e2", "e2"]], ids=["one", "all"])
 def test_a_scaled_gradient_is_exported_as_it_is(names):
-    case = Case(
-        (Level("a", ("linear",)), Level("b", ("linear",) * 3, stops=(2,), scales=((0, 0.3), (1, 0.7))))
-    )
+    case = Case((Level("a", ("linear",)), Level("b", ("linear",) * 3, stops=(2,), scales=((0, 0.3), (1, 0.7)))))
     model = ENGINE.build(case, random_weights(case))
     fixed = convexmoe_torch.FixedHierarchy(model, {"b": names})
     x = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

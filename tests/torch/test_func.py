@@ -67,9 +67,7 @@ def test_hessian_is_symmetric_and_positive(model, x):
     found = found / (scale[:, None] * scale)
     assert torch.allclose(found, found.mT, atol=1e-12)
     assert torch.linalg.eigvalsh(found).min() > -1e-12
-    assert (
-        torch.linalg.eigvalsh(found).max() > 1e-3
-    )  # control: not all zero, so that the sign means something
+    assert torch.linalg.eigvalsh(found).max() > 1e-3  # control: not all zero, so that the sign means something
 
 
 def test_functional_call_and_pure_apply_agree_with_the_module(model, x):

@@ -29,8 +29,7 @@ def ten_routings(case, rows=13):
     draw = np.random.default_rng(0)
     spreads = ["uniform"] * 6 + ["zipf"] * 3 + ["one"]
     return [
-        {lv.name: torch.tensor(routes_of(s, len(lv.kinds), rows, draw)) for lv, *_ in case.enabled}
-        for s in spreads
+        {lv.name: torch.tensor(routes_of(s, len(lv.kinds), rows, draw)) for lv, *_ in case.enabled} for s in spreads
     ]
 
 
@@ -73,9 +72,7 @@ def lost_rows(model, compiled, x, routes):
     """A route out of range gives NaN in its row, from its level on, and no gradient of that row."""
     wrong = {name: value.clone() for name, value in routes.items()}
     wrong["a"][4] = 99
-    output, found = gradients(
-        compiled, x, wrong, lambda output: output.fused_hidden.nan_to_num().square().sum()
-    )
+    output, found = gradients(compiled, x, wrong, lambda output: output.fused_hidden.nan_to_num().square().sum())
     keep = torch.arange(len(x)) != 4
     for hidden in (output.fused_hidden, *(level.hidden for level in output.levels.values())):
         assert torch.equal(hidden.isnan().any(1), ~keep)
@@ -160,9 +157,7 @@ def test_second_derivatives(kinds):
     directions = [torch.randn_like(leaf) for leaf in leaves]
 
     def first(create_graph):
-        found = torch.autograd.grad(
-            model(x, routes).fused_hidden.pow(3).sum(), leaves, create_graph=create_graph
-        )
+        found = torch.autograd.grad(model(x, routes).fused_hidden.pow(3).sum(), leaves, create_graph=create_graph)
         return sum((g * d).sum() for g, d in zip(found, directions, strict=True))
 
     found = torch.autograd.grad(first(True), leaves, materialize_grads=True)
@@ -283,9 +278,7 @@ def test_what_hangs_on_an_expert_is_honoured():
 def test_one_module_for_two_experts():
     one, other = convexmoe_torch.LinearExpert(5), convexmoe_torch.LinearExpert(5)
     made = iter([one, one, other])
-    model = convexmoe_torch.HierarchicalCELMoE(
-        config_of(convexmoe_torch, uniform("linear", 3)), lambda *_: next(made)
-    )
+    model = convexmoe_torch.HierarchicalCELMoE(config_of(convexmoe_torch, uniform("linear", 3)), lambda *_: next(made))
     x = torch.randn(3, 5)
     found = model(x, {"only": [0, 1, 2]}).fused_hidden
     batch = convexmoe_torch.ExpertBatch(x)
@@ -309,9 +302,7 @@ class Shifting(convexmoe_torch.ExpertModule):
 
 def test_rows_lost_by_one_expert_and_added_by_another_are_an_error():
     made = iter([Shifting(False), Shifting(True)])
-    model = convexmoe_torch.HierarchicalCELMoE(
-        config_of(convexmoe_torch, uniform("linear", 2)), lambda *_: next(made)
-    )
+    model = convexmoe_torch.HierarchicalCELMoE(config_of(convexmoe_torch, uniform("linear", 2)), lambda *_: next(made))
     with pytest.raises(ValueError, match=r"hidden of shape \[2, 5\]; got float32\[1, 5\]"):
         model(torch.randn(4, 5), {"only": [0, 0, 1, 1]})
 
@@ -356,9 +347,7 @@ def test_save_refuses_buffers(tmp_path):
             self.register_buffer("seen", torch.zeros(()))
             self.register_buffer("cache", torch.zeros(()), persistent=False)
 
-    model = convexmoe_torch.HierarchicalCELMoE(
-        config_of(convexmoe_torch, uniform("linear", 1)), lambda *_: Counting()
-    )
+    model = convexmoe_torch.HierarchicalCELMoE(config_of(convexmoe_torch, uniform("linear", 1)), lambda *_: Counting())
     with pytest.raises(TypeError, match="parameters alone; got Counting with the buffer seen"):
         convexmoe_torch.save(model, tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -41,9 +41,7 @@ def test_weights_and_units_are_all_that_is_in_it():
     model = model_of(fields)
     assert set(model.state_dict()) == set(cases.weight_shapes(fields)) | NAMES
     assert {name for name, _ in model.named_parameters()} == set(cases.weight_shapes(fields))
-    assert set(model_of(cases.HULLS["default"]).state_dict()) == set(
-        cases.weight_shapes(cases.HULLS["default"])
-    )
+    assert set(model_of(cases.HULLS["default"]).state_dict()) == set(cases.weight_shapes(cases.HULLS["default"]))
 
 
 def test_loading_brings_the_units_along():

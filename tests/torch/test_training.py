@@ -30,9 +30,7 @@ def test_tied_and_frozen_parameters_are_given_back_as_evaluated():
     y = np.tanh(x[:, [1, 2, 0]])
     result = training.train(module, x[:150], y[:150], validation=(x[150:], y[150:]), steps=400, batch_size=31)
     with torch.no_grad():
-        loss = float(
-            training.mean_squared_error(module(torch.tensor(x[150:]).float()), torch.tensor(y[150:]).float())
-        )
+        loss = float(training.mean_squared_error(module(torch.tensor(x[150:]).float()), torch.tensor(y[150:]).float()))
     assert np.isclose(loss, min(result.history.validation_loss), rtol=1e-5)
     assert module.second.weight is module.first.weight
     assert torch.equal(module.frozen.weight, frozen)
@@ -66,9 +64,7 @@ def test_held_out_rows_are_judged_in_the_mode_of_evaluation_and_teach_nothing():
     assert torch.equal(means[0], normalizing(NEAR + 30)[2][0])
     module.eval()
     with torch.no_grad():
-        loss = float(
-            training.mean_squared_error(module(torch.tensor(NEAR).float()), torch.tensor(NEAR[:, :1]).float())
-        )
+        loss = float(training.mean_squared_error(module(torch.tensor(NEAR).float()), torch.tensor(NEAR[:, :1]).float()))
     assert np.isclose(loss, min(result.history.validation_loss), rtol=1e-5)
 
 

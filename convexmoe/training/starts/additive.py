@@ -139,9 +139,7 @@ def _add_units(given: Sum, x: np.ndarray, y: np.ndarray, most: int) -> Sum:
         criteria.append(_criterion(residual, start + len(picked), dim))
     if not picked:
         return given
-    count = max(
-        1, int(np.argmin(criteria))
-    )  # one that is not worth its numbers here may be once it has moved
+    count = max(1, int(np.argmin(criteria)))  # one that is not worth its numbers here may be once it has moved
     sharp, place = np.divmod(picked[:count], knots_TD.size)
     knot, column = np.divmod(place, dim)
     return given._replace(

@@ -60,9 +60,7 @@ def spread_rows(x: Any, y: Any) -> tuple[Any, Any]:
     return x[rows], y[rows]
 
 
-def correction(
-    f: np.ndarray, x: np.ndarray, y: np.ndarray, scaled: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def correction(f: np.ndarray, x: np.ndarray, y: np.ndarray, scaled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return c (O,), a (D, O) and b (O,) by least squares, a with the ridge of a prior of variance 1 / D."""
     design = np.column_stack([x, np.ones(len(x))])
     width = x.shape[1]

@@ -52,8 +52,7 @@ def is_sum(x: np.ndarray, residual: np.ndarray, residual_of_affine: np.ndarray, 
         return False
     free = len(x) - x.shape[1] - 1
     of_sum, of_affine = (
-        free * np.sum(np.log(np.mean(left**2, axis=0) + LEAST_ERROR))
-        for left in (residual, residual_of_affine)
+        free * np.sum(np.log(np.mean(left**2, axis=0) + LEAST_ERROR)) for left in (residual, residual_of_affine)
     )
     better = of_sum + 2 * len(sums.inputs) * (2 + residual.shape[1]) < of_affine
     return bool(better) and interaction(x, residual) < MOST_INTERACTION

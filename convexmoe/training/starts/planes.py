@@ -87,9 +87,7 @@ def choose_planes(x: np.ndarray, y: np.ndarray, most: int) -> Planes:
     return candidates[int(np.argmin(criteria))]
 
 
-def start_at_planes(
-    weights: Weights, affine: Weights, config: HullConfig, x: np.ndarray, y: np.ndarray
-) -> Weights:
+def start_at_planes(weights: Weights, affine: Weights, config: HullConfig, x: np.ndarray, y: np.ndarray) -> Weights:
     """Return the weights of a hull whose outputs are nearly maxima of planes fitted to `y`.
 
     Each plane has `group_size` neighboring petals or more, so that one group at least is that plane alone, and the
@@ -119,9 +117,7 @@ def start_at_planes(
         slopes = LITTLE * given["readout.weight"][:, :, o] + planes.slopes[of_petal].T
         f_NP = x[:SMOOTHING_ROWS] @ slopes + planes.offsets[of_petal]
         g_NP = f_NP if config.group_size == 1 else 0.5 * (f_NP + np.roll(f_NP, -1, axis=1))
-        allowed = (
-            TEMPERATURES if config.temperature == LEARNED else np.array([config.temperature]) / y_unit[o]
-        )
+        allowed = TEMPERATURES if config.temperature == LEARNED else np.array([config.temperature]) / y_unit[o]
         residuals = [y[:SMOOTHING_ROWS, o] - smooth_maximum(g_NP, T) for T in allowed]
         at = int(np.argmin([residual.var() for residual in residuals]))
         slopes = slopes * (y_unit[o] / x_unit[:, None])

@@ -22,10 +22,7 @@ ALIASES = {
     "negative": "neg",
     "not_equal": "ne",
     "special_expit": "sigmoid",
-    **{
-        f"special_{name}": name
-        for name in ("erf", "erfc", "exp2", "expm1", "log1p", "log_softmax", "logsumexp")
-    },
+    **{f"special_{name}": name for name in ("erf", "erfc", "exp2", "expm1", "log1p", "log_softmax", "logsumexp")},
     "subtract": "sub",
 }
 

@@ -35,9 +35,7 @@ class Call:
         source: file, line and function.
     """
 
-    def __init__(
-        self, graph: Graph, target: Any, arguments: dict[str, Any], kinds: list[Kind], source: str
-    ) -> None:
+    def __init__(self, graph: Graph, target: Any, arguments: dict[str, Any], kinds: list[Kind], source: str) -> None:
         self.graph, self.target, self.arguments = graph, target, arguments
         self.kinds, self.source = kinds, source
 
@@ -81,9 +79,7 @@ class Call:
         if not isinstance(given, (bool, int, float)):
             raise Declined(f"an argument {given!r}")
         dtype = dtype or self.working_dtype()
-        return self.graph.constant(
-            np.asarray(given, {"bfloat16": "float32", "float16": "float32"}.get(dtype, dtype))
-        )
+        return self.graph.constant(np.asarray(given, {"bfloat16": "float32", "float16": "float32"}.get(dtype, dtype)))
 
     def values(self, *names: str) -> list[int]:
         """Return the numbers of arguments; a plain number has the dtype in which PyTorch computes."""
@@ -91,12 +87,7 @@ class Call:
         return [self.value(self[name], dtype) for name in names]
 
     def op(
-        self,
-        name: str,
-        *inputs: int,
-        shape: tuple[int, ...] | None = None,
-        dtype: str | None = None,
-        **params: Any,
+        self, name: str, *inputs: int, shape: tuple[int, ...] | None = None, dtype: str | None = None, **params: Any
     ) -> int:
         """Add an operation; without a shape it works element by element."""
         if shape is None:
@@ -228,9 +219,7 @@ def _log_sigmoid(call: Call) -> list[int]:
 
 
 # Those of `scalars` that ATen has under the same name.
-SCALAR_OPERATIONS = tuple(
-    name for name in scalars.SCALARS if name not in (*rules.OF_MODELS, "cbrt", "logistic")
-)
+SCALAR_OPERATIONS = tuple(name for name in scalars.SCALARS if name not in (*rules.OF_MODELS, "cbrt", "logistic"))
 UNARY = (*SCALAR_OPERATIONS, "sigmoid", "neg", "log2", "log10", "bitwise_not", "isfinite")
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 BINARY = (*COMPARISONS, "maximum", "minimum", "logaddexp", "bitwise_and", "bitwise_or")

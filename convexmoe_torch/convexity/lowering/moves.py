@@ -95,9 +95,7 @@ def _permute(call: Call) -> list[int]:
     probe = torch.empty([2 + axis for axis in range(len(call.shape))], device="meta")
     arguments = {name: probe if name == "self" else given for name, given in call.arguments.items()}
     dims = tuple(size - 2 for size in call.target(**arguments).shape)
-    return [
-        value if dims == tuple(range(len(dims))) else call.op("permute", value, shape=call.shape, dims=dims)
-    ]
+    return [value if dims == tuple(range(len(dims))) else call.op("permute", value, shape=call.shape, dims=dims)]
 
 
 def _move_by_index(call: Call) -> list[int]:
@@ -108,9 +106,7 @@ def _move_by_index(call: Call) -> list[int]:
     if "value" in arguments:
         arguments["value"] = Ref(call.value(arguments["value"], dtype))
     moved = [
-        Ref(arguments[name])
-        for name in ("self", "src", "source", "values", "value", "weight")
-        if name in arguments
+        Ref(arguments[name]) for name in ("self", "src", "source", "values", "value", "weight") if name in arguments
     ]
     at = [number for name in ("index", "indices") for number in refs(arguments.get(name))]
     if len({call.graph.dtypes[number] for number in moved}) > 1:
@@ -179,8 +175,6 @@ MOVES: dict[str, Lowering] = {
     **dict.fromkeys(PERMUTES, _permute),
     **dict.fromkeys(INDEXED, _move_by_index),
     **dict.fromkeys(CONSTANTS, _make_constant),
-    **dict.fromkeys(
-        ("expand", "expand_as", "broadcast_to"), lambda call: _expand_value(call, int(call["self"]))
-    ),
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), lambda call: _expand_value(call, int(call["self"]))),
     "copy": lambda call: _expand_value(call, call.cast(call["src"], call.dtype)),
 }

@@ -66,9 +66,7 @@ def _einsum(call: Call) -> list[int]:
         raise Declined("another form of einsum")
     left, right = terms
     both = [letter for letter in left if letter in right]
-    if any(letter not in right + wanted for letter in left) or any(
-        letter not in left + wanted for letter in right
-    ):
+    if any(letter not in right + wanted for letter in left) or any(letter not in left + wanted for letter in right):
         raise Declined("a letter that is summed alone")
     batch, summed = ([c for c in both if (c in wanted) == stays] for stays in (True, False))
     axes = contraction.Axes(

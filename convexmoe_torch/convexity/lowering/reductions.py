@@ -18,9 +18,7 @@ def axes_of(dims: Any, rank: int) -> tuple[int, ...]:
     return tuple(sorted(dim % max(rank, 1) for dim in dims if rank))
 
 
-def reduce_over(
-    call: Call, name: str, value: int, axes: tuple[int, ...], keep: bool, dtype: str | None = None
-) -> int:
+def reduce_over(call: Call, name: str, value: int, axes: tuple[int, ...], keep: bool, dtype: str | None = None) -> int:
     """Add a reduction over axes."""
     shape = call.shape_of(value)
     rest = tuple(size for axis, size in enumerate(shape) if axis not in axes)
