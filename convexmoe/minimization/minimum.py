@@ -15,7 +15,7 @@ from .central_path import LEAST_WIDTH, Path, Problem, follow_path
 from .polytopes import enter
 from .regions import FARTHEST, Region, region
 from .scalar_hull import EPSILON, ScalarHull, scalar_hull
-from .sets import Box, Constraints, Polytope, checked_set
+from .sets import Box, Constraints, Polytope, leading_axes
 from .solver import check_hull, check_point, check_tolerance
 
 SOLVED, UNCERTIFIED, EMPTY, UNBOUNDED, BROKEN = range(5)
@@ -98,7 +98,7 @@ def minimize_unchecked(
     """Return the result of `minimize`; faults of the values are in `status`, as under a compiler."""
     solver, output = check_hull("minimize", model, output)
     D = model.config.in_dim
-    problems = checked_set("minimize", constraints, D)
+    problems = leading_axes("minimize", constraints, D)
     check_tolerance("minimize", tol, solver)
     if x0 is not None:
         x0 = check_point("minimize", x0, D, problems, solver)

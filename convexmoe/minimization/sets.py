@@ -17,26 +17,29 @@ FEW = 1  # axes of one vector
 ENDLESS = 1e30  # a bound of this size counts as none, and other numbers are smaller
 
 
-def _known(owner: str, argument: str, value: Any) -> Any:
+def as_numbers(owner: str, argument: str, value: Any) -> Any:
     """Return numbers as a numpy array in float64, and traced ones as they are."""
-    if hasattr(value, "shape") and not isinstance(value, np.ndarray):
-        value = value.detach() if hasattr(value, "detach") else value
-        try:
-            return np.asarray(value, np.float64)
-        except TypeError:  # traced: its values are not known yet
-            return value
+    value = value.detach() if hasattr(value, "detach") else value
     try:
         return np.asarray(value, np.float64)
     except (TypeError, ValueError):
-        fix = "Pass numbers, one for each coordinate."
-        fail(owner, argument, "an array of numbers", type(value).__name__, fix, TypeError)
+        if hasattr(value, "shape") and not isinstance(value, np.ndarray):  # traced: its values are not known yet
+            return value
+        fail(
+            owner,
+            argument,
+            "an array of numbers",
+            type(value).__name__,
+            "Pass numbers, one for each coordinate.",
+            TypeError,
+        )
 
 
-def _kept(entry: Any, axes: dict[str, int]) -> None:
+def store_numbers(entry: Any, axes: dict[str, int]) -> None:
     """Replace the fields of a frozen record by arrays, and check how many axes they have at least."""
     owner = type(entry).__name__
     for name, least in axes.items():
-        value = _known(owner, name, getattr(entry, name))
+        value = as_numbers(owner, name, getattr(entry, name))
         if len(value.shape) < least:
             rule = "numbers, one for each coordinate" if least == FEW else "rows of numbers, one for each coordinate"
             got = f"{value:g}" if isinstance(value, np.ndarray) and not value.shape else describe(value)
@@ -45,7 +48,7 @@ def _kept(entry: Any, axes: dict[str, int]) -> None:
         object.__setattr__(entry, name, value)
 
 
-def _all(owner: str, argument: str, value: Any, rule: str, holds: Any, fix: str) -> None:
+def check_values(owner: str, argument: str, value: Any, rule: str, holds: Any, fix: str) -> None:
     """Check known values by `holds(value)`, elementwise; the message shows the first that does not."""
     if isinstance(value, np.ndarray):
         good = np.broadcast_to(holds(value), value.shape)
@@ -53,7 +56,8 @@ def _all(owner: str, argument: str, value: Any, rule: str, holds: Any, fix: str)
             fail(owner, argument, rule, f"{value[~good].ravel()[0]:g}", fix)
 
 
-def _joined(entry: Any, first: str, second: str) -> None:
+def check_together(entry: Any, first: str, second: str) -> None:
+    """Check that two fields broadcast."""
     one, other = getattr(entry, first), getattr(entry, second)
     try:
         np.broadcast_shapes(one.shape, other.shape)
@@ -80,12 +84,12 @@ class Box:
     upper: Any
 
     def __post_init__(self) -> None:
-        _kept(self, {"lower": FEW, "upper": FEW})
-        _joined(self, "lower", "upper")
+        store_numbers(self, {"lower": FEW, "upper": FEW})
+        check_together(self, "lower", "upper")
         for name, sign in (("lower", 1), ("upper", -1)):
             end, endless = ("below 1e30", "-inf") if name == "lower" else ("above -1e30", "inf")
             rule = f"numbers {end}, or {endless} where there is no bound"
-            _all("Box", name, getattr(self, name), rule, lambda v, s=sign: s * v < ENDLESS, "Remove it.")
+            check_values("Box", name, getattr(self, name), rule, lambda v, s=sign: s * v < ENDLESS, "Remove it.")
         if isinstance(self.lower, np.ndarray) and isinstance(self.upper, np.ndarray):
             lower, upper = np.broadcast_arrays(self.lower, self.upper)
             if (lower > upper).any():
@@ -110,11 +114,11 @@ class Ball:
     radius: Any
 
     def __post_init__(self) -> None:
-        _kept(self, {"center": FEW, "radius": 0})
+        store_numbers(self, {"center": FEW, "radius": 0})
         rule = "numbers of size below 1e30"
-        _all("Ball", "center", self.center, rule, lambda v: np.abs(v) < ENDLESS, "Remove it.")
+        check_values("Ball", "center", self.center, rule, lambda v: np.abs(v) < ENDLESS, "Remove it.")
         rule = "numbers >= 0, below 1e30"
-        _all("Ball", "radius", self.radius, rule, lambda v: (v >= 0) & (v < ENDLESS), "Pass radius=1.0.")
+        check_values("Ball", "radius", self.radius, rule, lambda v: (v >= 0) & (v < ENDLESS), "Pass radius=1.0.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +135,9 @@ class Simplex:
     total: Any
 
     def __post_init__(self) -> None:
-        _kept(self, {"total": 0})
+        store_numbers(self, {"total": 0})
         rule = "numbers >= 0, below 1e30"
-        _all("Simplex", "total", self.total, rule, lambda v: (v >= 0) & (v < ENDLESS), "Pass total=1.0.")
+        check_values("Simplex", "total", self.total, rule, lambda v: (v >= 0) & (v < ENDLESS), "Pass total=1.0.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,18 +156,18 @@ class Polytope:
     b: Any
 
     def __post_init__(self) -> None:
-        _kept(self, {"A": 2, "b": FEW})
+        store_numbers(self, {"A": 2, "b": FEW})
         rows = self.A.shape[-2]
         if self.b.shape[-1] != rows:
             fail("Polytope", "b", f"last axis of {rows}, one number a row of A", describe(self.b), "Match the two.")
         for name in ("A", "b"):
-            _all("Polytope", name, getattr(self, name), "finite numbers", np.isfinite, "Leave that row out.")
+            check_values("Polytope", name, getattr(self, name), "finite numbers", np.isfinite, "Leave that row out.")
 
 
 Constraints = Box | Ball | Simplex | Polytope
 
 
-def checked_set(owner: str, constraints: Any, in_dim: int) -> tuple[int, ...]:
+def leading_axes(owner: str, constraints: Any, in_dim: int) -> tuple[int, ...]:
     """Return the leading axes of a set after the check that it lies in `in_dim` dimensions."""
     if not isinstance(constraints, Constraints):
         rule = "a Box, Ball, Simplex or Polytope"
