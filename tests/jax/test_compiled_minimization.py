@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import cases
+import chex
 import jax
 import numpy as np
 import pytest
@@ -35,8 +36,7 @@ def model(name, seed=0):
 
 def excess(one, two):
     """By how much more than their gaps two records of minima differ."""
-    assert [part.dtype for part in one] == [part.dtype for part in two]
-    assert [part.shape for part in one] == [part.shape for part in two]
+    chex.assert_trees_all_equal_shapes_and_dtypes(one, two)
     return float(np.max(np.abs(one.value - two.value) - np.asarray(one.gap + two.gap)))
 
 
@@ -53,12 +53,18 @@ def test_compiled_and_not_the_minimum_is_the_same(kind, name):
     assert excess(compiled, convexmoe_jax.minimize(model(name, seed=1).fold(), constraints)) > 0
 
 
-def test_new_weights_and_new_sets_compile_once():
-    hulls = [model("softplus").fold() for _ in range(2)]
-    compiled = jax.jit(lambda hull, low, high: convexmoe_jax.minimize(hull, convexmoe_jax.Box(low, high)).x)
+def test_new_weights_and_new_sets_are_traced_and_compiled_once():
+    def least(hull, low, high):
+        return convexmoe_jax.minimize(hull, convexmoe_jax.Box(low, high)).x
+
+    chex.clear_trace_counter()
+    compiled = jax.jit(chex.assert_max_traces(least, n=1))
+    hulls = [model("softplus", seed).fold() for seed in range(2)]
     low, high = np.full(D, -1.0, np.float32), np.full(D, 2.0, np.float32)
     assert compilations(lambda: compiled(hulls[0], low, high)) >= 1
     assert compilations(lambda: compiled(hulls[1], 2 * low, 3 * high)) == 0
+    with pytest.raises(AssertionError, match="traced > 1 times"):  # control: another number of problems
+        compiled(hulls[0], low[None], high[None])
 
 
 PROGRAM = """

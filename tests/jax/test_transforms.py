@@ -3,10 +3,12 @@
 import functools
 
 import cases
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from backends import BACKENDS
 from tolerances import VALUES, relative_error
 
@@ -151,3 +153,18 @@ def test_checks_survive_tracing(model):
 def test_without_jit_numpy_input_is_taken(model):
     x = rows_of(model)
     assert close(model(np.asarray(x)), call(model, x))
+
+
+class EveryVariant(chex.TestCase):
+    """With and without jit, on the device and from numpy: `apply` gives what the naive reference gives."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+    def test_apply(self):
+        fields = cases.fields()
+        weights, x = cases.random_weights(fields), cases.random_inputs(fields).astype(np.float32)
+        model = BACKENDS[0].model(fields, weights, "float32")
+        y = self.variant(lambda params, rows: hull.apply(params, rows, model.config))(model.params, x)
+        chex.assert_shape(y, (*x.shape[:-1], model.config.out_dim))
+        chex.assert_type(y, jnp.float32)
+        assert relative_error(np.asarray(y), reference.hull(weights, x, fields)) < VALUES["float32"]
+        assert relative_error(np.asarray(y), reference.hull(weights, x + 1, fields)) > VALUES["float32"]  # control
