@@ -52,23 +52,13 @@ class Normalization:
             rule = "finite numbers > 0" if scale else "finite numbers"
             bad = [value for value in values if not math.isfinite(value) or (scale and value <= 0)]
             if bad:
-                fail(
-                    "Normalization",
-                    entry.name,
-                    rule,
-                    repr(bad[0]),
-                    "Use 1.0 for a constant column." if scale else "Remove it.",
-                )
+                fix = "Use 1.0 for a constant column." if scale else "Remove it."
+                fail("Normalization", entry.name, rule, repr(bad[0]), fix)
         for side in ("input", "output"):
             mean, scale = getattr(self, f"{side}_mean"), getattr(self, f"{side}_scale")
             if len(mean) != len(scale):
-                fail(
-                    "Normalization",
-                    f"{side}_scale",
-                    f"{len(mean)} numbers, as {side}_mean has",
-                    str(len(scale)),
-                    "Make them equal.",
-                )
+                rule = f"{len(mean)} numbers, as {side}_mean has"
+                fail("Normalization", f"{side}_scale", rule, str(len(scale)), "Make them equal.")
 
 
 def _floats(name: str, values: Any) -> tuple[float, ...]:
@@ -79,6 +69,15 @@ def _floats(name: str, values: Any) -> tuple[float, ...]:
         return tuple(float(value) for value in values)
     except OverflowError:
         return (math.inf,)
+
+
+def _real(name: str, value: Any, least: float, most: float, rule: str, fix: str) -> float:
+    """Return a real number within bounds as a float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        fail("HullConfig", name, rule, repr(value), fix, TypeError)
+    if not least <= value <= most:
+        fail("HullConfig", name, rule, repr(value), fix)
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,8 @@ class HullConfig:
     normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
-        owner = "HullConfig"
+        owner, most = "HullConfig", LARGEST_STRONG_CONVEXITY
+        fix = "Pass strong_convexity=0.0 to leave it out."
         in_dim = whole_number(owner, "in_dim", self.in_dim, 1)
         hidden_dim = default_hidden_dim(in_dim) if self.hidden_dim is None else self.hidden_dim
         values: dict[str, Any] = {
@@ -125,38 +125,27 @@ class HullConfig:
             "depth": whole_number(owner, "depth", self.depth, 1, LARGEST_DEPTH),
             "trunk": one_of(owner, "trunk", self.trunk, TRUNKS),
             "group_size": one_of(owner, "group_size", self.group_size, (2, 1)),
-            "temperature": self._checked_temperature(),
+            "temperature": self._real_temperature(),
             "activation": one_of(owner, "activation", self.activation, tuple(ACTIVATIONS)),
             "gate": one_of(owner, "gate", self.gate, (False, True)),
-            "strong_convexity": self._checked_strong_convexity(),
+            "strong_convexity": _real(
+                "strong_convexity", self.strong_convexity, 0, most, f"a number in [0, {most:g}]", fix
+            ),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
         self._check_normalization()
 
-    def _checked_temperature(self) -> float | str:
-        value, bounds = self.temperature, (LEAST_TEMPERATURE, LARGEST_TEMPERATURE)
-        rule = f'0, a number in [{bounds[0]:g}, {bounds[1]:g}] or "{LEARNED}"'
+    def _real_temperature(self) -> float | str:
+        value, least, most = self.temperature, LEAST_TEMPERATURE, LARGEST_TEMPERATURE
+        rule = f'0, a number in [{least:g}, {most:g}] or "{LEARNED}"'
         fix = f'Pass temperature=0.0 for the maximum or "{LEARNED}".'
         if isinstance(value, str):
             if value != LEARNED:
                 fail("HullConfig", "temperature", rule, repr(value), fix)
             return value
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            fail("HullConfig", "temperature", rule, repr(value), fix, TypeError)
-        if value != 0 and not bounds[0] <= value <= bounds[1]:
-            fail("HullConfig", "temperature", rule, repr(value), fix)
-        return float(value)
-
-    def _checked_strong_convexity(self) -> float:
-        value = self.strong_convexity
-        rule = f"a number in [0, {LARGEST_STRONG_CONVEXITY:g}]"
-        fix = "Pass strong_convexity=0.0 to leave it out."
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            fail("HullConfig", "strong_convexity", rule, repr(value), fix, TypeError)
-        if not 0 <= value <= LARGEST_STRONG_CONVEXITY:
-            fail("HullConfig", "strong_convexity", rule, repr(value), fix)
-        return float(value)
+        is_zero = isinstance(value, numbers.Real) and value == 0
+        return _real("temperature", value, 0 if is_zero else least, most, rule, fix)
 
     def _check_normalization(self) -> None:
         if self.normalization is None:
@@ -167,13 +156,8 @@ class HullConfig:
         for side, size in (("input", self.in_dim), ("output", self.out_dim)):
             got = len(getattr(self.normalization, f"{side}_mean"))
             if got != size:
-                fail(
-                    "HullConfig",
-                    "normalization",
-                    f"{size} numbers for the {side}",
-                    str(got),
-                    "Give one for each coordinate.",
-                )
+                rule, fix = f"{size} numbers for the {side}", "Give one for each coordinate."
+                fail("HullConfig", "normalization", rule, str(got), fix)
 
     def to_json(self) -> str:
         """Return the config as JSON with sorted keys; equal configs give equal text."""
