@@ -7,6 +7,7 @@ it is first used, so that the command line runs with either one.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ _HOMES = {
     "parity": ("Comparison", "ParityReport", "check_parity"),
     "weights": ("to_jax", "to_torch"),
 }
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a top-level module can be imported, without importing it."""
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # blocked: sys.modules holds None for it
+        return False
 
 
 def __getattr__(name: str) -> Any:

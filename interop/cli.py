@@ -5,7 +5,6 @@ This file imports nothing but the standard library before the checks, so that ea
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import sys
 from typing import Any
@@ -27,20 +26,13 @@ def startup_problem() -> str | None:
             f"convexmoe: expected its own package `interop`; found another distribution's at {place}. "
             "Install convexmoe in a fresh environment."
         )
-    missing = [name for name in ("typer", "rich") if not _is_installed(name)]
+    missing = [name for name in ("typer", "rich") if not interop.is_installed(name)]
     if missing:
         return (
             f"convexmoe: expected the packages typer and rich; {' and '.join(missing)} not installed. "
             'Run: pip install "convexmoe[jax]" (or "convexmoe[torch]").'
         )
     return None
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ValueError:  # sys.modules holds None for it
-        return False
 
 
 def main() -> None:

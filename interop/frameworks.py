@@ -5,23 +5,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 from importlib import import_module
 from types import ModuleType
+from typing import NoReturn
 
 from convexmoe.errors import InputError, refuse
+
+from . import is_installed
 
 LABELS = {"jax": "JAX", "torch": "PyTorch"}
 _NEEDS = {"jax": ("jax", "flax", "optax"), "torch": ("torch",)}
 Framework = ModuleType
 
 
-def is_installed(module: str) -> bool:
-    """Return whether a top-level module can be imported, without importing it."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ValueError:  # blocked: sys.modules holds None for it
-        return False
+def not_installed(owner: str, expected: str, missing: str, extra: str) -> NoReturn:
+    """Raise an `InputError` about a package that is not installed, with the extra of convexmoe that brings it."""
+    raise InputError(
+        f'{owner}: expected {expected}; {missing} is not installed. Run: pip install "convexmoe[{extra}]".'
+    )
 
 
 def installed() -> tuple[str, ...]:
@@ -35,16 +36,11 @@ def choose(wanted: str | None) -> Framework:
         refuse("convexmoe --framework", "jax or torch", repr(wanted), "Try --framework jax.")
     names = installed()
     if wanted is None and not names:
-        raise InputError(
-            "convexmoe: expected JAX or PyTorch; neither is installed. "
-            'Run: pip install "convexmoe[jax]" (or "convexmoe[torch]").'
-        )
+        message = 'expected JAX or PyTorch; neither is installed. Run: pip install "convexmoe[jax]"'
+        raise InputError(f'convexmoe: {message} (or "convexmoe[torch]").')
     name = wanted or names[0]
     if name not in names:
-        raise InputError(
-            f"convexmoe --framework: expected {LABELS[name]} for {name}; it is not installed. "
-            f'Run: pip install "convexmoe[{name}]".'
-        )
+        not_installed("convexmoe --framework", f"{LABELS[name]} for {name}", "it", name)
     return get(name)
 
 

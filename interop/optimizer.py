@@ -6,6 +6,7 @@ Rates, decays and schedules are not state: each side states its own. `convexmoe_
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,7 @@ def adam_to_torch(state: Any, model: Any, optimizer: torch.optim.Optimizer, twin
         ValueError: the moments and the parameters differ in names or shapes; all differences are listed.
     """
     saved = in_jax.optimizer_state(state, model)
-    moments = {
-        moment: {name: tensor_of(array) for name, array in arrays.items()} for moment, arrays in saved.moments.items()
-    }
-    in_torch.restore(optimizer, twin, OptimizerState(saved.rule, saved.step, moments))
+    in_torch.restore(optimizer, twin, _with_moments(saved, tensor_of))
     return saved.step
 
 
@@ -62,8 +60,10 @@ def adam_to_optax(
             with one count for all, cannot say.
     """
     saved = in_torch.optimizer_state(optimizer, twin, step=steps)
-    moments = {
-        moment: {name: np.asarray(array_of(tensor)) for name, tensor in tensors.items()}
-        for moment, tensors in saved.moments.items()
-    }
-    return in_jax.restore(state, model, OptimizerState(saved.rule, saved.step, moments))
+    return in_jax.restore(state, model, _with_moments(saved, lambda tensor: np.asarray(array_of(tensor))))
+
+
+def _with_moments(saved: OptimizerState, copy: Callable[[Any], Any]) -> OptimizerState:
+    """Return a state with a copy of each moment in the other framework."""
+    pairs = saved.moments.items()
+    return saved._replace(moments={moment: {name: copy(a) for name, a in of.items()} for moment, of in pairs})

@@ -40,11 +40,7 @@ def to_torch(model: Any, *, expert_factory: Any = None, fusion_module: Any = Non
     >>> to_torch(convexmoe_jax.VectorHull(3, petals=4, rngs=nnx.Rngs(0))).config.petals
     4
     """
-    if isinstance(model, convexmoe_jax.HierarchicalCELMoE):
-        return _hierarchy_twin(model, convexmoe_jax, convexmoe_torch, tensor_of, expert_factory, fusion_module)
-    _check_hull("to_torch", model, convexmoe_jax)
-    weights = convexmoe_jax.hull.flatten(model.params)
-    return _hull_twin(model, convexmoe_torch, {name: tensor_of(array) for name, array in weights.items()})
+    return _twin("to_torch", model, convexmoe_jax, convexmoe_torch, tensor_of, expert_factory, fusion_module)
 
 
 def to_jax(model: Any, *, expert_factory: Any = None, fusion_module: Any = None) -> Any:
@@ -61,42 +57,35 @@ def to_jax(model: Any, *, expert_factory: Any = None, fusion_module: Any = None)
     >>> to_jax(convexmoe_torch.VectorHull(3, petals=4)).config.petals
     4
     """
-    if isinstance(model, convexmoe_torch.HierarchicalCELMoE):
-        return _hierarchy_twin(model, convexmoe_torch, convexmoe_jax, _in_jax, expert_factory, fusion_module)
-    _check_hull("to_jax", model, convexmoe_torch)
-    return _hull_twin(model, convexmoe_jax, {name: array_of(tensor) for name, tensor in model.named_parameters()})
+    return _twin("to_jax", model, convexmoe_torch, convexmoe_jax, _in_jax, expert_factory, fusion_module)
 
 
-def _check_hull(owner: str, model: Any, package: Any) -> None:
-    """Check that a model is a hull of a package."""
-    if isinstance(model, (package.VectorHull, package.FoldedHull, package.NonConvexHull)):
-        return
-    rule = f"a VectorHull, FoldedHull, NonConvexHull or HierarchicalCELMoE of {package.__name__}"
-    got, fix = f"{type(model).__module__.split('.')[0]}.{type(model).__qualname__}", "Pass one of these."
-    if isinstance(model, package.FixedHierarchy):
-        fix = "Pass the hierarchy that it was made of, and fix the routes of its twin."
-    fail(owner, "model", rule, got, fix, TypeError)
-
-
-def _hierarchy_twin(
-    model: Any, source: Any, target: Any, copy: Callable[[Any], Any], expert_factory: Any, fusion_module: Any
+def _twin(
+    owner: str, model: Any, source: Any, target: Any, copy: Callable[[Any], Any], expert_factory: Any, fusion: Any
 ) -> Any:
-    """Return the hierarchy of the package `target` with the weights of one of the package `source`."""
-    recipes = source.files.layers.recipes_of(model)
-    twin = target.files.layers.build(model.config, recipes, expert_factory, fusion_module)
-    arrays = source.files.layers.neutral_arrays(model)
-    target.files.layers.fill(twin, {name: copy(array) for name, array in arrays.items()})
-    return twin
-
-
-def _hull_twin(model: Any, package: Any, weights: dict[str, Any]) -> Any:
-    """Return the hull of a package of the same kind, with these parameters."""
-    params = package.hull.nest(weights)
-    if not hasattr(model, "config"):
-        return package.NonConvexHull(params)
-    if isinstance(model, (convexmoe_jax.FoldedHull, convexmoe_torch.FoldedHull)):
-        return package.FoldedHull(params, model.config)
-    return package.VectorHull.from_params(model.config, params)
+    """Return the model of the package `target` with the weights of one of the package `source`."""
+    if isinstance(model, source.HierarchicalCELMoE):
+        recipes = source.files.layers.recipes_of(model)
+        twin = target.files.layers.build(model.config, recipes, expert_factory, fusion)
+        arrays = source.files.layers.neutral_arrays(model)
+        target.files.layers.fill(twin, {name: copy(array) for name, array in arrays.items()})
+        return twin
+    if not isinstance(model, (source.VectorHull, source.FoldedHull, source.NonConvexHull)):
+        rule = f"a VectorHull, FoldedHull, NonConvexHull or HierarchicalCELMoE of {source.__name__}"
+        got, fix = f"{type(model).__module__.split('.')[0]}.{type(model).__qualname__}", "Pass one of these."
+        if isinstance(model, source.FixedHierarchy):
+            fix = "Pass the hierarchy that it was made of, and fix the routes of its twin."
+        fail(owner, "model", rule, got, fix, TypeError)
+    if source is convexmoe_jax:
+        weights = convexmoe_jax.hull.flatten(model.params)
+    else:
+        weights = {name: to_numpy(tensor) for name, tensor in model.named_parameters()}
+    params = target.hull.nest({name: copy(array) for name, array in weights.items()})
+    if isinstance(model, source.NonConvexHull):
+        return target.NonConvexHull(params)
+    if isinstance(model, source.FoldedHull):
+        return target.FoldedHull(params, model.config)
+    return target.VectorHull.from_params(model.config, params)
 
 
 def array_of(tensor: torch.Tensor) -> jax.Array:

@@ -53,10 +53,7 @@ def fit_table(
         check_whole_number("fit", "pause-at", pause_at, 1, 10**7, 1000)
     side, earlier = frameworks.choose(framework), None
     if not frameworks.is_installed("matplotlib"):
-        raise InputError(
-            "convexmoe fit: expected matplotlib for report.png; it is not installed. "
-            'Run: pip install "convexmoe[plot]".'
-        )
+        frameworks.not_installed("convexmoe fit", "matplotlib for report.png", "it", "plot")
     if resume is not None:
         with side.quiet():
             earlier = unfinished.read(resume, side)
