@@ -68,7 +68,7 @@ def convert(source: Path, target: Path, to: str | None = None) -> Conversion:
         to = "neutral" if form != "neutral" else "torch" if target.suffix else "orbax"
     if not target.parent.is_dir():
         refuse(target, "a folder that exists", str(target.parent), "Make it first.")
-    {"neutral": _write_neutral, "torch": _write_torch, "orbax": _write_orbax}[to](target, header, arrays)
+    {"neutral": write_sealed, "torch": _write_torch, "orbax": _write_orbax}[to](target, header, arrays)
     return Conversion(to, to == "torch" and "optimizer" in header)
 
 
@@ -89,10 +89,6 @@ def _read(source: Path) -> tuple[str, Header, Arrays]:
         raise InputError(f"{source}: expected a model in one of the forms {list(FORMS)}; {reason}") from None
 
 
-def _write_neutral(target: Path, header: Header, arrays: Arrays) -> None:
-    write_sealed(target, header, {name: own_copy(value) for name, value in arrays.items()})
-
-
 def _read_torch(source: Path) -> tuple[Header, Arrays] | None:
     """Return what stands in a state dict that `_write_torch` wrote, None where the file is none."""
     with safe_open(str(source), framework="numpy") as file:
@@ -108,12 +104,10 @@ def _read_torch(source: Path) -> tuple[Header, Arrays] | None:
 
 
 def _write_torch(target: Path, header: Header, arrays: Arrays) -> None:
-    parameters = {name: value for name, value in arrays.items() if name.startswith(PREFIX)}
-    state = {name.removeprefix(PREFIX): own_copy(value) for name, value in parameters.items()}
+    state = {name.removeprefix(PREFIX): value for name, value in arrays.items() if name.startswith(PREFIX)}
     state |= _units(header, state)
     described = {name: value for name, value in header.items() if name != "optimizer"}
-    sealed = described | {"sha256": digest(described, state)}
-    text = json.dumps(sealed, sort_keys=True, allow_nan=False)
+    text = json.dumps(described | {"sha256": digest(described, state)}, sort_keys=True, allow_nan=False)
     write_whole(target, to_safetensors(state, {ENTRY: text}))
 
 
@@ -141,7 +135,7 @@ def _read_orbax(source: Path) -> tuple[Header, Arrays]:
     folders = FOLDERS if "optimizer" in header else FOLDERS[:1]
     with jax.enable_x64(True), ocp.StandardCheckpointer() as checkpointer:
         trees = {folder: checkpointer.restore(source.absolute() / folder) for folder in folders}
-    return header, {_neutral_name(name): np.asarray(value) for name, value in flatten(trees).items()}
+    return header, {_neutral_name(name): own_copy(value) for name, value in flatten(trees).items()}
 
 
 def _write_orbax(target: Path, header: Header, arrays: Arrays) -> None:

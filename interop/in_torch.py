@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import convexmoe_torch as package
+from convexmoe.files.format import own_copy
 from convexmoe.hull import HullConfig
+from convexmoe_torch.files.layers import from_numpy
 
 Rows = NDArray[np.float64]
 name = "torch"
@@ -41,10 +42,7 @@ def precision(wide: bool) -> AbstractContextManager[Any]:
 
 def own_array(array: Any) -> torch.Tensor:
     """Return a copy of an array of numpy or JAX as a CPU tensor of the same dtype; bfloat16 crosses as bits."""
-    values = np.array(array, order="C", copy=True)
-    if values.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(values.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(values)
+    return from_numpy(own_copy(array))
 
 
 def rows_for(model: Any, x: Rows) -> torch.Tensor:

@@ -29,16 +29,6 @@ class HullWeights(NamedTuple):
     arrays: Arrays
 
 
-def effective_shapes(config: HullConfig) -> dict[str, tuple[int, ...]]:
-    """Return dotted name -> shape of every effective parameter.
-
-    >>> effective_shapes(HullConfig(5, petals=3, out_dim=2, hidden_dim=7))["readout.positive_weight"]
-    (7, 3, 2)
-    """
-    shapes = parameter_shapes(config)
-    return {name.replace("raw_weight", "positive_weight"): shape for name, shape in shapes.items()}
-
-
 def effective_weights(config: HullConfig, parameters: Arrays, owner: str) -> HullWeights:
     """Return the effective weights of a hull: non-negative ones are softplus(raw) times a constant.
 
@@ -55,7 +45,7 @@ def effective_weights(config: HullConfig, parameters: Arrays, owner: str) -> Hul
     for name, value in parameters.items():
         raw = name.endswith("raw_weight")
         arrays[name.replace("raw_weight", "positive_weight")] = np.logaddexp(value, 0.0) * scale if raw else value
-    shapes = effective_shapes(config)
+    shapes = {name.replace("raw_weight", "positive_weight"): s for name, s in parameter_shapes(config).items()}
     faults = [f"missing {name}" for name in sorted(shapes.keys() - arrays.keys())]
     faults += [f"unexpected {name}" for name in sorted(arrays.keys() - shapes.keys())]
     for name in sorted(shapes.keys() & arrays.keys()):

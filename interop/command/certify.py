@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -15,26 +14,12 @@ from convexmoe.errors import InputError, refuse
 from convexmoe.files import inspect
 from convexmoe.files.atomic import write_whole
 
-from ..frameworks import Framework, choose
+from ..frameworks import choose
 from .options import FrameworkOption, HullArgument
 from .output import say
-from .saved_model import UNREADABLE, reason_of
+from .saved_model import UNREADABLE, precision_of, reason_of
 
 STRENGTH_HELP = "structural (any parameters) or numeric (these)."
-
-
-class Certified(NamedTuple):
-    """What `certify` did.
-
-    Args:
-        certificate: of the package that proved it.
-        path: of the JSON file.
-        sha256: of the model's file, which the proof is of.
-    """
-
-    certificate: Any
-    path: Path
-    sha256: str
 
 
 def certify_file(
@@ -48,49 +33,27 @@ def certify_file(
     if strength not in (None, "structural", "numeric"):
         rule, fix = "structural or numeric", "Leave it out for both."
         refuse("convexmoe certify --strength", rule, repr(strength), fix)
-    with side.quiet():
-        certified = certify(model, side, strength)
-    show(certified, Console(), proof)
-    if certified.certificate.verdict != "proved":
-        raise typer.Exit(1)
-
-
-def certify(model: Path, framework: Framework, strength: str | None = None) -> Certified:
-    """Certify the hull in a file and write `<name>.certificate.json` beside it.
-
-    Args:
-        model: a neutral file of a hull.
-        framework: whose program is proved.
-        strength: "structural", "numeric" or None, as for `certify` of the packages.
-
-    Raises:
-        InputError: no such file, no hull, or it cannot be read.
-    """
     inspection = inspect(model)
     if inspection.kind != "VectorHull":
         got = f"a {inspection.kind}, whose routes choose among experts"
         refuse(model, "a VectorHull", got, "Certify the experts, each on its own.")
-    with framework.precision(any(tensor.dtype == "F64" for tensor in inspection.tensors)):
+    with side.quiet(), precision_of(inspection, side):
         try:
-            hull = framework.package.load(model)
+            hull = side.package.load(model)
         except UNREADABLE as error:
             raise InputError(f"{model}: expected a model; {reason_of(error)[:200]}") from None
         digest = hashlib.sha256(model.read_bytes()).hexdigest()
         units = inspection.config["normalization"]  # the example: a row in the units of the model
         x = np.zeros((1, hull.config.in_dim)) if units is None else np.asarray([units["input_mean"]], float)
-        certificate = framework.package.certify(hull, framework.rows_for(hull, x), strength=strength)
+        certificate = side.package.certify(hull, side.rows_for(hull, x), strength=strength)
     record = json.loads(certificate.to_json())
-    source = {"file": model.name, "kind": inspection.kind, "sha256": digest, "framework": framework.name}
+    source = {"file": model.name, "kind": inspection.kind, "sha256": digest, "framework": side.name}
     text = json.dumps(record | {"model": source}, indent=1, sort_keys=True, allow_nan=False) + "\n"
     target = model.with_name(model.name.removesuffix(".safetensors") + ".certificate.json")
     write_whole(target, text.encode())
-    return Certified(certificate, target, digest)
-
-
-def show(certified: Certified, console: Console, proof: bool) -> None:
-    """Print the verdict, and the proof as a tree where that is asked for."""
-    lines = str(certified.certificate).splitlines()
-    for line in lines if proof else lines[: 1 + len(certified.certificate.outputs)]:
+    console, lines = Console(), str(certificate).splitlines()
+    shown = lines if proof else lines[: 1 + len(certificate.outputs)]  # the verdict alone, or the tree below it as well
+    for line in [*shown, f"sha256 of the model's file {digest}", f"Written to {target}"]:
         say(console, line)
-    say(console, f"sha256 of the model's file {certified.sha256}")
-    say(console, f"Written to {certified.path}")
+    if certificate.verdict != "proved":
+        raise typer.Exit(1)

@@ -89,8 +89,8 @@ def prepare(table: Table, target: str, drop: Sequence[str], seed: int) -> Datase
     require_columns(table, drop, "convexmoe fit --drop")
     columns = tuple(name for name in table.columns if name != target and name not in drop)
     if target in drop:
-        fix = f"Leave --drop {target} out."
-        refuse("convexmoe fit --drop", "columns other than the target", repr(target), fix)
+        rule, fix = "columns other than the target", f"Leave --drop {target} out."
+        refuse("convexmoe fit --drop", rule, repr(target), fix)
     if not columns:
         rule = f"at least one input column beside the target {target!r}"
         refuse(table.name, rule, f"the columns {shorten(table.columns)}", "Add a column of inputs.")
@@ -125,8 +125,8 @@ def run_fit(run: Run, console: Console) -> int | None:
     )
     if run.resumed is not None:
         console.print(f"Going on from step {first_step} of {plan.steps}.", highlight=False)
-    part = {"framework": run.framework.name, "from_step": first_step}
-    parts = (part,) if run.resumed is None else (*run.resumed.record.parts, part)
+    earlier = () if run.resumed is None else run.resumed.record.parts
+    parts = (*earlier, {"framework": run.framework.name, "from_step": first_step})
     record = RunRecord(plan, data.target, run.drop, data.name, prints, parts)
     notes = notes_of(data.columns, data.target, data.x[data.train])
     keeper = Keeper(run.framework, run.folder, notes, record, run.pause_at)
@@ -144,10 +144,8 @@ def run_fit(run: Run, console: Console) -> int | None:
     except ValueError:
         refuse(data.name, "finite results", "NaN or infinity", "Remove the outliers of the table.")
     (run.directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    x_test, y_test = data.rows(data.test)
-    group_map = map_groups(run.framework, fitted.model, data.columns, growth, data.x, x_test, y_test)
-    picture = run.directory / "report.png"
-    draw_report(metrics, fitted.history, y_test, predicted, group_map, picture)
+    group_map = map_groups(run.framework, fitted.model, data.columns, growth, data.x, *data.rows(data.test))
+    draw_report(metrics, fitted.history, predicted, group_map, run.directory / "report.png")
     print_results(metrics, console)
     return None
 
@@ -160,7 +158,7 @@ def _check_start(run: Run, prints: str) -> int:
         rule = f"the table that the run was begun with, {run.resumed.record.table}"
         fix = "Name that table before --resume."
         refuse("convexmoe fit --resume", rule, "other rows or columns", fix)
-    step = run.resumed.state.history.step[-1]
+    step = run.resumed.state.history.last_step
     if run.pause_at is not None and run.pause_at <= step:
         rule, fix = f"a step after {step}, where the run stands", "Leave it out to go on to the end."
         refuse("convexmoe fit --pause-at", rule, str(run.pause_at), fix)
@@ -220,7 +218,7 @@ def _measure(
         },
         "plan": asdict(plan),
         "best_step": int(fitted.best_step),
-        "steps_run": int(fitted.history.step[-1]),
+        "steps_run": fitted.history.last_step,
         "test_rmse": {name: rmse(values, y_test) for name, values in predictions.items()},
         "parameters": {"hull": size, "linear": linear.num_parameters, "mlp": mlp.num_parameters},
         "importance": dict(zip(data.columns, growth.tolist(), strict=True)),
@@ -232,12 +230,12 @@ def _measure(
 
 def compare_frameworks(framework: Framework, path: Path, x: NDArray[np.float64]) -> dict[str, Any] | None:
     """Return how far the saved file's predictions differ in the other framework; None where that is not installed."""
-    others = [name for name in frameworks.installed() if name != framework.name]
-    if not others:
+    other = next((name for name in frameworks.installed() if name != framework.name), None)
+    if other is None:
         return None
-    there = frameworks.get(others[0])
+    there = frameworks.get(other)
     with there.quiet():
-        theirs = read_model(path, there).predict(x)
-    ours = read_model(path, framework).predict(x)
+        theirs = there.predict(read_model(path, there)[0], x)
+    ours = framework.predict(read_model(path, framework)[0], x)
     difference, largest = float(np.abs(ours - theirs).max()), float(np.abs(ours).max())
-    return {"framework": others[0], "max_difference": difference / largest if difference else 0.0}
+    return {"framework": other, "max_difference": difference / largest if difference else 0.0}

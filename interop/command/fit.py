@@ -17,7 +17,7 @@ from .experiment import Run, prepare, run_fit
 from .options import FrameworkOption, check_whole_number
 from .output import new_directory, say, write_together
 from .resume import LIMITS, Plan
-from .tables import EMBEDDED_TARGET, Table, embedded_table, read_table, shorten
+from .tables import EMBEDDED_TARGET, embedded_table, read_table, shorten
 
 DATA_HELP = "Table to learn from; without it, the embedded Auto MPG data."
 RESUME_HELP = "Go on with the unfinished run of this directory."
@@ -44,8 +44,10 @@ def fit_table(
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help=RESUME_HELP, show_default=False)] = None,
 ) -> None:
     """Fit a convex mixture of experts to a table: writes model.safetensors, metrics.json and report.png."""
-    if resume is not None:
-        _check_resumable(context)
+    for name in ("target", "petals", "depth", "steps", "seed", "out", "drop") if resume is not None else ():
+        if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE":  # the run itself has set it
+            got, fix = f"--{name} beside it", f"Leave --{name} out."
+            refuse("convexmoe fit --resume", "the options of the run itself", got, fix)
     plan, dropped = Plan(petals=petals, depth=depth, steps=steps, seed=seed), tuple(drop or ())
     for name, limits in LIMITS.items():
         check_whole_number("fit", name, getattr(plan, name), *limits)
@@ -62,8 +64,14 @@ def fit_table(
         if data is None and record.table != embedded_table().name:
             fix = f"Name it: convexmoe fit {record.table} --resume {resume}."
             refuse("convexmoe fit --resume", "the table that the run was begun with", "none", fix)
-    table, predicted = _table_and_target(data, target)
-    dataset = prepare(table, predicted, dropped, plan.seed)
+    if data is None:
+        table, target = embedded_table(), target or EMBEDDED_TARGET
+    else:
+        table = read_table(data)
+    if target is None:
+        fix = f"Choose one of {shorten(table.columns)}: for example --target {table.columns[-1]}."
+        refuse("convexmoe fit --target", "the column to predict", "none", fix)
+    dataset = prepare(table, target, dropped, plan.seed)
     out = new_directory("convexmoe-fit") if out is None else out
     folder = unfinished.folder_of(out)
     if earlier is None and unfinished.exists(out):
@@ -91,23 +99,3 @@ def _run(run: Run, out: Path, console: Console) -> int | None:
         if run.resumed is None:
             unfinished.remove(out)
         raise
-
-
-def _check_resumable(context: typer.Context) -> None:
-    """Check that no option is given that the unfinished run has set already."""
-    for name in ("target", "petals", "depth", "steps", "seed", "out", "drop"):
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            rule, fix = "the options of the run itself", f"Leave --{name} out."
-            refuse("convexmoe fit --resume", rule, f"--{name} beside it", fix)
-
-
-def _table_and_target(data: Path | None, target: str | None) -> tuple[Table, str]:
-    """Return the table to learn from and the name of the column to predict."""
-    if data is None:
-        return embedded_table(), target or EMBEDDED_TARGET
-    table = read_table(data)
-    if target is None:
-        fix = f"Choose one of {shorten(table.columns)}: for example --target {table.columns[-1]}."
-        refuse("convexmoe fit --target", "the column to predict", "none", fix)
-    return table, target

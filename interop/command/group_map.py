@@ -91,6 +91,7 @@ def map_groups(
     rows = np.tile(np.median(x, axis=0), (grid[0].size, 1))
     for column, values in zip(shown, grid, strict=True):
         rows[:, column] = values.ravel()
+    petals = model.config.petals
     return GroupMap(
         names=tuple(names[column] for column in shown),
         axes=axes,
@@ -99,11 +100,5 @@ def map_groups(
         points=x_test[:, shown],
         point_group=framework.winners(model, x_test),
         point_value=y_test,
-        members=_members(model.config.petals, model.config.group_size),
+        members=tuple((k, (k + 1) % petals)[: min(petals, model.config.group_size)] for k in range(petals)),
     )
-
-
-def _members(petals: int, group_size: int) -> tuple[tuple[int, ...], ...]:
-    if petals == 1 or group_size == 1:
-        return tuple((group,) for group in range(petals))
-    return tuple((group, (group + 1) % petals) for group in range(petals))

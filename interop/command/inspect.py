@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from convexmoe.files import inspect
-from convexmoe.files.inspect import Inspection
 
 from .options import JsonOption
 from .output import say
@@ -26,16 +25,12 @@ def inspect_file(
     inspection = inspect(file)
     if as_json:
         typer.echo(inspection.to_json())
-    else:
-        show(inspection, Console())
-
-
-def show(inspection: Inspection, console: Console) -> None:
-    """Print an inspection: what the model is, then its tensors."""
+        return
+    console = Console()
     say(console, f"{inspection.path}: {inspection.kind}, schema {inspection.schema}")
     say(console, f"sha256 of the content {inspection.sha256}")
-    for title, values in (("config", inspection.config), ("notes", inspection.notes)):
-        say(console, f"{title} {json.dumps(values)}")
+    say(console, f"config {json.dumps(inspection.config)}")
+    say(console, f"notes {json.dumps(inspection.notes)}")
     table = Table("name", "dtype", "shape", "bytes", title_justify="left")
     for column in table.columns[2:]:
         column.justify = "right"

@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ from convexmoe.errors import InputError, refuse
 from ..frameworks import LABELS, Framework, choose
 from .options import FrameworkOption, HullArgument
 from .output import say
-from .saved_model import read_hull
+from .saved_model import columns_of, read_hull
 from .tables import shorten
 
 OWNER = "convexmoe minimize"
@@ -73,7 +74,16 @@ def minimize_file(
     side = choose(framework)
     with side.quiet(), Console(stderr=True).status(f"Minimizing in {LABELS[side.name]}"):
         minimum = minimize(model, side, box or (), tol, output)
-    show(minimum, Console())
+    table, console = Table(box=None), Console()
+    for title in ("column", "lower", "minimum at", "upper", "binds"):
+        table.add_column(title, justify="left" if title in ("column", "binds") else "right")
+    rows = zip(minimum.columns, minimum.lower, minimum.x, minimum.upper, minimum.binding, strict=True)
+    for name, low, x, high, binds in rows:
+        table.add_row(shorten([name]), f"{low:.6g}", f"{x:.8g}", f"{high:.6g}", binds)
+    console.print(table, markup=False)
+    say(console, f"{minimum.target} = {minimum.value:.9g}")
+    words, bound = "certified" if minimum.certified else "wider than asked for", minimum.value - minimum.gap
+    say(console, f"No point of the box is lower than {bound:.9g}: a gap of {minimum.gap:.3g}, {words}.")
     if not minimum.certified:
         raise typer.Exit(1)
 
@@ -93,7 +103,8 @@ def minimize(path: Path, framework: Framework, boxes: Sequence[str], tol: float,
         InputError: no such model, column or output; a bound that cannot be read; no bound and no range; no minimum.
     """
     model, notes = read_hull(path, framework)
-    columns, out_dim = _columns(notes, model.config.in_dim), model.config.out_dim
+    in_dim, out_dim = model.config.in_dim, model.config.out_dim
+    columns = columns_of(notes, in_dim) or tuple(f"x{k}" for k in range(in_dim))
     if output is None and out_dim > 1:
         refuse(f"{OWNER} --output", f"one of the {out_dim} outputs of {path}", "none", "Try --output 0.")
     if output is not None and not 0 <= output < out_dim:
@@ -130,38 +141,13 @@ def binding_sides(x: Vector, lower: Vector, upper: Vector, slope: Vector, worth:
     return tuple(np.select([lower == upper, *sides], ["fixed", "lower", "upper"], "").tolist())
 
 
-def show(minimum: BoxMinimum, console: Console) -> None:
-    """Print the point, the value, the gap, and what binds."""
-    table = Table(box=None)
-    for title in ("column", "lower", "minimum at", "upper", "binds"):
-        table.add_column(title, justify="left" if title in ("column", "binds") else "right")
-    rows = zip(minimum.columns, minimum.lower, minimum.x, minimum.upper, minimum.binding, strict=True)
-    for name, low, x, high, binds in rows:
-        table.add_row(shorten([name]), f"{low:.6g}", f"{x:.8g}", f"{high:.6g}", binds)
-    console.print(table, markup=False)
-    say(console, f"{minimum.target} = {minimum.value:.9g}")
-    words = "certified" if minimum.certified else "wider than asked for"
-    bound = minimum.value - minimum.gap
-    say(console, f"No point of the box is lower than {bound:.9g}: a gap of {minimum.gap:.3g}, {words}.")
-
-
-def _columns(notes: dict[str, Any], in_dim: int) -> tuple[str, ...]:
-    """Return the names of the inputs: those of the file, or x0, x1, ..."""
-    columns = notes.get("columns")
-    if isinstance(columns, list) and len(columns) == in_dim and all(isinstance(c, str) for c in columns):
-        return tuple(columns)
-    return tuple(f"x{k}" for k in range(in_dim))
-
-
 def _ranges(notes: dict[str, Any], in_dim: int) -> Vector:
     """Return `[in_dim, 2]`, the ranges of the rows trained on; NaN where the file does not know them."""
-    unknown = np.full((in_dim, 2), math.nan)
-    try:
+    with suppress(TypeError, ValueError):
         ranges = np.asarray(notes.get("ranges"), np.float64)
-    except (TypeError, ValueError):
-        return unknown
-    good = ranges.shape == (in_dim, 2) and bool((ranges[:, 0] <= ranges[:, 1]).all())
-    return ranges if good else unknown
+        if ranges.shape == (in_dim, 2) and (ranges[:, 0] <= ranges[:, 1]).all():
+            return ranges
+    return np.full((in_dim, 2), math.nan)
 
 
 def _bounds(boxes: Sequence[str], columns: tuple[str, ...], notes: dict[str, Any]) -> tuple[Vector, Vector]:
@@ -188,10 +174,8 @@ def _bounds(boxes: Sequence[str], columns: tuple[str, ...], notes: dict[str, Any
         lower[k] = lower[k] if low is None else low
         upper[k] = upper[k] if high is None else high
         if lower[k] > upper[k]:
-            one = "Give both bounds: the other is that of training."
-            fix = one if None in (low, high) else "Exchange them."
-            got = f"{lower[k]:g} and {upper[k]:g}"
-            refuse(f"{OWNER} --box", f"lower <= upper for {name!r}", got, fix)
+            fix = "Give both bounds: the other is that of training." if None in (low, high) else "Exchange them."
+            refuse(f"{OWNER} --box", f"lower <= upper for {name!r}", f"{lower[k]:g} and {upper[k]:g}", fix)
     return lower, upper
 
 
@@ -209,8 +193,7 @@ def read_box(text: str) -> tuple[str, float | None, float | None]:
         name = match[3]
         low, high = _sides(_OTHER[match[2]], float(match[1]))
     else:
-        fix = "Write numbers and a column."
-        refuse(f"{OWNER} --box", 'bounds as "0<=weight<=4"', repr(shorten([text])), fix)
+        refuse(f"{OWNER} --box", 'bounds as "0<=weight<=4"', repr(shorten([text])), "Write numbers and a column.")
     if low == math.inf or high == -math.inf:
         fix = f'Write "{name}<=inf" for no bound above.'
         refuse(f"{OWNER} --box", "a finite number", repr(shorten([text])), fix)

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,11 +23,8 @@ def say(console: Console, text: str) -> None:
 
 def new_directory(stem: str) -> Path:
     """Return `stem`, or `stem-2`, `stem-3` ... where it exists."""
-    path, k = Path(stem), 1
-    while path.exists():
-        k += 1
-        path = Path(f"{stem}-{k}")
-    return path
+    names = chain([stem], (f"{stem}-{k}" for k in count(2)))
+    return next(path for path in map(Path, names) if not path.exists())
 
 
 @contextmanager
@@ -35,9 +33,7 @@ def write_together(out: Path) -> Iterator[Path]:
 
     Entering proves that `out` can be written, before any work is done.
     """
-    existing = out
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+    existing = next((path for path in (out, *out.parents) if path.exists()), out)
     if not existing.is_dir():
         refuse("convexmoe fit --out", "a directory", f"{existing}, a file", "Name another directory.")
     try:
@@ -60,8 +56,8 @@ def write_text(out: Path, text: str) -> None:
         refuse("convexmoe predict --out", "a file", f"{out}, a directory", "Name a file in it.")
     target = Path(os.path.realpath(out))
     if target.is_symlink() or (out.exists() and not out.is_file()):
-        fix = "Leave --out out to print the predictions."
-        refuse("convexmoe predict --out", "a regular file", f"{out}, which is none", fix)
+        got, fix = f"{out}, which is none", "Leave --out out to print the predictions."
+        refuse("convexmoe predict --out", "a regular file", got, fix)
     try:
         os.stat(target.parent)
         write_whole(target, text.encode())
@@ -71,5 +67,4 @@ def write_text(out: Path, text: str) -> None:
 
 def _refuse_place(command: str, out: Path, error: OSError) -> NoReturn:
     reason = os.strerror(error.errno) if error.errno else str(error)
-    rule, fix = "a place that can be written", "Name another one."
-    refuse(f"convexmoe {command} --out", rule, f"{out} ({reason})", fix)
+    refuse(f"convexmoe {command} --out", "a place that can be written", f"{out} ({reason})", "Name another one.")

@@ -29,19 +29,19 @@ def predict_rows(
     """Predict a row for each row of a table, from a saved model: a CSV with the column predicted_<target>."""
     side = choose(framework)
     with side.quiet():
-        saved = read_model(model, side)
+        hull, columns, target = read_model(model, side)
     table = read_table(data)
-    require_columns(table, saved.columns, "convexmoe predict")
+    require_columns(table, columns, "convexmoe predict")
     if not table.rows:
         refuse(table.name, "at least one row under the header", "none", "Add rows.")
-    inputs = table.numbers(saved.columns, may_drop=False)
+    inputs = table.numbers(columns, may_drop=False)
     with side.quiet():
-        predictions = saved.predict(inputs)
+        predictions = side.predict(hull, inputs)
     if not np.isfinite(predictions).all():
         line = table.lines[int(np.flatnonzero(~np.isfinite(predictions))[0])]
         rule, got = "inputs near those of the fitted table", f"values on line {line} that overflow"
         refuse(table.name, rule, got, "Correct that row.")
-    text = "\n".join([_cell(f"predicted_{saved.target}"), *(f"{value:.9g}" for value in predictions)])
+    text = "\n".join([_cell(f"predicted_{target}"), *(f"{value:.9g}" for value in predictions)])
     if out is None:
         typer.echo(text)
         return

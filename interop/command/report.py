@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,45 +27,14 @@ _INK = "#222222"
 Vector = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class _Legend:
-    """The groups of a map that have a color of their own, the largest first, and how many have none.
-
-    Attributes:
-        shown: the groups.
-        others: the number of the other groups.
-        shares: the number of points of the grid that each group wins.
-    """
-
-    shown: tuple[int, ...]
-    others: int
-    shares: Counter[int]
-
-    @property
-    def colors(self) -> list[str]:
-        """A color for each group shown, and one for all others."""
-        return [*_COLORS[: len(self.shown)], _OTHERS]
-
-    def indices(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the index of the color of each group."""
-        place = {group: k for k, group in enumerate(self.shown)}
-        return np.vectorize(lambda group: place.get(group, len(self.shown)), otypes=[np.int64])(groups)
-
-    def color(self, groups: NDArray[np.int64]) -> list[str]:
-        """Return the color of each group."""
-        return [self.colors[k] for k in self.indices(groups)]
-
-
-def draw_report(
-    metrics: dict[str, Any], history: History, true: Vector, predicted: Vector, group_map: GroupMap, path: Path
-) -> None:
+def draw_report(metrics: dict[str, Any], history: History, predicted: Vector, group_map: GroupMap, path: Path) -> None:
     """Write the three panels as a PNG: loss curves, predicted against true, which group wins where.
 
     Args:
         metrics: what metrics.json holds.
         history: the losses of the fit.
-        true, predicted: targets of the test rows, in original units, `[N]` each.
-        group_map: which group wins where.
+        predicted: targets of the test rows, in original units, `[N]`.
+        group_map: which group wins where; it has the true targets.
         path: of the file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -78,7 +45,7 @@ def draw_report(
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 0.95, 1.35))
     target = _plain(metrics["data"]["target"])
     _draw_loss(left, history, metrics["best_step"])
-    _draw_predictions(middle, target, true, predicted, metrics["test_rmse"]["hull"])
+    _draw_predictions(middle, target, group_map.point_value, predicted, metrics["test_rmse"]["hull"])
     _draw_groups(right, group_map, target)
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -91,18 +58,17 @@ def print_results(metrics: dict[str, Any], console: Console) -> None:
     table = Table(title=f"Test error on {metrics['data']['rows']['test']} rows", title_justify="left")
     for heading in ("model", "parameters", "RMSE", "against linear"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
-    names = {"hull": "convex mixture", "linear": "linear regression", "mlp": "MLP"}
-    for key, name in names.items():
+    for key, name in {"hull": "convex mixture", "linear": "linear regression", "mlp": "MLP"}.items():
+        figure = f"{errors[key]:.2f}" if 0.1 <= errors[key] < 1000 else f"{errors[key]:.3g}"
         against = f"{errors[key] / errors['linear'] - 1:+.1%}" if errors["linear"] else ""
-        row = (name, f"{metrics['parameters'][key]:,}", _figure(errors[key]), against)
+        row = (name, f"{metrics['parameters'][key]:,}", figure, against)
         table.add_row(*row, style="bold" if key == "hull" else None)
     console.print(table)
-    convexity, parity, best = metrics["convexity"], metrics["parity"], metrics["best_step"]
-    gap = convexity["violation"]
+    gap, parity = metrics["convexity"]["violation"], metrics["parity"]
     say(console, f"RMSE in units of {target}.")
-    say(console, f"Trained {metrics['steps_run']} steps; kept the best on validation, step {best}.")
+    say(console, f"Trained {metrics['steps_run']} steps; kept the best on validation, step {metrics['best_step']}.")
     outcome = "no violation" if gap is None else f"VIOLATED by {gap:.2g}"
-    say(console, f"Convexity: {outcome} in {convexity['segments']:,} segments.")
+    say(console, f"Convexity: {outcome} in {metrics['convexity']['segments']:,} segments.")
     if parity is None:
         other = "PyTorch" if metrics["framework"] == "jax" else "JAX"
         say(console, f'Parity: not checked, {other} is not installed (pip install "convexmoe[interop]").')
@@ -111,14 +77,9 @@ def print_results(metrics: dict[str, Any], console: Console) -> None:
         say(console, f"{start} within {parity['max_difference']:.1e} of the largest value.")
 
 
-def _figure(value: float) -> str:
-    return f"{value:.2f}" if 0.1 <= value < 1000 else f"{value:.3g}"
-
-
 def _draw_loss(axes: Axes, history: History, best_step: int) -> None:
-    steps = history.step
-    axes.plot(steps, history.train_loss, color=_COLORS[0], label="train", linewidth=1.4)
-    axes.plot(steps, history.validation_loss, "--", color=_COLORS[5], label="validation", linewidth=1.8)
+    axes.plot(history.step, history.train_loss, color=_COLORS[0], label="train", linewidth=1.4)
+    axes.plot(history.step, history.validation_loss, "--", color=_COLORS[5], label="validation", linewidth=1.8)
     axes.axvline(best_step, color=_INK, linewidth=1.0, linestyle=":", label=f"kept: step {best_step}")
     axes.set_yscale("log")
     axes.set(title="Loss while training", xlabel="step", ylabel="mean squared error (normalized)")
@@ -141,46 +102,38 @@ def _draw_predictions(axes: Axes, target: str, true: Vector, predicted: Vector, 
 
 
 def _draw_groups(axes: Axes, group_map: GroupMap, target: str) -> None:
-    names = [_plain(name) for name in group_map.names]
-    legend = _legend_of(group_map)
-    heights = group_map.points[:, 1] if len(group_map.axes) == 2 else group_map.point_value
-    title = "Which group of petals wins where\n"
-    if len(group_map.axes) == 2:
-        _draw_plane(axes, group_map, legend)
-        axes.set(xlabel=names[0], ylabel=names[1])
-        title += f"(lines: predicted {target}; other inputs at their median)"
-    else:
-        (across,) = group_map.axes
-        axes.scatter(across, group_map.value, c=legend.color(group_map.group), s=9, zorder=2)
-        axes.set(xlabel=names[0], ylabel=target)
-        title += f"(curve: predicted {target}; points: test rows)"
-    dots = legend.color(group_map.point_group)
-    axes.scatter(group_map.points[:, 0], heights, s=30, color=dots, edgecolor=_INK, linewidth=0.8, zorder=3)
-    axes.set_title(title)
-    _draw_legend(axes, group_map, legend)
-
-
-def _legend_of(group_map: GroupMap) -> _Legend:
-    """Return which groups have a color of their own: those that win most of the map, then most of the points."""
-    shares = Counter(group_map.group.ravel().tolist())
-    on_points = Counter(group_map.point_group.tolist())
-    order = sorted(shares.keys() | on_points.keys(), key=lambda group: (-shares[group], -on_points[group], group))
-    shown = order if len(order) <= len(_COLORS) else order[: len(_COLORS) - 1]
-    return _Legend(tuple(shown), len(order) - len(shown), shares)
-
-
-def _draw_plane(axes: Axes, group_map: GroupMap, legend: _Legend) -> None:
-    """Draw the groups over two inputs as areas, and the predictions as contour lines."""
     from matplotlib.colors import ListedColormap
 
-    grid, indices = group_map.axes, legend.indices(group_map.group)
-    areas = axes.pcolormesh(*grid, indices, shading="nearest", alpha=0.45, rasterized=True)
-    areas.set(cmap=ListedColormap(legend.colors), clim=(-0.5, len(legend.colors) - 0.5))
-    lines = axes.contour(*grid, group_map.value, levels=7, colors=_INK, linewidths=0.6, alpha=0.7)
-    axes.clabel(lines, fontsize=8, fmt=lambda value: f"{value:.5g}")
+    wins, on_points = (
+        np.bincount(g.ravel(), minlength=len(group_map.members)) for g in (group_map.group, group_map.point_group)
+    )
+    order = [int(k) for k in np.lexsort((-on_points, -wins)) if wins[k] or on_points[k]]
+    shown = order if len(order) <= len(_COLORS) else order[: len(_COLORS) - 1]  # those with a color of their own
+    colors = np.array([*_COLORS[: len(shown)], _OTHERS])
+    index = np.full(len(group_map.members), len(shown))
+    index[shown] = np.arange(len(shown))
+    title = "Which group of petals wins where\n"
+    if len(group_map.axes) == 2:
+        heights, ylabel = group_map.points[:, 1], _plain(group_map.names[1])
+        areas = axes.pcolormesh(*group_map.axes, index[group_map.group], shading="nearest", alpha=0.45, rasterized=True)
+        areas.set(cmap=ListedColormap(colors), clim=(-0.5, len(colors) - 0.5))
+        lines = axes.contour(*group_map.axes, group_map.value, levels=7, colors=_INK, linewidths=0.6, alpha=0.7)
+        axes.clabel(lines, fontsize=8, fmt=lambda value: f"{value:.5g}")
+        title += f"(lines: predicted {target}; other inputs at their median)"
+    else:
+        heights, ylabel = group_map.point_value, target
+        axes.scatter(group_map.axes[0], group_map.value, c=colors[index[group_map.group]], s=9, zorder=2)
+        title += f"(curve: predicted {target}; points: test rows)"
+    axes.set(xlabel=_plain(group_map.names[0]), ylabel=ylabel)
+    dots = colors[index[group_map.point_group]]
+    axes.scatter(group_map.points[:, 0], heights, s=30, color=dots, edgecolor=_INK, linewidth=0.8, zorder=3)
+    axes.set_title(title)
+    _draw_legend(axes, group_map, shown, colors, wins, others=len(order) - len(shown))
 
 
-def _draw_legend(axes: Axes, group_map: GroupMap, legend: _Legend) -> None:
+def _draw_legend(
+    axes: Axes, group_map: GroupMap, shown: list[int], colors: NDArray[Any], wins: NDArray[np.int64], others: int
+) -> None:
     from matplotlib.patches import Patch
 
     def share(count: int) -> str:
@@ -188,16 +141,15 @@ def _draw_legend(axes: Axes, group_map: GroupMap, legend: _Legend) -> None:
         return "under 1%" if 0 < fraction < 0.005 else f"{fraction:.0%}"
 
     labels = []
-    for group in legend.shown:
+    for group in shown:
         members = group_map.members[group]
         petals = f"petal{'s' * (len(members) > 1)} {' + '.join(map(str, members))}"
-        labels.append(f"group {group} ({petals}): {share(legend.shares[group])}")
-    if legend.others:
-        rest = group_map.group.size - sum(legend.shares[group] for group in legend.shown)
-        labels.append(f"{legend.others} other groups: {share(rest)}")
-    colors = zip(legend.colors, labels, strict=False)
+        labels.append(f"group {group} ({petals}): {share(wins[group])}")
+    if others:
+        labels.append(f"{others} other groups: {share(wins.sum() - wins[shown].sum())}")
+    entries = zip(colors, labels, strict=False)
     axes.legend(
-        handles=[Patch(facecolor=color, edgecolor=_INK, label=label) for color, label in colors],
+        handles=[Patch(facecolor=color, edgecolor=_INK, label=label) for color, label in entries],
         title="share of the map\n(points: test rows, in the\ncolor of their own group)",
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),

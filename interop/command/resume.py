@@ -123,7 +123,7 @@ class Keeper:
     @property
     def step(self) -> int:
         """The step of the last evaluation."""
-        return 0 if self.state is None else int(self.state.history.step[-1])
+        return 0 if self.state is None else self.state.history.last_step
 
     def __call__(self, state: Any) -> bool:
         """Take note of a state; return whether the run is to pause here."""
@@ -144,9 +144,8 @@ class Keeper:
         sha256 = inspect(fresh).sha256
         best = best_file(self.folder, sha256)
         os.replace(fresh, best)
-        history = {name: list(losses) for name, losses in state.history._asdict().items()}
-        run = asdict(self.record) | {"history": history, "best_step": int(state.best_step), "best": sha256}
-        notes = self.notes | {"fit": run}
+        losses = {"history": state.history._asdict(), "best_step": int(state.best_step), "best": sha256}
+        notes = self.notes | {"fit": asdict(self.record) | losses}
         save(state.model, self.folder / NOW, notes=notes, optimizer=state.optimizer)
         for old in self.folder.glob("best-*.safetensors"):
             if old != best:
@@ -190,9 +189,8 @@ def read(directory: Path, framework: Framework) -> Unfinished:
     except UNREADABLE as error:
         got = f"files that cannot be read as one ({reason_of(error)[:160]})"
         refuse("convexmoe fit --resume", f"an unfinished run in {folder}", got, "Begin again with --out.")
-    drop, parts = tuple(run["drop"]), tuple(run["parts"])
-    record = RunRecord(Plan(**run["plan"]), run["target"], drop, run["table"], run["data"], parts)
-    return Unfinished(record, state)
+    plan, drop, parts = Plan(**run["plan"]), tuple(run["drop"]), tuple(run["parts"])
+    return Unfinished(RunRecord(plan, run["target"], drop, run["table"], run["data"], parts), state)
 
 
 KINDS = {
@@ -229,8 +227,7 @@ def _check_description(run: Any) -> None:
     _demand(rising, "the steps of its history do not rise from 0 up to those of the plan")
     _demand(run["best_step"] in steps, "best_step is none of its steps")
     _demand(all(type(name) is str for name in run["drop"]), "drop has what are no names")
-    fields = {"framework", "from_step"}
-    parts = all(isinstance(part, dict) and set(part) == fields for part in run["parts"])
+    parts = all(isinstance(part, dict) and set(part) == {"framework", "from_step"} for part in run["parts"])
     _demand(parts, "parts has other fields")
 
 
@@ -243,7 +240,6 @@ def _check_state(state: Any, plan: dict[str, int], package: Any) -> None:
     planned = config == state.best.config and (config.petals, config.depth) == (plan["petals"], plan["depth"])
     _demand(planned, "its models have other configs than its plan")
     _demand(optimizer is not None and optimizer.rule == "adam", "it has not the state of Adam")
-    same_step = optimizer.step == state.history.step[-1]
-    _demand(same_step, "its optimizer and its history are at different steps")
+    _demand(optimizer.step == state.history.last_step, "its optimizer and its history are at different steps")
     single = all(str(model.params["shifts"].dtype).endswith("float32") for model in models)
     _demand(single, "its weights are not float32")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convexmoe.errors import InputError, refuse
+from convexmoe.files import Inspection
 
 from ..frameworks import Framework
+from .tables import shorten
 
 FIX = "Name a model.safetensors that convexmoe fit wrote."
 
@@ -19,30 +21,14 @@ FIX = "Name a model.safetensors that convexmoe fit wrote."
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError, MemoryError)
 
 
-@dataclass(frozen=True)
-class SavedModel:
-    """A hull and what its numbers mean.
-
-    Attributes:
-        framework: the one that runs it.
-        model: the hull, one output.
-        columns: names of the inputs, `in_dim` of them, in the model's order.
-        target: name of what it predicts.
-    """
-
-    framework: Framework
-    model: Any
-    columns: tuple[str, ...]
-    target: str
-
-    def predict(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return predictions, `[N]`, for rows `[N, in_dim]`, both in original units."""
-        return self.framework.predict(self.model, x)
-
-
 def reason_of(error: BaseException) -> str:
     """Return the message of an error in one line, or its kind where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def precision_of(inspection: Inspection, framework: Framework) -> AbstractContextManager[Any]:
+    """Return a context of a framework in which a file can be read in its own dtype."""
+    return framework.precision(any(tensor.dtype == "F64" for tensor in inspection.tensors))
 
 
 def notes_of(columns: tuple[str, ...], target: str, x: NDArray[np.float64] | None = None) -> dict[str, Any]:
@@ -53,8 +39,8 @@ def notes_of(columns: tuple[str, ...], target: str, x: NDArray[np.float64] | Non
     return notes
 
 
-def read_model(path: Path, framework: Framework) -> SavedModel:
-    """Return the model in a file, in the framework given.
+def read_model(path: Path, framework: Framework) -> tuple[Any, tuple[str, ...], str]:
+    """Return the hull of one output in a file, the names of its inputs in its order, and that of what it predicts.
 
     Raises:
         InputError: no file there, not a hull, more than one output, no column names, or float64 where JAX has it
@@ -63,14 +49,18 @@ def read_model(path: Path, framework: Framework) -> SavedModel:
     model, notes = read_hull(path, framework)
     if model.config.out_dim != 1:
         refuse(path, "a model with out_dim=1", f"out_dim={model.config.out_dim}", FIX)
-    columns, target = notes.get("columns"), notes.get("target")
-    if not (
-        isinstance(columns, list)
-        and all(isinstance(name, str) for name in [*columns, target])
-        and len(columns) == model.config.in_dim
-    ):
+    columns, target = columns_of(notes, model.config.in_dim), notes.get("target")
+    if columns is None or not isinstance(target, str):
         refuse(path, "a model with its column names", "one without them", FIX)
-    return SavedModel(framework, model, tuple(columns), str(target))
+    return model, columns, target
+
+
+def columns_of(notes: dict[str, Any], in_dim: int) -> tuple[str, ...] | None:
+    """Return the names of the inputs that the notes of a file hold, None where they hold none."""
+    names = notes.get("columns")
+    if isinstance(names, list) and len(names) == in_dim and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return None
 
 
 def read_hull(path: Path, framework: Framework) -> tuple[Any, dict[str, Any]]:
@@ -88,10 +78,9 @@ def read_hull(path: Path, framework: Framework) -> tuple[Any, dict[str, Any]]:
     except UNREADABLE as error:
         reason = reason_of(error)
         if "jax_enable_x64" in reason:
-            fix = "Set JAX_ENABLE_X64=1 in the environment."
-            refuse(path, "a dtype that JAX has switched on", "a model in float64", fix)
-        reason = reason if len(reason) <= 160 else reason[:157] + "..."
-        refuse(path, "a model", f"a file that cannot be read as one ({reason})", FIX)
+            rule, fix = "a dtype that JAX has switched on", "Set JAX_ENABLE_X64=1 in the environment."
+            refuse(path, rule, "a model in float64", fix)
+        refuse(path, "a model", f"a file that cannot be read as one ({shorten([reason], width=160)})", FIX)
     if not isinstance(model, framework.package.VectorHull):
         refuse(path, "a VectorHull", f"a {type(model).__name__}", FIX)
     return model, notes

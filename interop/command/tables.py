@@ -91,8 +91,7 @@ class Table:
             fix = f"Fill in or remove those rows{', or leave the column out with --drop' if may_drop else ''}."
             refuse(self.name, "no missing values", shorten(places, 3, 120), fix)
         if unusable:
-            rule = f"finite numbers up to {_LARGEST:g} in size"
-            got = shorten(list(unusable.values()), 3, 120)
+            rule, got = f"finite numbers up to {_LARGEST:g} in size", shorten(list(unusable.values()), 3, 120)
             refuse(self.name, rule, got, "Correct or remove those rows.")
         return values
 
@@ -123,13 +122,12 @@ def require_columns(table: Table, names: Sequence[str], owner: str) -> None:
     """Check that the table has the named columns; the message names the closest one."""
     present = set(table.columns)
     absent = [name for name in names if name not in present]
-    if not absent:
-        return
-    lower = {column.lower(): column for column in table.columns}
-    close = difflib.get_close_matches(absent[0].lower(), lower, n=1, cutoff=0.0)
-    rule = f"columns of {table.name} ({shorten(table.columns)})"
-    fix = f"The closest column to {absent[0]!r} is {lower[close[0]]!r}."
-    refuse(owner, rule, shorten(list(map(repr, absent))), fix)
+    if absent:
+        lower = {column.lower(): column for column in table.columns}
+        close = difflib.get_close_matches(absent[0].lower(), lower, n=1, cutoff=0.0)
+        rule = f"columns of {table.name} ({shorten(table.columns)})"
+        fix = f"The closest column to {absent[0]!r} is {lower[close[0]]!r}."
+        refuse(owner, rule, shorten(list(map(repr, absent))), fix)
 
 
 def check_varies(values: NDArray[np.float64], names: Sequence[str], target: str, where: str) -> None:
@@ -169,14 +167,13 @@ def _parse(content: bytes, name: str) -> Table:
         refuse(name, "CSV", f"a fault on line {reader.line_num} ({error})", "Correct the quotes there.")
     if not records:
         refuse(name, "a header line and rows", "an empty file", "Export the table again.")
-    columns = tuple(cell.strip() for cell in records[0][1])
+    columns = tuple(cell.strip() for cell in records.pop(0)[1])
     _check_header(columns, name)
-    for line, record in records[1:]:
+    for line, record in records:
         if len(record) != len(columns):
             rule, got = f"{len(columns)} cells a line, as in the header", f"{len(record)} on line {line}"
             refuse(name, rule, got, "Correct that line, or export the table as CSV again.")
-    rows = tuple(tuple(record) for _, record in records[1:])
-    return Table(name, columns, rows, tuple(line for line, _ in records[1:]))
+    return Table(name, columns, tuple(tuple(record) for _, record in records), tuple(line for line, _ in records))
 
 
 def _check_header(columns: tuple[str, ...], name: str) -> None:
@@ -188,8 +185,7 @@ def _check_header(columns: tuple[str, ...], name: str) -> None:
     if "" in columns:
         got = f"none for column {columns.index('') + 1}"
         refuse(name, "a name for every column", got, "Name it on the first line.")
-    twice = sorted(column for column, times in Counter(columns).items() if times > 1)
-    if twice:
+    if twice := sorted(column for column, times in Counter(columns).items() if times > 1):
         refuse(name, "distinct column names", f"{shorten(twice)} more than once", "Rename one.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -11,15 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from convexmoe.errors import InputError
-from convexmoe.files import inspect
-from convexmoe.files.inspect import Inspection
+from convexmoe.files import Inspection, inspect
 
 from .. import frameworks
 from .options import JsonOption, check_whole_number
-from .saved_model import UNREADABLE, reason_of
+from .saved_model import UNREADABLE, precision_of, reason_of
 
-if TYPE_CHECKING:
-    from ..parity import ParityReport
+EXPLANATION = (
+    "Errors are relative to the largest value; one ulp: what moving every weight by one unit in the last place makes "
+    "of the quantity."
+)
 
 
 def verify_files(
@@ -38,49 +39,38 @@ def verify_files(
     check_whole_number("verify", "seed", seed, 0, 2**31 - 1, 0)
     missing = [label for name, label in frameworks.LABELS.items() if name not in frameworks.installed()]
     if missing:
-        raise InputError(
-            f"convexmoe verify: expected JAX and PyTorch; {missing[0]} is not installed. "
-            'Run: pip install "convexmoe[interop]".'
-        )
-    report = verify(first, first if second is None else second, rows=rows, steps=steps, seed=seed)
-    if as_json:
-        typer.echo(report.to_json())
-    else:
-        show(report, Console())
-    if not report.ok:
-        raise typer.Exit(1)
-
-
-def verify(first: Path, second: Path, *, rows: int, steps: int, seed: int) -> ParityReport:
-    """Return the parity of `first`, run in JAX, and `second`, run in PyTorch, on random rows.
-
-    Args:
-        first, second: neutral files of models with one config and dtype; the same file for the parity of one model.
-        rows, steps, seed: of the input, of the trajectory, of the draw.
-
-    Raises:
-        InputError: a file that cannot be read, two configs, a hierarchy with experts of the user's own.
-    """
+        frameworks.not_installed("convexmoe verify", "JAX and PyTorch", missing[0], "interop")
     from ..parity import check_parity
 
+    second = first if second is None else second
     inspection, other = inspect(first), inspect(second)
     if (inspection.kind, inspection.config) != (other.kind, other.config):
         raise InputError(
             f"convexmoe verify: expected two models of one config; {first} and {second} differ. "
             "Compare them with convexmoe inspect."
         )
-    sides = [frameworks.get(name) for name in frameworks.LABELS]
-    wide = any(tensor.dtype == "F64" for tensor in inspection.tensors)
-    with sides[0].precision(wide):
+    with precision_of(inspection, frameworks.get("jax")):
         models = []
-        for side, path in zip(sides, (first, second), strict=True):
+        for name, path in zip(frameworks.LABELS, (first, second), strict=True):
             try:
-                models.append(side.package.load(path))
+                models.append(frameworks.get(name).package.load(path))
             except UNREADABLE as error:
-                reason = reason_of(error)
-                raise InputError(f"{path}: expected a model that can be built; {reason}") from None
+                raise InputError(f"{path}: expected a model that can be built; {reason_of(error)}") from None
         x, routing = draw_inputs(inspection, rows, seed)
-        return check_parity(models[0], models[1], x, routing=routing, steps=steps, floor=True)
+        report = check_parity(models[0], models[1], x, routing=routing, steps=steps, floor=True)
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        table, console = Table("quantity", "error", "bound", "one ulp", ""), Console()
+        for column in table.columns[1:4]:
+            column.justify = "right"
+        for c in report.comparisons:
+            table.add_row(c.name, f"{c.error:.1e}", f"{c.bound:.0e}", f"{c.floor:.1e}", "ok" if c.ok else "MISS")
+        console.print(table, markup=False)
+        verdict = f"JAX and PyTorch in {report.dtype}: {'parity' if report.ok else 'MISS'}."
+        console.print(verdict, EXPLANATION, highlight=False, markup=False)
+    if not report.ok:
+        raise typer.Exit(1)
 
 
 def draw_inputs(inspection: Inspection, rows: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
@@ -93,19 +83,3 @@ def draw_inputs(inspection: Inspection, rows: int, seed: int) -> tuple[np.ndarra
     levels = {level["name"]: len(level["experts"]) for level in hierarchy["levels"] if level["enabled"]}
     routes = {name: draw.integers(0, count, rows).astype(np.int32) for name, count in levels.items()}
     return draw.normal(size=(rows, hierarchy["hidden_size"])), routes
-
-
-def show(report: ParityReport, console: Console) -> None:
-    """Print a report as a table."""
-    table = Table("quantity", "error", "bound", "one ulp", "")
-    for column in table.columns[1:4]:
-        column.justify = "right"
-    for c in report.comparisons:
-        table.add_row(c.name, f"{c.error:.1e}", f"{c.bound:.0e}", f"{c.floor:.1e}", "ok" if c.ok else "MISS")
-    console.print(table, markup=False)
-    console.print(
-        f"JAX and PyTorch in {report.dtype}: {'parity' if report.ok else 'MISS'}. Errors are relative to the largest "
-        "value; one ulp: what moving every weight by one unit in the last place makes of the quantity.",
-        highlight=False,
-        markup=False,
-    )

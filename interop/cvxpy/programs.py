@@ -14,7 +14,7 @@ from convexmoe.errors import fail
 from convexmoe.files.hulls import OTHER_KINDS, read_hull
 from convexmoe.hull.weights import HullWeights, effective_weights
 
-from ..frameworks import is_installed
+from .. import is_installed
 from .matrices import hull_matrices, structure_of
 
 
@@ -45,7 +45,10 @@ def to_cvxpy(model_or_path: Any, variable: Any, *, output: int | None = None, pa
     >>> y.shape, y.is_dcp(), y.is_convex()
     ((3,), True, True)
     """
-    cp = _cvxpy()
+    if not is_installed("cvxpy"):  # nothing else needs it
+        raise ImportError('interop.to_cvxpy needs CVXPY: pip install "convexmoe[solve]"')
+    import cvxpy as cp
+
     from .expressions import ConstantProgram, ParameterProgram
 
     hull = hull_weights(model_or_path, "to_cvxpy")
@@ -110,15 +113,6 @@ def hull_weights(model: Any, owner: str) -> HullWeights:
     return effective_weights(model.config, arrays, owner)
 
 
-def _cvxpy() -> ModuleType:
-    """Return CVXPY, which nothing else needs."""
-    if not is_installed("cvxpy"):
-        raise ImportError('interop.to_cvxpy needs CVXPY: pip install "convexmoe[solve]"')
-    import cvxpy
-
-    return cvxpy
-
-
 def _check_variable(cp: ModuleType, variable: Any, in_dim: int, parameters: bool) -> None:
     """Check that an expression can be the input of a hull."""
     owner = ("to_cvxpy", "variable")
@@ -129,8 +123,8 @@ def _check_variable(cp: ModuleType, variable: Any, in_dim: int, parameters: bool
     if len(shape) not in (1, 2) or shape[-1] != in_dim:
         fail(*owner, f"shape ({in_dim},) or (rows, {in_dim})", str(shape), example)
     if not variable.is_affine():
-        fix = "A convex function of a curved expression need not be convex."
-        fail(*owner, "an affine expression", variable.curvature.lower(), fix)
+        got, fix = variable.curvature.lower(), "A convex function of a curved expression need not be convex."
+        fail(*owner, "an affine expression", got, fix)
     if variable.is_complex():
         fail(*owner, "a real expression", "a complex one", "Pass its real part, cvxpy.real(x).")
     if parameters and variable.parameters():
@@ -143,9 +137,8 @@ def _outputs(output: int | None, out_dim: int) -> range:
     """Return the range of the outputs asked for."""
     if output is None:
         return range(out_dim)
-    whole = hasattr(output, "__index__") and not isinstance(output, bool)
-    if not whole or not 0 <= operator.index(output) < out_dim:
+    number = operator.index(output) if hasattr(output, "__index__") and not isinstance(output, bool) else -1
+    if not 0 <= number < out_dim:
         rule = f"None or a whole number from 0 to {out_dim - 1}"
         fail("to_cvxpy", "output", rule, repr(output), "Pass output=0, for example.")
-    first = operator.index(output)
-    return range(first, first + 1)
+    return range(number, number + 1)
