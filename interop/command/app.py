@@ -17,8 +17,6 @@ from .minimize import minimize_file
 from .predict import predict_rows
 from .verify import verify_files
 
-BAD_INPUT = 2
-
 
 class OneLineErrors(TyperGroup):
     """A command group that reports every fault of the input as one line on stderr, with exit code 2."""
@@ -42,7 +40,7 @@ class OneLineErrors(TyperGroup):
         else:
             raise SystemExit(code if isinstance(code, int) else 0)
         typer.echo(" ".join(message.split()), err=True)
-        raise SystemExit(BAD_INPUT)
+        raise SystemExit(2)
 
 
 app = typer.Typer(cls=OneLineErrors, add_completion=False, pretty_exceptions_enable=False)

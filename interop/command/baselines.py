@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,24 +15,16 @@ Rows = NDArray[np.float64]
 MLP_LEARNING_RATE = 1e-2  # three times it is worse for the MLP on the embedded data
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """A fitted model for comparison.
-
-    Attributes:
-        predict: rows `[N, in_dim]` to `[N]`, both in original units.
-        num_parameters: how many numbers were trained.
-    """
-
-    predict: Callable[[Rows], Rows]
-    num_parameters: int
+# Rows `[N, in_dim]` to `[N]`, both in original units, and how many numbers were trained.
+Baseline = tuple[Callable[[Rows], Rows], int]
 
 
 def fit_linear(x: Rows, y: Rows) -> Baseline:
     """Return the least-squares plane, with intercept, through rows `[N, in_dim]` and targets `[N]`.
 
     >>> rows = np.arange(6.0).reshape(3, 2)
-    >>> bool(np.allclose(fit_linear(rows, rows[:, 0] - 2).predict(rows), rows[:, 0] - 2))
+    >>> predict, _ = fit_linear(rows, rows[:, 0] - 2)
+    >>> bool(np.allclose(predict(rows), rows[:, 0] - 2))
     True
     """
     mean, scale = x.mean(axis=0), x.std(axis=0)
@@ -42,7 +33,7 @@ def fit_linear(x: Rows, y: Rows) -> Baseline:
         return np.column_stack([(rows - mean) / scale, np.ones(len(rows))])
 
     solution = np.linalg.lstsq(design(x), y, rcond=None)[0]
-    return Baseline(lambda rows: design(rows) @ solution, solution.size)
+    return lambda rows: design(rows) @ solution, solution.size
 
 
 def mlp_width(in_dim: int, num_parameters: int) -> int:
@@ -75,10 +66,8 @@ def fit_mlp(
     weights = _initial_weights(x.shape[1], mlp_width(x.shape[1], num_parameters), seed)
     schedule = {"steps": steps, "seed": seed, "learning_rate": MLP_LEARNING_RATE}
     forward = framework.train_mlp(weights, *normalize(x, y), validation=normalize(*validation), **schedule)
-    return Baseline(
-        lambda rows: forward((rows - mean) / scale)[:, 0] * y_scale + y_mean,
-        sum(value.size for value in weights.values()),
-    )
+    size = sum(value.size for value in weights.values())
+    return lambda rows: forward((rows - mean) / scale)[:, 0] * y_scale + y_mean, size
 
 
 def _initial_weights(in_dim: int, width: int, seed: int) -> dict[str, Any]:

@@ -111,8 +111,7 @@ def prepare(table: Table, target: str, drop: Sequence[str], seed: int) -> Datase
 def run_fit(run: Run, console: Console) -> int | None:
     """Train a hull and its baselines, write model.safetensors, metrics.json and report.png, print the results.
 
-    Returns:
-        The step at which the run paused, None where it came to its end.
+    Return the step at which the run paused, None where it came to its end.
     """
     data, plan = run.data, run.plan
     names = (*data.columns, data.target)
@@ -202,11 +201,11 @@ def _measure(
     train, validation, (x_test, y_test) = map(data.rows, (data.train, data.validation, data.test))
     predicted = framework.predict(model, x_test)
     size = sum(math.prod(shape) for shape in parameter_shapes(model.config).values())
-    linear = fit_linear(*train)
-    mlp = fit_mlp(framework, *train, validation, num_parameters=size, steps=plan.steps, seed=plan.seed)
+    linear, linear_size = fit_linear(*train)
+    mlp, mlp_size = fit_mlp(framework, *train, validation, num_parameters=size, steps=plan.steps, seed=plan.seed)
     growth = importance(framework, model, *validation, plan.seed)
     violation = framework.largest_violation(model, train[0], segments=SEGMENTS, seed=plan.seed)
-    predictions = {"hull": predicted, "linear": linear.predict(x_test), "mlp": mlp.predict(x_test)}
+    predictions = {"hull": predicted, "linear": linear(x_test), "mlp": mlp(x_test)}
     metrics = {
         "framework": framework.name,
         "parts": parts,
@@ -220,7 +219,7 @@ def _measure(
         "best_step": int(fitted.best_step),
         "steps_run": fitted.history.last_step,
         "test_rmse": {name: rmse(values, y_test) for name, values in predictions.items()},
-        "parameters": {"hull": size, "linear": linear.num_parameters, "mlp": mlp.num_parameters},
+        "parameters": {"hull": size, "linear": linear_size, "mlp": mlp_size},
         "importance": dict(zip(data.columns, growth.tolist(), strict=True)),
         "convexity": {"segments": SEGMENTS, "violation": violation},
         "parity": compare_frameworks(framework, path, data.x),

@@ -73,7 +73,7 @@ def fit_table(
         refuse("convexmoe fit --target", "the column to predict", "none", fix)
     dataset = prepare(table, target, dropped, plan.seed)
     out = new_directory("convexmoe-fit") if out is None else out
-    folder = unfinished.folder_of(out)
+    folder = out / unfinished.FOLDER
     if earlier is None and unfinished.exists(out):
         fix = f"Go on with --resume {out}, or remove {folder}."
         refuse("convexmoe fit --out", "a directory without an unfinished run", str(out), fix)

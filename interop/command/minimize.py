@@ -33,7 +33,6 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
 _BETWEEN = re.compile(rf"^\s*({_NUMBER})\s*(<=|>=)\s*(.+?)\s*\2\s*({_NUMBER})\s*$")
 _ONE_SIDED = re.compile(rf"^\s*(.+?)\s*(<=|>=|==|=)\s*({_NUMBER})\s*$")
 _TURNED = re.compile(rf"^\s*({_NUMBER})\s*(<=|>=|==|=)\s*(.+?)\s*$")
-_OTHER = {"<=": ">=", ">=": "<=", "==": "==", "=": "="}
 Vector = NDArray[np.float64]
 
 
@@ -186,20 +185,14 @@ def read_box(text: str) -> tuple[str, float | None, float | None]:
     if match := _BETWEEN.match(text):
         name, ends = match[3], (float(match[1]), float(match[4]))
         low, high = ends if match[2] == "<=" else ends[::-1]
-    elif match := _ONE_SIDED.match(text):
-        name = match[1]
-        low, high = _sides(match[2], float(match[3]))
-    elif match := _TURNED.match(text):
-        name = match[3]
-        low, high = _sides(_OTHER[match[2]], float(match[1]))
+    elif match := _ONE_SIDED.match(text) or _TURNED.match(text):
+        turned = match.re is _TURNED
+        name, bound = (match[3], float(match[1])) if turned else (match[1], float(match[3]))
+        low = None if match[2] == (">=" if turned else "<=") else bound
+        high = None if match[2] == ("<=" if turned else ">=") else bound
     else:
         refuse(f"{OWNER} --box", 'bounds as "0<=weight<=4"', repr(shorten([text])), "Write numbers and a column.")
     if low == math.inf or high == -math.inf:
         fix = f'Write "{name}<=inf" for no bound above.'
         refuse(f"{OWNER} --box", "a finite number", repr(shorten([text])), fix)
     return name, low, high
-
-
-def _sides(sign: str, bound: float) -> tuple[float | None, float | None]:
-    """Return the lower and the upper bound that `column sign bound` states."""
-    return None if sign == "<=" else bound, None if sign == ">=" else bound

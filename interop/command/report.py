@@ -103,6 +103,7 @@ def _draw_predictions(axes: Axes, target: str, true: Vector, predicted: Vector, 
 
 def _draw_groups(axes: Axes, group_map: GroupMap, target: str) -> None:
     from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
 
     wins, on_points = (
         np.bincount(g.ravel(), minlength=len(group_map.members)) for g in (group_map.group, group_map.point_group)
@@ -128,13 +129,6 @@ def _draw_groups(axes: Axes, group_map: GroupMap, target: str) -> None:
     dots = colors[index[group_map.point_group]]
     axes.scatter(group_map.points[:, 0], heights, s=30, color=dots, edgecolor=_INK, linewidth=0.8, zorder=3)
     axes.set_title(title)
-    _draw_legend(axes, group_map, shown, colors, wins, others=len(order) - len(shown))
-
-
-def _draw_legend(
-    axes: Axes, group_map: GroupMap, shown: list[int], colors: NDArray[Any], wins: NDArray[np.int64], others: int
-) -> None:
-    from matplotlib.patches import Patch
 
     def share(count: int) -> str:
         fraction = count / group_map.group.size
@@ -145,8 +139,8 @@ def _draw_legend(
         members = group_map.members[group]
         petals = f"petal{'s' * (len(members) > 1)} {' + '.join(map(str, members))}"
         labels.append(f"group {group} ({petals}): {share(wins[group])}")
-    if others:
-        labels.append(f"{others} other groups: {share(wins.sum() - wins[shown].sum())}")
+    if len(order) > len(shown):
+        labels.append(f"{len(order) - len(shown)} other groups: {share(wins.sum() - wins[shown].sum())}")
     entries = zip(colors, labels, strict=False)
     axes.legend(
         handles=[Patch(facecolor=color, edgecolor=_INK, label=label) for color, label in entries],

@@ -26,7 +26,7 @@ from convexmoe.training import History
 from ..frameworks import Framework
 from .saved_model import UNREADABLE, reason_of
 
-NOW = "now.safetensors"
+FOLDER, NOW = "unfinished", "now.safetensors"  # in the directory of a run
 EVERY = 10.0  # seconds between two writes
 # Of the options of a run: least, most, usual.
 LIMITS = {"petals": (1, 1024, 8), "depth": (1, 32, 1), "steps": (1, 10**7, 2000), "seed": (0, 2**31 - 1, 0)}
@@ -69,19 +69,14 @@ class Unfinished:
     state: Any
 
 
-def folder_of(directory: Path) -> Path:
-    """Return where an unfinished run of a directory stands."""
-    return directory / "unfinished"
-
-
 def exists(directory: Path) -> bool:
     """Return whether a directory has an unfinished run."""
-    return (folder_of(directory) / NOW).is_file()
+    return (directory / FOLDER / NOW).is_file()
 
 
 def remove(directory: Path) -> None:
     """Remove the unfinished run of a directory, and the directory where nothing else is in it."""
-    shutil.rmtree(folder_of(directory), ignore_errors=True)
+    shutil.rmtree(directory / FOLDER, ignore_errors=True)
     with suppress(OSError):
         directory.rmdir()
 
@@ -164,7 +159,7 @@ def read(directory: Path, framework: Framework) -> Unfinished:
     Raises:
         InputError: there is none, or it cannot be read.
     """
-    folder, package = folder_of(directory), framework.package
+    folder, package = directory / FOLDER, framework.package
     if not exists(directory):
         raise InputError(
             f"convexmoe fit --resume: expected a directory with an unfinished run; {directory} has none. "

@@ -43,8 +43,7 @@ def read_model(path: Path, framework: Framework) -> tuple[Any, tuple[str, ...], 
     """Return the hull of one output in a file, the names of its inputs in its order, and that of what it predicts.
 
     Raises:
-        InputError: no file there, not a hull, more than one output, no column names, or float64 where JAX has it
-            switched off.
+        InputError: as `read_hull`; more than one output, no column names.
     """
     model, notes = read_hull(path, framework)
     if model.config.out_dim != 1:

@@ -68,20 +68,16 @@ class Table:
         place = {name: k for k, name in enumerate(self.columns)}
         for k, name in enumerate(names):
             column = place[name]
-            for n, row in enumerate(self.rows):
+            for n, (row, line) in enumerate(zip(self.rows, self.lines, strict=True)):
                 cell = row[column].strip()
                 if cell.lower() in _MISSING:
-                    missing.setdefault(name, []).append(self.lines[n])
-                    continue
-                value = _number(cell)
-                if value is not None and abs(value) <= _LARGEST:
-                    values[n, k] = value
-                    continue
-                where = f"in column {name!r} on line {self.lines[n]}"
-                if value is None:
-                    texts.setdefault(name, f"{shorten([cell])!r} {where}")
+                    missing.setdefault(name, []).append(line)
+                elif (value := _number(cell)) is None:
+                    texts.setdefault(name, f"{shorten([cell])!r} in column {name!r} on line {line}")
+                elif abs(value) > _LARGEST:
+                    unusable.setdefault(name, f"{cell} in column {name!r} on line {line}")
                 else:
-                    unusable.setdefault(name, f"{cell} {where}")
+                    values[n, k] = value
         if texts:
             leave_out = f"Leave it out with {' '.join(f'--drop {_quoted(name)}' for name in texts)}, or write"
             fix = f"{leave_out if may_drop else 'Write'} it as numbers."
