@@ -63,17 +63,10 @@ def validate_routing_length(level: str, routes: Sequence[Any], batch_size: int) 
 
 
 def route_levels(config: CELMoEConfig, routing: LevelRouting | None, rows: int, read: ReadValues) -> dict[str, Any]:
-    """Return the routes of every enabled level as integers: what `RouteFunctions.encode_routes` converts.
+    """Return what `RouteFunctions.encode_routes` converts, of the same arguments.
 
-    Args:
-        config: the hierarchy.
-        routing: level -> sequence of names (or None), or integer array `[rows]`.
-        rows: the number of samples.
-        read: returns the values of an array of the framework, None while it is traced.
-
-    Returns:
-        level -> integers `[rows]`, of numpy, or the array of integers that was given; its values are in range where
-        they can be read.
+    That is level -> integers `[rows]`, of numpy, or the array of integers that was given; its values are in range where
+    they can be read.
     """
     routing = {} if routing is None else routing
     if not isinstance(routing, Mapping):

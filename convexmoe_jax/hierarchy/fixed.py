@@ -51,9 +51,8 @@ class FixedHierarchy(nnx.Module):
         core.check_model("FixedHierarchy", model, HierarchicalCELMoE)
         self.config = model.config
         self.rows, self.plans = core.plan_levels(model.config, routing, read_values)
-        experts = {}
-        for level, plan in zip(self.config.enabled_levels, self.plans, strict=True):
-            experts[level.name] = {name: _copy_expert(model, level, name) for name in plan.experts}
+        plans = zip(self.config.enabled_levels, self.plans, strict=True)
+        experts = {lv.name: {name: _copy_expert(model, lv, name) for name in plan.experts} for lv, plan in plans}
         self.level_modules = nnx.data(experts)
         self.fusion = nnx.data(None if model.fusion is None else nnx.clone(model.fusion))
 
