@@ -18,7 +18,7 @@ from .losses import (
 )
 from .module import Hierarchy
 from .records import CELMoEOutput, ExpertAux, ExpertBatch, ExpertResult, LevelOutput
-from .routes import LevelRouting, RouteFunctions, merge_routing, route_levels, routing_constant, validate_routing_length
+from .routes import LevelRouting, RouteFunctions, merge_routing, routing_constant, validate_routing_length
 from .selection import ExpertContext, Shared, check_inputs, is_array, map_leaves
 from .staging import select_parts
 
@@ -68,7 +68,6 @@ __all__ = [
     "merge_routing",
     "parameters_described_by",
     "plan_levels",
-    "route_levels",
     "routing_constant",
     "select_parts",
     "validate_routing_length",

@@ -124,10 +124,10 @@ class HierarchyLevelConfig:
         owner = "HierarchyLevelConfig"
         _check_name(owner, self.name)
         object.__setattr__(self, "experts", self._experts_by_name())
-        fallback, names = self.fallback_expert, self.expert_names
-        if fallback is not None and fallback not in names:
+        fallback = self.fallback_expert
+        if fallback is not None and fallback not in self.expert_names:
             fix = f"Name one of level {self.name!r}."
-            fail(owner, "fallback_expert", f"one of {list(names)}", repr(fallback), fix)
+            fail(owner, "fallback_expert", f"one of {list(self.experts)}", repr(fallback), fix)
         one_of(owner, "enabled", self.enabled, (True, False))
         if self.hidden_size is not None:
             object.__setattr__(self, "hidden_size", whole_number(owner, "hidden_size", self.hidden_size, 1))
@@ -141,14 +141,11 @@ class HierarchyLevelConfig:
         experts = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
         for expert in experts:
             if not isinstance(expert, ExpertConfig):
-                fix = "Wrap it: ExpertConfig(name)."
-                fail(owner, "experts", "ExpertConfig entries", repr(expert), fix, TypeError)
-        if isinstance(given, Mapping):
-            for key, expert in given.items():
-                if key != expert.name:
-                    got = f"the key {key!r} for ExpertConfig({expert.name!r})"
-                    fix = "Rename the key or the config."
-                    fail(owner, "experts", "keys that are the names of their configs", got, fix)
+                fail(owner, "experts", "ExpertConfig entries", repr(expert), "Wrap it: ExpertConfig(name).", TypeError)
+        for key, expert in given.items() if isinstance(given, Mapping) else ():
+            if key != expert.name:
+                got = f"the key {key!r} for ExpertConfig({expert.name!r})"
+                fail(owner, "experts", "keys that are the names of their configs", got, "Rename the key or the config.")
         _check_distinct(owner, "experts", [expert.name for expert in experts])
         return ExpertTable((expert.name, expert) for expert in experts)
 
@@ -206,15 +203,14 @@ class CELMoEConfig:
         object.__setattr__(self, "levels", levels)
         one_of(owner, "use_learned_fusion", self.use_learned_fusion, (True, False))
         one_of(owner, "stop_gradient_from_input", self.stop_gradient_from_input, (False, True))
-        rate = share(owner, "fusion_dropout", self.fusion_dropout)
-        object.__setattr__(self, "fusion_dropout", rate)
+        object.__setattr__(self, "fusion_dropout", share(owner, "fusion_dropout", self.fusion_dropout))
         one_of(owner, "fusion_type", self.fusion_type, (LEARNED, POSITION_AWARE))
         positions = whole_number(owner, "fusion_max_positions", self.fusion_max_positions, 1)
         object.__setattr__(self, "fusion_max_positions", positions)
         if self.use_learned_fusion and self.fusion_type == POSITION_AWARE:
+            fix = f"Pass fusion_type={LEARNED!r}, or change the level."
             for level in self.enabled_levels:
-                width, fix = self.width_of(level), f"Pass fusion_type={LEARNED!r}, or change the level."
-                if width != self.hidden_size:
+                if (width := self.width_of(level)) != self.hidden_size:
                     rule = f"levels of width hidden_size={self.hidden_size} for {POSITION_AWARE!r}"
                     fail(owner, "fusion_type", rule, f"{width} on level {level.name!r}", fix)
 
@@ -253,8 +249,8 @@ class CELMoEConfig:
             for expert in level["experts"]:
                 _check_read(ExpertConfig, expert)
             experts = [ExpertConfig(**expert) for expert in level["experts"]]
-            levels.append(HierarchyLevelConfig(**{**level, "experts": experts}))
-        return cls(**{**values, "levels": levels})
+            levels.append(HierarchyLevelConfig(**level | {"experts": experts}))
+        return cls(**values | {"levels": levels})
 
 
 def _json_fields(config: Any) -> dict[str, Any]:
@@ -270,13 +266,10 @@ def _check_read(cls: type, values: Any) -> None:
 def _check_name(owner: str, name: Any) -> None:
     rule = "a name that is not empty and has no dot"
     fix = "Dots separate level and expert in the names of losses."
-    if not isinstance(name, str):
-        fail(owner, "name", rule, repr(name), fix, TypeError)
-    if not name or "." in name:
-        fail(owner, "name", rule, repr(name), fix)
+    if not isinstance(name, str) or not name or "." in name:
+        fail(owner, "name", rule, repr(name), fix, ValueError if isinstance(name, str) else TypeError)
 
 
 def _check_distinct(owner: str, argument: str, names: list[str]) -> None:
     if not names or len(set(names)) < len(names):
-        rule = "one entry at least, all of different names"
-        fail(owner, argument, rule, repr(names), "Rename or remove some.")
+        fail(owner, argument, "one entry at least, all of different names", repr(names), "Rename or remove some.")

@@ -1,4 +1,8 @@
-"""Fixed routes: where the rows go, in numbers that are known before any row is."""
+"""Fixed routes: where the rows go, in numbers that are known before any row is.
+
+A level whose rows all go to one expert runs that expert, on batches of any size. A level with a route a row fixes the
+size of the batch: its rows are put in a constant order, and every expert of the plan runs once, on its own.
+"""
 
 from __future__ import annotations
 

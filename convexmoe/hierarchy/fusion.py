@@ -24,8 +24,7 @@ def level_widths(owner: str, hidden_size: int, num_levels: Any) -> tuple[int, ..
 def check_levels(owner: str, hiddens: Sequence[Any], number: int) -> None:
     """Check that a fusion is given the outputs of as many levels as it was built for."""
     if len(hiddens) != number:
-        got, fix = str(len(hiddens)), "Build it with num_levels."
-        fail(owner, "hiddens", f"the outputs of {number} levels", got, fix)
+        fail(owner, "hiddens", f"the outputs of {number} levels", str(len(hiddens)), "Build it with num_levels.")
 
 
 def check_length(hidden: Any, max_positions: int) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, ClassVar
-
-import numpy as np
 
 from .checks import check_fused
 from .config import CELMoEConfig, HierarchyLevelConfig
@@ -17,7 +16,10 @@ class Hierarchy:
     """Levels one after the other, then their fusion; a package says how a level runs."""
 
     config: CELMoEConfig
+    fusion: Any
     _kinds: ClassVar[tuple[Any, ...]]  # of arrays
+    _read_values: ClassVar[Any]  # a `ReadValues`
+    _where: ClassVar[Any]  # of the framework
 
     @property
     def levels(self) -> tuple[HierarchyLevelConfig, ...]:
@@ -44,8 +46,7 @@ class Hierarchy:
         check_fused(fused, rows, self._kinds)
         losses = {name: value for output in levels.values() for name, value in output.losses.items()}
         aux = {name: output.aux for name, output in levels.items()}
-        fused = self._nan_unless(valid, fused)
-        return CELMoEOutput(levels, fused, losses, aux, self._weights_of(losses))
+        return CELMoEOutput(levels, self._nan_unless(valid, fused), losses, aux, self._weights_of(losses))
 
     def _rows_in_range(self, valid: Array | None, routes: Array, num_experts: int) -> Array | None:
         """Return which of the `valid` rows have a route in range; None where that was checked eagerly."""
@@ -68,14 +69,10 @@ class Hierarchy:
 
     def _fuse(self, hiddens: list[Array], given: Any) -> Array:
         """Return the fusion of the levels' outputs."""
-        raise NotImplementedError
+        return hiddens[-1] if self.fusion is None else self.fusion(hiddens)
 
-    @staticmethod
-    def _read_values(routes: Array) -> np.ndarray | None:
-        """Return the values of routes, None while they are traced."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _nan_unless(valid: Array | None, hidden: Array) -> Array:
+    def _nan_unless(self, valid: Array | None, hidden: Array) -> Array:
         """Return `hidden` with NaN in the rows that are not valid."""
-        raise NotImplementedError
+        if valid is None:
+            return hidden
+        return self._where(valid.reshape(-1, *[1] * (hidden.ndim - 1)), hidden, math.nan)

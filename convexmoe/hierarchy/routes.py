@@ -29,8 +29,7 @@ def merge_routing(base: LevelRouting | None, extra: LevelRouting | None) -> dict
     merged: dict[str, Any] = {}
     for argument, part in (("base", base), ("extra", extra)):
         if part is not None and not isinstance(part, Mapping):
-            fix = "Pass {level: names}."
-            fail("merge_routing", argument, MAPPING, type(part).__name__, fix, TypeError)
+            fail("merge_routing", argument, MAPPING, type(part).__name__, "Pass {level: names}.", TypeError)
         merged.update(part or {})
     return merged
 
@@ -57,25 +56,17 @@ def validate_routing_length(level: str, routes: Sequence[Any], batch_size: int) 
     owner, argument = "validate_routing_length", f"routing[{level!r}]"
     rows = whole_number(owner, "batch_size", batch_size, 0)
     if isinstance(routes, str) or not hasattr(routes, "__len__"):
-        fix = "Pass a list, one for each sample."
-        fail(owner, argument, "names or integers", repr(routes), fix, TypeError)
+        fail(owner, argument, "names or integers", repr(routes), "Pass a list, one for each sample.", TypeError)
     if len(routes) != rows:
-        rule, fix = f"one route for each of {rows} samples", "Pass as many as samples."
-        fail(owner, argument, rule, f"{len(routes)} entries", fix)
+        rule = f"one route for each of {rows} samples"
+        fail(owner, argument, rule, f"{len(routes)} entries", "Pass as many as samples.")
 
 
 def route_levels(config: CELMoEConfig, routing: LevelRouting | None, rows: int, read: ReadValues) -> dict[str, Any]:
-    """Return the routes of every enabled level as integers: what `RouteFunctions.encode_routes` converts.
+    """Return what `RouteFunctions.encode_routes` converts, of the same arguments.
 
-    Args:
-        config: the hierarchy.
-        routing: level -> sequence of names (or None), or integer array `[rows]`.
-        rows: the number of samples.
-        read: returns the values of an array of the framework, None while it is traced.
-
-    Returns:
-        level -> integers `[rows]`, of numpy, or the array of integers that was given; its values are in range where
-        they can be read.
+    That is level -> integers `[rows]`, of numpy, or the array of integers that was given; its values are in range where
+    they can be read.
     """
     routing = {} if routing is None else routing
     if not isinstance(routing, Mapping):
@@ -95,12 +86,10 @@ def _route_level(level: HierarchyLevelConfig, routes: Any, rows: int, read: Read
             fail(OWNER, argument, f"one of {list(names)} a sample", "no routes", fix)
         return np.full(rows, names.index(level.default_expert), np.int32)
     if isinstance(routes, str) or not (isinstance(routes, Sequence) or hasattr(routes, "shape")):
-        fix = "Pass a list, one for each sample."
-        fail(OWNER, argument, "names or integers", repr(routes), fix, TypeError)
+        fail(OWNER, argument, "names or integers", repr(routes), "Pass a list, one for each sample.", TypeError)
     if (tuple(routes.shape) if hasattr(routes, "shape") else (len(routes),)) != (rows,):
-        rule, got = f"one route for each of {rows} samples", f"{len(routes)} entries"
-        got = describe(routes) if hasattr(routes, "shape") else got
-        fail(OWNER, argument, rule, got, "Pass as many as samples.")
+        got = describe(routes) if hasattr(routes, "shape") else f"{len(routes)} entries"
+        fail(OWNER, argument, f"one route for each of {rows} samples", got, "Pass as many as samples.")
     if hasattr(routes, "dtype") and not str(routes.dtype).startswith(("<U", "object", "str")):
         return _check_integers(level, argument, routes, read)
     table: dict[Any, int] = {name: index for index, name in enumerate(names)}
@@ -122,15 +111,13 @@ def _report_fault(argument: str, names: tuple[str, ...], routes: Any, has_defaul
             rule, fix = "a route for every sample", "Give the level a fallback_expert."
             fail(OWNER, argument, rule, f"None at sample {row}", fix)
         if route is not None and not (isinstance(route, str) and route in names):
-            got = f"{route!r} at sample {row}"
-            fail(OWNER, argument, f"experts among {list(names)}", got, "Correct the name.")
+            fail(OWNER, argument, f"experts among {list(names)}", f"{route!r} at sample {row}", "Correct the name.")
 
 
 def _check_integers(level: HierarchyLevelConfig, argument: str, routes: Any, read: ReadValues) -> Any:
     """Return integer routes after the checks of their dtype, and of their values where they can be read."""
     if not any(kind in str(routes.dtype) for kind in ("int8", "int16", "int32", "int64")):
-        rule, fix = "names or integers", "Cast them to int32."
-        fail(OWNER, argument, rule, describe(routes), fix, TypeError)
+        fail(OWNER, argument, "names or integers", describe(routes), "Cast them to int32.", TypeError)
     values, count = read(routes), len(level.experts)
     if values is not None and values.size and not (values.min() >= 0 and values.max() < count):
         bad = int(values[(values < 0) | (values >= count)][0])
@@ -190,8 +177,7 @@ class RouteFunctions:
         """Return the routes of batches put one after the other; all must route the same levels."""
         levels = [sorted(part) for part in parts]
         if not parts or any(names != levels[0] for names in levels):
-            rule, fix = "encoded routes of the same levels", "Encode each part first."
-            fail("merged_routes", "parts", rule, repr(levels), fix)
+            fail("merged_routes", "parts", "encoded routes of the same levels", repr(levels), "Encode each part first.")
         return {level: self.join([part[level] for part in parts]) for level in parts[0]}
 
     def routing_summary(self, config: CELMoEConfig, routes: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -59,7 +59,8 @@ def check_inputs(rows: int, context: Any, mask: Any, state: Any, check_kind: Che
             _check_leading("context", leaf, rows, check_kind)
 
     map_leaves(context, check)
-    _check_state(state)
+    if state is not None:
+        _check_state(state)
     if mask is not None:
         _check_leading("mask", mask, rows, check_kind)
 
@@ -78,14 +79,11 @@ def _check_leading(argument: str, value: Any, rows: int, check_kind: CheckKind) 
 
 
 def _check_state(state: Any) -> None:
-    if state is None:
-        return
     if not isinstance(state, Mapping):
         fail(OWNER, "state", "a mapping", describe(state), "Pass {name: value}.", TypeError)
     taken = [name for name in RESERVED if name in state]
     if taken:
-        fix = "Rename it: the hierarchy gives these."
-        fail(OWNER, "state", f"names other than {list(RESERVED)}", repr(taken), fix)
+        fail(OWNER, "state", f"names other than {list(RESERVED)}", repr(taken), "Rename it: the hierarchy gives these.")
     map_leaves(state, _check_state_leaf)
 
 

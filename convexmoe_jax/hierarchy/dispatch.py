@@ -91,14 +91,17 @@ def dispatch(
     leaves = jax.tree.leaves(rows)
     count = leaves[0].shape[0]
     if count == 0:
-        out = jax.eval_shape(jax.vmap(function, (None, None, 0)), expert_slice(params, 0), shared, rows)
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), out)
+        return _zeros(jax.eval_shape(jax.vmap(function, (None, None, 0)), expert_slice(params, 0), shared, rows))
     sizes = block_sizes(count, num_experts, any(leaf.ndim > 2 for leaf in leaves))
     plan = make_plan(routes, num_experts, max(sizes))
     run = static_blocks if any_order else dynamic_blocks
     take = (lambda x: x[plan.take]) if any_order else (lambda x: permute_rows(x, plan.take, plan.back))
     give = (lambda y: y[plan.back]) if any_order else (lambda y: permute_rows(y, plan.back, plan.take))
     return jax.tree.map(give, run(function, sizes, params, shared, jax.tree.map(take, rows), plan.starts))
+
+
+def _zeros(like: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
 
 
 def expert_slice(params: Tree, expert: jax.Array | int) -> Tree:
@@ -154,47 +157,33 @@ def visit(starts: jax.Array, sizes: tuple[int, ...], params: Tree, block: Any, c
     return lax.fori_loop(0, jnp.sum(counts > 0), one_expert, carry)
 
 
-class Partition(NamedTuple):
-    """How a tree is put together from the leaves that have gradients and the others.
-
-    Args:
-        structure: of `jax.tree.flatten`.
-        floating: whether each leaf has gradients.
-    """
-
-    structure: Any
-    floating: tuple[bool, ...]
-
-    def join(self, first: list[jax.Array], second: list[jax.Array]) -> Tree:
-        """Return the tree of the leaves that have gradients and of the others."""
-        one, two = iter(first), iter(second)
-        return jax.tree.unflatten(self.structure, [next(one) if f else next(two) for f in self.floating])
+def _is_floating(leaf: jax.Array) -> bool:
+    """Return whether a leaf has gradients."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _divide(tree: Tree) -> tuple[list[jax.Array], list[jax.Array], Partition]:
-    """Return the leaves of a tree that have gradients, the others, and what puts them together."""
-    leaves, structure = jax.tree.flatten(tree)
-    floating = tuple(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves)
-    first, second = ([leaf for leaf, f in zip(leaves, floating, strict=True) if f is kind] for kind in (True, False))
-    return first, second, Partition(structure, floating)
+def _divide(tree: Tree) -> tuple[Tree, Tree]:
+    """Return a tree of the leaves that have gradients and one of the others, each with None in the other's places."""
+    trained = jax.tree.map(lambda leaf: leaf if _is_floating(leaf) else None, tree)
+    return trained, jax.tree.map(lambda leaf: None if _is_floating(leaf) else leaf, tree)
 
 
-def _join_all(partitions: tuple[Partition, ...], trained: Any, fixed: Any) -> list[Tree]:
-    return [p.join(first, second) for p, first, second in zip(partitions, trained, fixed, strict=True)]
+def join(one: Tree, other: Tree) -> Tree:
+    """Return a tree of the leaves of `one`, and of those of `other` where that has None."""
+    return jax.tree.map(lambda x, y: y if x is None else x, one, other, is_leaf=lambda x: x is None)
 
 
 def dynamic_blocks(
     function: Function, sizes: tuple[int, ...], params: Tree, shared: Tree, rows: Tree, starts: jax.Array
 ) -> Tree:
     """Return the outputs in sorted order, `[B + padding, ...]`, by the loop of `visit`; reverse mode, once."""
-    trained, fixed, partitions = zip(*map(_divide, (params, shared, rows)), strict=True)
-    return _run_blocks(function, sizes, partitions, trained, fixed, starts)
+    return _run_blocks(function, sizes, *_divide((params, shared, rows)), starts)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _run_blocks(function: Function, sizes: Any, partitions: Any, trained: Tree, fixed: Tree, starts: jax.Array) -> Tree:
-    """Return the outputs of all rows, from the leaves of parameters, of what is shared, and of rows."""
-    params, shared, rows = _join_all(partitions, trained, fixed)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run_blocks(function: Function, sizes: tuple[int, ...], trained: Tree, fixed: Tree, starts: jax.Array) -> Tree:
+    """Return the outputs of all rows, from (parameters, what is shared, rows) as `_divide` returns them."""
+    params, shared, rows = join(trained, fixed)
     places = jax.tree.leaves(rows)[0].shape[0]
     run_rows = jax.vmap(function, (None, None, 0))
     first = jax.tree.map(lambda leaf: leaf[:1], rows)
@@ -202,19 +191,18 @@ def _run_blocks(function: Function, sizes: Any, partitions: Any, trained: Tree, 
     y = jax.tree.map(lambda leaf: jnp.zeros((places, *leaf.shape[1:]), leaf.dtype), out)
 
     def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, y: Tree) -> Tree:
-        new = run_rows(weights, shared, block_of(rows, at, size, valid))
-        return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, at, 0), y, new)
+        return _write_at(at, y, run_rows(weights, shared, block_of(rows, at, size, valid)))
 
     return _zero_spill(visit(starts, sizes, params, block, y), starts)
 
 
-def _run_and_save(function: Any, sizes: Any, partitions: Any, *leaves: Any) -> Any:
-    return _run_blocks(function, sizes, partitions, *leaves), leaves
+def _run_and_save(function: Function, sizes: tuple[int, ...], *trees: Any) -> Any:
+    return _run_blocks(function, sizes, *trees), trees
 
 
-def _pull_back(function: Function, sizes: Any, partitions: Any, leaves: Any, y: Tree) -> Any:
+def _pull_back(function: Function, sizes: tuple[int, ...], trees: Any, y: Tree) -> Any:
     """Return the gradients by every leaf: each block is computed again, and sums are in float32 at least."""
-    (params, shared, rows), (params_fixed, shared_fixed, rows_fixed), starts = leaves
+    (params, shared, rows), (params_fixed, shared_fixed, rows_fixed), starts = trees
     cotangents = [leaf for leaf in jax.tree.leaves(y) if leaf.dtype != jax.dtypes.float0]
 
     def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, carry: Tree) -> Tree:
@@ -223,17 +211,16 @@ def _pull_back(function: Function, sizes: Any, partitions: Any, leaves: Any, y: 
         fixed = (expert_slice(params_fixed, expert), shared_fixed, part_fixed)
 
         def outputs(*trained: Any) -> Any:
-            return _divide(jax.vmap(function, (None, None, 0))(*_join_all(partitions, trained, fixed)))[0]
+            return jax.tree.leaves(_divide(jax.vmap(function, (None, None, 0))(*join(trained, fixed)))[0])
 
         keep = jnp.arange(size) < valid
         ct = [lax.dynamic_slice_in_dim(leaf, at, size) for leaf in cotangents]
         ct = [jnp.where(expand(keep, leaf), leaf, 0) for leaf in ct]
         _, pull = jax.vjp(outputs, weights, shared, part)
         new_weights, new_shared, new_rows = pull(ct)
-        by_params = list(map(partial(_add_at, expert), by_params, new_weights))
-        by_shared = [t + new.astype(t.dtype) for t, new in zip(by_shared, new_shared, strict=True)]
-        by_rows = [lax.dynamic_update_slice_in_dim(a, b, at, 0) for a, b in zip(by_rows, new_rows, strict=True)]
-        return by_params, by_shared, by_rows
+        by_params = jax.tree.map(partial(_add_at, expert), by_params, new_weights)
+        by_shared = jax.tree.map(lambda total, new: total + new.astype(total.dtype), by_shared, new_shared)
+        return by_params, by_shared, _write_at(at, by_rows, new_rows)
 
     start = (_wide_zeros(params), _wide_zeros(shared), jax.tree.map(jnp.zeros_like, rows))
     sums = visit(starts, sizes, params, block, start)
@@ -244,15 +231,20 @@ def _pull_back(function: Function, sizes: Any, partitions: Any, leaves: Any, y: 
 _run_blocks.defvjp(_run_and_save, _pull_back)
 
 
+def _write_at(at: jax.Array, total: Tree, new: Tree) -> Tree:
+    """Return `total` with the rows of `new` from `at` on."""
+    return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, at, 0), total, new)
+
+
 def _add_at(expert: jax.Array, total: jax.Array, new: jax.Array) -> jax.Array:
     """Return `total`, `[E, ...]`, with `new` added to one expert's."""
     old = lax.dynamic_index_in_dim(total, expert, 0, keepdims=False)
     return lax.dynamic_update_index_in_dim(total, old + new.astype(total.dtype), expert, 0)
 
 
-def _wide_zeros(leaves: list[jax.Array]) -> list[jax.Array]:
-    """Return zeros to sum gradients of such leaves in."""
-    return [jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
+def _wide_zeros(tree: Tree) -> Tree:
+    """Return zeros to sum the gradients of a tree in."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), tree)
 
 
 def _zero_spill(y: Tree, starts: jax.Array) -> Tree:
@@ -285,9 +277,8 @@ def static_blocks(
     # A block more than the rows need would read a row of another expert.
     run_rows = jax.vmap(function, (None, None, 0))
     like = jax.eval_shape(one_block, jax.ShapeDtypeStruct((), jnp.int32))
-    nothing = partial(jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype))
     y = lax.map(
-        lambda i: lax.cond(i < ends[-1], one_block, lambda _: nothing(like), i), jnp.arange(blocks, dtype=jnp.int32)
+        lambda i: lax.cond(i < ends[-1], one_block, lambda _: _zeros(like), i), jnp.arange(blocks, dtype=jnp.int32)
     )
     place = jnp.arange(places)
     expert = jnp.minimum(jnp.searchsorted(starts[1:], place, side="right"), num_experts - 1)

@@ -1,8 +1,4 @@
-"""A hierarchy with its routes fixed: a function of arrays alone, to be exported and served.
-
-A level whose rows all go to one expert runs that expert, on batches of any size. A level with a route a row fixes the
-size of the batch: its rows are put in a constant order, and every expert of the plan runs once, on its own.
-"""
+"""A hierarchy with its routes fixed: a function of arrays alone, to be exported and served."""
 
 from __future__ import annotations
 
@@ -55,9 +51,8 @@ class FixedHierarchy(nnx.Module):
         core.check_model("FixedHierarchy", model, HierarchicalCELMoE)
         self.config = model.config
         self.rows, self.plans = core.plan_levels(model.config, routing, read_values)
-        experts = {}
-        for level, plan in zip(self.config.enabled_levels, self.plans, strict=True):
-            experts[level.name] = {name: _copy_expert(model, level, name) for name in plan.experts}
+        plans = zip(self.config.enabled_levels, self.plans, strict=True)
+        experts = {lv.name: {name: _copy_expert(model, lv, name) for name in plan.experts} for lv, plan in plans}
         self.level_modules = nnx.data(experts)
         self.fusion = nnx.data(None if model.fusion is None else nnx.clone(model.fusion))
 

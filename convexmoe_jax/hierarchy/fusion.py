@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -98,8 +97,7 @@ class PositionAwareFusion(nnx.Module):
 
 def _gates(widths: Sequence[int], out_dim: int, dtype: Any, rngs: nnx.Rngs) -> dict[str, Any]:
     """Return one weight (width, out_dim) a level, drawn from N(0, 1 / width)."""
-    draw = partial(jax.random.normal, dtype=dtype)
-    weights = [draw(rngs.params(), (width, out_dim)) / width**0.5 for width in widths]
+    weights = [jax.random.normal(rngs.params(), (width, out_dim), dtype) / width**0.5 for width in widths]
     return {str(i): {"weight": nnx.Param(weight)} for i, weight in enumerate(weights)}
 
 

@@ -15,14 +15,13 @@ from flax import nnx
 from convexmoe import hierarchy as core
 from convexmoe.errors import fail, one_of
 
-from .dispatch import dispatch, expand
+from .dispatch import Tree, dispatch, join
 from .fusion import LearnedFusion, PositionAwareFusion
 from .gradient_scale import scale_gradient_of_rows
 from .records import unmark
 from .routes import encode_routes, read_values
-from .selection import join_context, split_inputs
+from .selection import split_inputs
 
-Tree = Any
 ARRAYS = (jax.Array, np.ndarray)
 
 
@@ -59,7 +58,7 @@ class ExpertFunction:
     level: str
 
     def __call__(self, params: Tree, shared: Tree, row: Tree) -> Tree:
-        context = join_context(row["context"], shared["context"])
+        context = join(row["context"], unmark(shared["context"]))
         state = unmark(shared["state"]) | {"level": self.level, "expert": params["index"]}
         key = None if shared["key"] is None else jax.random.fold_in(shared["key"], row["position"])
         batch = core.ExpertBatch(row["hidden"], context, row["mask"], state, key)
@@ -88,6 +87,7 @@ class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
 
     _kinds = ARRAYS
     _read_values = staticmethod(read_values)
+    _where = staticmethod(jnp.where)
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
         if fusion_module is None:
             fusions = (partial(kind, rngs=rngs) for kind in (LearnedFusion, PositionAwareFusion))
             fusion_module = core.build_fusion(config, *fusions)
-        if fusion_module is not None:
+        else:
             core.check_module("fusion_module", fusion_module, nnx.Module, "nnx.Module")
         self.fusion = nnx.data(fusion_module)
 
@@ -143,11 +143,9 @@ class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
         return self._run_levels(hidden, routes, (own, shared, key))
 
     def _fuse(self, hiddens: list[jax.Array], given: Any) -> jax.Array:
-        if self.fusion is None:
-            return hiddens[-1]
         if isinstance(self.fusion, (LearnedFusion, PositionAwareFusion)):
             return self.fusion(hiddens, _key_at(len(hiddens), given[2]))
-        return self.fusion(hiddens)
+        return super()._fuse(hiddens, given)
 
     def _run_level(
         self, index: int, hidden: Any, routes: Any, valid: Any, given: Any
@@ -168,8 +166,7 @@ class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
             weights = self.level_modules[level.name][str(index)]
             params = {"weights": weights, "index": jnp.asarray(group.members, jnp.int32)}
             any_order = self.differentiation == "any"
-            number = len(group.members)
-            new, new_losses, new_aux = dispatch(function, params, shared, rows, inside, number, any_order)
+            new, new_losses, new_aux = dispatch(function, params, shared, rows, inside, len(group.members), any_order)
             core.check_expert_shape(level, hidden.shape, self.config.width_of(level), new)
             total = new if total is None else total + new  # zeros where a row is not of the group
             for member in group.members:
@@ -179,10 +176,6 @@ class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
                     losses[f"{level.name}.{name}.{loss}"] = _mean_over(routes == member, value)
         shown = self._nan_unless(valid, total)
         return total, core.LevelOutput(level.name, shown, all_routes, losses, aux, level.expert_names)
-
-    @staticmethod
-    def _nan_unless(valid: jax.Array | None, hidden: jax.Array) -> jax.Array:
-        return hidden if valid is None else jnp.where(expand(valid, hidden), hidden, jnp.nan)
 
 
 def _key_at(index: int, key: jax.Array | None) -> jax.Array | None:
@@ -212,10 +205,8 @@ def _stack_experts(level: core.HierarchyLevelConfig, factory: Callable[..., Any]
         try:
             hash(key)
         except TypeError as error:
-            got, fix = (
-                f"{type(module).__name__} ({error})",
-                "Keep the numbers or names that it needs, not a dict or list.",
-            )
+            got = f"{type(module).__name__} ({error})"
+            fix = "Keep the numbers or names that it needs, not a dict or list."
             fail(core.OWNER, name, "attributes that can be hashed", got, fix, TypeError)
         by_structure.setdefault(key, []).append((index, state))
     groups = tuple(ExpertGroup(key[0], tuple(i for i, _ in ms)) for key, ms in by_structure.items())

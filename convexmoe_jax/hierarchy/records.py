@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,20 +21,20 @@ class Whole:
 
     value: Any
 
-    def __hash__(self) -> int:
-        try:
-            return hash((type(self.value), self.value))
-        except TypeError:
-            return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Whole) or type(self.value) is not type(other.value):
-            return False
-        if self.value is other.value:
-            return True
+    @property
+    def _key(self) -> Any:
         try:
             hash(self.value)
-            return bool(self.value == other.value)
+        except TypeError:
+            return id(self.value)
+        return type(self.value), self.value
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        try:
+            return isinstance(other, Whole) and self._key == other._key
         except (TypeError, ValueError):
             return False
 
@@ -43,9 +44,10 @@ def is_text(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "OSUMm"
 
 
-def is_number(value: Any) -> bool:
-    """Return whether a value is a number of Python or numpy, which JAX can make an array of."""
-    return isinstance(value, (bool, int, float, complex, np.number, np.bool_))
+def is_traceable(value: Any) -> bool:
+    """Return whether JAX can make an array of a value: a number of Python or numpy, or an array of numbers."""
+    is_number = isinstance(value, (bool, int, float, complex, np.number, np.bool_))
+    return is_number or (core.is_array(value) and not is_text(value))
 
 
 def unmark(tree: Any) -> Any:
@@ -59,10 +61,7 @@ def unmark(tree: Any) -> Any:
 
 def _flatten_batch(batch: core.ExpertBatch) -> Any:
     """Return the children of a batch; what JAX cannot trace in context and state stands as `Whole`."""
-
-    def mark(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: Whole(leaf) if _is_constant(leaf) else leaf, tree)
-
+    mark = partial(jax.tree.map, lambda leaf: Whole(leaf) if _is_constant(leaf) else leaf)
     return (batch.hidden, mark(batch.context), batch.mask, mark(batch.state), batch.key), None
 
 
@@ -75,8 +74,7 @@ def _unflatten_batch(_: None, children: Any) -> core.ExpertBatch:
 def _is_constant(leaf: Any) -> bool:
     """Return whether a leaf is text or another object, which JAX cannot trace."""
     # a plain object stands for a leaf where JAX asks for the structure alone
-    traceable = core.is_array(leaf) or is_number(leaf) or leaf is None or type(leaf) is object
-    return is_text(leaf) or not traceable
+    return not is_traceable(leaf) and type(leaf) is not object
 
 
 jax.tree_util.register_pytree_node(Whole, lambda whole: ((), whole), lambda whole, _: whole)

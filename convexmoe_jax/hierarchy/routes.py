@@ -15,14 +15,6 @@ def read_values(routes: Any) -> np.ndarray | None:
     return None if isinstance(routes, jax.core.Tracer) else np.asarray(routes)
 
 
-def _keep(routes: Any) -> Any:
-    return routes
-
-
-def _join(parts: list[Any]) -> np.ndarray:
-    return np.concatenate([np.asarray(part) for part in parts])
-
-
-_functions = RouteFunctions(read_values, _keep, _join)
+_functions = RouteFunctions(read_values, lambda routes: routes, np.concatenate)
 encode_routes, constant_routes = _functions.encode_routes, _functions.constant_routes
 merged_routes, routing_summary = _functions.merged_routes, _functions.routing_summary

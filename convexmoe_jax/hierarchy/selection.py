@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from convexmoe import hierarchy as core
 from convexmoe.errors import describe, fail
 
-from .records import Whole, is_number, is_text, unmark
+from .records import Whole, is_text, is_traceable
 
 Tree = Any
 
@@ -39,15 +39,6 @@ def split_inputs(
     return {"context": own, "mask": mask}, {"context": shared, "state": _share(dict(state or {}))}
 
 
-def join_context(own: Tree, shared: Tree) -> Any:
-    """Return the context whose parts `split_inputs` returned."""
-
-    def join(own: Any, shared: Any) -> Any:
-        return unmark(shared) if own is None else own
-
-    return jax.tree.map(join, own, shared, is_leaf=lambda leaf: leaf is None)
-
-
 def _open(tree: Any) -> Tree:
     """Return a tree with all mappings as dicts."""
     return core.map_leaves(tree, lambda leaf: leaf)
@@ -55,12 +46,7 @@ def _open(tree: Any) -> Tree:
 
 def _share(tree: Any) -> Tree:
     """Return a tree with its numbers and arrays as arrays of JAX, and everything else as `Whole`."""
-
-    def convert(leaf: Any) -> Any:
-        traceable = is_number(leaf) or (core.is_array(leaf) and not is_text(leaf))
-        return jnp.asarray(leaf) if traceable else Whole(leaf)
-
-    return jax.tree.map(convert, _open(tree))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_traceable(leaf) else Whole(leaf), _open(tree))
 
 
 def _is_shared(value: Any) -> bool:

@@ -13,10 +13,8 @@ import optax
 from convexmoe.errors import fail
 from convexmoe.hierarchy import select_parts
 
-from .dispatch import expand
+from .dispatch import Tree, expand
 from .module import HierarchicalCELMoE
-
-Tree = Any
 
 
 def freeze(

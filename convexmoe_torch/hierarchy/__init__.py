@@ -1,21 +1,5 @@
 """The hierarchy: levels of named experts, routes, fusion, losses."""
 
-from convexmoe.hierarchy import (
-    BridgeLossCallable,
-    CELMoEOutput,
-    ExpertAux,
-    ExpertBatch,
-    ExpertContext,
-    ExpertResult,
-    LevelLossCallable,
-    LevelOutput,
-    LossCallable,
-    LossMap,
-    LossResult,
-    LossTerm,
-    Shared,
-)
-
 from .dropout import sample_dropout
 from .experts import ExpertModule, HullExpert, LinearExpert, MLPExpert
 from .fixed import FixedHierarchy
@@ -26,29 +10,16 @@ from .routes import constant_routes, encode_routes, merged_routes, routing_summa
 from .staging import freeze, unfreeze
 
 __all__ = [
-    "BridgeLossCallable",
     "CELMoELossAPI",
-    "CELMoEOutput",
-    "ExpertAux",
-    "ExpertBatch",
-    "ExpertContext",
     "ExpertModule",
-    "ExpertResult",
     "FixedHierarchy",
     "HierarchicalCELMoE",
     "HullExpert",
     "LearnedFusion",
-    "LevelLossCallable",
-    "LevelOutput",
     "LinearExpert",
     "LossBundle",
-    "LossCallable",
-    "LossMap",
-    "LossResult",
-    "LossTerm",
     "MLPExpert",
     "PositionAwareFusion",
-    "Shared",
     "constant_routes",
     "encode_routes",
     "freeze",

@@ -1,8 +1,4 @@
-"""A hierarchy with its routes fixed: a function of arrays alone, to be exported and served.
-
-A level whose rows all go to one expert runs that expert, on batches of any size. A level with a route a row fixes the
-size of the batch: its rows are put in a constant order, and every expert of the plan runs once, on its own.
-"""
+"""A hierarchy with its routes fixed: a function of arrays alone, to be exported and served."""
 
 from __future__ import annotations
 

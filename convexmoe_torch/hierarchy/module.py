@@ -38,6 +38,7 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
 
     _kinds = ARRAYS
     _read_values = staticmethod(read_values)
+    _where = staticmethod(torch.where)
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
             _add(self.level_modules, level.name, experts)
         if fusion_module is None:
             fusion_module = core.build_fusion(config, LearnedFusion, PositionAwareFusion)
-        if fusion_module is not None:
+        else:
             core.check_module("fusion_module", fusion_module, nn.Module, "nn.Module")
         self.fusion = fusion_module
 
@@ -89,9 +90,6 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
             self.fusion.check_length(hidden)
         return self._run_levels(hidden, routes, core.ExpertBatch(hidden, context, mask, state))
 
-    def _fuse(self, hiddens: list[Tensor], given: core.ExpertBatch) -> Tensor:
-        return hiddens[-1] if self.fusion is None else self.fusion(hiddens)
-
     def _run_level(
         self, index: int, hidden: Tensor, routes: Any, valid: Tensor | None, given: core.ExpertBatch
     ) -> tuple[Tensor, core.LevelOutput]:
@@ -121,18 +119,11 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
         shown = self._nan_unless(valid, total)
         return total, core.LevelOutput(level.name, shown, all_routes, losses, aux, level.expert_names)
 
-    @staticmethod
-    def _nan_unless(valid: Tensor | None, hidden: Tensor) -> Tensor:
-        if valid is None:
-            return hidden
-        return torch.where(valid.reshape(-1, *[1] * (hidden.ndim - 1)), hidden, torch.nan)
-
 
 def _add(modules: nn.ModuleDict, name: str, module: nn.Module) -> None:
     """Add a module under a name, unless PyTorch uses that name itself."""
     if hasattr(modules, name):
-        fix = "Rename it."
-        fail(core.OWNER, "config", "names that nn.ModuleDict has no attribute of", repr(name), fix)
+        fail(core.OWNER, "config", "names that nn.ModuleDict has no attribute of", repr(name), "Rename it.")
     modules[name] = module
 
 

@@ -26,10 +26,6 @@ def _as_tensor(routes: Any) -> torch.Tensor:
     return routes if isinstance(routes, torch.Tensor) else torch.from_numpy(np.array(routes, np.int64))
 
 
-def _join(parts: list[Any]) -> torch.Tensor:
-    return torch.cat([torch.as_tensor(part) for part in parts])
-
-
-_functions = RouteFunctions(read_values, _as_tensor, _join)
+_functions = RouteFunctions(read_values, _as_tensor, lambda parts: torch.cat([torch.as_tensor(p) for p in parts]))
 encode_routes, constant_routes = _functions.encode_routes, _functions.constant_routes
 merged_routes, routing_summary = _functions.merged_routes, _functions.routing_summary

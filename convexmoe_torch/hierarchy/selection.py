@@ -32,11 +32,11 @@ def split_batch(batch: core.ExpertBatch, split: Callable[[Tensor], Iterator[Tens
             return next(leaf.parts)
         return leaf.value if isinstance(leaf, core.Shared) else leaf
 
-    context = core.map_leaves(batch.context, lambda leaf: _Split(split(leaf)) if core.is_array(leaf) else leaf)
-    mask, key = (None if value is None else _Split(split(value)) for value in (batch.mask, batch.key))
+    by_sample = (batch.context, batch.mask, batch.key)
+    by_expert = core.map_leaves(by_sample, lambda leaf: _Split(split(leaf)) if core.is_array(leaf) else leaf)
     for hidden in split(batch.hidden):
-        own_context, own_mask, own_key = (core.map_leaves(part, take_next) for part in (context, mask, key))
-        yield core.ExpertBatch(hidden, own_context, own_mask, batch.state, own_key)
+        context, mask, key = core.map_leaves(by_expert, take_next)
+        yield core.ExpertBatch(hidden, context, mask, batch.state, key)
 
 
 def check_kind(argument: str, value: Any) -> None:

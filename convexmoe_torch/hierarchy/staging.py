@@ -45,12 +45,7 @@ def _parameters(owner: str, model: HierarchicalCELMoE, names: tuple[str, ...]) -
     """Return the parameters of the named parts."""
     experts, fusion = select_parts(owner, model.config, names, model.fusion is not None)
     levels: dict[str, Any] = dict(model.level_modules)
-    modules = [
-        module
-        for level, members in experts.items()
-        for index, module in enumerate(levels[level].values())
-        if index in members
-    ]
-    if fusion and model.fusion is not None:
+    modules = [list(levels[level].values())[index] for level, members in experts.items() for index in sorted(members)]
+    if fusion:
         modules.append(model.fusion)
     return (parameter for module in modules for parameter in module.parameters())
