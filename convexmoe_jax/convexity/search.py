@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convexmoe.convexity import Candidates, Violation, search
+from convexmoe.convexity import Candidates, Violation, chord_gaps, search
 from convexmoe.errors import dtype_name
 
 Function = Callable[[jax.Array], jax.Array]
@@ -85,7 +85,7 @@ class Evaluator:
         size, output = jnp.asarray(candidates.size, self.dtype), jnp.asarray(candidates.output)
 
         def total(segments: Any) -> tuple[jax.Array, jax.Array]:
-            gaps = search.relative_gaps(jnp, self.function, segments, output, size)
+            gaps = chord_gaps(jnp, self.function, segments, output)[1] / size
             return jnp.sum(gaps), gaps
 
         def gaps_and_slopes(segments: Any) -> tuple[jax.Array, Any]:
