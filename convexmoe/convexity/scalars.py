@@ -59,6 +59,10 @@ class Scalar(NamedTuple):
     nonzero: bool = False
 
 
+def _huber_relu(u: Array) -> Array:
+    return (np.clip(u, -1, 1) + 1) ** 2 / 4 + np.maximum(u - 1, 0)
+
+
 SCALARS = {
     "exp": Scalar(EVERYWHERE, None, EVERYWHERE, None, np.exp, (0.0, np.inf), nonzero=True),
     "exp2": Scalar(EVERYWHERE, None, EVERYWHERE, None, np.exp2, (0.0, np.inf), nonzero=True),
@@ -85,18 +89,21 @@ SCALARS = {
     "ceil": Scalar(None, None, EVERYWHERE, None, np.ceil),
     "round": Scalar(None, None, EVERYWHERE),
     # Of models: both are 0 far to the left, and the identity far to the right.
-    "huber_relu": Scalar(
-        EVERYWHERE,
-        None,
-        EVERYWHERE,
-        None,
-        lambda u: (np.clip(u, -1, 1) + 1) ** 2 / 4 + np.maximum(u - 1, 0),
-        (0.0, np.inf),
-    ),
+    "huber_relu": Scalar(EVERYWHERE, None, EVERYWHERE, None, _huber_relu, (0.0, np.inf)),
     "elu": Scalar(EVERYWHERE, None, EVERYWHERE, None, lambda u: np.where(u > 0, u, np.expm1(u)), (-1.0, np.inf)),
     "huber": Scalar(EVERYWHERE, None, ABOVE, BELOW, None, (0.0, np.inf)),
 }
 EXACT = {"sign", "floor", "ceil"}
+ZERO_AT_ZERO = {"expm1", "log1p", "sqrt", "cbrt", "tanh", "atan", "asinh", "sinh", "elu"}
+KEEPS_NONZERO = {*ZERO_AT_ZERO, "erf", "abs", "sign"}
+# Facts of f(v) about logarithms and roots, each with the fact of v from which it follows.
+IMPLIED = {
+    **dict.fromkeys(("exp", "exp2"), ((LOG_CONVEX, CONVEX), (LOG_CONCAVE, CONCAVE))),
+    "logistic": ((LOG_CONCAVE, CONCAVE),),  # the logarithm of the logistic function is concave, and rises
+    "sqrt": ((CONVEX, ROOT_CONVEX), (ROOT_CONVEX | LOG_CONVEX, LOG_CONVEX), (LOG_CONCAVE, LOG_CONCAVE)),
+    "log": ((CONVEX, LOG_CONVEX), (CONCAVE, LOG_CONCAVE)),
+    "log1p": ((CONVEX, LOG_CONVEX),),  # 1 + v is log-convex where v is
+}
 
 
 def inside(value: Value, region: Region) -> Array:
@@ -131,9 +138,11 @@ def apply(name: str, value: Value) -> Value:
     real = value.has(REAL) & (value.lower >= low) & (value.upper <= high)
     if not scalar.closed:
         real &= (value.lower > low) | (value.positive if low == 0.0 else False)
-    facts |= facts_where((REAL, real), (NONZERO, real & np.asarray(scalar.nonzero)))
+    nonzero = (real & np.asarray(scalar.nonzero)) | (value.has(NONZERO) & (name in KEEPS_NONZERO))
+    facts |= facts_where((REAL, real), (NONZERO, nonzero))
+    for fact, given in IMPLIED.get(name, ()):
+        facts |= facts_where((fact, value.has(given)))
     lower, upper = _bounds(name, scalar, value)
-    facts |= _further(name, value)
     if name == "abs":  # of one sign: the value itself, or its negative, with all their facts
         facts |= np.where(value.nonnegative, value.facts, 0) | np.where(value.nonpositive, negate_facts(value.facts), 0)
     return settle(lower, upper, facts)
@@ -159,30 +168,6 @@ def _bounds(name: str, scalar: Scalar, value: Value) -> tuple[Array, Array]:
         lower = np.where(value.nonnegative, np.maximum(lower, 0.0), lower)
         upper = np.where(value.nonpositive, np.minimum(upper, 0.0), upper)
     return np.maximum(lower, low), np.minimum(upper, high)
-
-
-ZERO_AT_ZERO = {"expm1", "log1p", "sqrt", "cbrt", "tanh", "atan", "asinh", "sinh", "elu"}
-KEEPS_NONZERO = {*ZERO_AT_ZERO, "erf", "abs", "sign"}
-
-
-def _further(name: str, value: Value) -> Array:
-    """Return the facts about zeros, logarithms and roots."""
-    if name in ("exp", "exp2"):
-        return facts_where((LOG_CONVEX, value.has(CONVEX)), (LOG_CONCAVE, value.has(CONCAVE)))
-    if name == "logistic":  # the logarithm of the logistic function is concave, and rises
-        return facts_where((LOG_CONCAVE, value.has(CONCAVE)))
-    nonzero = facts_where((NONZERO, value.has(NONZERO) & (name in KEEPS_NONZERO)))
-    if name == "sqrt":
-        return nonzero | facts_where(
-            (CONVEX, value.has(ROOT_CONVEX)),
-            (ROOT_CONVEX | LOG_CONVEX, value.has(LOG_CONVEX)),
-            (LOG_CONCAVE, value.has(LOG_CONCAVE)),
-        )
-    if name == "log":
-        return nonzero | facts_where((CONVEX, value.has(LOG_CONVEX)), (CONCAVE, value.has(LOG_CONCAVE)))
-    if name == "log1p":  # 1 + v is log-convex where v is
-        return nonzero | facts_where((CONVEX, value.has(LOG_CONVEX)))
-    return nonzero
 
 
 def power(value: Value, exponent: float) -> Value:

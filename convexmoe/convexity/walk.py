@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -192,12 +193,10 @@ class Walk:
 
 def array_value(array: np.ndarray) -> Value:
     """Return the value of a known array; of an array that holds no real numbers nothing is known."""
-    if array.dtype.kind not in "fiub" and array.dtype.kind != "V":
-        return nothing(array.shape)
-    try:
-        return literal(array)
-    except (TypeError, ValueError):
-        return nothing(array.shape)
+    if array.dtype.kind in "fiubV":
+        with suppress(TypeError, ValueError):
+            return literal(array)
+    return nothing(array.shape)
 
 
 def compact(value: Value) -> Value:

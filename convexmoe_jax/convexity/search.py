@@ -84,13 +84,9 @@ class Evaluator:
         box = [jnp.asarray(part, self.dtype) for part in (middle, reach)]
         size, output = jnp.asarray(candidates.size, self.dtype), jnp.asarray(candidates.output)
 
-        def total(segments: Any) -> tuple[jax.Array, jax.Array]:
-            gaps = chord_gaps(jnp, self.function, segments, output)[1] / size
-            return jnp.sum(gaps), gaps
-
         def gaps_and_slopes(segments: Any) -> tuple[jax.Array, Any]:
-            (_, gaps), slopes = jax.value_and_grad(total, has_aux=True)(segments)
-            return gaps, slopes
+            gaps, pull_back = jax.vjp(lambda at: chord_gaps(jnp, self.function, at, output)[1] / size, segments)
+            return gaps, pull_back(jnp.ones_like(gaps))[0]
 
         def follow(segments: Any) -> Any:
             def step(now: Any, _: None) -> tuple[Any, None]:

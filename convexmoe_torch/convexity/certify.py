@@ -105,16 +105,13 @@ class TorchProblem(Problem):
             outputs = [part for part in pytree.tree_leaves(self.call(leaves, arguments)) if part is not None]
             return torch.cat([torch.as_tensor(part, device=row.device).reshape(-1).to(row.dtype) for part in outputs])
 
-        def each(rows: Tensor) -> Tensor:
-            return torch.stack([one(row) for row in rows])
-
         dtype = reduce(torch.promote_types, [x.dtype for x in moving])
         points = torch.as_tensor(corners).to(moving[0].device, dtype)
         try:
             with torch.no_grad():
                 vmap(one)(points)
         except (RuntimeError, ValueError, TypeError, NotImplementedError):
-            return Evaluator(each, points, ONE_BY_ONE)
+            return Evaluator(lambda rows: torch.stack([one(row) for row in rows]), points, ONE_BY_ONE)
         return Evaluator(vmap(one), points)
 
 
