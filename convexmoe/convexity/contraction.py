@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .calculus import linear, multiply_elements, sum_over
+from .calculus import Bilinear, linear, multiply_elements, sum_over
 from .facts import Array, Value, nothing
 
 # Products of elements; above, one factor must be constant, and bounds are signs only.
@@ -48,6 +48,11 @@ def contract(left: Value, right: Value, axes: Axes, same: bool = False) -> Value
         """The same contraction of two arrays of numbers: `first` goes with `left`."""
         return np.matmul(first.reshape(-1)[left_BMK], second.reshape(-1)[right_BNK].swapaxes(1, 2))
 
+    return bilinear(left, right, product, shape)
+
+
+def bilinear(left: Value, right: Value, product: Bilinear, shape: tuple[int, ...]) -> Value:
+    """Return `product(left, right)`, of which one factor is constant, in a shape; nothing is known of others."""
     if left.constant.all():
         return linear(left, right, product).reshape(*shape)
     if right.constant.all():

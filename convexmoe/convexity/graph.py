@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,12 +102,12 @@ class Graph:
         is_constant = value in self.makers and self.makers[value].name == CONSTANT_OPERATION
         return self.makers[value].params["array"] if is_constant else None
 
-    def before(self, value: int, stops: frozenset[int] = frozenset()) -> set[int]:
-        """Return the values from which `value` is computed, itself included, not looking behind `stops`."""
+    def before(self, value: int, stops: Callable[[int], bool] = lambda value: False) -> set[int]:
+        """Return the values from which `value` is computed, itself included, not looking behind one that stops."""
         values, open_values = {value}, [value]
         while open_values:
             current = open_values.pop()
-            if current not in stops and current in self.makers:
+            if current in self.makers and not stops(current):
                 new = set(self.makers[current].inputs) - values
                 values |= new
                 open_values.extend(new)

@@ -33,10 +33,6 @@ def _place_of_extreme(walk: Walk, operation: Operation, inputs: Inputs) -> Input
     return [places_along(inputs[0], axis, of_all=False).map(lambda part: np.squeeze(part, axis))]
 
 
-def _place_of_running_extreme(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    return [places_along(inputs[0], operation.params["axis"], of_all=False)]
-
-
 def running(step: Callable[[Value, Value], Value], walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     """Return sums, maxima and so on from the first element along an axis to each."""
     [value], axis = inputs, operation.params["axis"]
@@ -79,5 +75,7 @@ ORDER_RULES: dict[str, Rule] = {
     "cummin": Rule("minimum", partial(running, calculus.minimum)),
     "cumprod": Rule("product", partial(running, calculus.multiply)),
 }
-PLACE_OF_RUNNING_EXTREME = Rule("comparison", _place_of_running_extreme)
+PLACE_OF_RUNNING_EXTREME = Rule(
+    "comparison", lambda _, operation, inputs: [places_along(inputs[0], operation.params["axis"], of_all=False)]
+)
 RUNNING_LOG_SUM_EXP = Rule("log_sum_exp", partial(running, log_add))

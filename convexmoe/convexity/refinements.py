@@ -112,24 +112,17 @@ class Refinements:
 
     def _find_sorted(self, walk: Walk, number: int) -> tuple[int, Operation, int, bool] | None:
         """Return the one sorted value through which a value depends on the chosen input, if there is one."""
-        result: tuple[int, Operation, int, bool] | None = None
-        open_values, seen = [number], {number}
-        while open_values:
-            current = open_values.pop()
-            maker = walk.graph.makers.get(current)
-            if walk.values[current].constant.all() and current != number:
-                continue
-            if maker is None:
-                return None
-            order = self.sorts(maker)
-            if order is not None and maker.outputs[0] == current:
-                if result is not None:
-                    return None
-                result = (current, maker, *order)
-                continue
-            open_values += set(maker.inputs) - seen
-            seen |= set(maker.inputs)
-        return result
+        graph = walk.graph
+        orders = {made.outputs[0]: (made, *order) for made in graph.operations if (order := self.sorts(made))}
+
+        def is_fixed(k: int) -> bool:
+            return k != number and bool(walk.values[k].constant.all())
+
+        moving = [k for k in graph.before(number, lambda k: k in orders or is_fixed(k)) if not is_fixed(k)]
+        sources = [k for k in moving if k in orders]
+        if len(sources) != 1 or any(k not in graph.makers for k in moving):
+            return None
+        return sources[0], *orders[sources[0]]
 
 
 def _claim(law: str, value: Value, convex: Array, concave: Array) -> tuple[str, Value] | None:
@@ -144,7 +137,7 @@ def evaluate_again(walk: Walk, number: int, given: dict[int, Value]) -> Value:
     """Return what is known of a value where some values are given anew, and others follow from them."""
     part = Walk(walk.graph, walk.rules, walk.atoms)
     part.values = {key: value for key, value in walk.values.items() if value.constant.all()} | given
-    needed = walk.graph.before(number, frozenset(part.values))
+    needed = walk.graph.before(number, part.values.__contains__)
     for operation in walk.graph.operations:
         if any(output in needed and output not in part.values for output in operation.outputs):
             part.step(operation)

@@ -116,16 +116,6 @@ def _is_finite(value: Value) -> Value:
     return facts.settle(real * 1.0, np.ones(real.shape), facts.facts_where((facts.REAL, real)))
 
 
-def convolve(graph: Graph, operation: Operation, inputs: Inputs, product: calculus.Bilinear) -> Inputs:
-    """Return what is known of `product(value, kernel)`, a convolution, of which one factor is constant."""
-    value, kernel = inputs
-    if kernel.constant.all():
-        return [calculus.linear(kernel, value, lambda first, second: product(second, first))]
-    if value.constant.all():
-        return [calculus.linear(value, kernel, product)]
-    return [facts.nothing(graph.shapes[operation.outputs[0]])]
-
-
 def branch(walk: Walk, which: Value, graphs: Mapping[int, Graph], inputs: Inputs) -> Inputs:
     """Return what is known of the outputs of the program `graphs[which]`."""
     if which.known.all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -152,6 +153,5 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
     return JaxProblem(call, leaves, names, arguments, chosen, isinstance(function, NonConvexHull))
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    """Return the name of a leaf; Flax keeps a parameter under "value"."""
-    return problem.leaf_name(path, leave_out=("value",))
+# The name of a leaf; Flax keeps a parameter under "value".
+_name = partial(problem.leaf_name, leave_out=("value",))

@@ -65,10 +65,10 @@ def _dot_general(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 def _convolve(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     params = dict(operation.params) | {"precision": None, "preferred_element_type": None}
 
-    def product(left: Array, right: Array) -> Array:
-        return np.asarray(lax.conv_general_dilated(jnp.asarray(left), jnp.asarray(right), **params))
+    def product(kernel: Array, value: Array) -> Array:
+        return np.asarray(lax.conv_general_dilated(jnp.asarray(value), jnp.asarray(kernel), **params))
 
-    return rules.convolve(walk.graph, operation, inputs, product)
+    return [contraction.bilinear(inputs[1], inputs[0], product, walk.graph.shapes[operation.outputs[0]])]
 
 
 def sorts(operation: Operation) -> tuple[int, bool] | None:

@@ -42,11 +42,11 @@ def _dot(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 
 
 def _convolve(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    def product(left: Array, right: Array) -> Array:
-        one, two = (torch.from_numpy(np.ascontiguousarray(part)) for part in (left, right))
+    def product(kernel: Array, value: Array) -> Array:
+        one, two = (torch.from_numpy(np.ascontiguousarray(part)) for part in (value, kernel))
         return torch.ops.aten.convolution(one, two, None, **operation.params).numpy()
 
-    return rules.convolve(walk.graph, operation, inputs, product)
+    return [contraction.bilinear(inputs[1], inputs[0], product, walk.graph.shapes[operation.outputs[0]])]
 
 
 def _softplus(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:

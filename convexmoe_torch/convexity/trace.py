@@ -179,8 +179,8 @@ def lower_call(
     Raises:
         Declined: it has no lowering, and others if the lowering does not know this form of it.
     """
-    lowering = LOWERINGS.get(getattr(target, "_opname", "")) if _is_pure(target) else None
-    if lowering is None:
+    lowering = LOWERINGS.get(getattr(target, "_opname", ""))
+    if lowering is None or target.namespace != "aten" or target._schema.is_mutable:
         raise Declined(f"{target}")
     arguments = {argument.name: argument.default_value for argument in target._schema.arguments}
     arguments |= dict(zip(arguments, args, strict=False)) | kwargs
@@ -190,11 +190,6 @@ def lower_call(
         if graph.shapes[number] != shape or not (is_constant or graph.dtypes[number] == dtype):
             raise Declined("another shape")
     return numbers
-
-
-def _is_pure(target: Any) -> bool:
-    """Return whether an operator is one of ATen that changes nothing in place."""
-    return getattr(target, "namespace", "") == "aten" and not target._schema.is_mutable
 
 
 def source_of(node: Any) -> str:
@@ -221,10 +216,14 @@ class Writer:
         """Write all; return the numbers of the outputs, or of the `last` of them, None for an output that is None."""
         results: list[int | None] = []
         for node in self.module.graph.nodes:
-            if node.op == "placeholder":
-                self._placeholder(node)
+            if node.op == "placeholder" and node.name in self.known:
+                self.numbers[node] = self.known[node.name]
+            elif node.op == "placeholder":
+                self.numbers[node] = self.graph.value(*kind_of(node.meta.get("val")))
+                self.graph.inputs.append(self.numbers[node])
             elif node.op == "get_attr":
-                self._attribute(node)
+                value = operator.attrgetter(node.target)(self.module)
+                self.numbers[node] = self.graph.constant(array_of(value)) if isinstance(value, Tensor) else value
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
@@ -235,13 +234,6 @@ class Writer:
         self.graph.seen.clear()
         return results
 
-    def _placeholder(self, node: Any) -> None:
-        number = self.known.get(node.name)
-        if number is None:
-            number = self.graph.value(*kind_of(node.meta.get("val")))
-            self.graph.inputs.append(number)
-        self.numbers[node] = number
-
     def _output(self, given: Any) -> int | None:
         if given is None:
             return None
@@ -250,10 +242,6 @@ class Writer:
         if not isinstance(given, torch.fx.Node):
             raise NotTraced(f"the function returns {given!r}, which is no number")
         return self.numbers[given]
-
-    def _attribute(self, node: Any) -> None:
-        value = operator.attrgetter(node.target)(self.module)
-        self.numbers[node] = self.graph.constant(array_of(value)) if isinstance(value, Tensor) else value
 
     def _call(self, node: Any) -> None:
         if node.target is operator.getitem:
@@ -289,7 +277,7 @@ class Writer:
                 raise Declined(name) from error
         if getattr(getattr(target, "_schema", None), "is_mutable", False):
             raise NotTraced(f"torch.export leaves {name}, which changes a tensor in place, in the program")
-        given = [self.numbers[node] for node in node.all_input_nodes]
+        given = [self.numbers[taken] for taken in node.all_input_nodes]
         inputs = tuple(number for number in given if isinstance(number, int))
         params = {"target": str(target), "arguments": str((node.args, node.kwargs))}
         # Under this name no rule knows it: other libraries have an `exp` too, and `div` has forms that are no quotient.
