@@ -20,6 +20,7 @@ makes every way of writing a Euclidean norm one rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -190,6 +191,14 @@ def nothing(shape: tuple[int, ...]) -> Value:
     """Return a value of which nothing is known."""
     low, high = (np.broadcast_to(bound, shape) for bound in (-np.inf, np.inf))
     return Value(low, high, np.zeros(shape, np.uint16))
+
+
+def array_value(array: Array) -> Value:
+    """Return the value of a known array; of an array that holds no real numbers nothing is known."""
+    if array.dtype.kind in "fiubV":
+        with suppress(TypeError, ValueError):
+            return literal(array)
+    return nothing(array.shape)
 
 
 def uniform(shape: tuple[int, ...], facts: int, lower: float = -np.inf, upper: float = np.inf) -> Value:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .calculus import LAWS
-from .facts import CONSTANT, REAL, Value, curvature_word, literal, nothing, settle
+from .facts import CONSTANT, REAL, Value, array_value, curvature_word, nothing, settle
 from .graph import CONSTANT_OPERATION, Graph, Operation
 
 Inputs = list[Value]
@@ -189,14 +188,6 @@ class Walk:
             except Exception as error:  # a fault of a rule must not become a proof
                 note = f"the rule for {operation.name!r} failed: {type(error).__name__}: {error}"
         return [nothing(shape) for shape, _ in kinds], law, note
-
-
-def array_value(array: np.ndarray) -> Value:
-    """Return the value of a known array; of an array that holds no real numbers nothing is known."""
-    if array.dtype.kind in "fiubV":
-        with suppress(TypeError, ValueError):
-            return literal(array)
-    return nothing(array.shape)
 
 
 def compact(value: Value) -> Value:

@@ -11,19 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convexmoe.convexity import (
-    SEGMENTS,
-    Certificate,
-    Engine,
-    Graph,
-    NotTraced,
-    Problem,
-    Value,
-    certify_problem,
-    facts,
-    problem,
-    walk,
-)
+from convexmoe.convexity import SEGMENTS, Certificate, Engine, Graph, Problem, Value, certify_problem, facts, problem
 
 from ..hierarchy.experts import ExpertBatch, ExpertModule
 from ..hull.legacy import NonConvexHull
@@ -96,15 +84,15 @@ class JaxProblem(Problem):
         try:
             closed, tree = jax.make_jaxpr(self.call, return_shape=True)(self.leaves, self.arguments)
         except BY_VALUE as error:
-            raise NotTraced(f"{problem.BY_VALUE}: {str(error).splitlines()[0]}") from error
+            raise problem.NotTraced(f"{problem.BY_VALUE}: {str(error).splitlines()[0]}") from error
         except jax.errors.TracerArrayConversionError as error:
-            raise NotTraced(f"the function takes its input out of JAX: {str(error).splitlines()[0]}") from error
+            raise problem.NotTraced(f"the function takes its input out of JAX: {str(error).splitlines()[0]}") from error
         return graph_of(closed), [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
     def leaf_value(self, leaf: Any) -> Value:
         """Return what is known of a leaf; nothing of what is no number, such as a key."""
         is_key = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-        return facts.nothing(leaf.shape) if is_key else walk.array_value(np.asarray(leaf))
+        return facts.nothing(leaf.shape) if is_key else facts.array_value(np.asarray(leaf))
 
     def center(self) -> np.ndarray | None:
         """Return the chosen arguments as one row, None where arrays have a shape alone."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
-from convexmoe.convexity import SEGMENTS, Certificate, Engine, Graph, Problem, Value, certify_problem, problem, walk
+from convexmoe.convexity import SEGMENTS, Certificate, Engine, Graph, Problem, Value, certify_problem, facts, problem
 
 from ..hierarchy.experts import ExpertBatch, ExpertModule
 from ..hull.legacy import NonConvexHull
@@ -86,7 +86,7 @@ class TorchProblem(Problem):
         return graph, [problem.leaf_name(path) for path, number in paths if number is not None]
 
     def leaf_value(self, leaf: Any) -> Value:
-        return walk.array_value(array_of(leaf))
+        return facts.array_value(array_of(leaf))
 
     def center(self) -> np.ndarray | None:
         return np.concatenate([in_numpy(self.arguments[k]).reshape(-1) for k in self.chosen])
