@@ -11,7 +11,7 @@ from .certify import SEGMENTS, certify_problem
 from .facts import Array, Value
 from .graph import Graph, Operation
 from .problem import Engine, NotTraced, Problem
-from .segments import Candidates, Violation
+from .segments import Candidates, Violation, chord_gaps
 from .walk import Inputs, Rule, Walk
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "atoms",
     "calculus",
     "certify_problem",
+    "chord_gaps",
     "contraction",
     "facts",
     "moves",

@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -27,24 +27,6 @@ Apply = Callable[[list[Value]], Value]
 Function = Callable[..., Any]
 
 
-class Reference(NamedTuple):
-    """A function to compare with, at given shapes.
-
-    Args:
-        name: of the atom.
-        law: the name of its sentence.
-        function: to be traced.
-        kinds: shapes and dtypes of its arguments.
-        apply: what is known of it, from what is known of its arguments.
-    """
-
-    name: str
-    law: str
-    function: Function
-    kinds: tuple[Kind, ...]
-    apply: Apply
-
-
 @dataclass(frozen=True)
 class Forms:
     """The atoms as one package writes them.
@@ -56,8 +38,7 @@ class Forms:
         log_add: log(exp(a) + exp(b)).
         log_sum_exp: (axes, shape of the input, shape of the output) -> ways of writing log-sum-exp.
         log_softmax: axes -> ways of writing log-softmax.
-        smooth_maximum: T log mean exp(g / T) over the last axis but one, of g and T.
-        with_temperature: T -> the same of g alone, T a literal of the program.
+        smooth_maximum: T log mean exp(g / T) over the last axis but one, of g and T, a value or a literal.
     """
 
     trace: Callable[[Function, tuple[Kind, ...]], Graph]
@@ -67,16 +48,15 @@ class Forms:
     log_sum_exp: Callable[[tuple[int, ...], tuple[int, ...], tuple[int, ...]], Iterable[Function]]
     log_softmax: Callable[[tuple[int, ...]], Iterable[Function]]
     smooth_maximum: Function
-    with_temperature: Callable[[float], Function]
 
 
-Family = Callable[[Forms, Graph, int], Iterable[Reference]]
+Family = Callable[[Forms, Graph, int], Iterable[Atom]]
 
 
 def recognize_atoms(
     forms: Forms, families: Mapping[str, tuple[Family, ...]], graph: Graph, operation: Operation, number: int
-) -> Iterator[Atom]:
-    """Yield the atoms that compute a value.
+) -> Iterator[tuple[Atom, list[int]]]:
+    """Yield the atoms that compute a value, each with the values it is applied to.
 
     Args:
         forms: the atoms as a package writes them.
@@ -88,10 +68,10 @@ def recognize_atoms(
     if not graph.dtypes[number].startswith(("float", "bfloat")):
         return
     for family in families.get(operation.name, ()):
-        for reference in family(forms, graph, number):
-            arguments = match(forms.trace(reference.function, reference.kinds), graph, number)
+        for atom in family(forms, graph, number):
+            arguments = match(forms.trace(atom.function, atom.kinds), graph, number)
             if arguments is not None:
-                yield Atom(reference.name, reference.law, tuple(arguments), reference.apply)
+                yield atom, arguments
 
 
 # What is known of atoms, from what is known of their arguments.
@@ -120,14 +100,14 @@ def as_leaky_relu(values: list[Value]) -> Value:
 # Families of references; where those over axes sum is read off the reduction in the program.
 
 
-def elementwise_atoms(forms: Forms, graph: Graph, number: int) -> Iterable[Reference]:
+def elementwise_atoms(forms: Forms, graph: Graph, number: int) -> Iterable[Atom]:
     """Yield the functions of one array, and of two."""
     kind = graph.shapes[number], graph.dtypes[number]
     for name, law, function, apply in forms.elementwise:
-        yield Reference(name, law, function, (kind,), apply)
+        yield Atom(name, law, function, (kind,), apply)
     scalar = (), graph.dtypes[number]
     for kinds in dict.fromkeys([(kind, kind), (kind, scalar), (scalar, kind)]):
-        yield Reference("logaddexp", "log_sum_exp", forms.log_add, kinds, lambda values: order.log_add(*values))
+        yield Atom("logaddexp", "log_sum_exp", forms.log_add, kinds, lambda values: order.log_add(*values))
 
 
 def _sums_behind(forms: Forms, graph: Graph, number: int) -> list[Operation]:
@@ -141,38 +121,41 @@ def _sums_behind(forms: Forms, graph: Graph, number: int) -> list[Operation]:
     return list(sums.values())
 
 
-def log_sum_exps(forms: Forms, graph: Graph, number: int) -> Iterable[Reference]:
+def _over(function: Callable[[Value, tuple[int, ...]], Value], axes: tuple[int, ...], shape: tuple[int, ...]) -> Apply:
+    """Return what is known of a function over axes."""
+    return lambda values: function(values[0], axes).reshape(*shape)
+
+
+def log_sum_exps(forms: Forms, graph: Graph, number: int) -> Iterable[Atom]:
     """Yield log-sum-exp over the axes of the sums in the program."""
     shape, dtype = graph.shapes[number], graph.dtypes[number]
     for reduction in _sums_behind(forms, graph, number):
         axes, given = tuple(reduction.params["axes"]), graph.shapes[reduction.inputs[0]]
         with_axes = tuple(1 if axis in axes else size for axis, size in enumerate(given))
         without = tuple(size for axis, size in enumerate(given) if axis not in axes)
-        if shape not in (with_axes, without):
-            continue
-
-        def apply(values: list[Value], axes: tuple[int, ...] = axes) -> Value:
-            return calculus.log_sum_exp(values[0], axes).reshape(*shape)
-
-        for form in forms.log_sum_exp(axes, given, shape):
-            yield Reference("logsumexp", "log_sum_exp", form, ((given, dtype),), apply)
+        if shape in (with_axes, without):
+            apply = _over(calculus.log_sum_exp, axes, shape)
+            for form in forms.log_sum_exp(axes, given, shape):
+                yield Atom("logsumexp", "log_sum_exp", form, ((given, dtype),), apply)
 
 
-def log_softmaxes(forms: Forms, graph: Graph, number: int) -> Iterable[Reference]:
+def log_softmaxes(forms: Forms, graph: Graph, number: int) -> Iterable[Atom]:
     """Yield log-softmax over the axes of the sums in the program."""
-    kind = graph.shapes[number], graph.dtypes[number]
+    name, kind = "log_softmax", (graph.shapes[number], graph.dtypes[number])
     for reduction in _sums_behind(forms, graph, number):
         axes = tuple(reduction.params["axes"])
         if graph.shapes[reduction.inputs[0]] == kind[0]:
-
-            def apply(values: list[Value], axes: tuple[int, ...] = axes) -> Value:
-                return calculus.log_softmax(values[0], axes)
-
             for form in forms.log_softmax(axes):
-                yield Reference("log_softmax", "log_softmax", form, (kind,), apply)
+                yield Atom(name, name, form, (kind,), _over(calculus.log_softmax, axes, kind[0]))
 
 
-def smooth_maxima(forms: Forms, graph: Graph, number: int) -> Iterable[Reference]:
+@lru_cache(maxsize=256)
+def _with_temperature(smooth_maximum: Function, temperature: float) -> Function:
+    """Return the smooth maximum at a literal temperature; the same function again, so that it is traced once."""
+    return lambda g: smooth_maximum(g, temperature)
+
+
+def smooth_maxima(forms: Forms, graph: Graph, number: int) -> Iterable[Atom]:
     """Yield the fusion of a hull: its temperature is a value of the program, or a literal by which it divides."""
     name, dtype = "smooth_maximum", graph.dtypes[number]
     wide = "float64" if dtype == "float64" else "float32"  # in which it is computed
@@ -181,26 +164,23 @@ def smooth_maxima(forms: Forms, graph: Graph, number: int) -> Iterable[Reference
         if len(shape) < 2 or axes != (len(shape) - 2,):
             continue
 
-        def with_learned(values: list[Value], axis: int = axes[0]) -> Value:
-            return calculus.smooth_maximum(values[0], values[1], axis)
-
-        def with_literal(values: list[Value], axis: int = axes[0], temperature: float = 1.0) -> Value:
-            return calculus.smooth_maximum(values[0], literal(temperature), axis)
+        def apply(values: list[Value], axis: int = axes[0], temperature: float | None = None) -> Value:
+            T = values[1] if temperature is None else literal(temperature)
+            return calculus.smooth_maximum(values[0], T, axis)
 
         for kind in itertools.product(((), (shape[-1],)), dict.fromkeys((dtype, wide))):
-            yield Reference(name, name, forms.smooth_maximum, ((shape, dtype), kind), with_learned)
-        for number_given in _divisors(graph, reduction):
-            apply = partial(with_literal, temperature=number_given)
-            yield Reference(name, name, forms.with_temperature(number_given), ((shape, dtype),), apply)
+            yield Atom(name, name, forms.smooth_maximum, ((shape, dtype), kind), apply)
+        for T in _divisors(graph, reduction):
+            form = _with_temperature(forms.smooth_maximum, T)
+            yield Atom(name, name, form, ((shape, dtype),), partial(apply, temperature=T))
 
 
 def _divisors(graph: Graph, reduction: Operation) -> list[float]:
     """Return the literals by which values are divided just before a reduction."""
     divisors = []
     for value in graph.before(reduction.inputs[0]):
-        maker = graph.makers.get(value)
-        if maker is not None and maker.name == "div":
-            array = graph.array(maker.inputs[1])
+        if value in graph.makers and graph.makers[value].name == "div":
+            array = graph.array(graph.makers[value].inputs[1])
             if array is not None and array.shape == () and array.dtype.kind == "f":
                 divisors.append(float(array))
     return list(dict.fromkeys(divisors))[:4]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
 
@@ -126,8 +125,7 @@ def divide(a: Value, b: Value) -> Value:
 
 def maximum(a: Value, b: Value) -> Value:
     """Return max(a, b); an argument that is nowhere above the other is ignored, and so is -inf."""
-    shape = np.broadcast_shapes(a.shape, b.shape)
-    a, b = a.broadcast(shape), b.broadcast(shape)
+    a, b = (value.broadcast(np.broadcast_shapes(a.shape, b.shape)) for value in (a, b))
     facts = a.facts & b.facts & np.uint16(REAL | CONVEX | RISING | FALLING | LOG_CONVEX | ROOT_CONVEX)
     facts = facts | facts_where((NONZERO, a.positive | b.positive | (a.negative & b.negative)))
     largest = settle(np.maximum(a.lower, b.lower), np.maximum(a.upper, b.upper), facts)
@@ -150,12 +148,8 @@ def minimum(a: Value, b: Value) -> Value:
 
 def _negate_extended(value: Value) -> Value:
     """Return -v, also of constants that are infinite."""
-    infinite = np.isinf(value.lower) & (value.lower == value.upper)
-    negative = negate(value)
-    if not infinite.any():
-        return negative
-    lower, upper = (np.where(infinite, -value.upper, negative.lower), np.where(infinite, -value.lower, negative.upper))
-    return Value(lower, upper, negative.facts)
+    infinite, negative = np.isinf(value.lower) & (value.lower == value.upper), negate(value)
+    return merge(infinite, Value(-value.upper, -value.lower, negative.facts), negative) if infinite.any() else negative
 
 
 def choose(which: Value, cases: list[Value]) -> Value:
@@ -208,8 +202,7 @@ def log_sum_exp(value: Value, axes: tuple[int, ...]) -> Value:
 
 def log_softmax(value: Value, axes: tuple[int, ...]) -> Value:
     """Return v - log sum exp v, the sum over axes."""
-    shape = (1 if axis in axes else size for axis, size in enumerate(value.shape))
-    difference = add(value, negate(log_sum_exp(value, axes).reshape(*shape)))
+    difference = add(value, negate(log_sum_exp(value, axes).map(lambda part: np.expand_dims(part, axes))))
     return settle(difference.lower, np.minimum(difference.upper, 0.0), difference.facts)
 
 
@@ -237,34 +230,27 @@ def linear(constant: Value, value: Value, product: Bilinear) -> Value:
     """
     zero = constant.zero
     above, below = constant.nonnegative & ~zero, constant.nonpositive & ~zero
-    other = ~(zero | above | below)
-    masks = (above, below, other, zero)
+    masks = (above, below, ~(zero | above | below), zero)
 
-    def count_pairs(mask: Array, holds: Array) -> Array:
+    def count(mask: Array, holds: Array) -> Array:
         """The number of terms with a factor in the mask and a value with the property."""
         return product(mask.astype(np.float32), holds.astype(np.float32))
 
-    def count(*properties: Array) -> Array:
-        """The number of terms in which the value has the property that goes with the sign of its factor."""
-        total: Any = 0.0
-        for mask, holds in zip(masks, properties, strict=True):
-            if mask.any() and holds.any():
-                total = total + count_pairs(mask, holds)
-        return np.broadcast_to(total, every.shape)
-
-    every = count_pairs(np.ones(constant.shape), np.ones(value.shape))
+    every = count(np.ones(constant.shape), np.ones(value.shape))
     real, never = value.has(REAL), np.zeros(value.shape, bool)
 
     def always(up: Array, down: Array, free: Array) -> Array:
-        return count(up & real, down & real, free & real, real) == every
+        """Where the value has in all terms the property that goes with the sign of its factor."""
+        pairs = zip(masks, (up & real, down & real, free & real, real), strict=True)
+        return np.equal(sum((count(mask, holds) for mask, holds in pairs if mask.any() and holds.any()), 0.0), every)
 
     convex, concave = value.has(CONVEX), value.has(CONCAVE)
     rising, falling = value.has(RISING), value.has(FALLING)
     above_zero = always(value.nonnegative, value.nonpositive, value.zero)
     below_zero = always(value.nonpositive, value.nonnegative, value.zero)
-    nonzero = count_pairs((above | below) & constant.has(NONZERO), value.has(NONZERO))
+    nonzero = count((above | below) & constant.has(NONZERO), value.has(NONZERO))
     facts = facts_where(
-        (REAL, count_pairs(constant.has(REAL), real) == every),
+        (REAL, count(constant.has(REAL), real) == every),
         (CONVEX, always(convex, concave, convex & concave)),
         (CONCAVE, always(concave, convex, convex & concave)),
         (RISING, always(rising, falling, rising & falling)),

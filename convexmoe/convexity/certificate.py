@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,15 +47,9 @@ class Output:
     @property
     def weakest(self) -> str:
         """What all elements are: "constant", "affine", "convex", "concave", "unknown"."""
-        words = set(self.curvature.reshape(-1).tolist())
-        affine = {"constant", "affine"}
-        kinds = {
-            "constant": {"constant"},
-            "affine": affine,
-            "convex": affine | {"convex"},
-            "concave": affine | {"concave"},
-        }
-        return next((word for word, kind in kinds.items() if words <= kind), "unknown")
+        words = set(self.curvature.reshape(-1).tolist()) - {"constant"}
+        kinds = ("affine", "convex", "concave") if words else ("constant",)
+        return next((kind for kind in kinds if words <= {"affine", kind}), "unknown")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,12 +108,11 @@ class Certificate:
                 number = steps[number].inputs[0]
             if number not in steps:
                 continue
-            step = steps[number]
+            step, again = steps[number], number in shown
             if lines >= LONGEST:
                 yield f"  ... {len(steps)} steps in all: to_json() has them"
                 return
             lines += 1
-            again = number in shown
             yield f"  {'  ' * depth}{_step(step)}{' (as above)' if again else ''}"
             if not again and step.curvature != "constant":
                 shown.add(number)
@@ -134,24 +127,24 @@ class Certificate:
             "arithmetic": EXACT,
             "strength": self.strength,
             "reason": self.reason,
-            "outputs": [{key: _plain(value) for key, value in vars(output).items()} for output in self.outputs],
-            "failed": None if self.failed is None else asdict(self.failed),
-            "violation": None
-            if self.violation is None
-            else {key: _plain(value) for key, value in self.violation._asdict().items()},
-            "steps": [asdict(step) for step in self.steps],
-            "results": list(self.results),
+            "outputs": [_plain(vars(output)) for output in self.outputs],
+            "failed": self.failed and vars(self.failed),
+            "violation": self.violation and _plain(self.violation._asdict()),
+            "steps": [vars(step) for step in self.steps],
+            "results": self.results,
         }
         return json.dumps(record, indent=1, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
-    """Return a field as JSON can hold it."""
-    if isinstance(value, np.ndarray):
-        return [_plain(part) for part in value] if value.ndim else _plain(value[()])
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value
+    """Return fields, or one of them, as JSON can hold it."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -176,12 +169,11 @@ def _summary(output: Output) -> str:
     for name in ("curvature", "monotonicity", "sign"):
         words = sorted(set(getattr(output, name).reshape(-1).tolist()))
         parts.append(words[0] if len(words) == 1 else f"{name} " + "/".join(words))
-    return ", ".join(part for part in parts if part != "unknown" or not parts) or "unknown"
+    return ", ".join(part for part in parts if part != "unknown") or "unknown"
 
 
 def word_arrays(value: Value) -> dict[str, np.ndarray]:
     """Return curvature, monotonicity and sign of a value in words, and its bounds."""
-
     above, below = value.nonnegative, value.nonpositive
     real = value.has(REAL)
     return {
@@ -213,8 +205,8 @@ def monotonicity(value: Value) -> np.ndarray:
 
 def _pick_words(*pairs: tuple[Any, str]) -> np.ndarray:
     """Return the word of the first condition that holds, element by element."""
-    conditions, words = zip(*pairs, strict=True)
-    return np.select([np.asarray(holds) for holds in conditions], [np.asarray(word) for word in words], "unknown")
+    conditions, words = ([np.asarray(part) for part in column] for column in zip(*pairs, strict=True))
+    return np.select(conditions, words, "unknown")
 
 
 def coarsest_dtype(walk: Walk, dtype: str) -> str:
@@ -229,26 +221,12 @@ def coarsest_dtype(walk: Walk, dtype: str) -> str:
 
 
 def first_failure(walk: Walk, wanted: int) -> Step | None:
-    """Return the step at which an output loses its curvature: it has none, and all it takes has; None for none.
-
-    Args:
-        walk: of the program.
-        wanted: the number of the output.
-    """
-    current, seen = wanted, set()
-    steps = walk.steps()
+    """Return the step at which the output `wanted` loses its curvature: it has none, and all it takes has."""
+    steps, current = walk.steps(), wanted
     if walk.values[current].has(CONVEX).all() or current not in steps:
         return None
     if walk.values[current].curved.all():  # a curvature, but not the one that is asked for
         return steps[current]
-    while current not in seen:
-        seen.add(current)
-        behind = [
-            given
-            for given in steps[current].inputs
-            if given in steps and not walk.values[given].curved.all() and given not in seen
-        ]
-        if not behind:
-            break
+    while behind := [k for k in steps[current].inputs if k in steps and not walk.values[k].curved.all()]:
         current = min(behind)  # the earliest: numbers rise in the order of computation
     return steps[current]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..errors import describe, dtype_name, one_of, whole_number
@@ -39,13 +41,13 @@ def certify_problem(
         proved = all(walk.values[number].has(CONVEX).all() for number in graph.outputs)
         if proved:
             break
-    alone = _walk_coordinates(engine, problem, graph, now) if per_input else []
+    coordinates = sum(math.prod(graph.shapes[number]) for number in _moving(problem, graph)) if per_input else 0
+    alone = [_walk(engine, problem, graph, now, coordinate) for coordinate in range(coordinates)]
     outputs = _describe_outputs(names, walk, alone)
     steps, results = tuple(walk.steps().values()), tuple(graph.outputs)
     if proved and not problem.is_refused:
         return Certificate("proved", now, _proved_text(problem, now), outputs, None, None, steps, results)
-    failures = [first_failure(walk, number) for number in graph.outputs]
-    failed = next((step for step in failures if step is not None), None)
+    failed = next(filter(None, (first_failure(walk, number) for number in graph.outputs)), None)
     violation, outcome = None, "no counterexample was looked for"
     if segments:
         try:
@@ -73,26 +75,31 @@ def _check_real_outputs(graph: Graph) -> None:
             raise NotTraced(f"the function returns {dtype}[{shape}]: convexity is of real outputs")
 
 
+def _moving(problem: Problem, graph: Graph) -> list[int]:
+    """Return the numbers of the chosen inputs."""
+    return [graph.inputs[len(problem.leaves) + k] for k in problem.chosen]
+
+
 def _walk(engine: Engine, problem: Problem, graph: Graph, strength: str, coordinate: int | None = None) -> Walk:
     """Return the walk through the program; with a coordinate, only that entry of the chosen inputs moves."""
-    split = len(problem.leaves)
-    chosen = [graph.inputs[split + k] for k in problem.chosen]
+    moving, exact = _moving(problem, graph), strength == "numeric"
     # A refinement assumes that all coordinates move.
-    refine = Refinements(chosen, engine.sorts) if coordinate is None else None
+    refine = Refinements(moving, engine.sorts) if coordinate is None else None
     walk = Walk(graph, engine.rules, engine.recognize, refine)
     values = []
     for number, leaf, name in zip(graph.inputs, problem.leaves, problem.names, strict=False):
-        exact = strength == "numeric"
         values.append(problem.leaf_value(leaf) if exact else _unknown_number(graph, number))
         law = "a parameter, of known value" if exact else "a parameter, any real number"
         walk.reasons[number] = Reason("parameter", law, (), name)
     start = 0
-    for k, number in enumerate(graph.inputs[split:]):
-        moves = k in problem.chosen
-        shape = graph.shapes[number]
-        values.append(_moving_input(shape, start, coordinate) if moves else _unknown_number(graph, number))
-        start += int(np.prod(shape)) if moves else 0
-        law = LAWS["input"] if moves else "an input that is fixed"
+    for k, number in enumerate(graph.inputs[len(problem.leaves) :]):
+        law = "an input that is fixed"
+        if number in moving:
+            law, shape = LAWS["input"], graph.shapes[number]
+            values.append(_moving_input(shape, start, coordinate))
+            start += math.prod(shape)
+        else:
+            values.append(_unknown_number(graph, number))
         walk.reasons[number] = Reason("input", law, (), f"argument {k}")
     walk.run(values)
     return walk
@@ -116,14 +123,8 @@ def _moving_input(shape: tuple[int, ...], start: int, coordinate: int | None) ->
     value = variable(shape)
     if coordinate is None:
         return value
-    moves = (start + np.arange(int(np.prod(shape))).reshape(shape)) == coordinate
+    moves = (start + np.arange(math.prod(shape)).reshape(shape)) == coordinate
     return Value(value.lower, value.upper, np.where(moves, value.facts, parameter(shape).facts))
-
-
-def _walk_coordinates(engine: Engine, problem: Problem, graph: Graph, strength: str) -> list[Walk]:
-    """Return one walk for each coordinate of the chosen inputs, in which only that coordinate moves."""
-    sizes = (int(np.prod(graph.shapes[graph.inputs[len(problem.leaves) + k]])) for k in problem.chosen)
-    return [_walk(engine, problem, graph, strength, coordinate) for coordinate in range(sum(sizes))]
 
 
 def _describe_outputs(names: list[str], walk: Walk, alone: list[Walk]) -> tuple[Output, ...]:
@@ -139,10 +140,10 @@ def _describe_outputs(names: list[str], walk: Walk, alone: list[Walk]) -> tuple[
 def _proved_text(problem: Problem, strength: str) -> str:
     whose = {"structural": ", for every value of the parameters", "numeric": ", for the given parameters"}
     parameters = whose[strength] if problem.leaves else ""
-    count = len(problem.chosen)
+    count, what = len(problem.chosen), "its input"
+    if len(problem.arguments) > 1:
+        what = "argument " + " and ".join(map(str, problem.chosen)) + (" jointly" if count > 1 else "")
     others = " for fixed others" if len(problem.arguments) > count else ""
-    what = "argument " + " and ".join(map(str, problem.chosen)) + (" jointly" if count > 1 else "")
-    what = "its input" if len(problem.arguments) == 1 else what
     return f"convex in {what}{others}{parameters}, {EXACT} ({strength})"
 
 
@@ -155,9 +156,7 @@ def _failed_text(problem: Problem, failed: Step | None, violation: Violation | N
     if failed is None:
         return f"no proof {EXACT}; {outcome}"
     where = f" at {failed.source}" if failed.source else ""
-    why = failed.note or failed.law
-    if failed.curvature != "unknown":
-        why = f"it is {failed.curvature}"
+    why = failed.note or failed.law if failed.curvature == "unknown" else f"it is {failed.curvature}"
     return f"no proof {EXACT}: {failed.operation}{where}: {why}; {outcome}"
 
 

@@ -5,11 +5,12 @@ Letters: B batch, M rows of the left, N columns of the right, K summed.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from .calculus import linear, multiply_elements, sum_over
+from .calculus import Bilinear, linear, multiply_elements, sum_over
 from .facts import Array, Value, nothing
 
 # Products of elements; above, one factor must be constant, and bounds are signs only.
@@ -33,15 +34,10 @@ def contract(left: Value, right: Value, axes: Axes, same: bool = False) -> Value
         axes: as `jax.lax.dot_general` has them.
         same: both factors are the same value, so that products of an element with itself are squares.
     """
-    rows = _plan_axes(left.shape, axes.batch_left, axes.sum_left)
-    columns = _plan_axes(right.shape, axes.batch_right, axes.sum_right)
-    shape = (*rows.batch, *rows.others, *columns.others)
-    B, M, K, N = (int(np.prod(s)) for s in (rows.batch, rows.others, rows.summed, columns.others))
-
-    def index(plan: _Plan, size: int) -> Array:
-        return np.arange(int(np.prod(plan.shape))).reshape(plan.shape).transpose(plan.order).reshape(B, size, K)
-
-    left_BMK, right_BNK = index(rows, M), index(columns, N)
+    shape = shape_of_product(left.shape, right.shape, axes)
+    left_BMK = _index(left.shape, axes.batch_left, axes.sum_left)
+    right_BNK = _index(right.shape, axes.batch_right, axes.sum_right)
+    (B, M, K), N = left_BMK.shape, right_BNK.shape[1]
     if B * M * N * K <= LARGEST_EXPANSION:
         one = left.take(np.ascontiguousarray(np.broadcast_to(left_BMK[:, :, None], (B, M, N, K))))
         two = right.take(np.ascontiguousarray(np.broadcast_to(right_BNK[:, None], (B, M, N, K))))
@@ -52,6 +48,11 @@ def contract(left: Value, right: Value, axes: Axes, same: bool = False) -> Value
         """The same contraction of two arrays of numbers: `first` goes with `left`."""
         return np.matmul(first.reshape(-1)[left_BMK], second.reshape(-1)[right_BNK].swapaxes(1, 2))
 
+    return bilinear(left, right, product, shape)
+
+
+def bilinear(left: Value, right: Value, product: Bilinear, shape: tuple[int, ...]) -> Value:
+    """Return `product(left, right)`, of which one factor is constant, in a shape; nothing is known of others."""
     if left.constant.all():
         return linear(left, right, product).reshape(*shape)
     if right.constant.all():
@@ -59,19 +60,15 @@ def contract(left: Value, right: Value, axes: Axes, same: bool = False) -> Value
     return nothing(shape)
 
 
-class _Plan(NamedTuple):
-    shape: tuple[int, ...]
-    batch: tuple[int, ...]
-    others: tuple[int, ...]
-    summed: tuple[int, ...]
-    order: tuple[int, ...]
+def shape_of_product(left: tuple[int, ...], right: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    """Return `[batch..., rest of left..., rest of right...]`."""
+    batch = tuple(left[axis] for axis in axes.batch_left)
+    rows = (size for k, size in enumerate(left) if k not in (*axes.sum_left, *axes.batch_left))
+    return (*batch, *rows, *(size for k, size in enumerate(right) if k not in (*axes.sum_right, *axes.batch_right)))
 
 
-def _plan_axes(shape: tuple[int, ...], batch: tuple[int, ...], summed: tuple[int, ...]) -> _Plan:
-    """Return the sizes and the order of the axes of one factor: batch, others, summed."""
-    others = tuple(axis for axis in range(len(shape)) if axis not in (*batch, *summed))
-
-    def sizes(axes: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(shape[axis] for axis in axes)
-
-    return _Plan(shape, sizes(batch), sizes(others), sizes(summed), (*batch, *others, *summed))
+def _index(shape: tuple[int, ...], batch: tuple[int, ...], summed: tuple[int, ...]) -> Array:
+    """Return the places of the elements of one factor, `[B, others, K]`."""
+    others = [axis for axis in range(len(shape)) if axis not in (*batch, *summed)]
+    sizes = [math.prod(shape[axis] for axis in axes) for axes in (batch, others, summed)]
+    return np.arange(math.prod(shape)).reshape(shape).transpose(*batch, *others, *summed).reshape(sizes)

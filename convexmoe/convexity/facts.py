@@ -20,7 +20,9 @@ makes every way of writing a Euclidean norm one rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -147,10 +149,7 @@ def negate_facts(facts: Array) -> Array:
 
 def facts_where(*pairs: tuple[int, Any]) -> Array:
     """Return the sum of the facts, each where its condition, an array of truth values, holds."""
-    facts = pairs[0][1] * np.uint16(pairs[0][0])
-    for fact, condition in pairs[1:]:
-        facts = facts | condition * np.uint16(fact)
-    return facts
+    return reduce(np.bitwise_or, (condition * np.uint16(fact) for fact, condition in pairs))
 
 
 def settle(lower: Array, upper: Array, facts: Array) -> Value:
@@ -179,15 +178,13 @@ def literal(array: Any) -> Value:
     array = np.asarray(array)
     number = array.astype(np.float64)
     finite = np.isfinite(number)
-    facts = np.where(finite, np.uint16(REAL), np.uint16(0))
     rounded = np.abs(number) >= LARGEST_INTEGER
     if array.dtype.kind in "iu" and rounded.any():
         low, high = (np.where(rounded, np.nextafter(number, end), number) for end in (-np.inf, np.inf))
-        return settle(low, high, facts | facts_where((CONSTANT, finite)))
-    value = settle(number, number, facts)
+        return settle(low, high, facts_where((REAL | CONSTANT, finite)))
+    value = settle(number, number, facts_where((REAL, finite)))
     infinite = np.isinf(number)
-    lower, upper = (np.where(infinite, number, bound) for bound in (value.lower, value.upper))
-    return value if finite.all() else Value(lower, upper, value.facts)
+    return merge(infinite, Value(number, number, value.facts), value) if infinite.any() else value
 
 
 def nothing(shape: tuple[int, ...]) -> Value:
@@ -196,10 +193,17 @@ def nothing(shape: tuple[int, ...]) -> Value:
     return Value(low, high, np.zeros(shape, np.uint16))
 
 
+def array_value(array: Array) -> Value:
+    """Return the value of a known array; of an array that holds no real numbers nothing is known."""
+    if array.dtype.kind in "fiubV":
+        with suppress(TypeError, ValueError):
+            return literal(array)
+    return nothing(array.shape)
+
+
 def uniform(shape: tuple[int, ...], facts: int, lower: float = -np.inf, upper: float = np.inf) -> Value:
     """Return a value whose elements are all alike, and stored once."""
-    one = settle(np.asarray(lower), np.asarray(upper), np.asarray(facts, np.uint16))
-    return one.broadcast(shape)
+    return settle(np.asarray(lower), np.asarray(upper), np.asarray(facts, np.uint16)).broadcast(shape)
 
 
 def parameter(shape: tuple[int, ...], lower: float = -np.inf, upper: float = np.inf) -> Value:
@@ -219,11 +223,8 @@ def merge(condition: Array, value: Value, other: Value) -> Value:
 
 def either(values: list[Value]) -> Value:
     """Return what holds of all values: the result of a choice among them that does not depend on the input."""
-    lower, upper, facts = values[0].lower, values[0].upper, values[0].facts
-    for value in values[1:]:
-        lower, upper = np.minimum(lower, value.lower), np.maximum(upper, value.upper)
-        facts = facts & value.facts
-    return settle(lower, upper, facts)
+    lower, upper, facts = zip(*(value.parts for value in values), strict=True)
+    return settle(reduce(np.minimum, lower), reduce(np.maximum, upper), reduce(np.bitwise_and, facts))
 
 
 def either_over(value: Value, axes: tuple[int, ...]) -> Value:
@@ -246,5 +247,5 @@ def curvature_word(value: Value) -> str:
     facts = int(np.bitwise_and.reduce(value.facts, axis=None)) if value.facts.size else EVERY
     if not facts & REAL:
         return "unknown"
-    names = ((CONSTANT, "constant"), (AFFINE, "affine"), (CONVEX, "convex"), (CONCAVE, "concave"))
-    return next((name for fact, name in names if facts & fact == fact), "unknown")
+    names = {"constant": CONSTANT, "affine": AFFINE, "convex": CONVEX, "concave": CONCAVE}
+    return next((name for name, fact in names.items() if facts & fact == fact), "unknown")

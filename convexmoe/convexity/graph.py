@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,14 +64,11 @@ class Graph:
     def constant(self, array: np.ndarray) -> int:
         """Return the number of a known array."""
         array = np.asarray(array)
-        key: Hashable = id(array)
-        if array.size <= 64:
-            key = (CONSTANT_OPERATION, str(array.dtype), array.shape, array.tobytes())
-        operation = self.seen.get(key)
-        if operation is None:
-            output = self.value(array.shape, str(array.dtype))
-            operation = self._append(Operation(CONSTANT_OPERATION, (), (output,), {"array": array}), key)
-        return operation.outputs[0]
+        kind = array.shape, str(array.dtype)
+        key: Hashable = (CONSTANT_OPERATION, *kind, array.tobytes()) if array.size <= 64 else id(array)
+        if key not in self.seen:
+            self._append(Operation(CONSTANT_OPERATION, (), (self.value(*kind),), {"array": array}), key)
+        return self.seen[key].outputs[0]
 
     def add(
         self,
@@ -102,15 +99,15 @@ class Graph:
 
     def array(self, value: int) -> np.ndarray | None:
         """Return the array of a value that is a constant of the program, None for others."""
-        maker = self.makers.get(value)
-        return maker.params["array"] if maker is not None and maker.name == CONSTANT_OPERATION else None
+        is_constant = value in self.makers and self.makers[value].name == CONSTANT_OPERATION
+        return self.makers[value].params["array"] if is_constant else None
 
-    def before(self, value: int, stops: frozenset[int] = frozenset()) -> set[int]:
-        """Return the values from which `value` is computed, itself included, not looking behind `stops`."""
+    def before(self, value: int, stops: Callable[[int], bool] = lambda value: False) -> set[int]:
+        """Return the values from which `value` is computed, itself included, not looking behind one that stops."""
         values, open_values = {value}, [value]
         while open_values:
             current = open_values.pop()
-            if current not in stops and current in self.makers:
+            if current in self.makers and not stops(current):
                 new = set(self.makers[current].inputs) - values
                 values |= new
                 open_values.extend(new)
@@ -119,9 +116,7 @@ class Graph:
 
 def equal_params(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two sets of static parameters are equal; what cannot be compared is not."""
-    if one.keys() != other.keys():
-        return False
-    return all(_equal(value, other[key]) for key, value in one.items())
+    return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
 
 
 def _equal(value: Any, other: Any) -> bool:
@@ -142,11 +137,10 @@ def match(reference: Graph, graph: Graph, value: int) -> list[int] | None:
     inputs = set(reference.inputs)
     while pairs:
         wanted, got = pairs.pop()
-        if wanted in bound:
-            if bound[wanted] != got:
-                return None
+        if bound.get(wanted) == got:
             continue
-        if reference.shapes[wanted] != graph.shapes[got] or reference.dtypes[wanted] != graph.dtypes[got]:
+        kinds = [(program.shapes[at], program.dtypes[at]) for program, at in ((reference, wanted), (graph, got))]
+        if wanted in bound or kinds[0] != kinds[1]:
             return None
         bound[wanted] = got
         if wanted in inputs:

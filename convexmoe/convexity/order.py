@@ -4,53 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 
 import numpy as np
 
 from . import calculus, facts
-from .facts import Array, Value
+from .facts import Value
 from .graph import Operation
 from .walk import Inputs, Rule, Walk
 
 
-def places_along(value: Value, axis: int, real: Array | int = facts.REAL) -> Value:
+def places_along(value: Value, axis: int, of_all: bool = True) -> Value:
     """Return what is known of places along an axis, which has size 1: constant where all elements there are.
 
     Args:
         value: the elements whose order decides the places.
         axis: of `value`.
-        real: REAL where the places are numbers at all.
+        of_all: all places are there, numbers whatever the elements are; else those of extremes among real numbers.
     """
-    constant = facts.either_over(value, (axis,)).constant
-    claim = np.where(constant, np.uint16(facts.REAL | facts.CONSTANT), np.asarray(real, np.uint16))
+    whole = facts.either_over(value, (axis,))
+    real = np.uint16(facts.REAL) if of_all else whole.facts & np.uint16(facts.REAL)
+    claim = np.where(whole.constant, np.uint16(facts.REAL | facts.CONSTANT), real)
     return facts.settle(np.zeros(claim.shape), np.full(claim.shape, value.shape[axis] - 1.0), claim)
 
 
 def _place_of_extreme(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    [value] = inputs
     [axis] = operation.params["axes"]
-    real = facts.either_over(value, (axis,)).facts & np.uint16(facts.REAL)
-    return [places_along(value, axis, real).map(lambda part: np.squeeze(part, axis))]
-
-
-def _place_of_running_extreme(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    [value], axis = inputs, operation.params["axis"]
-    return [places_along(value, axis, facts.either_over(value, (axis,)).facts & np.uint16(facts.REAL))]
+    return [places_along(inputs[0], axis, of_all=False).map(lambda part: np.squeeze(part, axis))]
 
 
 def running(step: Callable[[Value, Value], Value], walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     """Return sums, maxima and so on from the first element along an axis to each."""
     [value], axis = inputs, operation.params["axis"]
-    order = range(value.shape[axis])
-    order = order[::-1] if operation.params.get("reverse", False) else order
-    results: dict[int, Value] = {}
-    total = None
-    for place in order:
-        element = value.map(partial(np.take, indices=[place], axis=axis))
-        total = results[place] = element if total is None else step(total, element)
-    if not results:
-        return [value]
-    return [facts.join((results[place] for place in sorted(results)), lambda group: np.concatenate(group, axis))]
+    turn = -1 if operation.params.get("reverse", False) else 1
+    places = range(value.shape[axis])[::turn]
+    results = list(accumulate((value.map(partial(np.take, indices=[k], axis=axis)) for k in places), step))
+    return [facts.join(results[::turn], lambda group: np.concatenate(group, axis)) if results else value]
 
 
 def log_add(a: Value, b: Value) -> Value:
@@ -71,12 +60,10 @@ def order_statistics(value: Value, axis: int, count: int, falling: bool) -> Valu
     claim = whole.facts & np.uint16(facts.REAL | facts.NONZERO | facts.RISING | facts.FALLING)
     result = facts.settle(whole.lower, whole.upper, claim).broadcast(shape)
     place = np.arange(count).reshape([-1 if a == axis else 1 for a in range(len(shape))])
-    last = value.shape[axis] - 1
-    largest = calculus.fold(value, (axis,), calculus.maximum, -np.inf), 0 if falling else last
-    smallest = calculus.fold(value, (axis,), calculus.minimum, np.inf), last if falling else 0
-    for extreme, position in (largest, smallest):
-        extreme = extreme.map(lambda part: np.expand_dims(part, axis)).broadcast(shape)
-        result = facts.merge(np.broadcast_to(place == position, shape), extreme, result)
+    first, last = (0, value.shape[axis] - 1) if falling else (value.shape[axis] - 1, 0)
+    for extreme, position in ((calculus.maximum, first), (calculus.minimum, last)):
+        most = calculus.fold(value, (axis,), extreme, np.nan).map(lambda part: np.expand_dims(part, axis))
+        result = facts.merge(np.broadcast_to(place == position, shape), most.broadcast(shape), result)
     return result
 
 
@@ -88,5 +75,7 @@ ORDER_RULES: dict[str, Rule] = {
     "cummin": Rule("minimum", partial(running, calculus.minimum)),
     "cumprod": Rule("product", partial(running, calculus.multiply)),
 }
-PLACE_OF_RUNNING_EXTREME = Rule("comparison", _place_of_running_extreme)
+PLACE_OF_RUNNING_EXTREME = Rule(
+    "comparison", lambda _, operation, inputs: [places_along(inputs[0], operation.params["axis"], of_all=False)]
+)
 RUNNING_LOG_SUM_EXP = Rule("log_sum_exp", partial(running, log_add))

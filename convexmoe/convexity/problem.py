@@ -15,6 +15,8 @@ from .refinements import Sorts
 from .search import Evaluator
 from .walk import Atoms, Rule
 
+BY_VALUE = "the function decides in Python by the value of its input"
+
 
 class NotTraced(Exception):
     """A function cannot be traced; the text says why.
@@ -83,23 +85,21 @@ class Problem:
         raise NotImplementedError
 
 
-def choose_arguments(argnum: Any, count: int) -> tuple[int, ...]:
-    """Return the indices of the arguments that move, of `count` arguments."""
-    chosen = argnum if isinstance(argnum, tuple) else (argnum,)
+def convert_arguments(convert: Callable[[Any], Any], x_example: Any, argnum: Any) -> tuple[list[Any], tuple[int, ...]]:
+    """Return the arguments as arrays of the package, and the indices of those that move."""
+    arguments = []
+    for x in x_example if isinstance(x_example, tuple) else (x_example,):
+        try:
+            arguments.append(convert(x))
+        except (TypeError, ValueError, RuntimeError):
+            fix = "Pass one array for each argument."
+            fail("certify", "x_example", "an array, or a tuple of arrays", type(x).__name__, fix, TypeError)
+    count, chosen = len(arguments), argnum if isinstance(argnum, tuple) else (argnum,)
     inside = all(isinstance(k, int) and not isinstance(k, bool) and 0 <= k < count for k in chosen)
     if not (chosen and inside and len(set(chosen)) == len(chosen)):
         fix = "Pass argnum=0, or a tuple of examples."
         fail("certify", "argnum", f"indices of {count} arguments, each once", repr(argnum), fix)
-    return chosen
-
-
-def convert_example(convert: Callable[[Any], Any], x: Any) -> Any:
-    """Return an argument of `x_example` as an array of the package."""
-    try:
-        return convert(x)
-    except (TypeError, ValueError, RuntimeError):
-        fix = "Pass one array for each argument."
-        fail("certify", "x_example", "an array, or a tuple of arrays", type(x).__name__, fix, TypeError)
+    return arguments, chosen
 
 
 def check_no_params(params: Any) -> None:

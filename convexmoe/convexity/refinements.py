@@ -6,6 +6,7 @@ read off are enclosed, not estimated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -41,15 +42,15 @@ class Refinements:
         if value.facts.size > LARGEST_VALUE:
             return None
         refinement = self._quadratic(walk, number, value)
-        if refinement is None and any(self.sorts(maker) is not None for maker in walk.graph.operations):
+        if refinement is None and any(map(self.sorts, walk.graph.operations)):
             return self._ordered(walk, number, value)
         return refinement
 
     def _quadratic(self, walk: Walk, number: int, value: Value) -> tuple[str, Value] | None:
         """Decide the elements that are polynomials of degree 2 by their Hessians."""
         undecided = np.asarray(value.has(facts.QUADRATIC | facts.REAL) & ~value.affine)
-        size = sum(int(np.prod(walk.graph.shapes[given])) for given in self.chosen)
-        if value.curved.all() or not undecided.any() or size > LARGEST_ORDER or size == 0:
+        size = sum(math.prod(walk.graph.shapes[given]) for given in self.chosen)
+        if not undecided.any() or not 0 < size <= LARGEST_ORDER:
             return None
         units = np.eye(size)
         at_zero = self._at(walk, number, np.zeros(size))
@@ -63,18 +64,19 @@ class Refinements:
                 hessian[1, i, j] = hessian[1, j, i] = entry.upper
         lower, upper = (np.moveaxis(part, (0, 1), (-2, -1)) for part in hessian)
         convex, concave = (np.zeros(value.shape, bool) for _ in range(2))
-        for place in np.ndindex(*value.shape):
-            if undecided[place]:
-                convex[place] = is_semidefinite(lower[place], upper[place])
-                concave[place] = is_semidefinite(-upper[place], -lower[place])
+        for place in map(tuple, np.argwhere(undecided)):
+            convex[place] = is_semidefinite(lower[place], upper[place])
+            concave[place] = is_semidefinite(-upper[place], -lower[place])
         return _claim("quadratic", value, convex, concave)
 
     def _at(self, walk: Walk, number: int, point: Array) -> Value:
         """Return bounds of a value where the chosen inputs are a known point."""
-        shapes = [walk.graph.shapes[chosen] for chosen in self.chosen]
-        parts = np.split(point, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
-        values = (facts.literal(part.reshape(shape)) for part, shape in zip(parts, shapes, strict=True))
-        return evaluate_again(walk, number, dict(zip(self.chosen, values, strict=True)))
+        given, start = {}, 0
+        for chosen in self.chosen:
+            shape = walk.graph.shapes[chosen]
+            end = start + math.prod(shape)
+            given[chosen], start = facts.literal(point[start:end].reshape(shape)), end
+        return evaluate_again(walk, number, given)
 
     def _ordered(self, walk: Walk, number: int, value: Value) -> tuple[str, Value] | None:
         """Decide the elements that are weighted sums of sorted values by their weights."""
@@ -82,22 +84,18 @@ class Refinements:
         if order is None:
             return None
         source, operation, axis, falling = order
-        ordered = walk.values[source]
-        axis %= max(len(ordered.shape), 1)
-        if ordered.facts.size > LARGEST_SORT or source == number:
+        shape = walk.graph.shapes[source]
+        axis %= max(len(shape), 1)
+        if not 0 < math.prod(shape) <= LARGEST_SORT or source == number:
             return None
-        shape = ordered.shape
         free = evaluate_again(walk, number, {source: facts.variable(shape)})
         if not free.affine.any():
             return None
         start = evaluate_again(walk, number, {source: facts.literal(np.zeros(shape))})
-        slopes = np.empty((2, *shape, *value.shape))
-        for place in np.ndindex(*shape):
-            unit = np.zeros(shape)
-            unit[place] = 1.0
-            slope = add(evaluate_again(walk, number, {source: facts.literal(unit)}), negate(start))
-            slopes[(0, *place)], slopes[(1, *place)] = slope.lower, slope.upper
-        lower, upper = np.moveaxis(slopes, axis + 1, 1)
+        units = np.eye(math.prod(shape)).reshape(-1, *shape)
+        ends = (evaluate_again(walk, number, {source: facts.literal(unit)}) for unit in units)
+        slopes = facts.join((add(end, negate(start)) for end in ends), np.stack).reshape(*shape, *value.shape)
+        lower, upper = (np.moveaxis(part, axis, 0) for part in (slopes.lower, slopes.upper))
         given = walk.values[operation.inputs[0]]
         if falling:  # what is left out has weight 0
             left_out = np.zeros((given.shape[axis] - len(lower), *lower.shape[1:]))
@@ -114,26 +112,17 @@ class Refinements:
 
     def _find_sorted(self, walk: Walk, number: int) -> tuple[int, Operation, int, bool] | None:
         """Return the one sorted value through which a value depends on the chosen input, if there is one."""
-        result: tuple[int, Operation, int, bool] | None = None
-        open_values, seen = [number], {number}
-        while open_values:
-            current = open_values.pop()
-            maker = walk.graph.makers.get(current)
-            if walk.values[current].constant.all() and current != number:
-                continue
-            if maker is None:
-                return None
-            order = self.sorts(maker)
-            if order is not None and maker.outputs[0] == current:
-                if result is not None and result[0] != current:
-                    return None
-                result = (current, maker, *order)
-                continue
-            for given in maker.inputs:
-                if given not in seen:
-                    seen.add(given)
-                    open_values.append(given)
-        return result
+        graph = walk.graph
+        orders = {made.outputs[0]: (made, *order) for made in graph.operations if (order := self.sorts(made))}
+
+        def is_fixed(k: int) -> bool:
+            return k != number and bool(walk.values[k].constant.all())
+
+        moving = [k for k in graph.before(number, lambda k: k in orders or is_fixed(k)) if not is_fixed(k)]
+        sources = [k for k in moving if k in orders]
+        if len(sources) != 1 or any(k not in graph.makers for k in moving):
+            return None
+        return sources[0], *orders[sources[0]]
 
 
 def _claim(law: str, value: Value, convex: Array, concave: Array) -> tuple[str, Value] | None:
@@ -148,7 +137,7 @@ def evaluate_again(walk: Walk, number: int, given: dict[int, Value]) -> Value:
     """Return what is known of a value where some values are given anew, and others follow from them."""
     part = Walk(walk.graph, walk.rules, walk.atoms)
     part.values = {key: value for key, value in walk.values.items() if value.constant.all()} | given
-    needed = walk.graph.before(number, frozenset(part.values))
+    needed = walk.graph.before(number, part.values.__contains__)
     for operation in walk.graph.operations:
         if any(output in needed and output not in part.values for output in operation.outputs):
             part.step(operation)

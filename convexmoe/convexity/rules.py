@@ -56,47 +56,44 @@ def _power(base: Value, exponent: Value) -> Value:
 def _compare(name: str, walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     """A comparison is 1 or 0, and known where the order of the bounds is."""
     shape = np.broadcast_shapes(*(value.shape for value in inputs))
-    a, b = (value.broadcast(shape) for value in inputs)
-    if name in ("gt", "ge"):
-        a, b = b, a
+    a, b = (value.broadcast(shape) for value in (inputs[::-1] if name in ("gt", "ge") else inputs))
     same = operation.inputs[0] == operation.inputs[1]
     less, more = (a.upper < b.lower), (a.lower > b.upper)
+    ordered = name not in ("eq", "ne")
     if name in ("lt", "gt"):
         true, false = less, (a.lower >= b.upper) | same
-    elif name in ("le", "ge"):
+    elif ordered:
         true, false = (a.upper <= b.lower) | same, more
     else:
         equal, unequal = (a.known & b.known & (a.lower == b.lower)) | same, less | more
         true, false = (equal, unequal) if name == "eq" else (unequal, equal)
-    constant = a.constant & b.constant
-    ordered = name not in ("eq", "ne")  # a < b rises where a falls and b rises
-    rising = constant | (a.has(facts.FALLING) & b.has(facts.RISING) & ordered)
-    falling = constant | (a.has(facts.RISING) & b.has(facts.FALLING) & ordered)
     claim = facts.facts_where(
-        (facts.REAL, a.has(facts.REAL) & b.has(facts.REAL)), (facts.RISING, rising), (facts.FALLING, falling)
+        (facts.REAL, a.has(facts.REAL) & b.has(facts.REAL)),
+        (facts.CONSTANT, a.constant & b.constant),
+        # a < b rises where a falls and b rises
+        (facts.RISING, a.has(facts.FALLING) & b.has(facts.RISING) & ordered),
+        (facts.FALLING, a.has(facts.RISING) & b.has(facts.FALLING) & ordered),
     )
     return [facts.settle(np.where(true, 1.0, 0.0), np.where(false, 0.0, 1.0), claim)]
 
 
-def logic(
-    name: str,
-    of_integers: Callable[[Walk, Operation, Inputs], Inputs],
-    walk: Walk,
-    operation: Operation,
-    inputs: Inputs,
-) -> Inputs:
-    """Return "and", "or" or "not" of truth values; of integers they work on bits."""
-    if walk.graph.dtypes[operation.outputs[0]] != "bool":
-        return of_integers(walk, operation, inputs)
-    if name == "not":
-        return [calculus.add(facts.literal(np.ones(())), calculus.negate(inputs[0]))]
-    return [truth({"and": calculus.minimum, "or": calculus.maximum}[name](*inputs))]
+def logic_rule(name: str, of_integers: Callable[[Walk, Operation, Inputs], Inputs]) -> Rule:
+    """Return the rule of "and", "or" or "not" of truth values; of integers they work on bits."""
+
+    def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+        if walk.graph.dtypes[operation.outputs[0]] != "bool":
+            return of_integers(walk, operation, inputs)
+        if name == "not":
+            return [calculus.add(facts.literal(1.0), calculus.negate(inputs[0]))]
+        return [truth((calculus.minimum if name == "and" else calculus.maximum)(*inputs))]
+
+    return Rule("comparison", rule, elementwise=True)
 
 
 def truth(value: Value) -> Value:
     """Return a truth value without curvature: 0 and 1 are no interval."""
     claim = np.where(value.constant, value.facts, value.facts & np.uint16(facts.REAL | facts.NONZERO | facts.CONSTANT))
-    return facts.settle(value.lower, value.upper, claim.astype(np.uint16))
+    return facts.settle(value.lower, value.upper, claim)
 
 
 def _cast(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
@@ -104,8 +101,7 @@ def _cast(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     [value] = inputs
     old, new = walk.graph.dtypes[operation.inputs[0]], walk.graph.dtypes[operation.outputs[0]]
     if new == "bool":
-        constant = np.where(value.constant, np.uint16(facts.CONSTANT), np.uint16(0))
-        claim = (value.facts & np.uint16(facts.REAL) | constant).astype(np.uint16)
+        claim = facts.facts_where((facts.REAL, value.has(facts.REAL)), (facts.CONSTANT, value.constant))
         return [facts.settle(np.where(value.has(facts.NONZERO), 1.0, 0.0), np.where(value.zero, 0.0, 1.0), claim)]
     if new.startswith(WHOLE) and not old.startswith((*WHOLE, "bool")):
         with np.errstate(all="ignore"):
@@ -116,18 +112,8 @@ def _cast(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 
 def _is_finite(value: Value) -> Value:
     """In exact arithmetic a real number is finite."""
-    real = value.has(facts.REAL).astype(np.float64)
-    return facts.settle(real, np.ones(real.shape), value.facts & np.uint16(facts.REAL))
-
-
-def convolve(graph: Graph, operation: Operation, inputs: Inputs, product: calculus.Bilinear) -> Inputs:
-    """Return what is known of `product(value, kernel)`, a convolution, of which one factor is constant."""
-    value, kernel = inputs
-    if kernel.constant.all():
-        return [calculus.linear(kernel, value, lambda first, second: product(second, first))]
-    if value.constant.all():
-        return [calculus.linear(value, kernel, product)]
-    return [facts.nothing(graph.shapes[operation.outputs[0]])]
+    real = value.has(facts.REAL)
+    return facts.settle(real * 1.0, np.ones(real.shape), facts.facts_where((facts.REAL, real)))
 
 
 def branch(walk: Walk, which: Value, graphs: Mapping[int, Graph], inputs: Inputs) -> Inputs:
@@ -139,17 +125,10 @@ def branch(walk: Walk, which: Value, graphs: Mapping[int, Graph], inputs: Inputs
     return [choose(list(cases)) for cases in zip(*results, strict=True)]
 
 
-def fold_truth(value: Value, axes: tuple[int, ...], combine: Callable[..., Value], start: float) -> Value:
-    """Return whether all, or any, of the truth values along axes hold."""
-    return truth(calculus.fold(value, axes, combine, start))
-
-
 # By the names that both packages give them.
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 SHARED_RULES: dict[str, Rule] = {
-    **{
-        name: Rule("comparison", partial(_compare, name), elementwise=True)
-        for name in ("lt", "le", "gt", "ge", "eq", "ne")
-    },
+    **{name: Rule("comparison", partial(_compare, name), elementwise=True) for name in COMPARISONS},
     "add": elementwise("sum", calculus.add),
     "sub": elementwise("sum", lambda a, b: calculus.add(a, calculus.negate(b))),
     "neg": elementwise("negative", calculus.negate),
@@ -165,5 +144,5 @@ SUM = over_axes("sum", lambda value, axes: calculus.sum_over(value, axes))
 PRODUCT = over_axes("product", lambda value, axes: calculus.fold(value, axes, calculus.multiply, 1.0))
 LARGEST = over_axes("maximum", lambda value, axes: calculus.fold(value, axes, calculus.maximum, -np.inf))
 SMALLEST = over_axes("minimum", lambda value, axes: calculus.fold(value, axes, calculus.minimum, np.inf))
-ALL = over_axes("comparison", lambda value, axes: fold_truth(value, axes, calculus.minimum, 1.0))
-ANY = over_axes("comparison", lambda value, axes: fold_truth(value, axes, calculus.maximum, 0.0))
+ALL = over_axes("comparison", lambda value, axes: truth(calculus.fold(value, axes, calculus.minimum, 1.0)))
+ANY = over_axes("comparison", lambda value, axes: truth(calculus.fold(value, axes, calculus.maximum, 0.0)))

@@ -7,24 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .facts import (
-    CONCAVE,
-    CONSTANT,
-    CONVEX,
-    FALLING,
-    LOG_CONCAVE,
-    LOG_CONVEX,
-    NONZERO,
-    QUADRATIC,
-    REAL,
-    RISING,
-    ROOT_CONVEX,
-    Array,
-    Value,
-    facts_where,
-    negate_facts,
-    settle,
-)
+from . import facts
+from .facts import Array, Value, facts_where, negate_facts, settle
 from .intervals import widen
 
 Region = tuple[float, float] | None
@@ -59,6 +43,10 @@ class Scalar(NamedTuple):
     nonzero: bool = False
 
 
+def _huber_relu(u: Array) -> Array:
+    return (np.clip(u, -1, 1) + 1) ** 2 / 4 + np.maximum(u - 1, 0)
+
+
 SCALARS = {
     "exp": Scalar(EVERYWHERE, None, EVERYWHERE, None, np.exp, (0.0, np.inf), nonzero=True),
     "exp2": Scalar(EVERYWHERE, None, EVERYWHERE, None, np.exp2, (0.0, np.inf), nonzero=True),
@@ -85,18 +73,25 @@ SCALARS = {
     "ceil": Scalar(None, None, EVERYWHERE, None, np.ceil),
     "round": Scalar(None, None, EVERYWHERE),
     # Of models: both are 0 far to the left, and the identity far to the right.
-    "huber_relu": Scalar(
-        EVERYWHERE,
-        None,
-        EVERYWHERE,
-        None,
-        lambda u: (np.clip(u, -1, 1) + 1) ** 2 / 4 + np.maximum(u - 1, 0),
-        (0.0, np.inf),
-    ),
+    "huber_relu": Scalar(EVERYWHERE, None, EVERYWHERE, None, _huber_relu, (0.0, np.inf)),
     "elu": Scalar(EVERYWHERE, None, EVERYWHERE, None, lambda u: np.where(u > 0, u, np.expm1(u)), (-1.0, np.inf)),
     "huber": Scalar(EVERYWHERE, None, ABOVE, BELOW, None, (0.0, np.inf)),
 }
 EXACT = {"sign", "floor", "ceil"}
+ZERO_AT_ZERO = {"expm1", "log1p", "sqrt", "cbrt", "tanh", "atan", "asinh", "sinh", "elu"}
+KEEPS_NONZERO = {*ZERO_AT_ZERO, "erf", "abs", "sign"}
+# Facts of f(v) about logarithms and roots, each with the fact of v from which it follows.
+IMPLIED = {
+    **dict.fromkeys(("exp", "exp2"), ((facts.LOG_CONVEX, facts.CONVEX), (facts.LOG_CONCAVE, facts.CONCAVE))),
+    "logistic": ((facts.LOG_CONCAVE, facts.CONCAVE),),  # the logarithm of the logistic function is concave, and rises
+    "sqrt": (
+        (facts.CONVEX, facts.ROOT_CONVEX),
+        (facts.ROOT_CONVEX | facts.LOG_CONVEX, facts.LOG_CONVEX),
+        (facts.LOG_CONCAVE, facts.LOG_CONCAVE),
+    ),
+    "log": ((facts.CONVEX, facts.LOG_CONVEX), (facts.CONCAVE, facts.LOG_CONCAVE)),
+    "log1p": ((facts.CONVEX, facts.LOG_CONVEX),),  # 1 + v is log-convex where v is
+}
 
 
 def inside(value: Value, region: Region) -> Array:
@@ -111,14 +106,14 @@ def compose(value: Value, convex: Array, concave: Array, rising: Array, falling:
 
     f(v) is convex where f is convex and v affine, f moreover rising and v convex, or falling and v concave.
     """
-    up = value.affine | (rising & value.has(CONVEX)) | (falling & value.has(CONCAVE))
-    down = value.affine | (rising & value.has(CONCAVE)) | (falling & value.has(CONVEX))
+    up = value.affine | (rising & value.has(facts.CONVEX)) | (falling & value.has(facts.CONCAVE))
+    down = value.affine | (rising & value.has(facts.CONCAVE)) | (falling & value.has(facts.CONVEX))
     return facts_where(
-        (CONVEX, convex & up),
-        (CONCAVE, concave & down),
-        (RISING, (rising & value.has(RISING)) | (falling & value.has(FALLING))),
-        (FALLING, (rising & value.has(FALLING)) | (falling & value.has(RISING))),
-        (CONSTANT, value.constant),
+        (facts.CONVEX, convex & up),
+        (facts.CONCAVE, concave & down),
+        (facts.RISING, (rising & value.has(facts.RISING)) | (falling & value.has(facts.FALLING))),
+        (facts.FALLING, (rising & value.has(facts.FALLING)) | (falling & value.has(facts.RISING))),
+        (facts.CONSTANT, value.constant),
     )
 
 
@@ -126,17 +121,19 @@ def apply(name: str, value: Value) -> Value:
     """Return f(v) for the function of that name."""
     scalar = SCALARS[name]
     rising, falling = inside(value, scalar.rising), inside(value, scalar.falling)
-    facts = compose(value, inside(value, scalar.convex), inside(value, scalar.concave), rising, falling)
+    claim = compose(value, inside(value, scalar.convex), inside(value, scalar.concave), rising, falling)
     low, high = scalar.domain
-    real = value.has(REAL) & (value.lower >= low) & (value.upper <= high)
+    real = value.has(facts.REAL) & (value.lower >= low) & (value.upper <= high)
     if not scalar.closed:
         real &= (value.lower > low) | (value.positive if low == 0.0 else False)
-    facts |= facts_where((REAL, real), (NONZERO, real & np.asarray(scalar.nonzero)))
+    nonzero = (real & np.asarray(scalar.nonzero)) | (value.has(facts.NONZERO) & (name in KEEPS_NONZERO))
+    claim |= facts_where((facts.REAL, real), (facts.NONZERO, nonzero))
+    for fact, given in IMPLIED.get(name, ()):
+        claim |= facts_where((fact, value.has(given)))
     lower, upper = _bounds(name, scalar, value)
-    facts |= _further(name, value)
     if name == "abs":  # of one sign: the value itself, or its negative, with all their facts
-        facts |= np.where(value.nonnegative, value.facts, 0) | np.where(value.nonpositive, negate_facts(value.facts), 0)
-    return settle(lower, upper, facts)
+        claim |= np.where(value.nonnegative, value.facts, 0) | np.where(value.nonpositive, negate_facts(value.facts), 0)
+    return settle(lower, upper, claim)
 
 
 def _bounds(name: str, scalar: Scalar, value: Value) -> tuple[Array, Array]:
@@ -161,64 +158,40 @@ def _bounds(name: str, scalar: Scalar, value: Value) -> tuple[Array, Array]:
     return np.maximum(lower, low), np.minimum(upper, high)
 
 
-ZERO_AT_ZERO = {"expm1", "log1p", "sqrt", "cbrt", "tanh", "atan", "asinh", "sinh", "elu"}
-KEEPS_NONZERO = {*ZERO_AT_ZERO, "erf", "abs", "sign"}
-
-
-def _further(name: str, value: Value) -> Array:
-    """Return the facts about zeros, logarithms and roots."""
-    if name in ("exp", "exp2"):
-        return facts_where((LOG_CONVEX, value.has(CONVEX)), (LOG_CONCAVE, value.has(CONCAVE)))
-    if name == "logistic":  # the logarithm of the logistic function is concave, and rises
-        return facts_where((LOG_CONCAVE, value.has(CONCAVE)))
-    nonzero = facts_where((NONZERO, value.has(NONZERO) & (name in KEEPS_NONZERO)))
-    if name == "sqrt":
-        return nonzero | facts_where(
-            (CONVEX, value.has(ROOT_CONVEX)),
-            (ROOT_CONVEX | LOG_CONVEX, value.has(LOG_CONVEX)),
-            (LOG_CONCAVE, value.has(LOG_CONCAVE)),
-        )
-    if name == "log":
-        return nonzero | facts_where((CONVEX, value.has(LOG_CONVEX)), (CONCAVE, value.has(LOG_CONCAVE)))
-    if name == "log1p":  # 1 + v is log-convex where v is
-        return nonzero | facts_where((CONVEX, value.has(LOG_CONVEX)))
-    return nonzero
-
-
 def power(value: Value, exponent: float) -> Value:
     """Return v^p for a known p."""
     p = float(exponent)
     if p == 0.0:
         one = np.ones(value.shape)
-        return settle(one, one, facts_where((REAL, value.has(REAL))))
+        return settle(one, one, facts_where((facts.REAL, value.has(facts.REAL))))
     if p == 1.0:
         return value
     whole = p == int(p)
     even = whole and int(p) % 2 == 0
     above = value.positive if p < 0 else value.nonnegative
     below = (value.negative if p < 0 else value.nonpositive) & whole
-    real = value.has(REAL) & (above | below | (value.has(NONZERO) & whole) | (whole and p > 0))
+    real = value.has(facts.REAL) & (above | below | (value.has(facts.NONZERO) & whole) | (whole and p > 0))
     # To the left of 0 an even power mirrors its right side, an odd one turns it around the origin.
     steep = p < 0 or p > 1
     convex = (above & steep) | (below & even) | (even and p > 0)
     concave = (above & (not steep)) | (below & (not even))
     rising = (above & (p > 0)) | (below & even & (p < 0)) | (whole and not even and p > 0)
     falling = (above & (p < 0)) | (below & even & (p > 0)) | (below & (not even) & (p < 0))
-    facts = compose(value, convex & real, concave & real, rising & real, falling & real)
-    log_convex, log_concave = value.has(LOG_CONVEX), value.has(LOG_CONCAVE)
+    claim = compose(value, convex & real, concave & real, rising & real, falling & real)
+    log_convex, log_concave = value.has(facts.LOG_CONVEX), value.has(facts.LOG_CONCAVE)
     if p < 0:
         log_convex, log_concave = log_concave & value.positive, log_convex & value.positive
-    rooted = (value.has(ROOT_CONVEX) & (p >= 1)) | (value.root_is_convex & (above | even) & (p >= 2))
-    facts |= facts_where(
-        (REAL, real),
-        (NONZERO, value.has(NONZERO)),
-        (LOG_CONVEX, log_convex),
-        (LOG_CONCAVE, log_concave),
-        (ROOT_CONVEX, rooted),
-        (CONVEX, value.has(ROOT_CONVEX) & (p >= 0.5)),
-        (QUADRATIC, value.affine & (p == 2.0)),
+    rooted = (value.has(facts.ROOT_CONVEX) & (p >= 1)) | (value.root_is_convex & (above | even) & (p >= 2))
+    claim |= facts_where(
+        (facts.REAL, real),
+        (facts.NONZERO, value.has(facts.NONZERO)),
+        (facts.LOG_CONVEX, log_convex),
+        (facts.LOG_CONCAVE, log_concave),
+        (facts.ROOT_CONVEX, rooted),
+        (facts.CONVEX, value.has(facts.ROOT_CONVEX) & (p >= 0.5)),
+        (facts.QUADRATIC, value.affine & (p == 2.0)),
     )
-    return settle(*_power_bounds(value, p, even), facts)
+    return settle(*_power_bounds(value, p, even), claim)
 
 
 def _power_bounds(value: Value, p: float, even: bool) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -61,11 +62,8 @@ def search(function: Evaluator, segments: int, seed: int, tolerance: float | Non
         strict: values that are not finite are an error, and the worst violation is looked for; else their segments
             are passed over, and any violation is returned.
     """
-    batches = []
-    for left, right, weight in draw_segments(function.rows, int(min(segments, function.limit)), seed):
-        values = function.on_segments(left, right, weight)
-        batches.append(judge(values, left, right, weight, strict))
-    best = merge_candidates(batches)
+    drawn = draw_segments(function.rows, int(min(segments, function.limit)), seed)
+    best = merge_candidates([judge(function.on_segments(*batch), *batch, strict) for batch in drawn])
     if not len(best.gap):
         return None
     violation = None if strict else _confirm(function, best, tolerance)
@@ -80,7 +78,7 @@ def _climb(function: Evaluator, candidates: Candidates) -> Candidates:
     if end is None:
         return candidates
     left, right, weight, gap = end
-    return candidates._replace(left=left, right=right, weight=weight, gap=np.where(np.isfinite(gap), gap, -1.0))
+    return Candidates(left, right, weight, candidates.output, np.where(np.isfinite(gap), gap, -1.0), candidates.size)
 
 
 def _confirm(function: Evaluator, candidates: Candidates, tolerance: float | None) -> Violation | None:
@@ -91,12 +89,9 @@ def _confirm(function: Evaluator, candidates: Candidates, tolerance: float | Non
     if not (candidates.gap > least).any():
         return None
     if name != "float64":
-        try:
+        with suppress(TypeError, ValueError, RuntimeError):  # the function takes no float64
             return confirm(candidates, function.values_in_float64, least_in_float64, reach, "float64")
-        except (TypeError, ValueError, RuntimeError):
-            pass  # the function takes no float64
-    violation = confirm(candidates, function.values, least, reach, name)
-    return None if violation is None else violation._replace(dtype=name)
+    return confirm(candidates, function.values, least, reach, name)
 
 
 # The ascent, over the namespace `xp` of the arrays of a package.
@@ -123,16 +118,6 @@ def start_ascent(xp: Any, segments: tuple[Any, Any, Any]) -> Ascent:
     left, right, weight = segments
     slopes = (xp.zeros_like(left), xp.zeros_like(right), xp.zeros_like(weight))
     return Ascent(segments, xp.full_like(weight[:, 0], -np.inf), slopes, xp.full_like(weight, 0.1))
-
-
-def relative_gaps(
-    xp: Any, function: Callable[[Any], Any], segments: tuple[Any, Any, Any], output: Any, size: Any
-) -> Any:
-    """Return the gaps of one output each, relative to the size of the function, `[candidates]`."""
-    left, right, weight = segments
-    rows = xp.concatenate([left, right, weight * left + (1 - weight) * right])
-    values = function(rows).reshape(3, len(left), -1)[:, xp.arange(len(left)), output]
-    return (values[2] - (weight[:, 0] * values[0] + (1 - weight[:, 0]) * values[1])) / size
 
 
 def ascend(xp: Any, gaps_and_slopes: Callable[[Any], tuple[Any, Any]], now: Ascent, middle: Any, reach: Any) -> Ascent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -105,17 +105,16 @@ def judge(
         weight: the shares of the left ends.
         strict: a value that is not finite is an error; else its segment is passed over.
     """
-    value_left, value_right, value = (np.asarray(part, np.float64).reshape(len(left), -1) for part in values)
-    finite = np.isfinite(value_left) & np.isfinite(value_right) & np.isfinite(value)
+    three = np.asarray(values, np.float64).reshape(3, len(left), -1)
+    finite = np.isfinite(three).all(axis=0)
     if strict and not finite.all():
-        part = next(part for part in (value_left, value_right, value) if not np.isfinite(part).all())
+        part = next(part for part in three if not np.isfinite(part).all())
         bad = int(np.argwhere(~np.isfinite(part))[0, 0])
         got = f"{part[~np.isfinite(part)][0]} between {left[bad].tolist()} and {right[bad].tolist()}"
         fail("find_violation", "function", "finite values", got, "Search where the function is finite.")
     with np.errstate(invalid="ignore", over="ignore"):
-        gap = value - (weight * value_left + (1 - weight) * value_right)
-        largest = [np.max(np.abs(part), where=finite, initial=1e-300) for part in (value_left, value_right, value)]
-    size = float(max(largest))
+        gap = three[2] - (weight * three[0] + (1 - weight) * three[1])
+    size = float(np.max(np.abs(three), where=finite, initial=1e-300))
     gap = np.where(finite & np.isfinite(gap), gap / size, -np.inf)
     output = np.argmax(gap, axis=1) if gap.shape[1] else np.zeros(len(gap), np.int64)
     best = gap[np.arange(len(gap)), output] if gap.shape[1] else np.full(len(gap), -np.inf)
@@ -165,26 +164,23 @@ def confirm(
     if not valid.any():
         return None
     best = int(np.argmax(np.where(valid, gap, -np.inf)))
-    return Violation(
-        left=candidates.left[best],
-        right=candidates.right[best],
-        weight=float(candidates.weight[best, 0]),
-        output=int(candidates.output[best]),
-        value_left=float(ends[0][best]),
-        value_right=float(ends[1][best]),
-        value=float(ends[2][best]),
-        gap=float(gap[best]),
-    )
+    left, right, weight, output, *_ = (part[best] for part in candidates)
+    one, two, value = map(float, ends[:, best])
+    return Violation(left, right, float(weight[0]), int(output), one, two, value, float(gap[best]), dtype)
+
+
+def chord_gaps(xp: Any, function: Callable[[Any], Any], segments: tuple[Any, Any, Any], output: Any) -> tuple[Any, Any]:
+    """Return the values of one output each at the ends and between, `[3, candidates]`, and the gaps, for any `xp`."""
+    left, right, weight = segments
+    rows = xp.concatenate([left, right, between(left, right, weight)])
+    values = function(rows).reshape(3, len(left), -1)[:, xp.arange(len(left)), output]
+    return values, values[2] - (weight[:, 0] * values[0] + (1 - weight[:, 0]) * values[1])
 
 
 def _gaps(candidates: Candidates, values: Values) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values at the ends and between, (3, candidates), and the gaps."""
-    left, right, weight = candidates.left, candidates.right, candidates.weight
-    at = np.concatenate([left, right, between(left, right, weight)])
-    three = np.asarray(values(at), np.float64).reshape(3, len(left), -1)
-    ends = three[:, np.arange(len(left)), candidates.output]
+    """Return the values of candidates at the ends and between, `[3, candidates]`, and the gaps."""
     with np.errstate(invalid="ignore", over="ignore"):
-        return ends, ends[2] - (weight[:, 0] * ends[0] + (1 - weight[:, 0]) * ends[1])
+        return chord_gaps(np, values, candidates[:3], candidates.output)
 
 
 def _survive_perturbation(candidates: Candidates, values: Values, reach: np.ndarray, dtype: str) -> np.ndarray:
@@ -197,9 +193,8 @@ def _survive_perturbation(candidates: Candidates, values: Values, reach: np.ndar
     survives = np.zeros(len(length), bool)
     for share in PERTURBATIONS:
         size = np.repeat(share * length, COPIES)[:, None]
-        moves = [rng.uniform(-1, 1, (len(copies.gap), dim)) * size for _ in range(2)]
         left, right = (
-            end + move * reach / np.sqrt(dim) for end, move in zip((copies.left, copies.right), moves, strict=True)
+            end + rng.uniform(-1, 1, end.shape) * size * reach / np.sqrt(dim) for end in (copies.left, copies.right)
         )
         _, gap = _gaps(copies._replace(left=left, right=right), values)
         retained = np.mean((gap > 0).reshape(-1, COPIES), axis=1) >= RETAINED

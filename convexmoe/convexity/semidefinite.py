@@ -21,31 +21,19 @@ def is_semidefinite(lower: np.ndarray, upper: np.ndarray) -> bool:
     n = len(lower)
     if n > LARGEST_ORDER or not (np.isfinite(lower).all() and np.isfinite(upper).all()):
         return False
-    low = [[Fraction(float(x)) for x in row] for row in lower]
-    high = [[Fraction(float(x)) for x in row] for row in upper]
-    middle = [[(low[i][j] + high[i][j] + low[j][i] + high[j][i]) / 4 for j in range(n)] for i in range(n)]
-    reach = [
-        [max(high[i][j] - middle[i][j], middle[i][j] - low[i][j], Fraction(0)) for j in range(n)] for i in range(n)
-    ]
-    across = [max(sum(reach[i]), sum(row[i] for row in reach)) for i in range(n)]
-    radius = max(across, default=Fraction(0))
-    for i in range(n):
-        middle[i][i] -= radius
-    return _eliminates(middle)
+    low, high = (np.array([Fraction(float(x)) for x in part.flat], object).reshape(n, n) for part in (lower, upper))
+    middle = (low + high + low.T + high.T) / 4
+    reach = np.maximum(np.maximum(high - middle, middle - low), 0)
+    radius = max([*reach.sum(axis=0), *reach.sum(axis=1), Fraction(0)])
+    return _eliminates(middle - radius * np.eye(n, dtype=object))
 
 
-def _eliminates(matrix: list[list[Fraction]]) -> bool:
+def _eliminates(matrix: np.ndarray) -> bool:
     """Return whether symmetric elimination meets no negative pivot, and no zero pivot in a row that is not zero."""
-    n = len(matrix)
-    for k in range(n):
-        pivot = matrix[k][k]
-        if pivot < 0 or (pivot == 0 and any(matrix[k][j] != 0 for j in range(k + 1, n))):
+    for k in range(len(matrix)):
+        pivot, row = matrix[k, k], matrix[k, k + 1 :]
+        if pivot < 0 or (pivot == 0 and any(row)):
             return False
-        if pivot == 0:
-            continue
-        for i in range(k + 1, n):
-            factor = matrix[i][k] / pivot
-            if factor:
-                for j in range(k + 1, n):
-                    matrix[i][j] -= factor * matrix[k][j]
+        if pivot > 0:
+            matrix[k + 1 :, k + 1 :] -= np.outer(row / pivot, row)
     return True

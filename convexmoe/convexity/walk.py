@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .calculus import LAWS
-from .facts import CONSTANT, REAL, Value, curvature_word, literal, nothing, settle
+from .facts import CONSTANT, REAL, Value, array_value, curvature_word, nothing, settle
 from .graph import CONSTANT_OPERATION, Graph, Operation
 
 Inputs = list[Value]
@@ -40,19 +40,21 @@ class Reason(NamedTuple):
 
 
 class Atom(NamedTuple):
-    """A part of a program that is a function whose curvature is known as a whole.
+    """A function whose curvature is known as a whole, to be compared with a program at given shapes.
 
     Args:
         name: of the atom.
         law: the name of the sentence in `LAWS`.
-        inputs: the numbers of the values it is applied to.
-        apply: their values -> the value of the atom.
+        function: to be traced.
+        kinds: shapes and dtypes of its arguments.
+        apply: what is known of it, from what is known of its arguments.
     """
 
     name: str
     law: str
-    inputs: tuple[int, ...]
-    apply: Callable[[list[Value]], Value]
+    function: Callable[..., Any]
+    kinds: tuple[tuple[tuple[int, ...], str], ...]
+    apply: Callable[[Inputs], Value]
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Step:
     note: str = ""
 
 
-Atoms = Callable[[Graph, Operation, int], Iterable[Atom]]
+Atoms = Callable[[Graph, Operation, int], Iterable[tuple[Atom, list[int]]]]  # with what the atom is applied to
 Refine = Callable[["Walk", Operation, int], "tuple[str, Value] | None"]
 
 
@@ -114,11 +116,10 @@ class Walk:
     def steps(self) -> dict[int, Step]:
         """Return the steps of the proof by the number of the value they give, in the order of computation."""
         steps = {}
-        for number in sorted(self.reasons):
-            reason, value = self.reasons[number], self.values[number]
-            note = "" if value.curved.all() else reason.note
-            about = (curvature_word(value), sign_text(value), value.shape, reason.source, note)
-            steps[number] = Step(number, reason.operation, reason.law, tuple(reason.inputs), *about)
+        for number, (operation, law, inputs, source, note) in sorted(self.reasons.items()):
+            value = self.values[number]
+            about = (curvature_word(value), sign_text(value), value.shape, source)
+            steps[number] = Step(number, operation, law, inputs, *about, "" if value.curved.all() else note)
         return steps
 
     def run(self, inputs: list[Value]) -> list[Value]:
@@ -134,82 +135,59 @@ class Walk:
         walk = Walk(graph, self.rules, self.atoms)
         walk.depth = self.depth + 1
         outputs = walk.run(inputs)
-        reasons = sorted(walk.reasons.items())
-        notes = [
+        notes = (
             f"inside, {reason.operation}: {reason.note}"
-            for number, reason in reasons
+            for number, reason in sorted(walk.reasons.items())
             if reason.note and not walk.values[number].curved.all()
-        ]
-        self.inside = notes[0] if notes else ""
+        )
+        self.inside = next(notes, "")
         return outputs
 
     def step(self, operation: Operation) -> None:
         """Find what is known of the outputs of one operation."""
-        values, note = self._apply_rule(operation)
-        rule = self.rules.get(operation.name)
-        law = LAWS["constant" if operation.name == CONSTANT_OPERATION else rule.law if rule else "none"]
+        values, law, note = self._apply_rule(operation)
         for number, value in zip(operation.outputs, values, strict=True):
             self.values[number] = value
-            name, sentence, inputs = operation.name, law, operation.inputs
+            reason = Reason(operation.name, LAWS[law], operation.inputs, operation.source, note)
             try:
                 if not value.curved.all():
-                    name, sentence, inputs = self._recognize(operation, number) or (name, sentence, inputs)
-                if not self.values[number].curved.all():
-                    sentence = self._refine(operation, number) or sentence
+                    reason = self._recognize(operation, number, reason)
+                if self.refine and not self.values[number].curved.all():
+                    refinement = self.refine(self, operation, number)
+                    if refinement is not None:
+                        self.values[number] = combine(self.values[number], refinement[1])
+                        reason = reason._replace(law=LAWS[refinement[0]])
             except Exception as error:  # as in `_apply_rule`
-                note = f"{type(error).__name__} beyond the rule for {operation.name!r}: {error}"
-            self.reasons[number] = Reason(name, sentence, inputs, operation.source, note)
+                reason = reason._replace(note=f"{type(error).__name__} beyond the rule for {operation.name!r}: {error}")
+            self.reasons[number] = reason
 
-    def _recognize(self, operation: Operation, number: int) -> tuple[str, str, tuple[int, ...]] | None:
-        """Add what is known of the first atom that a value is; return its name, its law and its inputs."""
-        for atom in self.atoms(self.graph, operation, number) if self.atoms else ():
-            value = atom.apply([self.values[given] for given in atom.inputs])
+    def _recognize(self, operation: Operation, number: int, reason: Reason) -> Reason:
+        """Add what is known of the first atom that a value is; return the reason with its name, law and inputs."""
+        for atom, inputs in self.atoms(self.graph, operation, number) if self.atoms else ():
+            value = atom.apply([self.values[given] for given in inputs])
             if value.shape == self.values[number].shape:
                 self.values[number] = combine(self.values[number], value)
-                return atom.name, LAWS[atom.law], atom.inputs
-        return None
+                return reason._replace(operation=atom.name, law=LAWS[atom.law], inputs=tuple(inputs))
+        return reason
 
-    def _refine(self, operation: Operation, number: int) -> str:
-        """Add what the whole program says of a value; return the law, "" for none."""
-        refinement = self.refine(self, operation, number) if self.refine else None
-        if refinement is None:
-            return ""
-        law, value = refinement
-        self.values[number] = combine(self.values[number], value)
-        return LAWS[law]
-
-    def _apply_rule(self, operation: Operation) -> tuple[list[Value], str]:
-        """Return what the rule of an operation gives, and a note where there is none that applies."""
-        kinds = [(self.graph.shapes[number], self.graph.dtypes[number]) for number in operation.outputs]
+    def _apply_rule(self, operation: Operation) -> tuple[list[Value], str, str]:
+        """Return what the rule of an operation gives, its law, and a note where there is none that applies."""
         if operation.name == CONSTANT_OPERATION:
-            array = operation.params["array"]
-            value = array_value(array)
-            return [value], "" if value.has(REAL).all() else "a constant is not a finite number"
-        rule = self.rules.get(operation.name)
-        inputs = [self.values[number] for number in operation.inputs]
-        if rule is None:
-            return [nothing(shape) for shape, _ in kinds], f"no rule for the primitive {operation.name!r}"
-        self.inside = ""
-        try:
-            if rule.elementwise:
-                inputs = [compact(value) for value in inputs]
-            outputs = rule.apply(self, operation, inputs)
-            return [
-                in_range(value.broadcast(shape), dtype) for value, (shape, dtype) in zip(outputs, kinds, strict=True)
-            ], self.inside
-        except Exception as error:  # a fault of a rule must not become a proof
-            note = f"the rule for {operation.name!r} failed: {type(error).__name__}: {error}"
-            return [nothing(shape) for shape, _ in kinds], note
-
-
-def array_value(array: np.ndarray) -> Value:
-    """Return the value of a known array; of an array that holds no real numbers nothing is known."""
-    if array.dtype.kind not in "fiub" and array.dtype.kind != "V":
-        return nothing(array.shape)
-    try:
-        return literal(array)
-    except (TypeError, ValueError):
-        return nothing(array.shape)
+            value = array_value(operation.params["array"])
+            return [value], "constant", "" if value.has(REAL).all() else "a constant is not a finite number"
+        kinds = [(self.graph.shapes[number], self.graph.dtypes[number]) for number in operation.outputs]
+        law, note = "none", f"no rule for the primitive {operation.name!r}"
+        if operation.name in self.rules:
+            law, apply, elementwise = self.rules[operation.name]
+            self.inside = ""
+            try:
+                inputs = [self.values[number] for number in operation.inputs]
+                outputs = apply(self, operation, list(map(compact, inputs)) if elementwise else inputs)
+                pairs = zip(outputs, kinds, strict=True)
+                return [in_range(value.broadcast(shape), dtype) for value, (shape, dtype) in pairs], law, self.inside
+            except Exception as error:  # a fault of a rule must not become a proof
+                note = f"the rule for {operation.name!r} failed: {type(error).__name__}: {error}"
+        return [nothing(shape) for shape, _ in kinds], law, note
 
 
 def compact(value: Value) -> Value:
@@ -228,10 +206,8 @@ def in_range(value: Value, dtype: str) -> Value:
     if fits.all():
         return value
     # A constant that overflows remains a constant.
-    facts = np.where(fits, value.facts, value.facts & np.uint16(0)).astype(np.uint16)
-    facts |= np.where(~fits & value.constant, np.uint16(REAL | CONSTANT), np.uint16(0))
-    lower = np.where(fits, value.lower, float(least))
-    return settle(lower, np.where(fits, value.upper, float(most)), facts)
+    facts = np.where(fits, value.facts, value.constant * np.uint16(REAL | CONSTANT))
+    return settle(np.where(fits, value.lower, float(least)), np.where(fits, value.upper, float(most)), facts)
 
 
 def combine(one: Value, other: Value) -> Value:
@@ -242,7 +218,5 @@ def combine(one: Value, other: Value) -> Value:
 
 def sign_text(value: Value) -> str:
     """Return the sign that all elements have."""
-    for holds, text in ((value.positive, "> 0"), (value.negative, "< 0"), (value.nonnegative, ">= 0")):
-        if holds.all():
-            return text
-    return "<= 0" if value.nonpositive.all() else ""
+    signs = {"> 0": value.positive, "< 0": value.negative, ">= 0": value.nonnegative, "<= 0": value.nonpositive}
+    return next((text for text, holds in signs.items() if holds.all()), "")

@@ -59,29 +59,20 @@ def _log_sum_exp_forms(axes: tuple[int, ...], given: tuple[int, ...], shape: tup
 def _log_sum_exp_by_hand(axes: tuple[int, ...], of_all: bool) -> tuple[Function, ...]:
     """Return ways of writing log-sum-exp over axes: they differ in the shape of the maximum, and in the last sum."""
 
-    def write(keep_max: bool, keep: bool, sum_first: bool) -> Function:
+    def write(keep_max: bool, keep: bool, expand: bool, sum_first: bool) -> Function:
         def form(a: Any) -> Any:
             top = jnp.max(a, axis=axes, keepdims=keep_max)
-            shift = top if keep_max else jnp.expand_dims(top, axes)
+            shift = jnp.expand_dims(top, axes) if expand else top
             log = jnp.log(jnp.sum(jnp.exp(a - shift), axis=axes, keepdims=keep))
             top = jnp.squeeze(top, axes) if keep_max and not keep else top
             return log + top if sum_first else top + log
 
         return form
 
-    def write_scalar(sum_first: bool) -> Function:
-        def form(a: Any) -> Any:
-            top = jnp.max(a)
-            log = jnp.log(jnp.sum(jnp.exp(a - top)))
-            return log + top if sum_first else top + log
-
-        return form
-
-    forms: list[Function] = [partial(jax.nn.logsumexp, axis=axes, keepdims=keep) for keep in (False, True)]
-    for sum_first in (False, True):
-        forms += [write(*keep, sum_first) for keep in ((True, False), (True, True), (False, False))]
-        forms += [write_scalar(sum_first)] if of_all else []
-    return tuple(forms)
+    # The maximum keeps its axes, or they are put back, or it is one number.
+    kinds = [(True, False, False), (True, True, False), (False, False, True), *[(False, False, False)] * of_all]
+    by_hand = (write(*kind, sum_first) for sum_first in (False, True) for kind in kinds)
+    return (*(partial(jax.nn.logsumexp, axis=axes, keepdims=keep) for keep in (False, True)), *by_hand)
 
 
 @lru_cache(maxsize=256)
@@ -109,11 +100,6 @@ def _smooth_maximum(g: Any, temperature: Any) -> Any:
     return (top.squeeze(-2) + T * mean).astype(g.dtype)
 
 
-@lru_cache(maxsize=256)
-def _with_temperature(temperature: float) -> Function:
-    return lambda g: _smooth_maximum(g, temperature)
-
-
 FORMS = atoms.Forms(
     trace=_trace,
     sum="reduce_sum",
@@ -122,7 +108,6 @@ FORMS = atoms.Forms(
     log_sum_exp=_log_sum_exp_forms,
     log_softmax=_log_softmax_forms,
     smooth_maximum=_smooth_maximum,
-    with_temperature=_with_temperature,
 )
 # The last primitive of an atom -> what it may be.
 FAMILIES = {

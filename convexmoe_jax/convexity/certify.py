@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,19 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convexmoe.convexity import (
-    SEGMENTS,
-    Certificate,
-    Engine,
-    Graph,
-    NotTraced,
-    Problem,
-    Value,
-    certify_problem,
-    facts,
-    problem,
-    walk,
-)
+from convexmoe.convexity import SEGMENTS, Certificate, Engine, Graph, Problem, Value, certify_problem, facts, problem
 
 from ..hierarchy.experts import ExpertBatch, ExpertModule
 from ..hull.legacy import NonConvexHull
@@ -84,9 +73,8 @@ def certify(
     >>> certify(lambda x: -jnp.sum(x**2), jnp.ones(3)).verdict
     'refuted'
     """
-    engine = Engine(RULES, recognize, sorts)
     given = _problem(function, x_example, params, argnum)
-    return certify_problem(engine, given, strength, per_input, segments, seed)
+    return certify_problem(Engine(RULES, recognize, sorts), given, strength, per_input, segments, seed)
 
 
 class JaxProblem(Problem):
@@ -96,17 +84,15 @@ class JaxProblem(Problem):
         try:
             closed, tree = jax.make_jaxpr(self.call, return_shape=True)(self.leaves, self.arguments)
         except BY_VALUE as error:
-            text = f"the function decides in Python by the value of its input: {str(error).splitlines()[0]}"
-            raise NotTraced(text) from error
+            raise problem.NotTraced(f"{problem.BY_VALUE}: {str(error).splitlines()[0]}") from error
         except jax.errors.TracerArrayConversionError as error:
-            raise NotTraced(f"the function takes its input out of JAX: {str(error).splitlines()[0]}") from error
+            raise problem.NotTraced(f"the function takes its input out of JAX: {str(error).splitlines()[0]}") from error
         return graph_of(closed), [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
     def leaf_value(self, leaf: Any) -> Value:
         """Return what is known of a leaf; nothing of what is no number, such as a key."""
-        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-            return facts.nothing(leaf.shape)
-        return walk.array_value(np.asarray(leaf))
+        is_key = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+        return facts.nothing(leaf.shape) if is_key else facts.array_value(np.asarray(leaf))
 
     def center(self) -> np.ndarray | None:
         """Return the chosen arguments as one row, None where arrays have a shape alone."""
@@ -134,9 +120,7 @@ class JaxProblem(Problem):
 
 def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int, ...]) -> JaxProblem:
     """Return the function, its parameters and its arguments in one form."""
-    examples = x_example if isinstance(x_example, tuple) else (x_example,)
-    arguments = [problem.convert_example(jnp.asarray, x) for x in examples]
-    chosen = problem.choose_arguments(argnum, len(arguments))
+    arguments, chosen = problem.convert_arguments(jnp.asarray, x_example, argnum)
     if isinstance(function, nnx.Module):
         problem.check_no_params(params)
         graph, state = nnx.split(function)
@@ -157,6 +141,5 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
     return JaxProblem(call, leaves, names, arguments, chosen, isinstance(function, NonConvexHull))
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    """Return the name of a leaf; Flax keeps a parameter under "value"."""
-    return problem.leaf_name(path, leave_out=("value",))
+# The name of a leaf; Flax keeps a parameter under "value".
+_name = partial(problem.leaf_name, leave_out=("value",))

@@ -18,16 +18,13 @@ PATIENCE = 4  # rounds after which a bound that still moves is given up
 
 
 def _cond(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    which, *arguments = inputs
-    graphs = dict(enumerate(map(graph_of, operation.params["branches"])))
-    return rules.branch(walk, which, graphs, arguments)
+    return rules.branch(walk, inputs[0], dict(enumerate(map(graph_of, operation.params["branches"]))), inputs[1:])
 
 
 def _scan(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     params = operation.params
-    consts = inputs[: params["num_consts"]]
-    carry = inputs[params["num_consts"] : params["num_consts"] + params["num_carry"]]
-    rows = inputs[params["num_consts"] + params["num_carry"] :]
+    first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, carry, rows = inputs[:first], inputs[first:second], inputs[second:]
     graph, length = graph_of(params["jaxpr"]), params["length"]
     if length == 0:
         return [*carry, *(facts.nothing(walk.graph.shapes[n]) for n in operation.outputs[len(carry) :])]
@@ -36,14 +33,12 @@ def _scan(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
         invariant, results = _invariant(carry, lambda now: walk.inner(graph, [*consts, *now, *every]))
         return [*invariant, *(result.broadcast((length, *result.shape)) for result in results[len(carry) :])]
     outputs: list[Inputs] = []
-    order = range(length - 1, -1, -1) if params["reverse"] else range(length)
-    for step in order:
-        row = [value.map(itemgetter(step)) for value in rows]
-        results = walk.inner(graph, [*consts, *carry, *row])
+    turn = -1 if params["reverse"] else 1
+    for step in range(length)[::turn]:
+        results = walk.inner(graph, [*consts, *carry, *(value.map(itemgetter(step)) for value in rows)])
         carry = results[: len(carry)]
         outputs.append(results[len(carry) :])
-    outputs = outputs[::-1] if params["reverse"] else outputs
-    return [*carry, *(facts.join(values, np.stack) for values in zip(*outputs, strict=True))]
+    return [*carry, *(facts.join(values, np.stack) for values in zip(*outputs[::turn], strict=True))]
 
 
 def _while(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
@@ -62,17 +57,14 @@ def _invariant(carry: Inputs, body: Callable[[Inputs], Inputs]) -> tuple[Inputs,
     for round_number in range(ROUNDS):
         results = body(carry)
         weaker = [facts.either([old, new]) for old, new in zip(carry, results, strict=False)]
-        if all(_equal(old, new) for old, new in zip(carry, weaker, strict=True)):
+        pairs = zip(carry, weaker, strict=True)
+        if all((a == b).all() for old, new in pairs for a, b in zip(old.parts, new.parts, strict=True)):
             return carry, results
         if round_number >= PATIENCE:
             weaker = [_widen(old, new) for old, new in zip(carry, weaker, strict=True)]
         carry = weaker
     carry = [facts.nothing(value.shape) for value in carry]
     return carry, body(carry)
-
-
-def _equal(one: Value, other: Value) -> bool:
-    return all(bool((a == b).all()) for a, b in zip(one.parts, other.parts, strict=True))
 
 
 def _widen(old: Value, new: Value) -> Value:

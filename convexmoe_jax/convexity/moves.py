@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,8 +32,13 @@ def _reshape(part: Array, params: moves.Params) -> Array:
     return part.reshape(params["new_sizes"])
 
 
-def _concatenate(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    return [facts.join(inputs, lambda group: np.concatenate(group, operation.params["dimension"]))]
+def _joining_rule(join: Callable[[list[Array], int], Array], axis: str) -> Rule:
+    """Return the rule of a primitive that joins arrays along the axis that a parameter names."""
+
+    def rule(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+        return [facts.join(inputs, lambda group: join(group, operation.params[axis]))]
+
+    return Rule("moved", rule)
 
 
 def _split(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
@@ -41,23 +47,17 @@ def _split(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     return [Value(*group) for group in zip(*groups, strict=True)]
 
 
-def _stack(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    return [facts.join(inputs, lambda group: np.stack(group, operation.params["axis"]))]
-
-
 def _iota(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     shape, axis = operation.params["shape"], operation.params["dimension"]
     counts = np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
     return [facts.literal(counts).broadcast(tuple(shape))]
 
 
-def number_elements(inputs: Inputs) -> list[Array]:
+def number_elements(inputs: Inputs) -> list[jax.Array]:
     """Return the indices of the elements of each input in `concatenate_flat`, in the shape of the input."""
-    starts = np.cumsum([0, *(value.facts.size for value in inputs)])
-    return [
-        np.arange(start, start + value.facts.size, dtype=np.int32).reshape(value.shape)
-        for start, value in zip(starts, inputs, strict=False)
-    ]
+    ends = np.cumsum([value.facts.size for value in inputs])
+    places = np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1])
+    return [jnp.asarray(part.reshape(value.shape)) for part, value in zip(places, inputs, strict=True)]
 
 
 def known_integers(values: Inputs, dtypes: list[str]) -> list[jax.Array] | None:
@@ -67,29 +67,23 @@ def known_integers(values: Inputs, dtypes: list[str]) -> list[jax.Array] | None:
     return [jnp.asarray(value.lower.astype(dtype)) for value, dtype in zip(values, dtypes, strict=True)]
 
 
-def _by_index(primitive: Any, arrays: int, walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    """A primitive whose first `arrays` inputs are moved to places that the other inputs give.
+def _by_index(primitive: Any, moved: tuple[int, ...], walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """A primitive whose inputs `moved` go to places that the other inputs give.
 
     Known places are found by moving indices with the primitive itself. Places that do not depend on the chosen input,
     but are not known, may be any; places that depend on it leave bounds only.
     """
-    data, at = inputs[:arrays], inputs[arrays:]
-    shape = walk.graph.shapes[operation.outputs[0]]
-    if primitive is lax.scatter_p:
-        data, at = [inputs[0], inputs[2]], [inputs[1]]
-    params = dict(operation.params)
+    shape, params = walk.graph.shapes[operation.outputs[0]], dict(operation.params)
+    others = [k for k in range(len(inputs)) if k not in moved]
+    data, at = ([inputs[k] for k in places] for places in (moved, others))
+    where = known_integers(at, [walk.graph.dtypes[operation.inputs[k]] for k in others])
+    if where is None or (primitive is lax.scatter_p and not _unique(params, where[0], data)):
+        return [_at_unknown_places(operation, data, at, shape)]
     fill = params.get("fill_value")
     if "fill_value" in params:
         params["fill_value"] = -1
-    numbers = operation.inputs[1:2] if primitive is lax.scatter_p else operation.inputs[arrays:]
-    where = known_integers(at, [walk.graph.dtypes[number] for number in numbers])
-    if where is None:
-        return [_at_unknown_places(operation, data, at, shape)]
-    if primitive is lax.scatter_p and not _unique(params, where[0], data):
-        return [_at_unknown_places(operation, data, at, shape)]
-    given = [jnp.asarray(place) for place in number_elements(data)]
-    order = [given[0], *where, given[1]] if primitive is lax.scatter_p else [*given, *where]
-    index = np.asarray(primitive.bind(*order, **params))
+    given = dict(zip((*moved, *others), (*number_elements(data), *where), strict=True))
+    index = np.asarray(primitive.bind(*(given[k] for k in range(len(inputs))), **params))
     result = moves.concatenate_flat(data).take(index)
     if fill is not None:
         result = facts.merge(index < 0, facts.literal(np.float64(fill)).broadcast(shape), result)
@@ -98,28 +92,19 @@ def _by_index(primitive: Any, arrays: int, walk: Walk, operation: Operation, inp
 
 def _unique(params: moves.Params, at: jax.Array, data: Inputs) -> bool:
     """Return whether a scatter puts one element at most into each place: of several, one would win."""
-    ones = jnp.ones(data[1].shape, jnp.int32)
-    counts = lax.scatter_add(
-        jnp.zeros(data[0].shape, jnp.int32), at, ones, params["dimension_numbers"], mode=params["mode"]
-    )
-    return bool((counts <= 1).all())
+    zeros, ones = jnp.zeros(data[0].shape, jnp.int32), jnp.ones(data[1].shape, jnp.int32)
+    return bool((lax.scatter_add(zeros, at, ones, params["dimension_numbers"], mode=params["mode"]) <= 1).all())
 
 
 def _at_unknown_places(operation: Operation, data: Inputs, at: Inputs, shape: tuple[int, ...]) -> Value:
     """Return what holds wherever the elements are taken from, or put."""
-    if operation.params.get("mode") == lax.GatherScatterMode.FILL_OR_DROP and operation.name == "gather":
-        return facts.nothing(shape)  # outside there is NaN
-    if any(value.facts.size == 0 for value in data):
+    by_index = operation.name in ("gather", "scatter")
+    fills = operation.name == "gather" and operation.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+    if fills or any(value.facts.size == 0 for value in data):  # outside there is NaN
         return facts.nothing(shape)
-    if operation.name == "gather":
-        cases = [moves.weakest_element(data[0]).broadcast(shape)]
-    elif operation.name == "scatter":
-        cases = [data[0], moves.weakest_element(data[1]).broadcast(shape)]
-    elif operation.name == "dynamic_slice":
-        cases = [_along(data[0], shape).broadcast(shape)]
-    else:
-        cases = [data[0], _along(data[1], shape).broadcast(shape)]
-    return moves.unknown_places(cases, at)
+    *stays, moved = data
+    anywhere = moves.weakest_element(moved) if by_index else _along(moved, shape)
+    return moves.unknown_places([*stays, anywhere.broadcast(shape)], at)
 
 
 def _along(value: Value, shape: tuple[int, ...]) -> Value:
@@ -135,13 +120,13 @@ MOVING_RULES: dict[str, Rule] = {
     "transpose": moves.moving_rule(lambda part, params: np.transpose(part, params["permutation"])),
     "rev": moves.moving_rule(lambda part, params: np.flip(part, tuple(params["dimensions"]))),
     "slice": moves.moving_rule(_slice),
-    "concatenate": Rule("moved", _concatenate),
+    "concatenate": _joining_rule(np.concatenate, "dimension"),
     "split": Rule("moved", _split),
-    "stack": Rule("moved", _stack),
+    "stack": _joining_rule(np.stack, "axis"),
     "iota": Rule("constant", _iota),
-    "pad": Rule("moved", partial(_by_index, lax.pad_p, 2)),
-    "gather": Rule("moved", partial(_by_index, lax.gather_p, 1)),
-    "dynamic_slice": Rule("moved", partial(_by_index, lax.dynamic_slice_p, 1)),
-    "dynamic_update_slice": Rule("moved", partial(_by_index, lax.dynamic_update_slice_p, 2)),
-    "scatter": Rule("moved", partial(_by_index, lax.scatter_p, 2)),
+    "pad": Rule("moved", partial(_by_index, lax.pad_p, (0, 1))),
+    "gather": Rule("moved", partial(_by_index, lax.gather_p, (0,))),
+    "dynamic_slice": Rule("moved", partial(_by_index, lax.dynamic_slice_p, (0,))),
+    "dynamic_update_slice": Rule("moved", partial(_by_index, lax.dynamic_update_slice_p, (0, 1))),
+    "scatter": Rule("moved", partial(_by_index, lax.scatter_p, (0, 2))),
 }

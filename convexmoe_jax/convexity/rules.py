@@ -37,10 +37,9 @@ def _whole_numbers(primitive: Any, walk: Walk, operation: Operation, inputs: Inp
     given = known_integers(inputs, [walk.graph.dtypes[number] for number in operation.inputs])
     if given is not None:
         return [facts.literal(np.asarray(primitive.bind(*given, **operation.params)))]
-    constant = all(value.constant.all() for value in inputs)
-    real = all(value.has(facts.REAL).all() for value in inputs)
-    claim = facts.REAL | facts.CONSTANT if constant else facts.REAL if real else 0
-    bounds = np.iinfo(dtype)
+    claim, bounds = facts.REAL | facts.CONSTANT, np.iinfo(dtype)
+    if not all(value.constant.all() for value in inputs):
+        claim = facts.REAL if all(value.has(facts.REAL).all() for value in inputs) else 0
     return [facts.uniform(shape, claim, float(bounds.min), float(bounds.max))]
 
 
@@ -66,22 +65,10 @@ def _dot_general(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 def _convolve(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     params = dict(operation.params) | {"precision": None, "preferred_element_type": None}
 
-    def product(left: Array, right: Array) -> Array:
-        return np.asarray(lax.conv_general_dilated(jnp.asarray(left), jnp.asarray(right), **params))
+    def product(kernel: Array, value: Array) -> Array:
+        return np.asarray(lax.conv_general_dilated(jnp.asarray(value), jnp.asarray(kernel), **params))
 
-    return rules.convolve(walk.graph, operation, inputs, product)
-
-
-def _integer_pow(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    return [scalars.power(inputs[0], operation.params["y"])]
-
-
-def _select(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    return [calculus.choose(inputs[0], inputs[1:])]
-
-
-def _clamp(low: Value, value: Value, high: Value) -> Value:
-    return calculus.minimum(calculus.maximum(low, value), high)
+    return [contraction.bilinear(inputs[1], inputs[0], product, walk.graph.shapes[operation.outputs[0]])]
 
 
 def sorts(operation: Operation) -> tuple[int, bool] | None:
@@ -104,9 +91,7 @@ def _shuffle(value: Value, keys: Inputs, axis: int) -> Value:
     """Return elements in an order that the keys make."""
     if value.shape[axis] == 0:
         return value
-    constant = np.ones(value.shape, bool)
-    for key in keys:
-        constant = constant & key.constant.all(axis=axis, keepdims=True)
+    constant = np.all([key.constant.all(axis=axis, keepdims=True) for key in keys], axis=0)
     whole = facts.either_over(value, (axis,)).broadcast(value.shape)
     return facts.merge(constant, whole, facts.mixture([whole]))
 
@@ -115,35 +100,29 @@ def _top_k(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     [value] = inputs
     axis = sorts(operation)[0] % len(value.shape)  # type: ignore[index]
     shape = walk.graph.shapes[operation.outputs[0]]
-    return [
-        order.order_statistics(value, axis, shape[axis], falling=True),
-        order.places_along(value, axis).broadcast(shape),
-    ]
+    return [order.order_statistics(value, axis, shape[axis], True), order.places_along(value, axis).broadcast(shape)]
 
 
-BITS = {"and": lax.and_p, "or": lax.or_p, "not": lax.not_p}
-LOGIC = {name: partial(_whole_numbers, primitive) for name, primitive in BITS.items()}
+OF_INTEGERS = (lax.rem_p, lax.shift_left_p, lax.shift_right_logical_p, lax.shift_right_arithmetic_p)
+LOGIC = (lax.and_p, lax.or_p, lax.not_p)
 
 RULES: dict[str, Rule] = {
     **{name: rules.scalar_rule(name) for name in scalars.SCALARS if name not in rules.OF_MODELS},
     **rules.SHARED_RULES,
     **{f"{name}_to": Rule("comparison", partial(_total_order, name)) for name in ("lt", "le", "eq")},
-    **{name: Rule("comparison", partial(rules.logic, name, bits), elementwise=True) for name, bits in LOGIC.items()},
+    **{bits.name: rules.logic_rule(bits.name, partial(_whole_numbers, bits)) for bits in LOGIC},
     "add_any": rules.SHARED_RULES["add"],
     "div": Rule("quotient", _divide, elementwise=True),
     "square": rules.elementwise("power", lambda value: scalars.power(value, 2.0)),
     "rsqrt": rules.elementwise("power", lambda value: scalars.power(value, -0.5)),
-    "integer_pow": Rule("power", _integer_pow, elementwise=True),
+    "integer_pow": Rule("power", lambda _, step, inputs: [scalars.power(inputs[0], step.params["y"])], True),
     "max": rules.MAXIMUM,
     "min": rules.MINIMUM,
-    "clamp": rules.elementwise("minimum", _clamp),
-    "rem": Rule("comparison", partial(_whole_numbers, lax.rem_p)),
-    "shift_left": Rule("comparison", partial(_whole_numbers, lax.shift_left_p)),
-    "shift_right_logical": Rule("comparison", partial(_whole_numbers, lax.shift_right_logical_p)),
-    "shift_right_arithmetic": Rule("comparison", partial(_whole_numbers, lax.shift_right_arithmetic_p)),
+    "clamp": rules.elementwise("minimum", lambda low, u, high: calculus.minimum(calculus.maximum(low, u), high)),
+    **{primitive.name: Rule("comparison", partial(_whole_numbers, primitive)) for primitive in OF_INTEGERS},
     "is_finite": rules.IS_FINITE,
     "convert_element_type": rules.CAST,
-    "select_n": Rule("choice", _select, elementwise=True),
+    "select_n": rules.elementwise("choice", lambda which, *cases: calculus.choose(which, list(cases))),
     "reduce_sum": rules.SUM,
     "reduce_max": rules.LARGEST,
     "reduce_min": rules.SMALLEST,

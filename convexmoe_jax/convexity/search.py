@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convexmoe.convexity import Candidates, Violation, search
+from convexmoe.convexity import Candidates, Violation, chord_gaps, search
 from convexmoe.errors import dtype_name
 
 Function = Callable[[jax.Array], jax.Array]
@@ -84,13 +84,9 @@ class Evaluator:
         box = [jnp.asarray(part, self.dtype) for part in (middle, reach)]
         size, output = jnp.asarray(candidates.size, self.dtype), jnp.asarray(candidates.output)
 
-        def total(segments: Any) -> tuple[jax.Array, jax.Array]:
-            gaps = search.relative_gaps(jnp, self.function, segments, output, size)
-            return jnp.sum(gaps), gaps
-
         def gaps_and_slopes(segments: Any) -> tuple[jax.Array, Any]:
-            (_, gaps), slopes = jax.value_and_grad(total, has_aux=True)(segments)
-            return gaps, slopes
+            gaps, pull_back = jax.vjp(lambda at: chord_gaps(jnp, self.function, at, output)[1] / size, segments)
+            return gaps, pull_back(jnp.ones_like(gaps))[0]
 
         def follow(segments: Any) -> Any:
             def step(now: Any, _: None) -> tuple[Any, None]:

@@ -59,7 +59,9 @@ def _write(graph: Graph, jaxpr: Any, consts: Any, inputs: list[int], caller: str
         numbers[variable] = graph.constant(_array(const))
 
     def number(atom: Any) -> int:
-        return graph.constant(_literal(atom)) if isinstance(atom, core.Literal) else numbers[atom]
+        if isinstance(atom, core.Literal):
+            return graph.constant(np.asarray(atom.val, getattr(atom.aval, "dtype", None)))
+        return numbers[atom]
 
     for equation in jaxpr.eqns:
         arguments = [number(atom) for atom in equation.invars]
@@ -74,8 +76,7 @@ def _write(graph: Graph, jaxpr: Any, consts: Any, inputs: list[int], caller: str
         else:
             params = {key: value for key, value in equation.params.items() if key not in SILENT}
             kinds = [_kind(variable.aval) for variable in equation.outvars]
-            pure = not equation.effects
-            outputs = list(graph.add(name, tuple(arguments), params, kinds, source, pure))
+            outputs = list(graph.add(name, tuple(arguments), params, kinds, source, pure=not equation.effects))
         numbers.update(zip(equation.outvars, outputs, strict=True))
     return [number(atom) for atom in jaxpr.outvars]
 
@@ -115,10 +116,6 @@ def _array(const: Any) -> np.ndarray:
     if hasattr(const, "dtype") and jax.dtypes.issubdtype(const.dtype, jax.dtypes.extended):
         return np.asarray(jax.random.key_data(const))
     return np.asarray(const)
-
-
-def _literal(atom: Any) -> np.ndarray:
-    return np.asarray(atom.val, getattr(atom.aval, "dtype", None))
 
 
 def source_line(equation: Any) -> str:

@@ -110,11 +110,6 @@ def _smooth_maximum(g: Tensor, temperature: Tensor | float) -> Tensor:
     return (top.squeeze(-2) + T * mean).to(g.dtype)
 
 
-@lru_cache(maxsize=256)
-def _with_temperature(temperature: float) -> Function:
-    return lambda g: _smooth_maximum(g, temperature)
-
-
 FORMS = atoms.Forms(
     trace=_trace,
     sum="sum",
@@ -123,7 +118,6 @@ FORMS = atoms.Forms(
     log_sum_exp=_log_sum_exp_forms,
     log_softmax=_log_softmax_forms,
     smooth_maximum=_smooth_maximum,
-    with_temperature=_with_temperature,
 )
 # The last operation of an atom -> what it may be.
 FAMILIES = {

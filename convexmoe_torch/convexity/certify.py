@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
-from convexmoe.convexity import SEGMENTS, Certificate, Engine, Graph, Problem, Value, certify_problem, problem, walk
+from convexmoe.convexity import SEGMENTS, Certificate, Engine, Graph, Problem, Value, certify_problem, facts, problem
 
 from ..hierarchy.experts import ExpertBatch, ExpertModule
 from ..hull.legacy import NonConvexHull
@@ -71,9 +71,8 @@ def certify(
     >>> certify(lambda x: -torch.sum(x**2), torch.ones(3)).verdict
     'refuted'
     """
-    engine = Engine(RULES, recognize, sorts)
     given = _problem(function, x_example, params, argnum)
-    return certify_problem(engine, given, strength, per_input, segments, seed)
+    return certify_problem(Engine(RULES, recognize, sorts), given, strength, per_input, segments, seed)
 
 
 class TorchProblem(Problem):
@@ -87,7 +86,7 @@ class TorchProblem(Problem):
         return graph, [problem.leaf_name(path) for path, number in paths if number is not None]
 
     def leaf_value(self, leaf: Any) -> Value:
-        return walk.array_value(array_of(leaf))
+        return facts.array_value(array_of(leaf))
 
     def center(self) -> np.ndarray | None:
         return np.concatenate([in_numpy(self.arguments[k]).reshape(-1) for k in self.chosen])
@@ -103,12 +102,8 @@ class TorchProblem(Problem):
                 leaves, arguments = in_float64(leaves), in_float64(arguments)
             for k, part in zip(self.chosen, torch.split(row, sizes), strict=True):
                 arguments[k] = part.reshape(arguments[k].shape)
-            outputs = pytree.tree_leaves(self.call(leaves, arguments))
-            numbers = [torch.as_tensor(part, device=row.device) for part in outputs if part is not None]
-            return torch.cat([part.reshape(-1).to(row.dtype) for part in numbers])
-
-        def each(rows: Tensor) -> Tensor:
-            return torch.stack([one(row) for row in rows])
+            outputs = [part for part in pytree.tree_leaves(self.call(leaves, arguments)) if part is not None]
+            return torch.cat([torch.as_tensor(part, device=row.device).reshape(-1).to(row.dtype) for part in outputs])
 
         dtype = reduce(torch.promote_types, [x.dtype for x in moving])
         points = torch.as_tensor(corners).to(moving[0].device, dtype)
@@ -116,15 +111,13 @@ class TorchProblem(Problem):
             with torch.no_grad():
                 vmap(one)(points)
         except (RuntimeError, ValueError, TypeError, NotImplementedError):
-            return Evaluator(each, points, ONE_BY_ONE)
+            return Evaluator(lambda rows: torch.stack([one(row) for row in rows]), points, ONE_BY_ONE)
         return Evaluator(vmap(one), points)
 
 
 def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int, ...]) -> TorchProblem:
     """Return the function, its parameters and its arguments in one form."""
-    examples = x_example if isinstance(x_example, tuple) else (x_example,)
-    arguments = [problem.convert_example(_copy, x) for x in examples]
-    chosen = problem.choose_arguments(argnum, len(arguments))
+    arguments, chosen = problem.convert_arguments(_copy, x_example, argnum)
     if isinstance(function, nn.Module):
         problem.check_no_params(params)
         # A folded hull is not trained any more.
@@ -141,14 +134,15 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
 
     else:
         paths, tree = pytree.tree_flatten_with_path(params)
-        places = [k for k, (_, leaf) in enumerate(paths) if leaf is not None]  # to PyTorch None is a leaf
-        names, leaves = [problem.leaf_name(paths[k][0]) for k in places], [_copy(paths[k][1]) for k in places]
+        known = [(path, leaf) for path, leaf in paths if leaf is not None]  # to PyTorch None is a leaf
+        names, leaves = [problem.leaf_name(path) for path, _ in known], [_copy(leaf) for _, leaf in known]
 
         def call(given: list[Any], xs: list[Any]) -> Any:
             if params is None:
                 return function(*xs)
-            by_place = dict(zip(places, given, strict=True))
-            return function(pytree.tree_unflatten([by_place.get(k) for k in range(len(paths))], tree), *xs)
+            remaining = iter(given)
+            filled = [leaf if leaf is None else next(remaining) for _, leaf in paths]
+            return function(pytree.tree_unflatten(filled, tree), *xs)
 
     return TorchProblem(call, leaves, names, arguments, chosen, isinstance(function, NonConvexHull))
 

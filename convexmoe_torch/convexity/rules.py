@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from convexmoe.convexity import (
     Inputs,
     Operation,
     Rule,
-    Value,
     Walk,
     calculus,
     contraction,
@@ -38,25 +36,17 @@ def _refuse_bits(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     raise TypeError("bits of integers")
 
 
-def _where(which: Value, if_true: Value, if_false: Value) -> Value:
-    return calculus.choose(which, [if_false, if_true])
-
-
-def _log_sum_exp(value: Value, axes: tuple[int, ...]) -> Value:
-    return calculus.log_sum_exp(value, axes) if axes else value
-
-
 def _dot(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     same = operation.inputs[0] == operation.inputs[1]
     return [contraction.contract(inputs[0], inputs[1], operation.params["axes"], same)]
 
 
 def _convolve(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    def product(left: Array, right: Array) -> Array:
-        one, two = (torch.from_numpy(np.ascontiguousarray(part)) for part in (left, right))
+    def product(kernel: Array, value: Array) -> Array:
+        one, two = (torch.from_numpy(np.ascontiguousarray(part)) for part in (value, kernel))
         return torch.ops.aten.convolution(one, two, None, **operation.params).numpy()
 
-    return rules.convolve(walk.graph, operation, inputs, product)
+    return [contraction.bilinear(inputs[1], inputs[0], product, walk.graph.shapes[operation.outputs[0]])]
 
 
 def _softplus(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
@@ -88,8 +78,7 @@ def _elu(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     if not (min(a, s, b) >= 0 and max(a, s, b) < math.inf and Fraction(a) * Fraction(b) <= 1):
         return [facts.nothing(value.shape)]
     every = np.ones(value.shape, bool)
-    claim = scalars.compose(value, every, ~every, every, ~every)
-    claim = claim | facts.facts_where((facts.REAL, value.has(facts.REAL)))
+    claim = scalars.compose(value, every, ~every, every, ~every) | value.facts & np.uint16(facts.REAL)
     return [facts.settle(np.full(value.shape, -s * a * (1 + 1e-12)), np.full(value.shape, np.inf), claim)]
 
 
@@ -108,22 +97,18 @@ def sorts(operation: Operation) -> tuple[int, bool] | None:
 
 
 def _sort(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    [value], (axis, falling) = inputs, (operation.params[name] for name in ("axis", "falling"))
+    [value], axis, falling = inputs, operation.params["axis"], operation.params["falling"]
     shape = walk.graph.shapes[operation.outputs[0]]
     return [order.order_statistics(value, axis, shape[axis], falling), order.places_along(value, axis).broadcast(shape)]
 
 
 def _cond(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     """`torch.cond`: the first program where the condition holds, else the second."""
-    which, *arguments = inputs
     if_true, if_false = operation.params["branches"]
-    return rules.branch(walk, which, {1: if_true, 0: if_false}, arguments)
+    return rules.branch(walk, inputs[0], {1: if_true, 0: if_false}, inputs[1:])
 
 
-LOGIC = {
-    name: Rule("comparison", partial(rules.logic, name, _refuse_bits), elementwise=True)
-    for name in ("and", "or", "not")
-}
+LOGIC = {name: rules.logic_rule(name, _refuse_bits) for name in ("and", "or", "not")}
 
 RULES: dict[str, Rule] = {
     **{name: rules.scalar_rule(name) for name in (*SCALAR_OPERATIONS, "huber")},
@@ -138,12 +123,12 @@ RULES: dict[str, Rule] = {
     "maximum": rules.MAXIMUM,
     "minimum": rules.MINIMUM,
     "to": rules.CAST,
-    "where": rules.elementwise("choice", _where),
+    "where": rules.elementwise("choice", lambda which, *cases: calculus.choose(which, list(cases[::-1]))),
     "softplus": Rule("softplus", _softplus, elementwise=True),
     "elu": Rule("scalar", _elu, elementwise=True),
     "logaddexp": rules.elementwise("log_sum_exp", order.log_add),
-    "logsumexp": rules.over_axes("log_sum_exp", _log_sum_exp),
-    "log_softmax": rules.over_axes("log_softmax", lambda value, axes: calculus.log_softmax(value, axes)),
+    "logsumexp": rules.over_axes("log_sum_exp", lambda u, axes: calculus.log_sum_exp(u, axes) if axes else u),
+    "log_softmax": rules.over_axes("log_softmax", calculus.log_softmax),
     "sum": rules.SUM,
     "prod": rules.PRODUCT,
     "amax": rules.LARGEST,

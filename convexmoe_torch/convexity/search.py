@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convexmoe.convexity import Candidates, Violation, search
+from convexmoe.convexity import Candidates, Violation, chord_gaps, search
 from convexmoe.errors import dtype_name
 
 Function = Callable[[Tensor], Tensor]
@@ -89,8 +89,8 @@ class Evaluator:
         output = torch.as_tensor(candidates.output, device=self.points.device)
 
         def gaps_and_slopes(segments: Any) -> tuple[Tensor, Any]:
-            left, right, weight = at = [part.detach().requires_grad_() for part in segments]
-            gaps = search.relative_gaps(torch, self.function, (left, right, weight), output, size)
+            at = tuple(part.detach().requires_grad_() for part in segments)
+            gaps = chord_gaps(torch, self.function, at, output)[1] / size
             return gaps.detach(), torch.autograd.grad(gaps.sum(), at, materialize_grads=True)
 
         left, right, weight = map(self._tensor, candidates[:3])

@@ -20,7 +20,7 @@ from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from convexmoe.convexity import Graph, Kind, NotTraced
+from convexmoe.convexity import Graph, Kind, NotTraced, problem
 from convexmoe.errors import dtype_name
 
 from .lowering import LOWERINGS
@@ -100,10 +100,9 @@ def _export(module: nn.Module, leaves: list[Tensor], arguments: list[Tensor]) ->
     except Exception as error:  # whatever it is, there is no program to look at
         kind = type(error).__name__
         said = (str(error).strip().splitlines() or [""])[0]
-        if "DataDependent" in kind or "data-dependent" in said:
-            text = f"the function decides in Python by the value of its input: {said}"
-            raise NotTraced(text, by_value=True) from error
-        raise NotTraced(f"torch.export cannot trace the function: {kind}: {said}") from error
+        by_value = "DataDependent" in kind or "data-dependent" in said
+        text = problem.BY_VALUE if by_value else f"torch.export cannot trace the function: {kind}"
+        raise NotTraced(f"{text}: {said}", by_value) from error
 
 
 @contextmanager
@@ -130,15 +129,10 @@ def _write_program(program: Any, strict: bool) -> Traced:
             if spec.target not in known:
                 raise NotTraced("torch.export leaves a constant without a value in the program")
             numbers[name] = graph.constant(array_of(known[spec.target]))
-    writer = Writer(graph, program.graph_module, numbers, strict)
-    graph.inputs = writer.free
-    results = writer.write()
     # What the function changes in place comes first.
-    first = len(results) - sum(spec.kind.name == "USER_OUTPUT" for spec in signature.output_specs)
-    outputs = torch.utils._pytree.tree_unflatten(results[first:], program.call_spec.out_spec)
-    graph.outputs = [number for number in results[first:] if number is not None]
-    graph.seen.clear()
-    return graph, outputs
+    count = sum(spec.kind.name == "USER_OUTPUT" for spec in signature.output_specs)
+    results = Writer(graph, program.graph_module, numbers, strict).write(count)
+    return graph, torch.utils._pytree.tree_unflatten(results, program.call_spec.out_spec)
 
 
 def trace_reference(function: Callable[..., Any], *kinds: Kind) -> Graph:
@@ -151,10 +145,7 @@ def trace_reference(function: Callable[..., Any], *kinds: Kind) -> Graph:
 def graph_of(module: Any) -> Graph:
     """Return the graph of a traced module without constants."""
     graph = Graph()
-    writer = Writer(graph, module, {})
-    graph.inputs = writer.free
-    graph.outputs = [number for number in writer.write() if number is not None]
-    graph.seen.clear()
+    Writer(graph, module, {}).write()
     return graph
 
 
@@ -188,8 +179,8 @@ def lower_call(
     Raises:
         Declined: it has no lowering, and others if the lowering does not know this form of it.
     """
-    lowering = LOWERINGS.get(getattr(target, "_opname", "")) if _is_pure(target) else None
-    if lowering is None:
+    lowering = LOWERINGS.get(getattr(target, "_opname", ""))
+    if lowering is None or target.namespace != "aten" or target._schema.is_mutable:
         raise Declined(f"{target}")
     arguments = {argument.name: argument.default_value for argument in target._schema.arguments}
     arguments |= dict(zip(arguments, args, strict=False)) | kwargs
@@ -199,11 +190,6 @@ def lower_call(
         if graph.shapes[number] != shape or not (is_constant or graph.dtypes[number] == dtype):
             raise Declined("another shape")
     return numbers
-
-
-def _is_pure(target: Any) -> bool:
-    """Return whether an operator is one of ATen that changes nothing in place."""
-    return getattr(target, "namespace", "") == "aten" and not target._schema.is_mutable
 
 
 def source_of(node: Any) -> str:
@@ -223,28 +209,30 @@ class Writer:
     """
 
     def __init__(self, graph: Graph, module: Any, known: dict[str, int], strict: bool = False) -> None:
-        self.graph, self.module, self.strict = graph, module, strict
+        self.graph, self.module, self.known, self.strict = graph, module, known, strict
         self.numbers: dict[Any, Any] = {}
-        self.free: list[int] = []
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                number = known.get(node.name)
-                if number is None:
-                    number = graph.value(*kind_of(node.meta.get("val")))
-                    self.free.append(number)
-                self.numbers[node] = number
 
-    def write(self) -> list[int | None]:
-        """Add all operations; return the numbers of the outputs, None for an output that is None."""
+    def write(self, last: int | None = None) -> list[int | None]:
+        """Write all; return the numbers of the outputs, or of the `last` of them, None for an output that is None."""
+        results: list[int | None] = []
         for node in self.module.graph.nodes:
-            if node.op == "get_attr":
-                self._attribute(node)
+            if node.op == "placeholder" and node.name in self.known:
+                self.numbers[node] = self.known[node.name]
+            elif node.op == "placeholder":
+                self.numbers[node] = self.graph.value(*kind_of(node.meta.get("val")))
+                self.graph.inputs.append(self.numbers[node])
+            elif node.op == "get_attr":
+                value = operator.attrgetter(node.target)(self.module)
+                self.numbers[node] = self.graph.constant(array_of(value)) if isinstance(value, Tensor) else value
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
                 given = node.args[0]
-                return list(map(self._output, given if isinstance(given, (list, tuple)) else [given]))
-        return []
+                results = list(map(self._output, given if isinstance(given, (list, tuple)) else [given]))
+        results = results if last is None else results[len(results) - last :]
+        self.graph.outputs = [number for number in results if number is not None]
+        self.graph.seen.clear()
+        return results
 
     def _output(self, given: Any) -> int | None:
         if given is None:
@@ -255,38 +243,27 @@ class Writer:
             raise NotTraced(f"the function returns {given!r}, which is no number")
         return self.numbers[given]
 
-    def _attribute(self, node: Any) -> None:
-        value: Any = self.module
-        for name in node.target.split("."):
-            value = getattr(value, name)
-        self.numbers[node] = self.graph.constant(array_of(value)) if isinstance(value, Tensor) else value
-
     def _call(self, node: Any) -> None:
         if node.target is operator.getitem:
             results = self.numbers[node.args[0]]
             self.numbers[node] = results[node.args[1]] if isinstance(results, list) else results
             return
         name = str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", node.target))
-        if node.target is torch.ops.higher_order.cond:
-            self._branches(node)
-            return
         if name in WITHOUT_VALUE:
             return
         value = node.meta.get("val")
         several = isinstance(value, (list, tuple))
         kinds = [kind_of(part) for part in (value if several else [value])]
-        results = self._lower(node, name, kinds)
+        is_choice = node.target is torch.ops.higher_order.cond
+        results = self._choose(node, kinds) if is_choice else self._lower(node, name, kinds)
         self.numbers[node] = results if several else results[0]
 
-    def _branches(self, node: Any) -> None:
-        """Add a choice between two programs."""
+    def _choose(self, node: Any, kinds: list[Kind]) -> list[int]:
+        """Return the numbers of what a choice between two programs gives."""
         which, *branches, operands = node.args
-        graphs = tuple(graph_of(self.numbers[branch]) for branch in branches)
-        inputs = [self.numbers[given] for given in (which, *operands)]
-        kinds = [kind_of(value) for value in node.meta["val"]]
-        params = {"branches": graphs}
-        results = self.graph.add("cond", tuple(inputs), params, kinds, source_of(node), pure=False)
-        self.numbers[node] = list(results)
+        inputs = tuple(self.numbers[given] for given in (which, *operands))
+        params = {"branches": tuple(graph_of(self.numbers[branch]) for branch in branches)}
+        return list(self.graph.add("cond", inputs, params, kinds, source_of(node), pure=False))
 
     def _lower(self, node: Any, name: str, kinds: list[Kind]) -> list[int]:
         """Return the numbers of what an operator gives."""
@@ -300,12 +277,12 @@ class Writer:
                 raise Declined(name) from error
         if getattr(getattr(target, "_schema", None), "is_mutable", False):
             raise NotTraced(f"torch.export leaves {name}, which changes a tensor in place, in the program")
-        inputs = [self.numbers[given] for given in node.all_input_nodes]
+        given = [self.numbers[taken] for taken in node.all_input_nodes]
+        inputs = tuple(number for number in given if isinstance(number, int))
         params = {"target": str(target), "arguments": str((node.args, node.kwargs))}
-        inputs = [number for number in inputs if isinstance(number, int)]
         # Under this name no rule knows it: other libraries have an `exp` too, and `div` has forms that are no quotient.
         name = f"{getattr(target, 'namespace', 'python')}.{name}"
-        return list(self.graph.add(name, tuple(inputs), params, kinds, source, pure=False))
+        return list(self.graph.add(name, inputs, params, kinds, source, pure=False))
 
     def _argument(self, given: Any) -> Any:
         """Return an argument with `Ref` for the results of other nodes."""

@@ -7,7 +7,7 @@ that has no rule and proves nothing. Numbers are taken in the dtype in which PyT
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -63,13 +63,12 @@ class Call:
 
     def working_dtype(self) -> str:
         """The dtype in which numbers among the arguments are taken: that of the tensors and the numbers together."""
-        dtype = torch.bool
-        for given in self.arguments.values():
-            if isinstance(given, Ref):
-                dtype = torch.promote_types(dtype, getattr(torch, self.graph.dtypes[given]))
-        for given in self.arguments.values():
-            if isinstance(given, (bool, int, float)) and not isinstance(given, Ref):
-                dtype = torch.result_type(torch.empty((1,), dtype=dtype, device="meta"), given)
+        given = list(self.arguments.values())
+        dtypes = (getattr(torch, self.graph.dtypes[part]) for part in given if isinstance(part, Ref))
+        dtype = reduce(torch.promote_types, dtypes, torch.bool)
+        for part in given:
+            if isinstance(part, (bool, int, float)) and not isinstance(part, Ref):
+                dtype = torch.result_type(torch.empty((1,), dtype=dtype, device="meta"), part)
         return str(dtype).removeprefix("torch.")
 
     def value(self, given: Any, dtype: str | None = None) -> int:
@@ -92,8 +91,7 @@ class Call:
         """Add an operation; without a shape it works element by element."""
         if shape is None:
             shape = np.broadcast_shapes(*(self.shape_of(value) for value in inputs))
-        kind = (tuple(shape), dtype or self.dtype)
-        return self.graph.add(name, tuple(inputs), params, [kind], self.source)[0]
+        return self.graph.add(name, inputs, params, [(tuple(shape), dtype or self.dtype)], self.source)[0]
 
     def buffers(self) -> list[int]:
         """Return the other outputs, which the operator stores for its derivative: nothing is known of them."""
@@ -102,6 +100,10 @@ class Call:
     def number(self, number: float, dtype: str | None = None) -> int:
         """Return a number as a value."""
         return self.value(number, dtype or self.dtype)
+
+    def scaled(self, value: int, factor: float) -> int:
+        """Return a value times a number."""
+        return value if factor == 1 else self.op("mul", value, self.number(factor))
 
     def reshape(self, value: int, shape: Sequence[int]) -> int:
         """Return a value in another shape; a chain of these is one."""
@@ -128,27 +130,19 @@ def _arithmetic(name: str, call: Call) -> list[int]:
     a, b = call.values("self", "other")
     if call.dtype == "bool":  # of truth values the sum is `or`, the product `and`
         return [call.op({"add": "logical_or", "mul": "logical_and"}[name], truth(call, a), truth(call, b))]
-    alpha = call.get("alpha", 1)
-    if alpha != 1:
-        b = call.op("mul", b, call.number(alpha))
-    return [call.op(name, a, b)]
+    return [call.op(name, a, call.scaled(b, call.get("alpha", 1)))]
 
 
 def _rsub(call: Call) -> list[int]:
     a, b = call.values("self", "other")
-    alpha = call.get("alpha", 1)
-    a = a if alpha == 1 else call.op("mul", a, call.number(alpha))
-    return [call.op("sub", b, a)]
+    return [call.op("sub", b, call.scaled(a, call.get("alpha", 1)))]
 
 
 def _div(call: Call) -> list[int]:
-    quotient = call.op("div", *call.values("self", "other"))
-    mode = call.get("rounding_mode")
-    if mode is None:
-        return [quotient]
-    if mode == "floor":
-        return [call.op("floor", quotient)]
-    raise Declined("a quotient cut towards 0")
+    mode, quotient = call.get("rounding_mode"), call.op("div", *call.values("self", "other"))
+    if mode == "trunc":
+        raise Declined("a quotient cut towards 0")
+    return [call.op("floor", quotient) if mode else quotient]
 
 
 def _two(name: str) -> Lowering:
@@ -186,9 +180,9 @@ def _clamp(low: str, high: str, call: Call) -> list[int]:
     return [value]
 
 
-def _choose(call: Call, condition: str, if_true: str, if_false: str) -> int:
+def _choose(condition: str, if_true: str, if_false: str, call: Call) -> list[int]:
     cases = (call.value(call[name], call.dtype) for name in (if_true, if_false))
-    return call.op("where", call[condition], *cases)
+    return [call.op("where", call[condition], *cases)]
 
 
 def _with_numbers(operation: str, names: tuple[str, ...], call: Call) -> list[int]:
@@ -203,15 +197,13 @@ def _celu(call: Call) -> list[int]:
     if not alpha > 0:
         raise Declined("alpha <= 0")
     value = value if alpha == 1 else call.op("div", value, call.number(alpha))
-    value = call.op("elu", value, alpha=1.0, scale=1.0, input_scale=1.0)
-    return [value if alpha == 1 else call.op("mul", value, call.number(alpha))]
+    return [call.scaled(call.op("elu", value, alpha=1.0, scale=1.0, input_scale=1.0), alpha)]
 
 
 def _leaky_relu(call: Call) -> list[int]:
     slope = call.get("negative_slope", 0.01)
-    value = int(call["self"])
-    scaled = call.op("mul", value, call.number(slope))
-    return [call.op("maximum" if slope <= 1 else "minimum", value, scaled)]
+    scaled = call.op("mul", call["self"], call.number(slope))
+    return [call.op("maximum" if slope <= 1 else "minimum", call["self"], scaled)]
 
 
 def _log_sigmoid(call: Call) -> list[int]:
@@ -221,8 +213,7 @@ def _log_sigmoid(call: Call) -> list[int]:
 # Those of `scalars` that ATen has under the same name.
 SCALAR_OPERATIONS = tuple(name for name in scalars.SCALARS if name not in (*rules.OF_MODELS, "cbrt", "logistic"))
 UNARY = (*SCALAR_OPERATIONS, "sigmoid", "neg", "log2", "log10", "bitwise_not", "isfinite")
-COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
-BINARY = (*COMPARISONS, "maximum", "minimum", "logaddexp", "bitwise_and", "bitwise_or")
+BINARY = (*rules.COMPARISONS, "maximum", "minimum", "logaddexp", "bitwise_and", "bitwise_or")
 SAME = ("contiguous", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "positive")
 
 ELEMENTWISE: dict[str, Lowering] = {
@@ -234,8 +225,7 @@ ELEMENTWISE: dict[str, Lowering] = {
     **{name: partial(_truth, name) for name in ("logical_and", "logical_or", "logical_not")},
     "sgn": partial(_one, "sign"),
     "rsub": _rsub,
-    "div": _div,
-    "true_divide": _div,
+    **dict.fromkeys(("div", "true_divide"), _div),
     "pow": lambda call: [call.op("pow", *call.values("self", "exponent"))],
     "square": lambda call: [call.op("mul", call["self"], call["self"])],
     "reciprocal": _to_power(-1.0),
@@ -245,10 +235,9 @@ ELEMENTWISE: dict[str, Lowering] = {
     "clamp_min": partial(_clamp, "min", ""),
     "clamp_max": partial(_clamp, "", "max"),
     "hardtanh": partial(_clamp, "min_val", "max_val"),
-    "where": lambda call: [_choose(call, "condition", "self", "other")],
-    "masked_fill": lambda call: [_choose(call, "mask", "value", "self")],
-    "log_sigmoid": _log_sigmoid,
-    "log_sigmoid_forward": _log_sigmoid,
+    "where": partial(_choose, "condition", "self", "other"),
+    "masked_fill": partial(_choose, "mask", "value", "self"),
+    **dict.fromkeys(("log_sigmoid", "log_sigmoid_forward"), _log_sigmoid),
     "softplus": partial(_with_numbers, "softplus", ("beta", "threshold")),
     "elu": partial(_with_numbers, "elu", ("alpha", "scale", "input_scale")),
     "celu": _celu,

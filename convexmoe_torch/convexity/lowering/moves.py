@@ -35,11 +35,9 @@ class Places:
 
 def number_elements(shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
     """Return the places of tensors of these shapes, counted from 1 through all."""
-    starts = np.cumsum([1, *(math.prod(shape) for shape in shapes)]).tolist()
-    return [
-        torch.arange(start, start + math.prod(shape)).reshape(shape)
-        for start, shape in zip(starts, shapes, strict=False)
-    ]
+    sizes = [math.prod(shape) for shape in shapes]
+    parts = torch.arange(1, 1 + sum(sizes)).split(sizes)
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def refs(arguments: Any) -> list[int]:
@@ -58,23 +56,14 @@ def _move_to_known_places(call: Call) -> list[int]:
     given = refs(call.arguments)
     if given != refs([call.get(name) for name in ("self", "src", "tensors")]):
         raise Declined("places that are values of the program")
-    fill = call.get("value", 0) if call.target._opname == "constant_pad_nd" else 0
-    arguments = {name: 0 if name == "value" else value for name, value in call.arguments.items()}
+    name, fill = call.target._opname, float(call.get("value", 0))
     tensors = number_elements([call.shape_of(value) for value in given])
-    results = call.target(
-        **{name: fill_template(_template(value, given), tensors) for name, value in arguments.items()}
-    )
+    arguments = call.arguments | ({"value": 0} if "value" in call.arguments else {})
+    results = call.target(**{key: fill_template(_template(part, given), tensors) for key, part in arguments.items()})
     results = results if isinstance(results, (list, tuple)) else [results]
-    return [
-        call.graph.add(
-            call.target._opname,
-            tuple(given),
-            {"places": Places(result.numpy()), "fill": float(fill)},
-            [kind],
-            call.source,
-        )[0]
-        for result, kind in zip(results, call.kinds, strict=True)
-    ]
+    params = ({"places": Places(result.numpy()), "fill": fill} for result in results)
+    pairs = zip(params, call.kinds, strict=True)
+    return [call.graph.add(name, tuple(given), param, [kind], call.source)[0] for param, kind in pairs]
 
 
 def _reshape(call: Call) -> list[int]:
@@ -93,8 +82,7 @@ def _permute(call: Call) -> list[int]:
     """The order of the axes, seen on an array whose sizes are all different."""
     value = int(call["self"])
     probe = torch.empty([2 + axis for axis in range(len(call.shape))], device="meta")
-    arguments = {name: probe if name == "self" else given for name, given in call.arguments.items()}
-    dims = tuple(size - 2 for size in call.target(**arguments).shape)
+    dims = tuple(size - 2 for size in call.target(**call.arguments | {"self": probe}).shape)
     return [value if dims == tuple(range(len(dims))) else call.op("permute", value, shape=call.shape, dims=dims)]
 
 
@@ -105,19 +93,14 @@ def _move_by_index(call: Call) -> list[int]:
         raise Declined("a sum over places")
     if "value" in arguments:
         arguments["value"] = Ref(call.value(arguments["value"], dtype))
-    moved = [
-        Ref(arguments[name]) for name in ("self", "src", "source", "values", "value", "weight") if name in arguments
-    ]
+    sources = ("self", "src", "source", "values", "value", "weight")
+    moved = [int(arguments[name]) for name in sources if name in arguments]
     at = [number for name in ("index", "indices") for number in refs(arguments.get(name))]
     if len({call.graph.dtypes[number] for number in moved}) > 1:
         raise Declined("mixed dtypes")
-    params = {
-        "target": call.target,
-        "moved": len(moved),
-        "template": tuple((name, _template(value, [*moved, *at])) for name, value in arguments.items()),
-    }
-    kinds = [(call.shape, dtype)]
-    return list(call.graph.add(call.target._opname, (*map(int, moved), *at), params, kinds, call.source))
+    template = tuple((name, _template(value, [*moved, *at])) for name, value in arguments.items())
+    params = {"target": call.target, "moved": len(moved), "template": template}
+    return list(call.graph.add(call.target._opname, (*moved, *at), params, [(call.shape, dtype)], call.source))
 
 
 class Slot(int):
@@ -140,16 +123,15 @@ def fill_template(template: Any, tensors: list[torch.Tensor]) -> Any:
 
 def _make_constant(call: Call) -> list[int]:
     """Numbers that depend on no tensor but for its shape."""
-    shape, dtype = call.shape, getattr(torch, call.dtype)
+    dtype = getattr(torch, call.dtype)
     name = call.target._opname.removesuffix("_like").removeprefix("new_")
-    if name in ("zeros", "ones", "full"):
-        number = {"zeros": 0, "ones": 1}.get(name, call.get("fill_value"))
-        if isinstance(number, Ref) or not isinstance(number, (bool, int, float)):
-            raise Declined("made of a tensor")
-        tensor = torch.full(shape, number, dtype=dtype)
+    is_filled = name in ("zeros", "ones", "full")
+    number = {"zeros": 0, "ones": 1}.get(name, call.get("fill_value"))
+    if refs(number if is_filled else call.arguments) or (is_filled and not isinstance(number, (bool, int, float))):
+        raise Declined("made of a tensor")
+    if is_filled:
+        tensor = torch.full(call.shape, number, dtype=dtype)
     else:
-        if refs(call.arguments):
-            raise Declined("made of a tensor")
         placement = dict.fromkeys(call.arguments.keys() & {"layout", "device", "pin_memory"})
         tensor = call.target(**call.arguments | placement)
     tensor = tensor.double() if dtype in (torch.bfloat16, torch.float16) else tensor

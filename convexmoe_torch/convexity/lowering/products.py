@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from convexmoe.convexity import contraction
 
@@ -11,11 +12,8 @@ from .elementwise import Call, Declined, Lowering
 
 def add_dot(call: Call, left: int, right: int, axes: contraction.Axes) -> int:
     """Add a product that is summed over axes, `[batch..., rest of left..., rest of right...]`."""
-    one, two = call.shape_of(left), call.shape_of(right)
-    shape = [one[axis] for axis in axes.batch_left]
-    shape += [size for k, size in enumerate(one) if k not in (*axes.sum_left, *axes.batch_left)]
-    shape += [size for k, size in enumerate(two) if k not in (*axes.sum_right, *axes.batch_right)]
-    return call.op("dot", left, right, shape=tuple(shape), axes=axes)
+    shape = contraction.shape_of_product(call.shape_of(left), call.shape_of(right), axes)
+    return call.op("dot", left, right, shape=shape, axes=axes)
 
 
 def product(call: Call, left: int, right: int) -> int:
@@ -23,12 +21,12 @@ def product(call: Call, left: int, right: int) -> int:
     one, two = call.shape_of(left), call.shape_of(right)
     if not one or not two:
         raise Declined("a number")
-    if len(two) <= 2 or len(one) == 1:
-        return add_dot(call, left, right, contraction.Axes((len(one) - 1,), (max(len(two) - 2, 0),)))
-    if len(one) == len(two) and one[:-2] == two[:-2]:
+    batch: tuple[int, ...] = ()
+    if len(two) > 2 and len(one) > 1:
+        if one[:-2] != two[:-2]:
+            raise Declined("batches that are broadcast")
         batch = tuple(range(len(one) - 2))
-        return add_dot(call, left, right, contraction.Axes((len(one) - 1,), (len(two) - 2,), batch, batch))
-    raise Declined("batches that are broadcast")
+    return add_dot(call, left, right, contraction.Axes((len(one) - 1,), (max(len(two) - 2, 0),), batch, batch))
 
 
 def _product(left: str, right: str) -> Lowering:
@@ -37,24 +35,18 @@ def _product(left: str, right: str) -> Lowering:
 
 def _product_plus(start: str, left: str, right: str, call: Call) -> list[int]:
     """beta start + alpha left @ right."""
-    result, first = product(call, call[left], call[right]), int(call[start])
-    alpha, beta = call.get("alpha", 1), call.get("beta", 1)
-    result = result if alpha == 1 else call.op("mul", result, call.number(alpha))
-    first = first if beta == 1 else call.op("mul", first, call.number(beta))
-    return [call.op("add", first, result)]
+    result = call.scaled(product(call, call[left], call[right]), call.get("alpha", 1))
+    return [call.op("add", call.scaled(call[start], call.get("beta", 1)), result)]
 
 
 def _linear(call: Call) -> list[int]:
-    left, right = int(call["input"]), int(call["weight"])
-    result = add_dot(
-        call, left, right, contraction.Axes((len(call.shape_of(left)) - 1,), (len(call.shape_of(right)) - 1,))
-    )
+    left, right = (len(call.shape_of(call[name])) - 1 for name in ("input", "weight"))
+    result = add_dot(call, call["input"], call["weight"], contraction.Axes((left,), (right,)))
     return [result if call.get("bias") is None else call.op("add", result, call["bias"])]
 
 
 def _outer(call: Call) -> list[int]:
-    left, right = (int(call[name]) for name in ("self", "vec2"))
-    return [call.op("mul", call.reshape(left, (*call.shape_of(left), 1)), right)]
+    return [call.op("mul", call.reshape(call["self"], (*call.shape_of(call["self"]), 1)), call["vec2"])]
 
 
 def _einsum(call: Call) -> list[int]:
@@ -69,15 +61,9 @@ def _einsum(call: Call) -> list[int]:
     if any(letter not in right + wanted for letter in left) or any(letter not in left + wanted for letter in right):
         raise Declined("a letter that is summed alone")
     batch, summed = ([c for c in both if (c in wanted) == stays] for stays in (True, False))
-    axes = contraction.Axes(
-        tuple(map(left.index, summed)),
-        tuple(map(right.index, summed)),
-        tuple(map(left.index, batch)),
-        tuple(map(right.index, batch)),
-    )
-    one, two = tensors
-    result = add_dot(call, one, two, axes)
-    order = batch + [c for c in left if c not in both] + [c for c in right if c not in both]
+    places = (tuple(map(term.index, letters)) for letters in (summed, batch) for term in terms)
+    result = add_dot(call, tensors[0], tensors[1], contraction.Axes(*places))
+    order = batch + [c for c in left + right if c not in both]
     dims = tuple(order.index(letter) for letter in wanted)
     if dims == tuple(range(len(dims))):
         return [result]
@@ -86,13 +72,11 @@ def _einsum(call: Call) -> list[int]:
 
 def _convolution(call: Call) -> list[int]:
     names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
-    params = {name: tuple(v) if isinstance(v := call[name], (list, tuple)) else v for name in names}
-    given, kinds = (int(call["input"]), int(call["weight"])), [call.kinds[0]]
-    [result] = call.graph.add("convolution", given, params, kinds, call.source)
+    params: dict[str, Any] = {name: tuple(v) if isinstance(v := call[name], (list, tuple)) else v for name in names}
+    result = call.op("convolution", call["input"], call["weight"], shape=call.shape, **params)
     if call.get("bias") is None:
         return [result]
-    width = (-1, *(1 for _ in call.shape[2:]))
-    bias = call.reshape(call["bias"], tuple(call.shape_of(call["bias"])[0] if k < 0 else k for k in width))
+    bias = call.reshape(call["bias"], (*call.shape_of(call["bias"]), *(1 for _ in call.shape[2:])))
     return [call.op("add", result, bias)]
 
 
