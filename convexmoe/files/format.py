@@ -143,17 +143,12 @@ def check_header(name: str, text: str) -> dict[str, Any]:
     whole = set(header) - {"optimizer"} == FIELDS and header["kind"] in KINDS
     if not whole or not isinstance(header["notes"], dict):
         fail("load", "path", f"one of {list(KINDS)} with the fields {fields}", repr(name), DAMAGED)
-    if not _is_optimizer(header.get("optimizer", {"rule": "adam", "step": 0})):
+    optimizer = header.get("optimizer", {"rule": "adam", "step": 0})
+    described = isinstance(optimizer, dict) and set(optimizer) == {"rule", "step"} and type(optimizer["step"]) is int
+    if not described or optimizer["rule"] not in list(MOMENTS) or not 0 <= optimizer["step"] < 2**31:
         rule = f"an optimizer with its rule, one of {list(MOMENTS)}, and its step"
-        fail("load", "path", rule, f"{name!r} with {header['optimizer']!r}", DAMAGED)
+        fail("load", "path", rule, f"{name!r} with {optimizer!r}", DAMAGED)
     return header
-
-
-def _is_optimizer(field: Any) -> bool:
-    """Return whether a field of the header describes an optimizer."""
-    if not isinstance(field, dict) or set(field) != {"rule", "step"}:
-        return False
-    return field["rule"] in list(MOMENTS) and type(field["step"]) is int and 0 <= field["step"] < 2**31
 
 
 def digest(header: dict[str, Any], arrays: Arrays) -> str:

@@ -75,7 +75,7 @@ def _real(name: str, value: Any, least: float, most: float, rule: str, fix: str)
     """Return a real number within bounds as a float."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         fail("HullConfig", name, rule, repr(value), fix, TypeError)
-    if not least <= value <= most:
+    if not least <= value <= most:  # type: ignore[operator]
         fail("HullConfig", name, rule, repr(value), fix)
     return float(value)
 

@@ -19,7 +19,7 @@ from ..arrays import Array, as_array, einsum, eye, library, namespace
 from ..hull.activations import ACTIVATIONS, Activation, Smooth
 from ..hull.config import LEAST_TEMPERATURE, HullConfig
 from ..hull.parameters import Tree
-from .smoothing import SmoothMaximum, center, smooth_maximum
+from .smoothing import center, smooth_maximum
 
 EPSILON = 2.0**-52
 UNIT_WIDTH = 0.3  # of a unit of weight 1, in units of the width of the maximum; measured
@@ -100,7 +100,7 @@ class ScalarHull:
         """Return the smooth hull, (N,)."""
 
         def fuse(g_NP: Array) -> Array:
-            return g_NP[:, 0] if self.config.petals == 1 else self._smooth_maximum(g_NP, width_N).value
+            return g_NP[:, 0] if self.config.petals == 1 else smooth_maximum(g_NP, width_N, self.temperature).value
 
         return self._through(z_ND, lambda k, u: self._unit(k, u, width_N)[0], fuse) + self._half_square(z_ND)
 
@@ -129,7 +129,7 @@ class ScalarHull:
             weights, bend, drift = xp.ones_like(g_NP), xp.zeros_like(g_NP), xp.zeros_like(g_NP)
             among = xp.zeros_like(slopes)
         else:
-            _, weights, bend, drift = self._smooth_maximum(g_NP, width_N)
+            _, weights, bend, drift = smooth_maximum(g_NP, width_N, self.temperature)
             drift = drift + bend * center(self._paired(self._read(moved)), bend)
             among = center(slopes, bend)
         slope = xp.sum(slopes * weights[:, None], axis=-1)
@@ -288,9 +288,6 @@ class ScalarHull:
         """Apply a function of rows to the rows of every derivative, (N, D, ...)."""
         moved = function(jacobian.reshape(-1, *jacobian.shape[2:]))
         return moved.reshape(*jacobian.shape[:2], *moved.shape[1:])
-
-    def _smooth_maximum(self, g_NP: Array, width_N: Array) -> SmoothMaximum:
-        return smooth_maximum(g_NP, width_N, self.temperature)
 
     def _fuse(self, g_NP: Array) -> Array:
         xp = namespace(g_NP)
