@@ -27,13 +27,15 @@ from convexmoe.errors import fail
 from convexmoe.hull.config import HullConfig
 from convexmoe.hull.parameters import Tree, averaged, effective, map_tree, positive_scale
 from convexmoe.minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
-from convexmoe.minimization.solver import Record, solver_of
+from convexmoe.minimization.solver import Arrays, Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers JAX)
 from .hull import FoldedHull, VectorHull
 from .hull.positive import positive_weight
 
 __all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize"]
+
+Items = tuple[tuple[str, Any], ...]  # of a dict, to be hashed
 
 
 class HullSolver:
@@ -53,12 +55,7 @@ class HullSolver:
         return float(jnp.finfo(value.dtype).eps) if jnp.issubdtype(value.dtype, jnp.floating) else None
 
     def solve(
-        self,
-        function: Callable[..., Record],
-        model: Any,
-        arrays: tuple[Any, ...],
-        static: dict[str, Any],
-        beside: Any = None,
+        self, function: Callable[..., Record], model: Any, arrays: Arrays, static: dict[str, Any], beside: Any = None
     ) -> Record:
         given = (model.params, arrays)
         with jax.enable_x64(True):
@@ -75,9 +72,7 @@ class HullSolver:
             return type(record)(*(part.astype(beside.dtype) if cast else part for part, cast in parts))
 
 
-def _compute(
-    params: Tree, arrays: tuple[Any, ...], function: Callable, config: HullConfig, static: dict[str, Any]
-) -> Any:
+def _compute(params: Tree, arrays: Arrays, function: Callable, config: HullConfig, static: dict[str, Any]) -> Any:
     """Return what `function` computes in numpy, as arrays of JAX."""
     with np.errstate(all="ignore"):
         weights = effective(params, config, lambda raw, n: np.logaddexp(raw, 0.0) * positive_scale(n))
@@ -88,12 +83,7 @@ def _compute(
 
 @partial(jax.jit, static_argnames=("function", "config", "static", "differentiable"))
 def _trace(
-    params: Tree,
-    arrays: tuple[Any, ...],
-    function: Callable,
-    config: HullConfig,
-    static: tuple[tuple[str, Any], ...],
-    differentiable: bool,
+    params: Tree, arrays: Arrays, function: Callable, config: HullConfig, static: Items, differentiable: bool
 ) -> Any:
     """Return what `function` computes, compiled."""
     if not differentiable:

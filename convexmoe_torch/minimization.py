@@ -22,7 +22,7 @@ from torch import Tensor
 
 from convexmoe.hull.parameters import Tree, averaged, effective, map_tree
 from convexmoe.minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
-from convexmoe.minimization.solver import Record, solver_of
+from convexmoe.minimization.solver import Arrays, Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers PyTorch)
 from .hull import HullModule
@@ -50,12 +50,7 @@ class HullSolver:
         return torch.finfo(dtype).eps if dtype.is_floating_point else None
 
     def solve(
-        self,
-        function: Callable[..., Record],
-        model: Any,
-        arrays: tuple[Any, ...],
-        static: dict[str, Any],
-        beside: Any = None,
+        self, function: Callable[..., Record], model: Any, arrays: Arrays, static: dict[str, Any], beside: Any = None
     ) -> Record:
         with torch.set_grad_enabled(beside is not None and torch.is_grad_enabled()):
             weights = map_tree(Tensor.double, model.tree)

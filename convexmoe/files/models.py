@@ -15,6 +15,7 @@ from .format import KINDS, OPTIMIZER, PREFIX, SCHEMA, Arrays, own_copy, plain_no
 from .optimizer import MOMENTS, OptimizerState, check_state
 
 Path = str | os.PathLike[str]
+Notes = dict[str, Any]
 
 
 class Package:
@@ -33,13 +34,7 @@ class Package:
         self._layers, self._optimizers = layers, optimizers
 
     def save(
-        self,
-        model: Any,
-        path: Path,
-        *,
-        notes: dict[str, Any] | None = None,
-        optimizer: Any = None,
-        step: int | None = None,
+        self, model: Any, path: Path, *, notes: Notes | None = None, optimizer: Any = None, step: int | None = None
     ) -> None:
         """Write a hull or a hierarchy to a neutral file. An existing file is replaced whole or not at all.
 

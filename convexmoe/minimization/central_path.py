@@ -11,11 +11,12 @@ Letters: B problems, D in, d free directions, m rows, K lengths of a step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ..arrays import Array, einsum, eye, library, like, namespace
 from .regions import Region
 
+Record = TypeVar("Record", bound=tuple)
 LIMIT = 120  # steps; trained hulls take 10 to 50
 SHRINKAGE = 0.2  # of the width, once a point is central
 CENTRAL = 0.5  # of the width: the Newton decrement that counts as central
@@ -116,16 +117,13 @@ def advance(problem: Problem, path: Path) -> Path:
     done = path.done | (best - low <= goal) | problem.early(best, low) | ~xp.isfinite(newton.value)
     width = xp.clip(xp.where(shrinks, SHRINKAGE * width, width), min=LEAST_WIDTH)
     moved = search_line(problem, v, xp.nan_to_num(step), width)
-    count = path.iterations + 1
-    return Path(
-        xp.where(path.done[:, None], path.v, moved),
-        xp.where(path.done, path.width, width),
-        xp.where(path.done, path.best, best),
-        xp.where(path.done[:, None], path.best_v, best_v),
-        xp.where(path.done, path.low, low),
-        xp.where(path.done, path.iterations, count),
-        done,
-    )
+    return keep_where(path.done, path, Path(moved, width, best, best_v, low, path.iterations + 1, done))
+
+
+def keep_where(mask: Array, old: Record, new: Record) -> Record:
+    """Return a record of arrays with the entries of `old` where the mask, (B,), is true, and of `new` elsewhere."""
+    xp = namespace(mask)
+    return type(old)(*(xp.where(mask if a.ndim == 1 else mask[:, None], a, b) for a, b in zip(old, new, strict=True)))
 
 
 def newton_directions(problem: Problem, v: Array, width: Array) -> Newton:

@@ -11,13 +11,14 @@ from ..arrays import Array, as_array, einsum, library, namespace, zeros
 from ..errors import fail
 from ..hull.config import HullConfig
 from ..hull.parameters import Tree
-from .central_path import LEAST_WIDTH, Path, Problem, follow_path
+from .central_path import LEAST_WIDTH, Path, Problem, follow_path, keep_where
 from .polytopes import enter
 from .regions import FARTHEST, Region, region
 from .scalar_hull import EPSILON, ScalarHull, scalar_hull
 from .sets import Box, Constraints, Polytope, leading_axes
 from .solver import check_hull, check_point, check_tolerance
 
+Shape = tuple[int, ...]
 SOLVED, UNCERTIFIED, EMPTY, UNBOUNDED, BROKEN = range(5)
 FAR = 1e3  # input scales from the mean of the inputs: where coordinates without a bound are cut off first
 NEAR = 10.0  # with strong convexity, which tells whether that was far enough
@@ -108,14 +109,7 @@ def minimize_unchecked(
 
 
 def find_minimum(
-    weights: Tree,
-    constraints: Any,
-    start: Array | None,
-    tol: Any,
-    *,
-    config: HullConfig,
-    output: int,
-    problems: tuple[int, ...],
+    weights: Tree, constraints: Any, start: Array | None, tol: Any, *, config: HullConfig, output: int, problems: Shape
 ) -> Minimum:
     """Return the record of `minimize` for problems with these leading axes, from effective weights in float64."""
     hull, D, B = scalar_hull(weights, config, output), config.in_dim, math.prod(problems)
@@ -139,9 +133,7 @@ def find_minimum(
         far = xp.clip(far, max=FARTHEST)
         cut = Cut(hull, constraints, tol, problems, xp.broadcast_to(far, (B,)), settled)
         wider, enough = minimize_within(cut, start)
-        pairs = zip(last, wider, strict=True)
-        merged = Minimum(*(xp.where(settled if a.ndim == 1 else settled[:, None], a, b) for a, b in pairs))
-        return far, merged, settled | enough
+        return far, keep_where(settled, last, wider), settled | enough
 
     state = (zeros((), like), first, xp.zeros_like(none, dtype=xp.bool))
     _, minimum, settled = library(like).while_loop(goes_on, widen, state)
@@ -160,7 +152,7 @@ class Cut(NamedTuple):
     hull: ScalarHull
     constraints: Any
     tol: Any
-    problems: tuple[int, ...]
+    problems: Shape
     far: Array
     idle: Array
 
@@ -252,7 +244,7 @@ def record(path: Path, cut: Cut, space: Region, margin: Array) -> Minimum:
     return Minimum(x, value, lower, gap, path.iterations, status)
 
 
-def is_outside(x: Array, hull: ScalarHull, polytope: Polytope, problems: tuple[int, ...]) -> Array:
+def is_outside(x: Array, hull: ScalarHull, polytope: Polytope, problems: Shape) -> Array:
     """Return whether points, (B, D), break a row by more than the rounding of x and of the row."""
     xp, (B, D) = namespace(x), x.shape
     A, b = as_array(polytope.A, x), as_array(polytope.b, x)

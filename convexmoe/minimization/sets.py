@@ -25,14 +25,8 @@ def as_numbers(owner: str, argument: str, value: Any) -> Any:
     except (TypeError, ValueError):
         if hasattr(value, "shape") and not isinstance(value, np.ndarray):  # traced: its values are not known yet
             return value
-        fail(
-            owner,
-            argument,
-            "an array of numbers",
-            type(value).__name__,
-            "Pass numbers, one for each coordinate.",
-            TypeError,
-        )
+        fix = "Pass numbers, one for each coordinate."
+        fail(owner, argument, "an array of numbers", type(value).__name__, fix, TypeError)
 
 
 def store_numbers(entry: Any, axes: dict[str, int]) -> None:

@@ -17,6 +17,7 @@ from ..hull.parameters import Tree, flatten
 
 LARGEST_TOLERANCE = 1.0
 Record = TypeVar("Record", bound=tuple)
+Arrays = tuple[Any, ...]  # and None, and records of arrays
 
 
 class Solver(Protocol):
@@ -35,12 +36,7 @@ class Solver(Protocol):
         """Return the unit of rounding of an array's dtype; None where it is not floating."""
 
     def solve(
-        self,
-        function: Callable[..., Record],
-        model: Any,
-        arrays: tuple[Any, ...],
-        static: dict[str, Any],
-        beside: Any = None,
+        self, function: Callable[..., Record], model: Any, arrays: Arrays, static: dict[str, Any], beside: Any = None
     ) -> Record:
         """Return `function(weights, *arrays, config=, **static)` in float64, a record of arrays.
 

@@ -14,6 +14,8 @@ from convexmoe.errors import share, whole_number
 
 from .dropout import sample_dropout
 
+Widths = int | Sequence[int]
+
 
 class LearnedFusion(nnx.Module):
     """`dropout(LayerNorm(mean over levels of h_l W_l))`, with W_l (width of the level, hidden_size).
@@ -27,13 +29,7 @@ class LearnedFusion(nnx.Module):
     """
 
     def __init__(
-        self,
-        hidden_size: int,
-        num_levels: int | Sequence[int],
-        dropout: float = 0.0,
-        *,
-        dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        self, hidden_size: int, num_levels: Widths, dropout: float = 0.0, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
     ) -> None:
         self.dropout = share("LearnedFusion", "dropout", dropout)
         widths = core.level_widths("LearnedFusion", hidden_size, num_levels)

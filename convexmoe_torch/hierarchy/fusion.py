@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from convexmoe import hierarchy as core
 from convexmoe.errors import share, whole_number
 
+Dtype = torch.dtype | None
+
 
 class LearnedFusion(nn.Module):
     """`dropout(LayerNorm(mean over levels of W_l h_l))`, with W_l a Linear without bias.
@@ -22,12 +24,7 @@ class LearnedFusion(nn.Module):
     """
 
     def __init__(
-        self,
-        hidden_size: int,
-        num_levels: int | Sequence[int],
-        dropout: float = 0.0,
-        *,
-        dtype: torch.dtype | None = None,
+        self, hidden_size: int, num_levels: int | Sequence[int], dropout: float = 0.0, *, dtype: Dtype = None
     ) -> None:
         super().__init__()
         widths = core.level_widths("LearnedFusion", hidden_size, num_levels)
@@ -61,13 +58,7 @@ class PositionAwareFusion(nn.Module):
     """
 
     def __init__(
-        self,
-        hidden_size: int,
-        num_levels: int,
-        dropout: float = 0.0,
-        *,
-        max_positions: int = 512,
-        dtype: torch.dtype | None = None,
+        self, hidden_size: int, num_levels: int, dropout: float = 0.0, *, max_positions: int = 512, dtype: Dtype = None
     ) -> None:
         super().__init__()
         number = whole_number("PositionAwareFusion", "num_levels", num_levels, 1)
