@@ -124,10 +124,6 @@ def _factorize(system: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return solve
 
 
-def _xlogy(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.where(x == 0, 0.0, x * np.log(np.where(x == 0, 1.0, y)))
-
-
 def _logsumexp(u: np.ndarray) -> np.ndarray:
     top = np.max(u, axis=-1, keepdims=True)
     return np.log(np.sum(np.exp(u - top), axis=-1)) + top[..., 0]
@@ -145,7 +141,7 @@ register(
         repeat=repeat,
         factorize=_factorize,
         sigmoid=lambda u: 0.5 * (1.0 + np.tanh(0.5 * u)),
-        xlogy=_xlogy,
+        xlogy=lambda x, y: np.where(x == 0, 0.0, x * np.log(np.where(x == 0, 1.0, y))),
         logsumexp=_logsumexp,
         softmax=_softmax,
         stop_gradient=lambda array: array,

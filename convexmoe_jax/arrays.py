@@ -24,10 +24,6 @@ def _factorize(system: jax.Array) -> Callable[[jax.Array], jax.Array]:
     return solve
 
 
-def _repeat(times: int, advance: Callable[[jax.Array], jax.Array], array: jax.Array) -> jax.Array:
-    return jax.lax.fori_loop(0, times, lambda _, value: advance(value), array)
-
-
 def _register_set(kind: Any) -> None:
     """Make a kind of set a pytree, its fields the leaves; a transformation may put anything into them unchecked."""
     names = [field.name for field in fields(kind)]
@@ -47,7 +43,7 @@ register(
     jnp.zeros(0),
     Library(
         while_loop=jax.lax.while_loop,
-        repeat=_repeat,
+        repeat=lambda times, advance, array: jax.lax.fori_loop(0, times, lambda _, value: advance(value), array),
         factorize=_factorize,
         sigmoid=jax.nn.sigmoid,
         xlogy=jax.scipy.special.xlogy,

@@ -16,10 +16,6 @@ def _factorize(system: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda columns: torch.cholesky_solve(columns, root)
 
 
-def _gradient(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor | None:
-    return torch.func.grad(lambda at: function(at).sum())(z) if torch.is_grad_enabled() else None
-
-
 register(
     torch.zeros(0),
     Library(
@@ -31,6 +27,6 @@ register(
         logsumexp=lambda u: torch.logsumexp(u, dim=-1),
         softmax=lambda u: torch.softmax(u, dim=-1),
         stop_gradient=torch.Tensor.detach,
-        gradient=_gradient,
+        gradient=lambda f, z: torch.func.grad(lambda at: f(at).sum())(z) if torch.is_grad_enabled() else None,
     ),
 )

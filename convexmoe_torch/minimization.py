@@ -55,17 +55,13 @@ class HullSolver:
         with torch.set_grad_enabled(beside is not None and torch.is_grad_enabled()):
             weights = map_tree(Tensor.double, model.tree)
             weights, config = averaged(effective(weights, model.config, positive_weight), model.config, torch.roll)
-            given = [self._place(value, weights["shifts"]) for value in arrays]
+            like, kinds = weights["shifts"], (Tensor, np.ndarray)
+            given = [torch.as_tensor(value).to(like) if isinstance(value, kinds) else value for value in arrays]
             record = function(weights, *given, config=config, **static)
             if beside is None:
                 return record
             dtype = torch.as_tensor(beside).dtype
             return type(record)(*(part.to(dtype) if part.is_floating_point() else part for part in record))
-
-    def _place(self, value: Any, like: Tensor) -> Any:
-        """Return an array as a tensor in float64 on the device of the weights; anything else as it is."""
-        is_array = isinstance(value, (Tensor, np.ndarray))
-        return torch.as_tensor(value).to(like) if is_array else value
 
 
 solver_of.register(HullModule, lambda model: HullSolver())

@@ -85,10 +85,9 @@ class ParityReport:
         return json.dumps({"dtype": self.dtype, "ok": self.ok, "comparisons": rows}, indent=2)
 
     def __str__(self) -> str:
-        lines = [
-            f"{c.name:<28} {c.error:9.2e}  (bound {c.bound:.0e})  {'ok' if c.ok else 'MISS'}" for c in self.comparisons
-        ]
-        return "\n".join([f"parity in {self.dtype}: {'ok' if self.ok else 'MISS'}", *lines])
+        words = {True: "ok", False: "MISS"}
+        lines = [f"{c.name:<28} {c.error:9.2e}  (bound {c.bound:.0e})  {words[c.ok]}" for c in self.comparisons]
+        return "\n".join([f"parity in {self.dtype}: {words[self.ok]}", *lines])
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:

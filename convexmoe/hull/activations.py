@@ -73,27 +73,10 @@ def _sigmoid(u: Array) -> Array:
     return library(u).sigmoid(u)
 
 
-def _entropy(slope: Array) -> Array:
-    xlogy = library(slope).xlogy
-    return -xlogy(slope, slope) - xlogy(1 - slope, 1 - slope)
-
-
-def _relu(u: Array) -> Array:
-    return namespace(u).where(u <= 0, 0.0, u)
-
-
-def _step(u: Array) -> Array:
-    return namespace(u).where(u > 0, 1.0, namespace(u).zeros_like(u))
-
-
 def _huber_relu(u: Array) -> Array:
     xp = namespace(u)
     risen = xp.clip(xp.clip(u, max=1.0) + 1.0, min=0.0)
     return xp.where(u < 1.0, risen * risen * 0.25, u)
-
-
-def _ramp(u: Array) -> Array:
-    return namespace(u).clip(0.5 * (u + 1.0), min=0.0, max=1.0)
 
 
 def _smooth_relu(u: Array, width: Array) -> Smooth:
@@ -136,14 +119,14 @@ ACTIVATIONS = {
         value=_softplus,
         slope=_sigmoid,
         curvature=lambda u: _sigmoid(u) * (1 - _sigmoid(u)),
-        gain=_entropy,
+        gain=lambda slope: -library(slope).xlogy(slope, slope) - library(slope).xlogy(1 - slope, 1 - slope),
         atom=lambda cp, u: cp.logistic(u),
     ),
     "relu": Activation(
         mean=0.39894228040143268,
         deviation=0.58381937010354895,
-        value=_relu,
-        slope=_step,
+        value=lambda u: namespace(u).where(u <= 0, 0.0, u),
+        slope=lambda u: namespace(u).where(u > 0, 1.0, namespace(u).zeros_like(u)),
         curvature=lambda u: namespace(u).zeros_like(u),
         gain=lambda slope: namespace(slope).zeros_like(slope),
         atom=lambda cp, u: cp.pos(u),
@@ -154,7 +137,7 @@ ACTIVATIONS = {
         mean=0.46233010832811462,
         deviation=0.55775834939574297,
         value=_huber_relu,
-        slope=_ramp,
+        slope=lambda u: namespace(u).clip(0.5 * (u + 1.0), min=0.0, max=1.0),
         curvature=lambda u: namespace(u).where((u > -1) & (u < 1), 0.5, namespace(u).zeros_like(u)),
         gain=lambda slope: slope * (1 - slope),
         atom=_huber_atom,

@@ -54,7 +54,7 @@ def certify(
         x_example: an array, or a tuple of arrays, one for each argument: their shapes, and where to look for a
             counterexample.
         params: nested dicts or any tree of arrays. Numbers that the function closes over are known numbers.
-        argnum: which of the arguments move, an index or indices; of the others facts.nothing is assumed but that they
+        argnum: which of the arguments move, an index or indices; of the others nothing is assumed but that they
             are fixed real numbers.
         strength: "structural" (parameters are unknown real numbers), "numeric" (they have the given values), or None:
             the first, and where that proves nothing the second.

@@ -16,6 +16,8 @@ from .module import ARRAYS, HierarchicalCELMoE, run_expert
 from .routes import read_values
 from .selection import check_kind, split_batch
 
+State = Mapping[str, Any] | None
+
 
 class FixedHierarchy(nn.Module):
     """A hierarchy for inference whose routes are fixed: `hidden -> fused_hidden`, for `torch.export` and serving.
@@ -66,12 +68,7 @@ class FixedHierarchy(nn.Module):
         return super().train(False)
 
     def forward(
-        self,
-        hidden: Tensor,
-        *,
-        context: core.ExpertContext = None,
-        mask: Tensor | None = None,
-        state: Mapping[str, Any] | None = None,
+        self, hidden: Tensor, *, context: core.ExpertContext = None, mask: Tensor | None = None, state: State = None
     ) -> Tensor:
         """Return the fused output, `[rows, ..., hidden_size]`; arguments as the model's."""
         rows = core.check_hidden(hidden, self.config, ARRAYS)

@@ -51,7 +51,8 @@ def fit_planes(x: np.ndarray, y: np.ndarray, pieces: int, seed: int = 0) -> Plan
         squares = np.sum(centers**2, axis=1) - 2.0 * x @ centers.T
         cell = np.argmin(squares, axis=1)
         for _ in range(SWEEPS):
-            planes = np.stack([_plane(design[cell == k], y[cell == k], ridge) for k in np.unique(cell)])
+            parts = [(design[cell == k], y[cell == k]) for k in np.unique(cell)]
+            planes = np.stack([np.linalg.solve(part.T @ part + ridge, part.T @ wanted) for part, wanted in parts])
             values = design @ planes.T
             error = float(np.mean((values.max(axis=1) - y) ** 2))
             if error < least:
@@ -61,10 +62,6 @@ def fit_planes(x: np.ndarray, y: np.ndarray, pieces: int, seed: int = 0) -> Plan
                 break
             cell = now
     return Planes(best[:, :-1], best[:, -1])
-
-
-def _plane(design: np.ndarray, y: np.ndarray, ridge: np.ndarray) -> np.ndarray:
-    return np.linalg.solve(design.T @ design + ridge, design.T @ y)
 
 
 def choose_planes(x: np.ndarray, y: np.ndarray, most: int) -> Planes:
