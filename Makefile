@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all demo example-languages example-hierarchy example-dispatch example-control example-transport lint types benchmarks docs clean
+.PHONY: help install test test-all fuzz demo example-languages example-hierarchy example-dispatch example-control example-transport lint types benchmarks docs clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -56,7 +56,7 @@ lint: $(INSTALLED)  ## Only ruff
 types: $(INSTALLED)  ## Only mypy
 	$(BIN)/mypy
 
-benchmarks: $(INSTALLED)  ## Print the cost tables of the README
+benchmarks: $(INSTALLED)  ## Print the cost tables of docs/pages/cost.md
 	$(BIN)/python benchmarks/hull_cost.py
 	$(BIN)/python benchmarks/dispatch.py
 
