@@ -61,7 +61,9 @@ class HullSolver:
         with jax.enable_x64(True):
             if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
                 names = tuple(static.items())
-                record = _trace(*given, function, model.config, names, differentiable=beside is not None)
+                # a batch of numpy in float64 is traced as float32 where that is switched off
+                arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arrays)
+                record = _trace(model.params, arrays, function, model.config, names, differentiable=beside is not None)
             else:
                 params, arrays = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), given)
                 record = _compute(params, arrays, function, model.config, static)

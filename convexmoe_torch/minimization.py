@@ -38,9 +38,13 @@ class HullSolver:
         return model.tree
 
     def known(self, value: Any) -> np.ndarray:
-        if isinstance(value, Tensor):
-            return value.detach().to("cpu", torch.float64).numpy()
-        return np.asarray(value, np.float64)
+        if not isinstance(value, Tensor):
+            return np.asarray(value, np.float64)
+        value = value.detach().to("cpu", torch.float64)
+        try:
+            return value.numpy()
+        except RuntimeError:  # inside a transform of torch.func
+            return np.array(value.tolist())
 
     def is_finite(self, value: Any) -> bool:
         return bool(torch.isfinite(torch.as_tensor(value)).all())
@@ -55,8 +59,9 @@ class HullSolver:
         with torch.set_grad_enabled(beside is not None and torch.is_grad_enabled()):
             weights = map_tree(Tensor.double, model.tree)
             weights, config = averaged(effective(weights, model.config, positive_weight), model.config, torch.roll)
-            like, kinds = weights["shifts"], (Tensor, np.ndarray)
-            given = [torch.as_tensor(value).to(like) if isinstance(value, kinds) else value for value in arrays]
+            known = [np.array(v) if hasattr(v, "__array__") and not isinstance(v, Tensor) else v for v in arrays]
+            kinds, like = (Tensor, np.ndarray), weights["shifts"]
+            given = [torch.as_tensor(value).to(like) if isinstance(value, kinds) else value for value in known]
             record = function(weights, *given, config=config, **static)
             if beside is None:
                 return record

@@ -69,10 +69,6 @@ def _softplus(u: Array) -> Array:
     return xp.logaddexp(u, xp.zeros_like(u))
 
 
-def _sigmoid(u: Array) -> Array:
-    return library(u).sigmoid(u)
-
-
 def _huber_relu(u: Array) -> Array:
     xp = namespace(u)
     risen = xp.clip(xp.clip(u, max=1.0) + 1.0, min=0.0)
@@ -117,8 +113,8 @@ ACTIVATIONS = {
         mean=0.80605918334743978,
         deviation=0.52107053438143932,
         value=_softplus,
-        slope=_sigmoid,
-        curvature=lambda u: _sigmoid(u) * (1 - _sigmoid(u)),
+        slope=lambda u: library(u).sigmoid(u),
+        curvature=lambda u: library(u).sigmoid(u) * (1 - library(u).sigmoid(u)),
         gain=lambda slope: -library(slope).xlogy(slope, slope) - library(slope).xlogy(1 - slope, 1 - slope),
         atom=lambda cp, u: cp.logistic(u),
     ),

@@ -107,13 +107,14 @@ def find_conjugate(
     y = y.reshape(-1, config.in_dim)
     tilt = hull.input_scale * y / hull.output_scale
     still = scalar_hull(map_tree(own.stop_gradient, weights), config, output)
-    path, inverse = maximize(still, own.stop_gradient(tilt), start, tol)
+    start = None if start is None else own.stop_gradient(as_array(start, tilt))
+    path = maximize(still, own.stop_gradient(tilt), start, tol)
     z = path.best_v
     x = hull.input_mean + hull.input_scale * z
     value = xp.sum(x * y, axis=-1) - hull.output_mean - hull.output_scale * hull.value(z)
     gradient = own.gradient(hull.value, z)
     if gradient is not None:
-        rest = tilt - gradient
+        rest, inverse = tilt - gradient, xp.linalg.inv(still.expand(z, path.width).curvature)
         stirred = rest - own.stop_gradient(rest)  # 0, with the derivatives of rest
         moved = einsum("bij,bj->bi", inverse, stirred)
         value = value + 0.5 * hull.output_scale * xp.sum(stirred * moved, axis=-1)
@@ -130,12 +131,11 @@ def find_conjugate(
     return Conjugate(*(part.reshape((*batch, *part.shape[1:])) for part in parts))
 
 
-def maximize(hull: ScalarHull, tilt: Array, start: Array | None, tol: Any) -> tuple[Path, Array]:
-    """Return the end of the path, and the inverse of the smooth hull's Hessian there."""
+def maximize(hull: ScalarHull, tilt: Array, start: Array | None, tol: Any) -> Path:
+    """Return the end of the path."""
     xp, whole = namespace(tilt), space(hull, tilt.shape[0])
     v = whole.start
     if start is not None:
-        start = as_array(start, v)
         v = hull.normalize(xp.broadcast_to(start.reshape(-1, v.shape[-1]), tuple(v.shape)))
     center = xp.sum(hull.input_mean / hull.input_scale * tilt, axis=-1)
     offset = hull.output_mean / hull.output_scale
@@ -146,5 +146,4 @@ def maximize(hull: ScalarHull, tilt: Array, start: Array | None, tol: Any) -> tu
     def early(best: Array, low: Array) -> Array:
         return xp.zeros_like(best, dtype=xp.bool)
 
-    path = follow_path(Problem(hull, whole, tilt, goal, early, xp.zeros_like(center)), v)
-    return path, xp.linalg.inv(hull.expand(path.best_v, path.width).curvature)
+    return follow_path(Problem(hull, whole, tilt, goal, early, xp.zeros_like(center)), v)

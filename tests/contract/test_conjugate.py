@@ -171,3 +171,22 @@ def test_the_packages_agree_and_refuse_in_the_same_words():
     assert texts[0] == texts[1] and "strong_convexity > 0" in texts[0][0]
     np.testing.assert_allclose(values[0][0], values[1][0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(values[0][1], values[1][1], rtol=1e-8, atol=1e-8)
+
+
+def test_a_start_is_no_part_of_the_derivatives_and_arrays_of_the_other_library_are_taken():
+    model, package = made(backends.BACKENDS[1]), backends.BACKENDS[1].package
+    y, start = torch.tensor(slopes(2)), torch.zeros(2, 5, dtype=torch.float64, requires_grad=True)
+    assert not package.conjugate(model, y, start).gap.requires_grad
+    value = package.conjugate(model, np.asarray(y), jax.numpy.zeros(5)).value
+    np.testing.assert_allclose(
+        value.detach().numpy(), package.conjugate(model, y, start).value.detach().numpy(), rtol=1e-8
+    )
+
+
+def test_weights_that_overflow_give_no_error_of_linear_algebra():
+    fields = cases.HULLS["learned"] | {"out_dim": 1, "strong_convexity": 0.4}
+    weights = cases.random_weights(fields)
+    weights["trunk.0.weight"] = np.full_like(weights["trunk.0.weight"], 1e30)
+    for backend in backends.BACKENDS:
+        found = backend.package.conjugate(backend.model(fields, weights), backend.array(slopes(2)))
+        assert backend.numpy(found.value).shape == (2,)

@@ -327,3 +327,15 @@ def test_gradients_are_left_alone_in_torch():
     model = small(backends.BACKENDS[1])
     found = backends.BACKENDS[1].package.minimize(model, backends.BACKENDS[1].package.Simplex(1.0))
     assert isinstance(found.x, torch.Tensor) and not found.value.requires_grad
+
+
+def test_a_batch_of_numpy_sets_under_vmap_and_a_minimum_inside_torch_func():
+    """JAX traces a batch in float64 as float32 where that is off; PyTorch hides values inside its transforms."""
+    one, other = (small(backend, "float32") for backend in backends.BACKENDS)
+    in_jax, in_torch = (backend.package for backend in backends.BACKENDS)
+    many = in_jax.Box(np.zeros((2, 3)), np.ones((2, 3)))
+    values = np.asarray(jax.vmap(lambda box: in_jax.minimize(one, box).value)(many))
+    np.testing.assert_allclose(values, np.asarray(in_jax.minimize(one, many).value), rtol=1e-5)
+    box = in_torch.Box(np.zeros(3), np.ones(3))
+    gradient = torch.func.grad(lambda x0: in_torch.minimize(other, box, x0).value)(torch.full((3,), 0.5))
+    assert not gradient.any()
