@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import named_networks
 import pytest
+import rounding
 import timing
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -125,6 +126,15 @@ def test_dispatch_refuses_to_time_what_differs():
     dispatch.check({"uniform": lambda: [[1.0]], "loop": lambda: [[1.0]]})
     with pytest.raises(SystemExit, match=r"differ by 5\.0e-01"):
         dispatch.check({"uniform": lambda: [[1.0]], "loop": lambda: [[2.0]]})
+
+
+def test_what_lifts_a_float32_hull_above_its_chords_is_rounding():
+    """Control: the same weights in float64 are lifted by nothing that float64 does not round."""
+    exact, *_ = [name for name in rounding.PACKAGES if "float64" in name]
+    for package in rounding.PACKAGES.keys() - {exact}:
+        largest = rounding.measure(package, 3, False, 0)[1]
+        assert 1e-8 < largest < 1e-3, package
+    assert rounding.measure(exact, 3, False, 0)[1] < 1e-12
 
 
 def one_hidden_layer(weight):

@@ -40,6 +40,7 @@ def config_of(seed):
         temperature=(0.0, "learned", 0.3)[seed % 3],
         activation=("softplus", "relu", "huber_relu")[(seed // 3) % 3],
         gate=bool(rng.integers(2)),
+        strong_convexity=(0.0, 0.3)[seed // 2 % 2],
     )
 
 
@@ -98,6 +99,7 @@ def test_the_configs_cover_every_option(seeds):
     assert seen["depth"] == {1, 2, 3, 4} and (seeds is QUICK or seen["petals"] == set(range(1, 17)))
     assert seen["trunk"] == {"shared", "private"} and seen["group_size"] == {1, 2} and seen["gate"] == {False, True}
     assert seen["activation"] == {"softplus", "relu", "huber_relu"} and seen["temperature"] == {0.0, 0.3, "learned"}
+    assert seen["strong_convexity"] == {0.0, 0.3}
     assert SEGMENTS * len(STATES) * len(SEEDS) >= 1_000_000
 
 
