@@ -5,17 +5,33 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
+
+# Controls but tab and newline, marks that turn the direction of text, and lone surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return `text` with every character that a terminal would obey written out.
+
+    >>> print(printable("a" + chr(27) + "[31mb"))
+    a\\x1b[31mb
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def fail(owner: str, argument: str, expected: str, got: str, fix: str, kind: type[Exception] = ValueError) -> NoReturn:
     """Raise `kind` with the house's message: what was required, what came, one fix."""
-    raise kind(f"{owner}.{argument}: expected {expected}; got {got}. {fix}")
+    raise kind(printable(f"{owner}.{argument}: expected {expected}; got {got}. {fix}"))
 
 
 class InputError(ValueError):
-    """A fault in what a user gave to a command: what was expected, what came, one fix."""
+    """A fault in a file, a table or an option that a user gave: what was expected, what came, one fix."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def refuse(subject: object, expected: str, got: str, fix: str) -> NoReturn:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from convexmoe.errors import InputError, refuse
-from convexmoe.files.atomic import write_whole
-from convexmoe.files.format import OPTIMIZER, PREFIX, digest, own_copy, read, to_safetensors, write_sealed
+from convexmoe.files.atomic import follow, make_staging, write_whole
+from convexmoe.files.format import check_content, digest, infinite, own_copy, read_open, to_safetensors, write_sealed
+from convexmoe.files.schema import OPTIMIZER, PREFIX, TensorFile, check_header, open_tensors
 from convexmoe.hull.parameters import flatten, nest
 
 from . import frameworks
@@ -28,7 +27,6 @@ FORMS = ("neutral", "torch", "orbax")
 ENTRY = "convexmoe_state_dict"  # of the metadata of a state dict
 DESCRIPTION, FOLDERS = "convexmoe.json", ("state", "optimizer")  # of an Orbax directory
 UNITS = ("input_mean", "input_scale", "output_mean", "output_scale")
-UNREADABLE = (OSError, ValueError, TypeError, LookupError, RecursionError, MemoryError, SafetensorError)
 Arrays = dict[str, np.ndarray]
 Header = dict[str, Any]  # what describes a model in the neutral file, without the digest
 
@@ -39,10 +37,12 @@ class Conversion(NamedTuple):
     Args:
         form: what it wrote, one of `FORMS`.
         dropped: whether the source holds the state of an optimizer and the form cannot.
+        infinite: the tensors that hold NaN or infinity; they are carried as they are.
     """
 
     form: str
     dropped: bool
+    infinite: tuple[str, ...] = ()
 
 
 def convert(source: Path, target: Path, to: str | None = None) -> Conversion:
@@ -68,39 +68,40 @@ def convert(source: Path, target: Path, to: str | None = None) -> Conversion:
         to = "neutral" if form != "neutral" else "torch" if target.suffix else "orbax"
     if not target.parent.is_dir():
         refuse(target, "a folder that exists", str(target.parent), "Make it first.")
-    {"neutral": write_sealed, "torch": _write_torch, "orbax": _write_orbax}[to](target, header, arrays)
-    return Conversion(to, to == "torch" and "optimizer" in header)
+    {"neutral": write_sealed, "torch": _write_torch, "orbax": _write_orbax}[to](follow(target), header, arrays)
+    return Conversion(to, to == "torch" and "optimizer" in header, tuple(infinite(arrays)))
 
 
 def _read(source: Path) -> tuple[str, Header, Arrays]:
-    """Return the form, the description, and the tensors by their names in the neutral file."""
-    form = "neutral"
+    """Return the form, the description, and the tensors by their names in the neutral file, held to its schema."""
+    name = os.fspath(source)
     try:
         if source.is_dir():
-            form, (header, arrays) = "orbax", _read_orbax(source)
-        elif (state := _read_torch(source)) is not None:
-            form, (header, arrays) = "torch", state
+            form, header, arrays = "orbax", *_read_orbax(source)
         else:
-            header, arrays = read(source)
-        fields = [*("schema", "kind", "config", "notes"), *(["optimizer"] if "optimizer" in header else [])]
-        return form, {name: header[name] for name in fields}, arrays
-    except UNREADABLE as error:
+            with open_tensors(name) as file:
+                form = "torch" if ENTRY in file.metadata else "neutral"
+                header, arrays = _read_torch(name, file) if form == "torch" else read_open(name, file, "")
+        header = {field: value for field, value in header.items() if field != "sha256"}
+        check_content(name, header, arrays, "load")
+        return form, header, arrays
+    except Exception as error:  # of any kind, from a directory that Orbax reads
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{source}: expected a model in one of the forms {list(FORMS)}; {reason}") from None
 
 
-def _read_torch(source: Path) -> tuple[Header, Arrays] | None:
-    """Return what stands in a state dict that `_write_torch` wrote, None where the file is none."""
-    with safe_open(str(source), framework="numpy") as file:
-        text = (file.metadata() or {}).get(ENTRY)
-        if text is None:
-            return None
-        state = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    header = json.loads(text)
-    if header.pop("sha256") != digest(header, state):
-        raise ValueError("its content is not what its sha256 says. Fetch it again.")
+def _read_torch(name: str, file: TensorFile) -> tuple[Header, Arrays]:
+    """Return what stands in a state dict that `_write_torch` wrote."""
+    state = {key: file.read(key) for key in file.places}
+    header = check_header(name, file.metadata[ENTRY])
+    _check_sum(header, state)
     units = _units(header, state)
     return header, {PREFIX + name: value for name, value in state.items() if name not in units}
+
+
+def _check_sum(header: Header, arrays: Arrays) -> None:
+    if header["sha256"] != digest(header, arrays):
+        raise ValueError("its content is not what its sha256 says. Fetch it again.")
 
 
 def _write_torch(target: Path, header: Header, arrays: Arrays) -> None:
@@ -127,15 +128,18 @@ def _units(header: Header, state: Arrays) -> Arrays:
 
 
 def _read_orbax(source: Path) -> tuple[Header, Arrays]:
-    """Return what stands in a directory that `_write_orbax` wrote."""
+    """Return what stands in a directory that `_write_orbax` wrote; without a sum, as another program leaves it."""
     import jax
     import orbax.checkpoint as ocp
 
-    header = json.loads((source / DESCRIPTION).read_text())
+    header = check_header(os.fspath(source), (source / DESCRIPTION).read_text("utf-8"), sealed=False)
     folders = FOLDERS if "optimizer" in header else FOLDERS[:1]
     with jax.enable_x64(True), ocp.StandardCheckpointer() as checkpointer:
         trees = {folder: checkpointer.restore(source.absolute() / folder) for folder in folders}
-    return header, {_neutral_name(name): own_copy(value) for name, value in flatten(trees).items()}
+    arrays = {_neutral_name(name): own_copy(value) for name, value in flatten(trees).items()}
+    if "sha256" in header:
+        _check_sum(header, arrays)
+    return header, arrays
 
 
 def _write_orbax(target: Path, header: Header, arrays: Arrays) -> None:
@@ -145,18 +149,25 @@ def _write_orbax(target: Path, header: Header, arrays: Arrays) -> None:
     if target.exists() and not (target / DESCRIPTION).is_file():
         raise InputError(f"{target}: expected a new directory; something else is there. Name another one.")
     trees = nest({_orbax_name(name): value for name, value in arrays.items()})
-    beside = Path(tempfile.mkdtemp(prefix=".convexmoe-", dir=target.parent))
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            for folder, tree in trees.items():
-                checkpointer.save(beside.absolute() / folder, tree)
-        (beside / DESCRIPTION).write_text(json.dumps(header, sort_keys=True, allow_nan=False) + "\n")
+    text = json.dumps(header | {"sha256": digest(header, arrays)}, sort_keys=True, allow_nan=False) + "\n"
+    with make_staging(target.parent) as beside:
+        fresh = beside / "new"
+        fresh.mkdir()
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                for folder, tree in trees.items():
+                    checkpointer.save(fresh.absolute() / folder, tree)
+            write_whole(fresh / DESCRIPTION, text.encode())
+            _read_orbax(fresh)
+        except Exception as error:  # of any kind, from names and numbers that Orbax does not take
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            refuse(target, "a model that Orbax can keep", reason, "Use --to neutral.")
+        old = beside.with_suffix(".old")  # not a leftover: were we killed here, it is all that is left of the target
         if target.exists():
-            os.replace(target, beside / "old")
-        os.replace(beside, target)
-        shutil.rmtree(target / "old", ignore_errors=True)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            os.replace(target, old)
+            shutil.copymode(old, fresh)
+        os.replace(fresh, target)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _orbax_name(name: str) -> str:

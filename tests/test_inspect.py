@@ -89,19 +89,22 @@ def entry(**fields):
 
 
 FAULTS = {
-    "empty": (lambda path: path.write_bytes(b""), ["without its description", "Name a file"]),
-    "no length": (lambda path: path.write_bytes(b"abc"), ["without its description"]),
-    "a huge header": (lambda path: path.write_bytes(struct.pack("<Q", 2**62)), ["without its description"]),
-    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-1]), ["bytes, as its header says", "again"]),
-    "longer": (lambda path: path.write_bytes(path.read_bytes() + b"x"), ["bytes, as its header says"]),
-    "no metadata": (edited(lambda header: header.pop("__metadata__")), ["without its description"]),
+    "empty": (lambda path: path.write_bytes(b""), ["expected a .safetensors file", "Fetch the file again"]),
+    "no length": (lambda path: path.write_bytes(b"abc"), ["expected a .safetensors file"]),
+    "a huge header": (lambda path: path.write_bytes(struct.pack("<Q", 2**62)), ["expected a .safetensors file"]),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-1]), ["bytes, where its header says", "again"]),
+    "longer": (lambda path: path.write_bytes(path.read_bytes() + b"x"), ["bytes, where its header says"]),
+    "no metadata": (edited(lambda header: header.pop("__metadata__")), ["expected a file that convexmoe saved"]),
     "another shape": (
         edited(lambda header: header["params/shifts"].update(shape=[2**40])),
-        ["without its description"],
+        ["expected a .safetensors file"],
     ),
-    "another dtype": (edited(lambda header: header["params/shifts"].update(dtype="I32")), ["without its description"]),
-    "newer": (entry(schema=2), ["expected schema 1 or older; got 2", "newer convexmoe"]),
-    "nested": (lambda path: put(path, json.loads("[" * 500 + "]" * 500), b""), ["without its description"]),
+    "another dtype": (
+        edited(lambda header: header["params/shifts"].update(dtype="I32")),
+        ["expected a .safetensors file"],
+    ),
+    "newer": (entry(schema=2), ["expected schema 1 or older; got", "with schema 2", "newer convexmoe"]),
+    "nested": (lambda path: put(path, json.loads("[" * 500 + "]" * 500), b""), ["expected a .safetensors file"]),
 }
 
 

@@ -1,8 +1,6 @@
-"""The form of the neutral file: header, names, shapes and sums are checked, tensors are read one by one.
+"""The numbers of the neutral file: tensors are read one by one and summed, and written with the sum.
 
-Tensors are named `params/<dotted name>` and `opt/<moment>/<dotted name>`. One metadata entry, `convexmoe`, holds JSON
-with sorted keys: schema, kind, config, notes, rule and step of the optimizer if there is one, and the sha256 of all of
-it and of every tensor. Identical content gives identical bytes. There is no pickle in it.
+Identical content gives identical bytes. There is no pickle in it.
 """
 
 from __future__ import annotations
@@ -10,30 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (tells numpy, and so safetensors, of bfloat16)
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
-from ..errors import dtype_name, fail, same_keys
-from ..hierarchy import parameters_described_by
-from ..hull.config import HullConfig
-from ..hull.parameters import parameter_shapes
-from .atomic import write_whole
-from .optimizer import MOMENTS
-
-SCHEMA = 1
-KINDS = ("VectorHull", "HierarchicalCELMoE")
-ENTRY = "convexmoe"
-PREFIX, OPTIMIZER = "params/", "opt/"
-FIELDS = {"schema", "kind", "config", "notes", "sha256"}
-DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
-DAMAGED = "Fetch the file again or save the model anew."
+from ..errors import describe, dtype_name, fail
+from .atomic import follow, write_whole
+from .schema import DAMAGED, DTYPES, ENTRY, NUMPY, TensorFile, check_header, check_keys, check_plain, open_tensors
 
 Arrays = dict[str, np.ndarray]
 
@@ -47,7 +29,28 @@ def write_sealed(path: str | os.PathLike[str], header: dict[str, Any], arrays: A
     """Write header and arrays as a neutral file, its sha256 added."""
     sealed = header | {"sha256": digest(header, arrays)}
     text = json.dumps(sealed, sort_keys=True, allow_nan=False)
-    write_whole(Path(path), to_safetensors(arrays, {ENTRY: text}))
+    write_whole(follow(path), to_safetensors(arrays, {ENTRY: text}))
+
+
+def check_content(name: str, header: dict[str, Any], arrays: Arrays, owner: str) -> None:
+    """Check that what is to be written is what the schema has, so that it can be read."""
+    for key, value in arrays.items():
+        if dtype_name(value.dtype) not in DTYPES:
+            fail(owner, "model", f"arrays of one of {list(DTYPES)}", f"{describe(value)} for {key}", "Cast it.")
+    try:
+        text = json.dumps(header)
+    except (TypeError, ValueError, RecursionError) as error:
+        fail(owner, "model", "a description that JSON can hold", str(error)[:200], "Use plain values in it.")
+    check_keys(
+        check_header(name, text, owner, sealed=False),
+        {key: (value.shape, dtype_name(value.dtype)) for key, value in arrays.items()},
+        owner,
+    )
+
+
+def infinite(arrays: Arrays) -> list[str]:
+    """Return the names of the arrays that hold NaN or infinity: they are saved and loaded, and not computed with."""
+    return [name for name, value in arrays.items() if not np.isfinite(value.astype(np.float64)).all()]
 
 
 def read(path: str | os.PathLike[str], prefix: str | None = "") -> tuple[dict[str, Any], Arrays]:
@@ -58,96 +61,32 @@ def read(path: str | os.PathLike[str], prefix: str | None = "") -> tuple[dict[st
         prefix: what the names of the tensors to return begin with; the others are read, hashed and dropped one by one.
             None returns no tensors.
     """
-    name = os.fspath(path)
-    with open_checked(name) as (header, file):
-        keys = sorted(file.keys())
-        slices = {key: file.get_slice(key) for key in keys}
-        codes = {code: dtype for dtype, code in DTYPES.items()}
-        forms = {key: (tuple(part.get_shape()), codes.get(part.get_dtype())) for key, part in slices.items()}
-        unknown = sorted({slices[key].get_dtype() for key, (_, dtype) in forms.items() if dtype is None})
-        if unknown:
-            rule = f"parameters of one of {list(DTYPES)}"
-            fail("load", "path", rule, f"{name!r} with {unknown[0]}", DAMAGED)
-        check_keys(header, forms)
-        total, arrays = _hash_header(header), {}
-        for key in keys:
-            value = file.get_tensor(key)
-            _hash_array(total, key, value)
-            if prefix is not None and key.startswith(prefix):
-                arrays[key] = own_copy(value)
+    name = os.fsdecode(path)
+    with open_tensors(name) as file:
+        return read_open(name, file, prefix)
+
+
+def read_open(name: str, file: TensorFile, prefix: str | None) -> tuple[dict[str, Any], Arrays]:
+    """Return what `read` returns, of an open file."""
+    header = read_header(name, file)
+    total, arrays = _hash_header(header), {}
+    for key in file.places:
+        value = file.read(key)
+        _hash_array(total, key, value)
+        if prefix is not None and key.startswith(prefix):
+            arrays[key] = value
     if total.hexdigest() != header["sha256"]:
         got = f"{name!r}, which differs"
         fail("load", "path", "a file whose content has the sha256 it states", got, DAMAGED)
     return header, arrays
 
 
-@contextmanager
-def open_checked(name: str) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Give the checked header and the open file of a neutral file."""
-    if not os.path.isfile(name):
-        fail("load", "path", "a file", repr(name), "Check the name.", FileNotFoundError)
-    try:
-        with safe_open(name, framework="numpy") as file:
-            text = (file.metadata() or {}).get(ENTRY)
-            if text is None:
-                fix = "Write it with save(model, path)."
-                fail("load", "path", "a file that convexmoe saved", repr(name), fix)
-            yield check_header(name, text), file
-    except SafetensorError as error:
-        fail("load", "path", "a .safetensors file", f"{name!r} ({error})", DAMAGED)
-
-
-def check_keys(header: dict[str, Any], forms: dict[str, tuple]) -> None:
-    """Check that a file has the tensors of its config, and a moment of each for its optimizer.
-
-    Args:
-        header: as `check_header` returns it.
-        forms: name in the file -> (shape, dtype name). Those of users' own experts are taken as they are.
-    """
-    if header["kind"] == "VectorHull":
-        config = HullConfig.from_json(json.dumps(header["config"]))
-        dtype = forms.get(PREFIX + "shifts", (None, "float32"))[1]
-        shapes = parameter_shapes(config)
-        expected: dict[str, tuple] = {PREFIX + name: (shape, dtype) for name, shape in shapes.items()}
-    else:
-        shapes, users = parameters_described_by(header["config"])
-        expected = {PREFIX + name: (shape, None) for name, shape in shapes.items()}
-        theirs = tuple(PREFIX + part for part in users)
-        expected |= {key: form for key, form in forms.items() if key.startswith(theirs)}
-    if "optimizer" in header:
-        shapes = {key.removeprefix(PREFIX): shape for key, (shape, _) in expected.items()}
-        for moment in MOMENTS[header["optimizer"]["rule"]]:
-            expected |= {f"{OPTIMIZER}{moment}/{name}": (shape, None) for name, shape in shapes.items()}
-    same_keys("load", expected, forms)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict; a name that stands twice is an error."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name stands twice")
-    return dict(pairs)
-
-
-def check_header(name: str, text: str) -> dict[str, Any]:
-    """Return the metadata entry as a dict with all its fields."""
-    try:
-        header = json.loads(text, object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
-        fail("load", "path", "metadata in JSON", f"{name!r} ({error})", DAMAGED)
-    fields = sorted(FIELDS)
-    if not isinstance(header, dict) or type(header.get("schema")) is not int:
-        fail("load", "path", f"metadata with the fields {fields}", repr(name), DAMAGED)
-    if header["schema"] > SCHEMA:
-        fix = "Install a newer convexmoe."
-        fail("load", "path", f"schema {SCHEMA} or older", f"{name!r} with schema {header['schema']}", fix)
-    whole = set(header) - {"optimizer"} == FIELDS and header["kind"] in KINDS
-    if not whole or not isinstance(header["notes"], dict):
-        fail("load", "path", f"one of {list(KINDS)} with the fields {fields}", repr(name), DAMAGED)
-    optimizer = header.get("optimizer", {"rule": "adam", "step": 0})
-    described = isinstance(optimizer, dict) and set(optimizer) == {"rule", "step"} and type(optimizer["step"]) is int
-    if not described or optimizer["rule"] not in list(MOMENTS) or not 0 <= optimizer["step"] < 2**31:
-        rule = f"an optimizer with its rule, one of {list(MOMENTS)}, and its step"
-        fail("load", "path", rule, f"{name!r} with {optimizer!r}", DAMAGED)
+def read_header(name: str, file: TensorFile, owner: str = "load") -> dict[str, Any]:
+    """Return the header of an open neutral file, once the file is known to have the tensors that it describes."""
+    if ENTRY not in file.metadata:
+        fail(owner, "path", "a file that convexmoe saved", repr(name), "Write it with save(model, path).")
+    header = check_header(name, file.metadata[ENTRY], owner)
+    check_keys(header, {key: (place.shape, NUMPY[place.code].name) for key, place in file.places.items()}, owner)
     return header
 
 
@@ -176,7 +115,8 @@ def plain_notes(notes: Any) -> dict[str, Any]:
     rule, fix = "a dict that JSON can hold, without NaN", "Turn arrays into lists and numbers into float."
     try:
         plain = json.loads(json.dumps({} if notes is None else notes, allow_nan=False))
-    except (TypeError, ValueError) as error:
+        check_plain(plain)
+    except (TypeError, ValueError, RecursionError) as error:
         fail("save", "notes", rule, f"{type(notes).__name__} ({error})", fix)
     if not isinstance(plain, dict):
         fail("save", "notes", rule, type(notes).__name__, fix, TypeError)

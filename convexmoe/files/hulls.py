@@ -10,8 +10,9 @@ import numpy as np
 from ..errors import refuse
 from ..hull.config import HullConfig
 from ..hull.weights import HullWeights, effective_weights
-from .format import DAMAGED, PREFIX, read
+from .format import read
 from .inspect import inspect
+from .schema import PREFIX
 
 # Why a model of another kind than a hull has no convex function to give.
 OTHER_KINDS = {
@@ -31,10 +32,7 @@ def read_hull(path: str | os.PathLike[str], owner: str) -> HullWeights:
     found = inspect(path)
     if found.kind != "VectorHull":
         refuse(path, "a VectorHull", f"a {found.kind}", OTHER_KINDS.get(found.kind, "Name a hull."))
-    try:
-        config = HullConfig.from_json(json.dumps(found.config))
-    except (ValueError, TypeError, LookupError, AttributeError):
-        refuse(path, "the config of a hull", str(found.config)[:160], DAMAGED)
+    config = HullConfig.from_json(json.dumps(found.config))
     _, arrays = read(path, PREFIX)
     parameters = {name.removeprefix(PREFIX): value.astype(np.float64) for name, value in arrays.items()}
     return effective_weights(config, parameters, owner)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import struct
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, refuse
-from .format import ENTRY, OPTIMIZER, PREFIX, SCHEMA, check_header
-
-LONGEST_HEADER = 100_000_000  # bytes, as safetensors limits it
-SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of a number
+from .format import read_header
+from .schema import DAMAGED, OPTIMIZER, PREFIX, open_tensors
 
 
 @dataclass(frozen=True)
@@ -69,34 +65,22 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     """Return what the header of a neutral file says; no framework is needed.
 
     Raises:
-        InputError: there is no such file; it is damaged, of a newer schema, or was not written by `save`.
+        InputError: there is no such file; it is damaged, of a newer schema, or was not written by `save`; its config
+            cannot be built, or is not that of its tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: expected a file; found none. Check the path.")
+    name = os.fsdecode(path)
+    if not os.path.isfile(name):
+        raise InputError(f"{name}: expected a file; found none. Check the path.")
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            fields: dict[str, Any] = json.loads(file.read(length) if length <= LONGEST_HEADER else b"{}")
-        text = fields.pop("__metadata__")[ENTRY]
-        schema = json.loads(text)["schema"]
-        header = check_header(str(path), text) if schema <= SCHEMA else None
-        tensors = tuple(_tensor(name, field) for name, field in sorted(fields.items()))
-    except (struct.error, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        got = f"one without its description ({type(error).__name__})"
-        refuse(path, "a file of a model", got, "Name a file that convexmoe saved.")
-    if header is None:
-        refuse(path, f"schema {SCHEMA} or older", str(schema), "Install a newer convexmoe.")
-    stated, size = 8 + length + sum(tensor.bytes for tensor in tensors), path.stat().st_size
-    if size != stated:
-        refuse(path, f"{stated:,} bytes, as its header says", f"{size:,}", "Fetch it again.")
-    return Inspection(str(path), tensors=tensors, **{"optimizer": None} | header)
-
-
-def _tensor(name: str, field: dict[str, Any]) -> Tensor:
-    """Return a tensor as its field of the header describes it."""
-    start, end = field["data_offsets"]
-    shape = tuple(int(size) for size in field["shape"])
-    if end - start != math.prod(shape) * SIZES[field["dtype"]]:
-        raise ValueError("a shape does not fit its bytes")
-    return Tensor(name.removeprefix(PREFIX), field["dtype"], shape, end - start)
+        with open_tensors(name, "inspect") as file:
+            header = read_header(name, file, "inspect")
+    except ValueError as error:
+        if repr(name) in str(error):
+            raise InputError(str(error)) from None
+        kind = "a hull" if "Hull" in str(error) or "Normalization" in str(error) else "its model"
+        refuse(name, f"the config of {kind}", str(error)[:400].rstrip("."), DAMAGED)
+    tensors = tuple(
+        Tensor(key.removeprefix(PREFIX), place.code, place.shape, place.end - place.start)
+        for key, place in file.places.items()
+    )
+    return Inspection(name, tensors=tensors, **{"optimizer": None} | header)

@@ -11,8 +11,9 @@ from ..errors import fail
 from ..hierarchy import FUSIONS, USER, CELMoEConfig
 from ..hull.config import HullConfig
 from ..hull.parameters import nest
-from .format import KINDS, OPTIMIZER, PREFIX, SCHEMA, Arrays, own_copy, plain_notes, read, write_sealed
+from .format import Arrays, check_content, own_copy, plain_notes, read, write_sealed
 from .optimizer import MOMENTS, OptimizerState, check_state
+from .schema import KINDS, OPTIMIZER, PREFIX, SCHEMA
 
 Path = str | os.PathLike[str]
 Notes = dict[str, Any]
@@ -69,6 +70,7 @@ class Package:
             for moment, values in state.moments.items():
                 for name, value in values.items():
                     arrays[f"{OPTIMIZER}{moment}/{name}"] = own_copy(self._optimizers.to_numpy(value))
+        check_content(os.fsdecode(path), header, arrays, "save")
         write_sealed(path, header, arrays)
 
     def content_of(self, model: Any) -> tuple[dict[str, Any], Arrays]:

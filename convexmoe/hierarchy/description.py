@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from ..errors import fail
-from ..hull.config import HullConfig
+from ..hull.config import HullConfig, read_exactly
 from ..hull.parameters import parameter_shapes
 from .config import LEARNED, POSITION_AWARE, CELMoEConfig
 
@@ -31,7 +30,7 @@ def parameters_described_by(config: Any) -> tuple[Shapes, tuple[str, ...]]:
     if not isinstance(config, dict) or set(config) != FIELDS or not isinstance(config["experts"], dict):
         fail("load", "config", RULE, f"other fields than {sorted(FIELDS)}", FIX)
     try:
-        hierarchy = CELMoEConfig.from_json(json.dumps(config["hierarchy"]))
+        hierarchy = read_exactly(CELMoEConfig, config["hierarchy"])
     except (TypeError, LookupError, AttributeError) as error:
         fail("load", "config", RULE, str(error), FIX)
     levels = hierarchy.enabled_levels
@@ -66,7 +65,7 @@ def _expert_shapes(name: str, recipe: Any) -> Shapes | None:
     if recipe == {"kind": USER}:
         return None
     if kind == "HullExpert" and set(recipe) == {"kind", "config"}:
-        hull = HullConfig.from_json(json.dumps(recipe["config"]))
+        hull = read_exactly(HullConfig, recipe["config"])
         return {f"hull.{leaf}": shape for leaf, shape in parameter_shapes(hull).items()}
     sizes: Any = recipe.get("sizes") if isinstance(recipe, dict) and set(recipe) == {"kind", "sizes"} else []
     if isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes):

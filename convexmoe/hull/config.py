@@ -174,6 +174,17 @@ class HullConfig:
         return cls(**values)
 
 
+def read_exactly(cls: Any, values: Any) -> Any:
+    """Return the config of a class with `from_json` of plain values that are what its `to_json` writes, to the kind."""
+    config = cls.from_json(json.dumps(values))
+    wanted = json.loads(config.to_json())
+    for name in sorted(wanted.keys() | values.keys()):
+        rule, got = (json.dumps(fields.get(name), sort_keys=True)[:80] for fields in (wanted, values))
+        if json.dumps(wanted.get(name), sort_keys=True) != json.dumps(values.get(name), sort_keys=True):
+            fail(cls.__name__, name, rule, got, "Pass what to_json of this version wrote.")
+    return config
+
+
 def refuse_inversion(invert: Any) -> None:
     """Refuse an option that newer releases of torch-mice have: a hull without it would be another model in silence."""
     if invert is not None:

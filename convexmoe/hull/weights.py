@@ -41,10 +41,11 @@ def effective_weights(config: HullConfig, parameters: Arrays, owner: str) -> Hul
         ValueError: names or shapes are not those of the config, a value is not finite, or a `positive_weight` is
             negative; all faults are listed.
     """
-    arrays, scale = {}, positive_scale(config.hidden_dim)
+    arrays, finite, scale = {}, {}, positive_scale(config.hidden_dim)
     for name, value in parameters.items():
-        raw = name.endswith("raw_weight")
-        arrays[name.replace("raw_weight", "positive_weight")] = np.logaddexp(value, 0.0) * scale if raw else value
+        raw, effective = name.endswith("raw_weight"), name.replace("raw_weight", "positive_weight")
+        arrays[effective] = np.logaddexp(value, 0.0) * scale if raw else value
+        finite[effective] = np.isfinite(value).all()  # softplus makes 0 of -inf, through which no gradient comes back
     shapes = {name.replace("raw_weight", "positive_weight"): s for name, s in parameter_shapes(config).items()}
     faults = [f"missing {name}" for name in sorted(shapes.keys() - arrays.keys())]
     faults += [f"unexpected {name}" for name in sorted(arrays.keys() - shapes.keys())]
@@ -52,7 +53,7 @@ def effective_weights(config: HullConfig, parameters: Arrays, owner: str) -> Hul
         value = arrays[name]
         if value.shape != shapes[name]:
             faults.append(f"{name} has shape {list(value.shape)}, not {list(shapes[name])}")
-        elif not np.isfinite(value).all():
+        elif not finite[name]:
             faults.append(f"{name} holds NaN or infinity")
         elif name.endswith("positive_weight") and (value < 0).any():
             faults.append(f"{name} holds {value.min():g}, which is negative")

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from convexmoe.errors import InputError
+from convexmoe.errors import InputError, printable
 
 from .certify import certify_file
 from .convert import convert_file
@@ -39,7 +39,7 @@ class OneLineErrors(TyperGroup):
             message = f"convexmoe: {error.format_message().rstrip('.')}. Run convexmoe --help for the options."
         else:
             raise SystemExit(code if isinstance(code, int) else 0)
-        typer.echo(" ".join(message.split()), err=True)
+        typer.echo(" ".join(printable(message).split()), err=True)
         raise SystemExit(2)
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from convexmoe.errors import InputError, refuse
+from convexmoe.errors import printable, refuse
 from convexmoe.files import inspect
 from convexmoe.files.atomic import write_whole
 
 from ..frameworks import choose
 from .options import FrameworkOption, HullArgument
 from .output import say
-from .saved_model import UNREADABLE, precision_of, reason_of
+from .saved_model import precision_of, read_hull
 
 STRENGTH_HELP = "structural (any parameters) or numeric (these)."
 
@@ -38,16 +38,13 @@ def certify_file(
         got = f"a {inspection.kind}, whose routes choose among experts"
         refuse(model, "a VectorHull", got, "Certify the experts, each on its own.")
     with side.quiet(), precision_of(inspection, side):
-        try:
-            hull = side.package.load(model)
-        except UNREADABLE as error:
-            raise InputError(f"{model}: expected a model; {reason_of(error)[:200]}") from None
+        hull, _ = read_hull(model, side)
         digest = hashlib.sha256(model.read_bytes()).hexdigest()
         units = inspection.config["normalization"]  # the example: a row in the units of the model
         x = np.zeros((1, hull.config.in_dim)) if units is None else np.asarray([units["input_mean"]], float)
         certificate = side.package.certify(hull, side.rows_for(hull, x), strength=strength)
     record = json.loads(certificate.to_json())
-    source = {"file": model.name, "kind": inspection.kind, "sha256": digest, "framework": side.name}
+    source = {"file": printable(model.name), "kind": inspection.kind, "sha256": digest, "framework": side.name}
     text = json.dumps(record | {"model": source}, indent=1, sort_keys=True, allow_nan=False) + "\n"
     target = model.with_name(model.name.removesuffix(".safetensors") + ".certificate.json")
     write_whole(target, text.encode())

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from convexmoe.errors import printable
+
 from ..convert import convert
+from .tables import shorten
 
 
 def convert_file(
@@ -19,4 +22,7 @@ def convert_file(
 ) -> None:
     """Convert a saved model: neutral file, PyTorch state_dict (safetensors), Orbax directory."""
     conversion = convert(source, target, to)
-    typer.echo(f"{target}: {conversion.form}{', without its optimizer' * conversion.dropped}", err=True)
+    words = f"{target}: {conversion.form}{', without its optimizer' * conversion.dropped}"
+    if conversion.infinite:
+        words += f", with NaN or infinity in {shorten(conversion.infinite)}: nothing can be computed with it"
+    typer.echo(printable(words), err=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from convexmoe.errors import InputError, refuse
+from convexmoe.files.atomic import write_whole
 from convexmoe.hull import HullConfig
 from convexmoe.hull.parameters import parameter_shapes
 
@@ -142,7 +143,7 @@ def run_fit(run: Run, console: Console) -> int | None:
         text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False)
     except ValueError:
         refuse(data.name, "finite results", "NaN or infinity", "Remove the outliers of the table.")
-    (run.directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(run.directory / "metrics.json", (text + "\n").encode())
     group_map = map_groups(run.framework, fitted.model, data.columns, growth, data.x, *data.rows(data.test))
     draw_report(metrics, fitted.history, predicted, group_map, run.directory / "report.png")
     print_results(metrics, console)

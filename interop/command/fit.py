@@ -15,10 +15,11 @@ from .. import frameworks
 from . import resume as unfinished
 from .experiment import Run, prepare, run_fit
 from .options import FrameworkOption, check_whole_number
-from .output import new_directory, say, write_together
+from .output import claim, say, write_together
 from .resume import LIMITS, Plan
 from .tables import EMBEDDED_TARGET, embedded_table, read_table, shorten
 
+FILES = ("model.safetensors", "metrics.json", "report.png")
 DATA_HELP = "Table to learn from; without it, the embedded Auto MPG data."
 RESUME_HELP = "Go on with the unfinished run of this directory."
 PAUSE_HELP = "Stop at the first evaluation from this step on, to be resumed."
@@ -72,18 +73,16 @@ def fit_table(
         fix = f"Choose one of {shorten(table.columns)}: for example --target {table.columns[-1]}."
         refuse("convexmoe fit --target", "the column to predict", "none", fix)
     dataset = prepare(table, target, dropped, plan.seed)
-    out = new_directory("convexmoe-fit") if out is None else out
-    folder = out / unfinished.FOLDER
-    if earlier is None and unfinished.exists(out):
-        fix = f"Go on with --resume {out}, or remove {folder}."
-        refuse("convexmoe fit --out", "a directory without an unfinished run", str(out), fix)
     console = Console()
-    with write_together(out) as staging, side.quiet():
-        run = Run(dataset, side, plan, staging, folder, dropped, pause_at, earlier)
-        if _run(run, out, console) is not None:
-            return
-    shutil.rmtree(folder, ignore_errors=True)
-    say(console, f"Written to {out}: model.safetensors, metrics.json, report.png")
+    with claim(out) as place, side.quiet():
+        folder = place / unfinished.FOLDER
+        unfinished.check_folder(place, resume is not None)
+        with write_together(place, FILES) as staging:
+            run = Run(dataset, side, plan, staging, folder, dropped, pause_at, earlier)
+            if _run(run, place, console) is not None:
+                return
+        shutil.rmtree(folder, ignore_errors=True)
+    say(console, f"Written to {place}: {', '.join(FILES)}")
 
 
 def _run(run: Run, out: Path, console: Console) -> int | None:

@@ -142,7 +142,7 @@ def binding_sides(x: Vector, lower: Vector, upper: Vector, slope: Vector, worth:
 
 def _ranges(notes: dict[str, Any], in_dim: int) -> Vector:
     """Return `[in_dim, 2]`, the ranges of the rows trained on; NaN where the file does not know them."""
-    with suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError, OverflowError):
         ranges = np.asarray(notes.get("ranges"), np.float64)
         if ranges.shape == (in_dim, 2) and (ranges[:, 0] <= ranges[:, 1]).all():
             return ranges

@@ -3,48 +3,78 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
 
-from convexmoe.errors import refuse
-from convexmoe.files.atomic import write_whole
+from convexmoe.errors import printable, refuse
+from convexmoe.files.atomic import follow, hold, make_staging, put_in_place, write_whole
 
 
 def say(console: Console, text: str) -> None:
-    """Print a line as it is, of any length."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
-def new_directory(stem: str) -> Path:
-    """Return `stem`, or `stem-2`, `stem-3` ... where it exists."""
-    names = chain([stem], (f"{stem}-{k}" for k in count(2)))
-    return next(path for path in map(Path, names) if not path.exists())
+    """Print a line as it is, of any length, but for what a terminal would obey."""
+    console.print(printable(text), soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager
-def write_together(out: Path) -> Iterator[Path]:
-    """Give a directory to write in; its files move to `out` when the block ends well, and vanish when it does not.
+def claim(out: Path | None) -> Iterator[Path]:
+    """Give a directory that no other fit can write to until the block ends; None makes a new ./convexmoe-fit.
 
-    Entering proves that `out` can be written, before any work is done.
+    Entering proves that it can be written, before any work is done. It vanishes where it is new and stays empty.
     """
-    existing = next((path for path in (out, *out.parents) if path.exists()), out)
-    if not existing.is_dir():
-        refuse("convexmoe fit --out", "a directory", f"{existing}, a file", "Name another directory.")
-    try:
-        staging = tempfile.TemporaryDirectory(prefix=".convexmoe-", dir=existing)
-    except OSError as error:
-        _refuse_place("fit", out, error)
-    with staging as name:
-        yield Path(name)
-        out.mkdir(parents=True, exist_ok=True)
-        for path in sorted(Path(name).iterdir()):
-            os.replace(path, out / path.name)
+    with ExitStack() as stack:
+        try:
+            if out is None:
+                names = chain(["convexmoe-fit"], (f"convexmoe-fit-{k}" for k in count(2)))
+                out = next(path for path in map(Path, names) if _make_new(path))
+                made = [out]
+            else:
+                made = [path for path in (out, *out.parents) if not path.exists()]
+                existing = next((path for path in (out, *out.parents) if path.exists()), out)
+                if not existing.is_dir():
+                    refuse("convexmoe fit --out", "a directory", f"{existing}, a file", "Name another directory.")
+            stack.callback(_remove_empty, made)
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(out))
+            with make_staging(out):
+                pass
+        except BlockingIOError:
+            fix = "Wait for it, or name another directory."
+            refuse("convexmoe fit --out", "a directory that no other fit writes to", f"{out}, which one does", fix)
+        except OSError as error:
+            _refuse_place("fit", out or Path("."), error)
+        yield out
+
+
+def _make_new(path: Path) -> bool:
+    """Make a directory; return whether there was none of that name."""
+    with suppress(FileExistsError):
+        path.mkdir()
+        return True
+    return False
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+@contextmanager
+def write_together(out: Path, names: tuple[str, ...]) -> Iterator[Path]:
+    """Give a directory to write files of these names in; they move to `out` when the block ends well."""
+    for name in names:
+        if (out / name).is_dir():
+            refuse("convexmoe fit --out", f"no directory {name} in it", str(out / name), "Name another directory.")
+    with make_staging(out) as staging:
+        yield staging
+        for name in names:
+            if (staging / name).exists():
+                put_in_place(staging / name, out / name)
 
 
 def write_text(out: Path, text: str) -> None:
@@ -54,7 +84,7 @@ def write_text(out: Path, text: str) -> None:
     """
     if out.is_dir():
         refuse("convexmoe predict --out", "a file", f"{out}, a directory", "Name a file in it.")
-    target = Path(os.path.realpath(out))
+    target = follow(out)
     if target.is_symlink() or (out.exists() and not out.is_file()):
         got, fix = f"{out}, which is none", "Leave --out out to print the predictions."
         refuse("convexmoe predict --out", "a regular file", got, fix)

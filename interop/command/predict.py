@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from convexmoe.errors import refuse
+from convexmoe.errors import printable, refuse
 
 from ..frameworks import choose
 from .options import FrameworkOption
@@ -41,16 +41,16 @@ def predict_rows(
         line = table.lines[int(np.flatnonzero(~np.isfinite(predictions))[0])]
         rule, got = "inputs near those of the fitted table", f"values on line {line} that overflow"
         refuse(table.name, rule, got, "Correct that row.")
-    text = "\n".join([_cell(f"predicted_{target}"), *(f"{value:.9g}" for value in predictions)])
+    heading, values = _cell(f"predicted_{target}"), [f"{value:.9g}" for value in predictions]
     if out is None:
-        typer.echo(text)
+        typer.echo("\n".join([printable(heading), *values]))
         return
     for other in (data, model):
         if out.exists() and other.exists() and out.samefile(other):
             got, fix = f"{out}, which is an input", "Name another file."
             refuse("convexmoe predict --out", "a file of its own", got, fix)
-    write_text(out, text + "\n")
-    typer.echo(f"{len(predictions)} predictions written to {out}", err=True)
+    write_text(out, "\n".join([heading, *values, ""]))
+    typer.echo(printable(f"{len(predictions)} predictions written to {out}"), err=True)
 
 
 def _cell(text: str) -> str:

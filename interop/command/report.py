@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from convexmoe.files.atomic import write_whole
 from convexmoe.training import History
 
 from ..frameworks import LABELS
@@ -49,7 +51,9 @@ def draw_report(metrics: dict[str, Any], history: History, predicted: Vector, gr
     _draw_groups(right, group_map, target)
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    picture = BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_whole(path, picture.getvalue())
 
 
 def print_results(metrics: dict[str, Any], console: Console) -> None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,8 @@ import numpy as np
 
 from convexmoe.errors import InputError, refuse
 from convexmoe.files import inspect
+from convexmoe.files.atomic import make_staging, put_in_place
+from convexmoe.files.schema import demand
 from convexmoe.training import History
 
 from ..frameworks import Framework
@@ -74,11 +74,21 @@ def exists(directory: Path) -> bool:
     return (directory / FOLDER / NOW).is_file()
 
 
+def check_folder(directory: Path, resumes: bool) -> None:
+    """Check that a directory has an unfinished run of its own if one goes on, and none if one begins."""
+    folder = directory / FOLDER
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        refuse("convexmoe fit", f"a folder of its own for the run at {folder}", "a link or a file", "Remove it.")
+    if exists(directory) and not resumes:
+        fix = f"Go on with --resume {directory}, or remove {folder}."
+        refuse("convexmoe fit --out", "a directory without an unfinished run", str(directory), fix)
+    if resumes and not exists(directory):
+        refuse("convexmoe fit --resume", f"an unfinished run in {folder}", "one that is done", "Begin again.")
+
+
 def remove(directory: Path) -> None:
-    """Remove the unfinished run of a directory, and the directory where nothing else is in it."""
+    """Remove the unfinished run of a directory."""
     shutil.rmtree(directory / FOLDER, ignore_errors=True)
-    with suppress(OSError):
-        directory.rmdir()
 
 
 def best_file(folder: Path, sha256: str) -> Path:
@@ -134,14 +144,15 @@ class Keeper:
         if state is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        fresh = self.folder / "new.safetensors"
-        save(state.best, fresh, notes=self.notes)
-        sha256 = inspect(fresh).sha256
-        best = best_file(self.folder, sha256)
-        os.replace(fresh, best)
-        losses = {"history": state.history._asdict(), "best_step": int(state.best_step), "best": sha256}
-        notes = self.notes | {"fit": asdict(self.record) | losses}
-        save(state.model, self.folder / NOW, notes=notes, optimizer=state.optimizer)
+        with make_staging(self.folder) as staging:
+            save(state.best, staging / "best", notes=self.notes)
+            sha256 = inspect(staging / "best").sha256
+            best = best_file(self.folder, sha256)
+            losses = {"history": state.history._asdict(), "best_step": int(state.best_step), "best": sha256}
+            notes = self.notes | {"fit": asdict(self.record) | losses}
+            save(state.model, staging / NOW, notes=notes, optimizer=state.optimizer)
+            put_in_place(staging / "best", best)
+            put_in_place(staging / NOW, self.folder / NOW)
         for old in self.folder.glob("best-*.safetensors"):
             if old != best:
                 old.unlink()
@@ -196,45 +207,41 @@ KINDS = {
 }
 
 
-def _demand(holds: Any, fault: str) -> None:
-    """Raise a ValueError unless a rule holds."""
-    if not holds:
-        raise ValueError(fault)
-
-
 def _check_description(run: Any) -> None:
     """Check the description of a run in its file: a ValueError for any other."""
-    _demand(isinstance(run, dict) and set(run) == set(KINDS), "its description has other fields")
+    demand(isinstance(run, dict) and set(run) == set(KINDS), "its description has other fields")
     for name, kind in KINDS.items():
-        _demand(type(run[name]) is kind, f"{name} is no {kind.__name__}")
+        demand(type(run[name]) is kind, f"{name} is no {kind.__name__}")
     plan, history = run["plan"], run["history"]
-    _demand(set(plan) == set(LIMITS), "plan has other fields")
+    demand(set(plan) == set(LIMITS), "plan has other fields")
     for name, (least, most, _) in LIMITS.items():
         whole = type(plan[name]) is int and least <= plan[name] <= most
-        _demand(whole, f"{name} is no whole number from {least} to {most}")
+        demand(whole, f"{name} is no whole number from {least} to {most}")
     lengths = {name: len(losses) for name, losses in history.items() if isinstance(losses, list)}
     alike = set(lengths) == set(History._fields) and len(set(lengths.values())) == 1
-    _demand(alike, "history has other fields, or lists of unequal length")
+    demand(alike, "history has other fields, or lists of unequal length")
     losses, steps = [*history["train_loss"], *history["validation_loss"]], history["step"]
     numbers = all(type(loss) is float for loss in losses) and all(type(step) is int for step in steps)
-    _demand(numbers, "history has what are no numbers")
+    demand(numbers, "history has what are no numbers")
     rising = steps and steps[0] == 0 and sorted(set(steps)) == steps and steps[-1] <= plan["steps"]
-    _demand(rising, "the steps of its history do not rise from 0 up to those of the plan")
-    _demand(run["best_step"] in steps, "best_step is none of its steps")
-    _demand(all(type(name) is str for name in run["drop"]), "drop has what are no names")
+    demand(rising, "the steps of its history do not rise from 0 up to those of the plan")
+    demand(run["best_step"] in steps, "best_step is none of its steps")
+    demand(all(type(name) is str for name in run["drop"]), "drop has what are no names")
     parts = all(isinstance(part, dict) and set(part) == {"framework", "from_step"} for part in run["parts"])
-    _demand(parts, "parts has other fields")
+    demand(parts, "parts has other fields")
+    known = all(type(p["framework"]) is str and type(p["from_step"]) is int for p in run["parts"])
+    demand(known and all(c in "0123456789abcdef" for c in run["best"]), "its parts or its best have no such names")
 
 
 def _check_state(state: Any, plan: dict[str, int], package: Any) -> None:
     """Check that the files of a run are of one model, one step and one kind."""
     models, optimizer = (state.model, state.best), state.optimizer
     hulls = all(isinstance(model, package.VectorHull) for model in models)
-    _demand(hulls, "there is another model than a VectorHull")
+    demand(hulls, "there is another model than a VectorHull")
     config = state.model.config
     planned = config == state.best.config and (config.petals, config.depth) == (plan["petals"], plan["depth"])
-    _demand(planned, "its models have other configs than its plan")
-    _demand(optimizer is not None and optimizer.rule == "adam", "it has not the state of Adam")
-    _demand(optimizer.step == state.history.last_step, "its optimizer and its history are at different steps")
+    demand(planned, "its models have other configs than its plan")
+    demand(optimizer is not None and optimizer.rule == "adam", "it has not the state of Adam")
+    demand(optimizer.step == state.history.last_step, "its optimizer and its history are at different steps")
     single = all(str(model.params["shifts"].dtype).endswith("float32") for model in models)
-    _demand(single, "its weights are not float32")
+    demand(single, "its weights are not float32")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convexmoe.errors import InputError, refuse
+from convexmoe.errors import refuse
 from convexmoe.files import Inspection
+from convexmoe.files.format import infinite
 
 from ..frameworks import Framework
 from .tables import shorten
@@ -57,19 +58,30 @@ def read_model(path: Path, framework: Framework) -> tuple[Any, tuple[str, ...], 
 def columns_of(notes: dict[str, Any], in_dim: int) -> tuple[str, ...] | None:
     """Return the names of the inputs that the notes of a file hold, None where they hold none."""
     names = notes.get("columns")
-    if isinstance(names, list) and len(names) == in_dim and all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    if len(set(names)) == len(names) == in_dim:
         return tuple(names)
     return None
 
 
 def read_hull(path: Path, framework: Framework) -> tuple[Any, dict[str, Any]]:
-    """Return the hull in a file, whoever saved it, and its notes.
+    """Return the hull in a file, whoever saved it, and its notes. Errors as in `read_any`; no other model is taken."""
+    model, notes = read_any(path, framework)
+    if not isinstance(model, framework.package.VectorHull):
+        refuse(path, "a VectorHull", f"a {type(model).__name__}", FIX)
+    return model, notes
+
+
+def read_any(path: Path, framework: Framework) -> tuple[Any, dict[str, Any]]:
+    """Return the model in a file, whoever saved it, and its notes.
 
     Raises:
-        InputError: no file there, not a hull, or float64 where JAX has it switched off.
+        InputError: no file there, one that cannot be read, weights that are not finite, or float64 where JAX has it
+            switched off.
     """
     if not path.exists():
-        raise InputError(f"{path}: expected a model; found no such file. Check the path.")
+        refuse(path, "a model", "no such file", "Check the path.")
     if path.is_dir():
         refuse(path, "a model", "a directory", "Name the model.safetensors in it.")
     try:
@@ -80,6 +92,7 @@ def read_hull(path: Path, framework: Framework) -> tuple[Any, dict[str, Any]]:
             rule, fix = "a dtype that JAX has switched on", "Set JAX_ENABLE_X64=1 in the environment."
             refuse(path, rule, "a model in float64", fix)
         refuse(path, "a model", f"a file that cannot be read as one ({shorten([reason], width=160)})", FIX)
-    if not isinstance(model, framework.package.VectorHull):
-        refuse(path, "a VectorHull", f"a {type(model).__name__}", FIX)
+    arrays = framework.package.files.models.content_of(model)[1]
+    if bad := infinite(arrays):
+        refuse(path, "finite weights to compute with", f"NaN or infinity in {shorten(bad)}", "Fit the model anew.")
     return model, notes

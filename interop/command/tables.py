@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convexmoe.errors import InputError, refuse
+from convexmoe.errors import InputError, printable, refuse
 
 EMBEDDED_TARGET = "mpg"
 MIN_ROWS = 20
@@ -30,7 +30,8 @@ def shorten(names: Sequence[object], limit: int = 8, width: int = 40) -> str:
     >>> shorten(["weight", "horsepower", "displacement"], limit=2, width=7)
     'weight, hors... and 1 more'
     """
-    shown = [text if len(text) <= width else text[: width - 3] + "..." for text in map(str, names[:limit])]
+    texts = [printable(str(name)).replace("\n", "\\n") for name in names[:limit]]
+    shown = [text if len(text) <= width else text[: width - 3] + "..." for text in texts]
     return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
@@ -102,7 +103,7 @@ def read_table(path: Path) -> Table:
         refuse(path, "a CSV file", "a directory", "Name a file in it.")
     except OSError as error:
         refuse(path, "a readable CSV file", str(error.strerror), "Check the path.")
-    return _parse(content, path.name)
+    return _parse(content, printable(path.name))
 
 
 def embedded_table() -> Table:

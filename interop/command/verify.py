@@ -15,7 +15,7 @@ from convexmoe.files import Inspection, inspect
 
 from .. import frameworks
 from .options import JsonOption, check_whole_number
-from .saved_model import UNREADABLE, precision_of, reason_of
+from .saved_model import precision_of, read_any
 
 EXPLANATION = (
     "Errors are relative to the largest value; one ulp: what moving every weight by one unit in the last place makes "
@@ -50,12 +50,8 @@ def verify_files(
             "Compare them with convexmoe inspect."
         )
     with precision_of(inspection, frameworks.get("jax")):
-        models = []
-        for name, path in zip(frameworks.LABELS, (first, second), strict=True):
-            try:
-                models.append(frameworks.get(name).package.load(path))
-            except UNREADABLE as error:
-                raise InputError(f"{path}: expected a model that can be built; {reason_of(error)}") from None
+        pairs = zip(frameworks.LABELS, (first, second), strict=True)
+        models = [read_any(path, frameworks.get(name))[0] for name, path in pairs]
         x, routing = draw_inputs(inspection, rows, seed)
         report = check_parity(models[0], models[1], x, routing=routing, steps=steps, floor=True)
     if as_json:

@@ -1,6 +1,5 @@
 """The state of an optimizer in the neutral file: back to the bit, the same bytes from both packages, one by one."""
 
-import contextlib
 import json
 import weakref
 
@@ -17,6 +16,7 @@ from hierarchies import Case, Level, random_weights
 from safetensors import safe_open
 
 import convexmoe.files.format
+import convexmoe.files.schema
 import convexmoe_jax
 import convexmoe_torch
 from interop import to_torch
@@ -192,25 +192,13 @@ def watch(backend, monkeypatch):
     """The list that, for each tensor read from now on, gets how many of those before are still in memory."""
     counts, gone = [], []
 
-    class File:
-        def __init__(self, inner):
-            self.inner = inner
+    def read(self, key, inner=convexmoe.files.schema.TensorFile.read):
+        value = inner(self, key)
+        counts.append(len(counts) - len(gone))
+        weakref.finalize(value, gone.append, key)
+        return value
 
-        def __getattr__(self, name):
-            return getattr(self.inner, name)
-
-        def get_tensor(self, key):
-            value = self.inner.get_tensor(key)
-            counts.append(len(counts) - len(gone))
-            weakref.finalize(value, gone.append, key)
-            return value
-
-    @contextlib.contextmanager
-    def opened(name, framework):
-        with safe_open(name, framework=framework) as file:
-            yield File(file)
-
-    monkeypatch.setattr(convexmoe.files.format, "safe_open", opened)
+    monkeypatch.setattr(convexmoe.files.schema.TensorFile, "read", read)
     return counts
 
 

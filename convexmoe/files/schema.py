@@ -1,0 +1,223 @@
+"""The schema of the neutral file, in one place: whoever reads or writes a header holds it to this.
+
+Tensors are named `params/<dotted name>` and `opt/<moment>/<dotted name>`. One metadata entry, `convexmoe`, holds JSON
+with sorted keys: schema, kind, config, notes, rule and step of the optimizer if there is one, and the sha256 of all of
+it and of every tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedReader
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import fail, printable, same_keys
+from ..hierarchy import parameters_described_by
+from ..hull.config import HullConfig, read_exactly
+from ..hull.parameters import parameter_shapes
+from .optimizer import LARGEST_STEP, MOMENTS
+
+SCHEMA = 1
+KINDS = ("VectorHull", "HierarchicalCELMoE")
+ENTRY = "convexmoe"
+PREFIX, OPTIMIZER = "params/", "opt/"
+FIELDS = {"schema", "kind", "config", "notes", "sha256"}
+DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+NUMPY = {code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name, code in DTYPES.items()}
+DAMAGED = "Fetch the file again or save the model anew."
+LONGEST_HEADER = 100_000_000  # bytes, as safetensors limits it
+DEEPEST = 64  # lists and objects in each other
+MOST_AXES, LARGEST_SIZE = 32, 2**63
+# What plain values of another form raise where they are used
+UNFIT = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
+Header = dict[str, Any]
+
+
+class Place(NamedTuple):
+    """Where a tensor stands in a file: its dtype as safetensors spells it, its shape, its first byte and its end."""
+
+    code: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class TensorFile:
+    """An open .safetensors file whose header is checked.
+
+    Attributes:
+        metadata: its entries.
+        places: name -> `Place`, by name.
+    """
+
+    def __init__(self, stream: BufferedReader) -> None:
+        size = os.fstat(stream.fileno()).st_size
+        length = int.from_bytes(stream.read(8), "little")
+        demand(size >= 8 and length <= min(LONGEST_HEADER, size - 8), "no header")
+        text = stream.read(length)
+        demand(text.startswith(b"{"), "no header")
+        fields = parse(text.decode())
+        self.metadata = fields.pop("__metadata__", {})
+        plain = isinstance(self.metadata, dict) and all(type(value) is str for value in self.metadata.values())
+        demand(plain, "metadata that is not text by name")
+        self.places = {name: _place(name, fields[name]) for name in sorted(fields)}
+        self._stream, self._begin, end = stream, 8 + length, 0
+        for name, place in sorted(self.places.items(), key=lambda item: item[1][2:]):
+            demand(place.start == end, f"{name!r} does not begin where the tensor before it ends")
+            end = place.end
+        stated = self._begin + end
+        demand(size == stated, f"{size:,} bytes, where its header says {stated:,}")
+
+    def read(self, name: str) -> np.ndarray:
+        """Return a tensor, in memory of its own."""
+        code, shape, start, _ = self.places[name]
+        array = np.empty(shape, NUMPY[code])
+        self._stream.seek(self._begin + start)
+        if self._stream.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+            fail("load", "path", "a .safetensors file", f"{self._stream.name!r}, cut off as it was read", DAMAGED)
+        return array
+
+
+@contextmanager
+def open_tensors(name: str, owner: str = "load") -> Iterator[TensorFile]:
+    """Give an open .safetensors file, its header checked; a name that is not UTF-8 is opened like any other."""
+    if not os.path.isfile(name):
+        fail(owner, "path", "a file", repr(name), "Check the name.", FileNotFoundError)
+    with open(name, "rb") as stream:
+        try:
+            file = TensorFile(stream)
+        except UNFIT as error:
+            reason = str(error)[:200] or type(error).__name__
+            fail(owner, "path", "a .safetensors file", f"{name!r} ({reason})", DAMAGED)
+        yield file
+
+
+def demand(holds: Any, fault: str) -> None:
+    """Raise a ValueError unless a rule holds."""
+    if not holds:
+        raise ValueError(fault)
+
+
+def _place(name: str, field: Any) -> Place:
+    """Return where a tensor stands, as its field of the header says it."""
+    demand(isinstance(field, dict) and set(field) == {"dtype", "shape", "data_offsets"}, f"{name!r} without its form")
+    code, shape, offsets = field["dtype"], field["shape"], field["data_offsets"]
+    demand(type(code) is str and code in NUMPY, f"{name!r} in {code!r}, not one of {list(DTYPES)}")
+    whole = isinstance(shape, list) and isinstance(offsets, list) and len(shape) <= MOST_AXES and len(offsets) == 2
+    whole = whole and all(type(size) is int and 0 <= size < LARGEST_SIZE for size in [*shape, *offsets])
+    whole = whole and math.prod(size or 1 for size in shape) < LARGEST_SIZE // 8
+    fits = whole and offsets[1] - offsets[0] == math.prod(shape) * NUMPY[code].itemsize
+    demand(fits, f"{name!r} with a shape that does not fit its bytes")
+    return Place(code, tuple(shape), *offsets)
+
+
+def parse(text: str) -> Any:
+    """Return an object of JSON as plain values: see `check_plain`; a name that stands twice is a ValueError as well."""
+    try:
+        values = json.loads(text, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    demand(isinstance(values, dict), "no object")
+    check_plain(values)
+    return values
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict; a name that stands twice is an error."""
+    demand(len(dict(pairs)) == len(pairs), "a name stands twice")
+    return dict(pairs)
+
+
+def check_plain(values: Any) -> None:
+    """Check that values of JSON are finite, that their text is Unicode, and that they are nested `DEEPEST` at most."""
+    level = [values]
+    for _ in range(DEEPEST):
+        for part in level:
+            if isinstance(part, str):
+                part.encode()  # a lone surrogate is a ValueError
+            demand(not isinstance(part, float) or math.isfinite(part), "a number that is not finite")
+        level = [
+            inner
+            for part in level
+            if isinstance(part, (dict, list))
+            for inner in ([*part, *part.values()] if isinstance(part, dict) else part)
+        ]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {DEEPEST}")
+
+
+def check_header(name: str, text: str, owner: str = "load", *, sealed: bool = True) -> Header:
+    """Return the description of a model, JSON in a file of that name, as a dict with all its fields.
+
+    Args:
+        name, text: of the file, and what stands in it.
+        owner: who asks, for the message.
+        sealed: whether it must have a sha256.
+    """
+    try:
+        header = parse(text)
+        demand(type(header.get("schema")) is int, "no schema")
+    except UNFIT as error:
+        fail(owner, "path", "metadata in JSON", f"{name!r} ({str(error)[:200]})", DAMAGED)
+    if header["schema"] > SCHEMA:
+        got = f"{name!r} with schema {str(header['schema'])[:20]}"
+        fail(owner, "path", f"schema {SCHEMA} or older", got, "Install a newer convexmoe.")
+    whole = set(header) - {"optimizer"} | (set() if sealed else {"sha256"}) == FIELDS and header["kind"] in KINDS
+    if not whole or not isinstance(header["notes"], dict) or not isinstance(header.get("sha256", ""), str):
+        fail(owner, "path", f"one of {list(KINDS)} with the fields {sorted(FIELDS)}", repr(name), DAMAGED)
+    optimizer = header.get("optimizer", {"rule": "adam", "step": 0})
+    described = isinstance(optimizer, dict) and set(optimizer) == {"rule", "step"} and type(optimizer["step"]) is int
+    if not described or optimizer["rule"] not in list(MOMENTS) or not 0 <= optimizer["step"] <= LARGEST_STEP:
+        rule = f"an optimizer with its rule, one of {list(MOMENTS)}, and its step"
+        fail(owner, "path", rule, f"{name!r} with {str(optimizer)[:80]}", DAMAGED)
+    return header
+
+
+def check_keys(header: Header, forms: Mapping[str, tuple], owner: str = "load") -> None:
+    """Check that a config can be built, and that a file has its tensors, and a moment of each for its optimizer.
+
+    Args:
+        header: as `check_header` returns it.
+        forms: name in the file -> (shape, dtype name). Those of users' own experts are taken as they are.
+        owner: who asks, for the message.
+    """
+    try:
+        for name in forms:
+            steps = name.split(".")
+            above = {".".join(steps[:n]) for n in range(1, len(steps))}
+            plain = printable(name) == name and all(steps) and not {"\n", "\t"} & set(name)
+            demand(plain and not above & forms.keys(), f"the tensor name {name!r}")
+        same_keys(owner, _expected(header, forms), forms)
+    except UNFIT as error:
+        message = str(error)
+        if ": expected " not in message:
+            got = message[:200] or type(error).__name__
+            message = f"{owner}.config: expected the config of a {header['kind']}; got {got}. {DAMAGED}"
+        raise ValueError(message) from None
+
+
+def _expected(header: Header, forms: Mapping[str, tuple]) -> dict[str, tuple]:
+    """Return name in the file -> (shape, dtype name or None where any will do)."""
+    if header["kind"] == "VectorHull":
+        config = read_exactly(HullConfig, header["config"])
+        dtype = forms.get(PREFIX + "shifts", (None, "float32"))[1]
+        shapes = parameter_shapes(config)
+        expected: dict[str, tuple] = {PREFIX + name: (shape, dtype) for name, shape in shapes.items()}
+    else:
+        shapes, users = parameters_described_by(header["config"])
+        expected = {PREFIX + name: (shape, None) for name, shape in shapes.items()}
+        theirs = tuple(PREFIX + part for part in users)
+        expected |= {key: form for key, form in forms.items() if key.startswith(theirs)}
+    if "optimizer" in header:
+        shapes = {key.removeprefix(PREFIX): shape for key, (shape, _) in expected.items()}
+        for moment in MOMENTS[header["optimizer"]["rule"]]:
+            expected |= {f"{OPTIMIZER}{moment}/{name}": (shape, None) for name, shape in shapes.items()}
+    return expected
