@@ -68,6 +68,8 @@ def convert(source: Path, target: Path, to: str | None = None) -> Conversion:
         to = "neutral" if form != "neutral" else "torch" if target.suffix else "orbax"
     if not target.parent.is_dir():
         refuse(target, "a folder that exists", str(target.parent), "Make it first.")
+    if to == "orbax" and (place := str(target.absolute())) != place.encode(errors="replace").decode():
+        refuse("convexmoe convert", "a directory for Orbax with a name in UTF-8", repr(place), "Name another one.")
     {"neutral": write_sealed, "torch": _write_torch, "orbax": _write_orbax}[to](follow(target), header, arrays)
     return Conversion(to, to == "torch" and "optimizer" in header, tuple(infinite(arrays)))
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from convexmoe.errors import InputError, refuse
+from convexmoe.errors import InputError, describe, refuse
+from convexmoe.hull.parameters import DTYPES
 
 from .frameworks import get
 
@@ -126,7 +127,12 @@ def _read(owner: str, source: Source) -> dict[str, np.ndarray]:
         isinstance(name, str) and hasattr(value, "shape") for name, value in state.items()
     ):
         refuse(f"{owner}.source", "a state dict", type(state).__name__, "Pass model.state_dict().")
-    return {name: _numpy(value) for name, value in state.items()}
+    arrays = {name: _numpy(value) for name, value in state.items()}
+    weights = {name: value for name, value in arrays.items() if name != "group_indices"}
+    odd = [f"{describe(a)} for {n}" for n, a in weights.items() if str(a.dtype) not in DTYPES or a.size == 0]
+    if odd:
+        refuse(f"{owner}.source", "weights in floating point", "; ".join(odd), "Pass model.state_dict() as it is.")
+    return arrays
 
 
 def _load(owner: str, path: Path) -> Any:
@@ -135,9 +141,9 @@ def _load(owner: str, path: Path) -> Any:
         refuse(f"{owner}.source", "a file", repr(str(path)), "Correct the path.")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
+            from safetensors.numpy import load
 
-            return load_file(path)
+            return load(path.read_bytes())  # by its bytes: a name need not be UTF-8
         import torch
 
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -111,6 +112,64 @@ def test_a_flipped_bit_is_refused(form, tmp_path):
     flip(path)
     assert_one_line_refusal(invoke("convert", path, tmp_path / "out.safetensors"), path.name, "sha256")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def edited(change, unsealed=True):
+    """A change of the description of a directory, in place, with its sum or without."""
+
+    def damage(folder):
+        header = json.loads((folder / "convexmoe.json").read_text())
+        change(header)
+        if unsealed:
+            header.pop("sha256")
+        (folder / "convexmoe.json").write_text(json.dumps(header))
+
+    return damage
+
+
+def replaced(folder):
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(folder / "state")
+        checkpointer.save(folder / "state", tree | {"shifts": np.zeros(4, np.float32)}, force=True)
+
+
+DAMAGE = {
+    "another activation": (edited(lambda header: header["config"].update(activation="relu"), unsealed=False), "sha256"),
+    "another kind": (edited(lambda header: header.update(kind="HierarchicalCELMoE")), "a config that describes"),
+    "a list for the config": (edited(lambda header: header.update(config=[])), "an object"),
+    "a number for the optimizer": (edited(lambda header: header.update(optimizer=0)), "an optimizer with its rule"),
+    "an optimizer that is not there": (
+        edited(lambda header: header.update(optimizer={"rule": "adam", "step": 3})),
+        "optimizer",
+    ),
+    "other petals": (edited(lambda header: header["config"].update(petals=7)), "shape [5, 1], not [7, 1]"),
+    "another tensor": (replaced, "sha256"),
+    "no description": (lambda folder: (folder / "convexmoe.json").unlink(), "No such file"),
+    "no JSON": (lambda folder: (folder / "convexmoe.json").write_bytes(b"\xff{"), "expected a model"),
+    "no tensors": (lambda folder: shutil.rmtree(folder / "state" / "d"), "expected a model"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_directory_is_refused(name, tmp_path):
+    damage, words = DAMAGE[name]
+    assert invoke("convert", saved("hull", tmp_path), tmp_path / "folder").exit_code == 0
+    damage(tmp_path / "folder")
+    result = invoke("convert", tmp_path / "folder", tmp_path / "back.safetensors")
+    assert result.exit_code == 2 and words in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert not (tmp_path / "back.safetensors").exists()
+
+
+def test_a_directory_without_a_sum_is_read_and_its_mode_stays(tmp_path):
+    path = saved("hull", tmp_path)
+    assert invoke("convert", path, tmp_path / "folder").exit_code == 0
+    edited(lambda header: None)(tmp_path / "folder")
+    (tmp_path / "folder").chmod(0o700)
+    assert invoke("convert", tmp_path / "folder", tmp_path / "back.safetensors").exit_code == 0
+    assert (tmp_path / "back.safetensors").read_bytes() == path.read_bytes()
+    assert invoke("convert", path, tmp_path / "folder").exit_code == 0  # replaced
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700
+    assert sorted(os.listdir(tmp_path)) == ["back.safetensors", "folder", "model.safetensors"]
 
 
 def test_without_jax_a_directory_is_refused_and_files_are_converted(tmp_path, monkeypatch):

@@ -1,22 +1,20 @@
 """The neutral file under fire: thousands of damaged files, kills while saving, a limit on the size of files."""
 
-import json
 import os
-import struct
 import subprocess
 import sys
 import tempfile
 
 import backends
 import cases
+import mutations
 import numpy as np
 import pytest
-import safetensors.numpy
 import saved_models
 
-import convexmoe.files.format
 import convexmoe_torch
 
+DAMAGES = (mutations.flip, mutations.cut, mutations.grow, mutations.move, mutations.edit, mutations.describe)
 FIELDS = cases.HULLS["default"]
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed while it saves")
 WORDS = (
@@ -36,79 +34,6 @@ def backend(request):
     return request.param
 
 
-def parts(data):
-    """Header and tensors of a safetensors file."""
-    (length,) = struct.unpack("<Q", data[:8])
-    return json.loads(data[8 : 8 + length]), data[8 + length :]
-
-
-def joined(header, rest):
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + rest
-
-
-def flip(data, rng):
-    """One to eight bits flipped."""
-    changed = bytearray(data)
-    for place in rng.integers(0, len(data), rng.integers(1, 9)):
-        changed[place] ^= 1 << int(rng.integers(8))
-    return bytes(changed)
-
-
-def cut(data, rng):
-    return data[: rng.integers(len(data))]
-
-
-def grow(data, rng):
-    return data + rng.bytes(rng.integers(1, 64))
-
-
-def move(data, rng):
-    """A piece of the file in the place of another."""
-    size = int(rng.integers(1, 256))
-    a, b = (int(place) for place in rng.integers(0, len(data) - size, 2))
-    return data[:a] + data[b : b + size] + data[a + size :]
-
-
-def edit(data, rng):
-    """A field of one tensor's description changed: shape, dtype, place or name."""
-    header, rest = parts(data)
-    name = str(rng.choice([key for key in header if key != "__metadata__"]))
-    field = header[name]
-    kind = rng.integers(5)
-    if kind == 0:
-        size = int(rng.choice([0, 1, 2, 7, 2**31, 2**62, -1]))
-        field["shape"][rng.integers(len(field["shape"]))] = size
-    elif kind == 1:
-        field["dtype"] = str(rng.choice(["F64", "F16", "BF16", "I32", "U8", "F8_E4M3", "X"]))
-    elif kind == 2:
-        field["data_offsets"][rng.integers(2)] += int(rng.integers(-8, 9)) or 1
-    elif kind == 3:
-        header[name + str(rng.integers(9))] = header.pop(name)
-    else:
-        other = str(rng.choice([key for key in header if key not in (name, "__metadata__")]))
-        header[name], header[other] = header[other], header[name]
-    return joined(header, rest)
-
-
-def describe(data, rng):
-    """A field of the model's description changed, removed, or replaced by something else."""
-    header, rest = parts(data)
-    entry = json.loads(header["__metadata__"]["convexmoe"])
-    inside = entry["config"] if rng.integers(2) else entry
-    name = str(rng.choice(sorted(inside)))
-    values = [None, -1, 0, 2**70, 1e308, "x", "relu", [], {}, True, [[[]]], "\ud800"]
-    if rng.integers(4) == 0:
-        inside.pop(name)
-    else:
-        inside[name] = values[rng.integers(len(values))]
-    header["__metadata__"]["convexmoe"] = json.dumps(entry)
-    return joined(header, rest)
-
-
-MUTATIONS = (flip, cut, grow, move, edit, describe)
-
-
 def trained_files(backend, folder):
     """The bytes of a hull, of a hull with an optimizer and of a hierarchy with one."""
     hull, hierarchy = saved_models.hull(), saved_models.hierarchy()
@@ -125,7 +50,7 @@ def test_damaged_files(backend, number, tmp_path):
     goods, bad, again = trained_files(backend, tmp_path), tmp_path / "bad", tmp_path / "again"
     rng, same, refused = np.random.default_rng(0), 0, 0
     for k in range(number):
-        change, good = MUTATIONS[k % len(MUTATIONS)], goods[k // len(MUTATIONS) % len(goods)]
+        change, good = DAMAGES[k % len(DAMAGES)], goods[k // len(DAMAGES) % len(goods)]
         bad.write_bytes(change(good, rng))
         try:
             found = backend.package.load(bad)
@@ -141,14 +66,8 @@ def test_damaged_files(backend, number, tmp_path):
 
 
 def resealed(data, change):
-    """The file with its description changed, and its sha256 made to fit: by an attacker, or by another program."""
-    header, rest = parts(data)
-    entry = json.loads(header["__metadata__"]["convexmoe"])
-    change(entry)
-    arrays = safetensors.numpy.load(data)
-    entry["sha256"] = convexmoe.files.format.digest(entry, arrays)
-    header["__metadata__"]["convexmoe"] = json.dumps(entry, sort_keys=True)
-    return joined(header, rest)
+    """The file with its description changed, and its sha256 made to fit."""
+    return mutations.sealed(data, lambda entry: (change(entry), entry)[1])
 
 
 LIES = {

@@ -164,7 +164,7 @@ def check_header(name: str, text: str, owner: str = "load", *, sealed: bool = Tr
     """
     try:
         header = parse(text)
-        demand(type(header.get("schema")) is int, "no schema")
+        demand(type(header.get("schema")) is int and header["schema"] > 0, "no schema")
     except UNFIT as error:
         fail(owner, "path", "metadata in JSON", f"{name!r} ({str(error)[:200]})", DAMAGED)
     if header["schema"] > SCHEMA:

@@ -44,7 +44,8 @@ def effective_weights(config: HullConfig, parameters: Arrays, owner: str) -> Hul
     arrays, finite, scale = {}, {}, positive_scale(config.hidden_dim)
     for name, value in parameters.items():
         raw, effective = name.endswith("raw_weight"), name.replace("raw_weight", "positive_weight")
-        arrays[effective] = np.logaddexp(value, 0.0) * scale if raw else value
+        with np.errstate(invalid="ignore"):
+            arrays[effective] = np.logaddexp(value, 0.0) * scale if raw else value
         finite[effective] = np.isfinite(value).all()  # softplus makes 0 of -inf, through which no gradient comes back
     shapes = {name.replace("raw_weight", "positive_weight"): s for name, s in parameter_shapes(config).items()}
     faults = [f"missing {name}" for name in sorted(shapes.keys() - arrays.keys())]
