@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,36 +26,27 @@ def claim(out: Path | None) -> Iterator[Path]:
 
     Entering proves that it can be written, before any work is done. It vanishes where it is new and stays empty.
     """
+    names = (Path("convexmoe-fit" + (f"-{k}" if k > 1 else "")) for k in count(1))
+    places = (place for place in names if not place.exists()) if out is None else iter((out,))
     with ExitStack() as stack:
-        try:
-            if out is None:
-                names = chain(["convexmoe-fit"], (f"convexmoe-fit-{k}" for k in count(2)))
-                out = next(path for path in map(Path, names) if _make_new(path))
-                made = [out]
-            else:
-                made = [path for path in (out, *out.parents) if not path.exists()]
-                existing = next((path for path in (out, *out.parents) if path.exists()), out)
-                if not existing.is_dir():
-                    refuse("convexmoe fit --out", "a directory", f"{existing}, a file", "Name another directory.")
-            stack.callback(_remove_empty, made)
-            out.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold(out))
-            with make_staging(out):
-                pass
-        except BlockingIOError:
-            fix = "Wait for it, or name another directory."
-            refuse("convexmoe fit --out", "a directory that no other fit writes to", f"{out}, which one does", fix)
-        except OSError as error:
-            _refuse_place("fit", out or Path("."), error)
-        yield out
-
-
-def _make_new(path: Path) -> bool:
-    """Make a directory; return whether there was none of that name."""
-    with suppress(FileExistsError):
-        path.mkdir()
-        return True
-    return False
+        for place in places:
+            stack.callback(_remove_empty, [path for path in (place, *place.parents) if not path.exists()])
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold(place))
+                with make_staging(place):
+                    break
+            except BlockingIOError:
+                if out is not None:
+                    fix = "Wait for it, or name another directory."
+                    refuse(
+                        "convexmoe fit --out", "a directory that no other fit writes to", f"{out}, which one does", fix
+                    )
+            except (FileExistsError, NotADirectoryError):
+                refuse("convexmoe fit --out", "a directory", f"{place}, a file or in one", "Name another directory.")
+            except OSError as error:
+                _refuse_place("fit", place, error)
+        yield place
 
 
 def _remove_empty(folders: list[Path]) -> None:
