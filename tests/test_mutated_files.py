@@ -199,7 +199,7 @@ def test_changed_files(number, seed, goods, tmp_path):
             forms = ["neutral", "torch"] + ["orbax"] * (k % 9 == 8)
             counts["converted"] += bool(convert_everywhere(path, tmp_path, forms) and loaded)
             if k % 45 < 9 or (loaded and k % 5 == 0):
-                codes = run_commands(path, table, "torch" if k % 2 else "jax")
+                codes = run_commands(path, table, "jax" if k % 2 and number > 1000 else "torch")
                 assert loaded or set(codes[1:]) == {2}, (k, change.__name__, codes)
                 counts["commands"] += 0 in codes
         assert path.read_bytes() == data

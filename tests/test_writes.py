@@ -20,6 +20,7 @@ import convexmoe_jax
 import convexmoe_torch
 from convexmoe import inspect
 from convexmoe.files import atomic
+from interop import frameworks
 from interop.command import output
 from interop.command import resume as unfinished
 
@@ -116,12 +117,18 @@ def test_control_a_write_in_place_follows_the_link(tmp_path, model, monkeypatch)
     assert (tmp_path / "victim").read_text() != "precious"
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """Only PyTorch is installed: a fit then makes no comparison, and compiles nothing."""
+    monkeypatch.setattr(frameworks, "installed", lambda: ("torch",))
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     return write(tmp_path_factory.mktemp("table") / "t.csv", rows())
 
 
-def test_a_run_follows_no_link_in_its_folders(tmp_path, table):
+def test_a_run_follows_no_link_in_its_folders(tmp_path, table, alone):
     out = tmp_path / "run"
     arguments = [*FIT, table, "--target", "y", "--out", out]
     assert invoke(*arguments, "--pause-at", "3").exit_code == 0
@@ -220,7 +227,7 @@ def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
     assert [process.returncode for process in running] == [0, 0, 0] and os.listdir(tmp_path) == ["file"]
 
 
-def test_a_second_fit_into_one_directory_is_refused_before_it_trains(tmp_path, table, monkeypatch):
+def test_a_second_fit_into_one_directory_is_refused_before_it_trains(tmp_path, table, alone, monkeypatch):
     """The first one, as it trains, starts the second; a directory of its own is free (`test_two_processes...`)."""
     results, call = [], unfinished.Keeper.__call__
     arguments = [*FIT, table, "--target", "y", "--out"]
@@ -273,7 +280,7 @@ def test_a_name_that_is_not_utf_8(package, tmp_path):
         assert inspect(name).kind == "VectorHull"
 
 
-def test_a_name_that_is_not_utf_8_in_the_command(tmp_path, table):
+def test_a_name_that_is_not_utf_8_in_the_command(tmp_path, table, alone):
     bad = os.fsdecode(os.fsencode(tmp_path) + b"/r\xff\x1b[31m")
     shutil.copy(table, bad)
     assert invoke(*FIT, bad, "--target", "y", "--out", bad + "run").exit_code == 0
@@ -283,7 +290,7 @@ def test_a_name_that_is_not_utf_8_in_the_command(tmp_path, table):
         ["certify", file, "--framework", "torch"],
         ["minimize", file, "--framework", "torch"],
         ["predict", file, bad, "--framework", "torch", "--out", bad + "p"],
-        ["convert", file, bad + "state"],
+        ["convert", file, bad + "state", "--to", "torch"],
         ["convert", bad + "state", bad + "back"],
     ):
         result = invoke(*arguments)

@@ -71,9 +71,9 @@ def follow(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(os.fsdecode(path)))
 
 
-def put_in_place(source: Path, target: Path) -> None:
-    """Rename a file or a folder; the mode and the group of what it replaces stay, and a link is replaced."""
-    _take_mode(source, target)
+def put_in_place(source: Path, target: Path, like: Path | None = None) -> None:
+    """Rename a file or a folder; the mode and the group of what it replaces stay, or of `like`; a link is replaced."""
+    _take_mode(source, target if like is None else like)
     os.replace(source, target)
 
 

@@ -32,6 +32,7 @@ FIELDS = {"schema", "kind", "config", "notes", "sha256"}
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 NUMPY = {code: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name, code in DTYPES.items()}
 DAMAGED = "Fetch the file again or save the model anew."
+REMEDIES = {"save": "Use plain names and values in it."}  # of an owner; of the others it is that of a damaged file
 LONGEST_HEADER = 100_000_000  # bytes, as safetensors limits it
 DEEPEST = 64  # lists and objects in each other
 MOST_AXES, LARGEST_SIZE = 32, 2**63
@@ -166,7 +167,8 @@ def check_header(name: str, text: str, owner: str = "load", *, sealed: bool = Tr
         header = parse(text)
         demand(type(header.get("schema")) is int and header["schema"] > 0, "no schema")
     except UNFIT as error:
-        fail(owner, "path", "metadata in JSON", f"{name!r} ({str(error)[:200]})", DAMAGED)
+        got = f"{name!r} ({str(error)[:200]})"
+        fail(owner, "path", "metadata in JSON", got, REMEDIES.get(owner, DAMAGED))
     if header["schema"] > SCHEMA:
         got = f"{name!r} with schema {str(header['schema'])[:20]}"
         fail(owner, "path", f"schema {SCHEMA} or older", got, "Install a newer convexmoe.")
@@ -190,17 +192,19 @@ def check_keys(header: Header, forms: Mapping[str, tuple], owner: str = "load") 
         owner: who asks, for the message.
     """
     try:
-        for name in forms:
+        for name, (_, dtype) in forms.items():
             steps = name.split(".")
             above = {".".join(steps[:n]) for n in range(1, len(steps))}
             plain = printable(name) == name and all(steps) and not {"\n", "\t"} & set(name)
             demand(plain and not above & forms.keys(), f"the tensor name {name!r}")
+            demand(dtype in DTYPES, f"{name} in {dtype}, not one of {list(DTYPES)}")
         same_keys(owner, _expected(header, forms), forms)
     except UNFIT as error:
         message = str(error)
         if ": expected " not in message:
             got = message[:200] or type(error).__name__
-            message = f"{owner}.config: expected the config of a {header['kind']}; got {got}. {DAMAGED}"
+            rule = f"what a {header['kind']} can be built of"
+            message = f"{owner}.model: expected {rule}; got {got}. {REMEDIES.get(owner, DAMAGED)}"
         raise ValueError(message) from None
 
 

@@ -39,9 +39,7 @@ def claim(out: Path | None) -> Iterator[Path]:
             except BlockingIOError:
                 if out is not None:
                     fix = "Wait for it, or name another directory."
-                    refuse(
-                        "convexmoe fit --out", "a directory that no other fit writes to", f"{out}, which one does", fix
-                    )
+                    refuse("convexmoe fit --out", "a directory that no other fit writes to", f"{out}, in use", fix)
             except (FileExistsError, NotADirectoryError):
                 refuse("convexmoe fit --out", "a directory", f"{place}, a file or in one", "Name another directory.")
             except OSError as error:

@@ -151,7 +151,7 @@ class Keeper:
             losses = {"history": state.history._asdict(), "best_step": int(state.best_step), "best": sha256}
             notes = self.notes | {"fit": asdict(self.record) | losses}
             save(state.model, staging / NOW, notes=notes, optimizer=state.optimizer)
-            put_in_place(staging / "best", best)
+            put_in_place(staging / "best", best, like=self.folder / NOW)  # its name is new each time
             put_in_place(staging / NOW, self.folder / NOW)
         for old in self.folder.glob("best-*.safetensors"):
             if old != best:

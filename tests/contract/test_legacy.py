@@ -41,6 +41,17 @@ def test_torch_mice_computes_what_was_recorded(engine, path):
     assert np.abs(gradient - data["grad_x_of_sum_y_squared"]).max() < BOUND
 
 
+@pytest.mark.parametrize(
+    "change", [np.int64, bool, object, str, lambda value: value[:0]], ids=["int64", "bool", "object", "text", "empty"]
+)
+def test_weights_that_are_no_numbers_are_refused(engine, change):
+    _, state = archive(MICE[0])
+    value = np.asarray(state["petals.layer1.raw"])
+    state["petals.layer1.raw"] = value.astype(change) if isinstance(change, type) else change(value)
+    with pytest.raises(InputError, match=r"expected weights in floating point; got .* for petals.layer1.raw"):
+        from_torch_mice(state, framework=engine.name)
+
+
 @pytest.mark.parametrize("name", ["shifts", "petals.layer1.raw", "petals.extra_gate1_nets.2.lin.bias"])
 def test_control_a_changed_weight_would_be_seen(engine, name):
     data, state = archive(MICE[0])
