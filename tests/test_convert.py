@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 
 import jax
 import numpy as np
@@ -146,7 +145,7 @@ DAMAGE = {
     "another tensor": (replaced, "sha256"),
     "no description": (lambda folder: (folder / "convexmoe.json").unlink(), "No such file"),
     "no JSON": (lambda folder: (folder / "convexmoe.json").write_bytes(b"\xff{"), "expected a model"),
-    "no tensors": (lambda folder: shutil.rmtree(folder / "state" / "d"), "expected a model"),
+    "no names": (lambda folder: (folder / "state" / "_METADATA").write_text("{"), "expected a model"),
 }
 
 
