@@ -54,7 +54,7 @@ from .hierarchy import (
     sample_dropout,
 )
 from .hull import FoldedHull, NonConvexHull, VectorHull, Winners
-from .minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
+from .minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize, predict
 from .training import FitResult, FitState, adam, adamw, fit, train
 
 __all__ = [
@@ -122,6 +122,7 @@ __all__ = [
     "merge_routing",
     "merged_routes",
     "minimize",
+    "predict",
     "read_notes",
     "read_optimizer",
     "routing_constant",

@@ -26,14 +26,23 @@ import numpy as np
 from convexmoe.errors import fail
 from convexmoe.hull.config import HullConfig
 from convexmoe.hull.parameters import Tree, averaged, effective, map_tree, positive_scale
-from convexmoe.minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
+from convexmoe.minimization import (
+    Conjugate,
+    MaxAffine,
+    Minimum,
+    conjugate,
+    inverse_gradient,
+    max_affine,
+    minimize,
+    predict,
+)
 from convexmoe.minimization.solver import Arrays, Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers JAX)
-from .hull import FoldedHull, VectorHull
+from .hull import FoldedHull, VectorHull, compiled_apply
 from .hull.positive import positive_weight
 
-__all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize"]
+__all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize", "predict"]
 
 Items = tuple[tuple[str, Any], ...]  # of a dict, to be hashed
 
@@ -53,6 +62,11 @@ class HullSolver:
 
     def precision(self, value: Any) -> float | None:
         return float(jnp.finfo(value.dtype).eps) if jnp.issubdtype(value.dtype, jnp.floating) else None
+
+    def values(self, model: Any, config: HullConfig, z: np.ndarray) -> np.ndarray:
+        with jax.enable_x64(True), np.errstate(over="ignore"):
+            z = z.astype(model.params["shifts"].dtype)
+            return np.asarray(compiled_apply(model.params, z, config), np.float64)
 
     def solve(
         self, function: Callable[..., Record], model: Any, arrays: Arrays, static: dict[str, Any], beside: Any = None

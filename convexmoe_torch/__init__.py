@@ -55,7 +55,7 @@ from .hierarchy import (
     unfreeze,
 )
 from .hull import FoldedHull, NonConvexHull, VectorHull, Winners
-from .minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
+from .minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize, predict
 from .training import FitResult, FitState, fit, train
 
 __all__ = [
@@ -121,6 +121,7 @@ __all__ = [
     "merge_routing",
     "merged_routes",
     "minimize",
+    "predict",
     "read_notes",
     "read_optimizer",
     "routing_constant",

@@ -20,15 +20,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convexmoe.hull import HullConfig
 from convexmoe.hull.parameters import Tree, averaged, effective, map_tree
-from convexmoe.minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
+from convexmoe.minimization import (
+    Conjugate,
+    MaxAffine,
+    Minimum,
+    conjugate,
+    inverse_gradient,
+    max_affine,
+    minimize,
+    predict,
+)
 from convexmoe.minimization.solver import Arrays, Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers PyTorch)
-from .hull import HullModule
+from .hull import HullModule, apply
 from .hull.positive import positive_weight
 
-__all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize"]
+__all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize", "predict"]
 
 
 class HullSolver:
@@ -52,6 +62,11 @@ class HullSolver:
     def precision(self, value: Any) -> float | None:
         dtype = torch.as_tensor(value).dtype
         return torch.finfo(dtype).eps if dtype.is_floating_point else None
+
+    @torch.no_grad()
+    def values(self, model: Any, config: HullConfig, z: np.ndarray) -> np.ndarray:
+        y = apply(model.tree, torch.as_tensor(z).to(model.shifts), config)
+        return y.double().cpu().numpy()
 
     def solve(
         self, function: Callable[..., Record], model: Any, arrays: Arrays, static: dict[str, Any], beside: Any = None

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 import convexmoe_jax as package
 from convexmoe.hull import HullConfig
+from convexmoe.hull.rows import bare_rows
 
 Rows = NDArray[np.float64]
 name = "jax"
 quiet = nullcontext  # see `in_torch.quiet`
-# Whole functions under jit: run operation by operation, each would be compiled on its own.
-_apply = jax.jit(package.hull.apply, static_argnames="config")
+# A whole function under jit: run operation by operation, each would be compiled on its own.
 _winners = jax.jit(package.hull.winners, static_argnames="config")
 
 
@@ -46,12 +46,13 @@ def new_hull(config: HullConfig, seed: int) -> Any:
 
 def predict(model: Any, x: Rows) -> Rows:
     """Return the model's first output, `[N]`, computed in the dtype of its parameters."""
-    return np.asarray(_apply(model.params, rows_for(model, x), config=model.config), np.float64)[:, 0]
+    return package.predict(model, x)[:, 0]
 
 
 def winners(model: Any, x: Rows) -> NDArray[np.int64]:
     """Return the winning group, `[N]`, on rows `[N, in_dim]`."""
-    return np.asarray(_winners(model.params, rows_for(model, x), config=model.config).group, np.int64)[:, 0]
+    config, z = bare_rows(model.config, x)
+    return np.asarray(_winners(model.params, rows_for(model, z), config=config).group, np.int64)[:, 0]
 
 
 def largest_violation(model: Any, points: Rows, *, segments: int, seed: int) -> float | None:

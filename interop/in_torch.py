@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import convexmoe_torch as package
 from convexmoe.files.format import own_copy
 from convexmoe.hull import HullConfig
+from convexmoe.hull.rows import bare_rows
 from convexmoe_torch.files.layers import from_numpy
 
 Rows = NDArray[np.float64]
@@ -57,16 +58,16 @@ def new_hull(config: HullConfig, seed: int) -> Any:
         return package.VectorHull.from_config(config)
 
 
-@torch.no_grad()
 def predict(model: Any, x: Rows) -> Rows:
     """Return the model's first output, `[N]`, computed in the dtype of its parameters."""
-    return model(rows_for(model, x)).double().numpy()[:, 0]
+    return package.predict(model, x)[:, 0]
 
 
 @torch.no_grad()
 def winners(model: Any, x: Rows) -> NDArray[np.int64]:
     """Return the winning group, `[N]`, on rows `[N, in_dim]`."""
-    return model.winners(rows_for(model, x)).group.numpy()[:, 0].astype(np.int64)
+    config, z = bare_rows(model.config, x)
+    return package.hull.winners(model.tree, rows_for(model, z), config).group.numpy()[:, 0].astype(np.int64)
 
 
 def largest_violation(model: Any, points: Rows, *, segments: int, seed: int) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..errors import describe, dtype_name, fail, whole_number
+from ..hull.rows import as_numbers, is_tensor
 from .segments import TOLERANCES, Candidates, Violation, box, confirm, draw_segments, judge, merge_candidates
 
 CLIMB = 32  # steps of the ascent; each is at least half as long as the one before
@@ -49,6 +50,8 @@ def check_search(points: Any, segments: Any) -> None:
     if dtype_name(points.dtype) not in TOLERANCES:
         fix = "Cast them to the dtype the function takes."
         fail(owner, "points", f"one of {list(TOLERANCES)}", describe(points), fix, TypeError)
+    if not is_tensor(points):
+        as_numbers(owner, "points", points)
 
 
 def search(function: Evaluator, segments: int, seed: int, tolerance: float | None, strict: bool) -> Violation | None:

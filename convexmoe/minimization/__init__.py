@@ -1,7 +1,8 @@
-"""Minimization of hulls with a certified gap, tangents, conjugates, and the sets that one minimizes over."""
+"""Minimization of hulls with a certified gap, tangents, conjugates, the sets to minimize over, and predictions."""
 
 from .conjugate import Conjugate, conjugate, inverse_gradient
 from .minimum import Minimum, minimize
+from .prediction import predict
 from .sets import Ball, Box, Polytope, Simplex
 from .tangents import MaxAffine, max_affine
 
@@ -17,4 +18,5 @@ __all__ = [
     "inverse_gradient",
     "max_affine",
     "minimize",
+    "predict",
 ]

@@ -9,6 +9,7 @@ from ..arrays import Array, as_array, einsum, library, namespace
 from ..errors import describe, fail
 from ..hull.config import HullConfig
 from ..hull.parameters import Tree, map_tree
+from ..hull.rows import as_numbers, is_tensor
 from .central_path import Path, Problem, follow_path
 from .regions import space
 from .scalar_hull import ScalarHull, scalar_hull
@@ -80,6 +81,8 @@ def check_slopes(model: Any, y: Any, solver: Solver) -> None:
         fail("conjugate", "model", "a hull with strong_convexity > 0", "strong_convexity=0.0", fix)
     if not hasattr(y, "shape"):
         fail("conjugate", "y", "an array", type(y).__name__, "Convert it to an array first.", TypeError)
+    if not is_tensor(y):
+        as_numbers("conjugate", "y", y)
     if solver.precision(y) is None:
         fail("conjugate", "y", "floating numbers", describe(y), "Cast it to float32.", TypeError)
     D = model.config.in_dim

@@ -12,28 +12,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import describe, fail
+from ..hull.rows import as_numbers
 
 FEW = 1  # axes of one vector
 ENDLESS = 1e30  # a bound of this size counts as none, and other numbers are smaller
-
-
-def as_numbers(owner: str, argument: str, value: Any) -> Any:
-    """Return numbers as a numpy array in float64, and traced ones as they are."""
-    value = value.detach() if hasattr(value, "detach") else value
-    try:
-        return np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        if hasattr(value, "shape") and not isinstance(value, np.ndarray):  # traced: its values are not known yet
-            return value
-        fix = "Pass numbers, one for each coordinate."
-        fail(owner, argument, "an array of numbers", type(value).__name__, fix, TypeError)
 
 
 def store_numbers(entry: Any, axes: dict[str, int]) -> None:
     """Replace the fields of a frozen record by arrays, and check how many axes they have at least."""
     owner = type(entry).__name__
     for name, least in axes.items():
-        value = as_numbers(owner, name, getattr(entry, name))
+        value = as_numbers(owner, name, getattr(entry, name), may_be_traced=True)
         if len(value.shape) < least:
             rule = "numbers, one for each coordinate" if least == FEW else "rows of numbers, one for each coordinate"
             got = f"{value:g}" if isinstance(value, np.ndarray) and not value.shape else describe(value)

@@ -13,7 +13,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from ..errors import describe, fail, whole_number
+from ..hull.config import HullConfig
 from ..hull.parameters import Tree, flatten
+from ..hull.rows import as_numbers, is_tensor
 
 LARGEST_TOLERANCE = 1.0
 Record = TypeVar("Record", bound=tuple)
@@ -34,6 +36,9 @@ class Solver(Protocol):
 
     def precision(self, value: Any) -> float | None:
         """Return the unit of rounding of an array's dtype; None where it is not floating."""
+
+    def values(self, model: Any, config: HullConfig, z: np.ndarray) -> np.ndarray:
+        """Return a hull, with a config without units, at rows `[..., in_dim]` in its own dtype; float64."""
 
     def solve(
         self, function: Callable[..., Record], model: Any, arrays: Arrays, static: dict[str, Any], beside: Any = None
@@ -90,6 +95,7 @@ def check_point(owner: str, x0: Any, in_dim: int, problems: tuple[int, ...], sol
     """Return the starting points after the check of their shape and, where known, of their values."""
     if not hasattr(x0, "shape"):
         fail(owner, "x0", "an array", type(x0).__name__, "Convert it to an array first.", TypeError)
+    x0 = x0 if is_tensor(x0) else as_numbers(owner, "x0", x0)
     shape = tuple(x0.shape)
     try:
         fits = shape[-1] == in_dim
@@ -107,10 +113,7 @@ def check_point(owner: str, x0: Any, in_dim: int, problems: tuple[int, ...], sol
 def check_rows(argument: str, value: Any, in_dim: int, solver: Solver) -> Any:
     """Return rows after the check of their shape and, where known, of their values."""
     fix = "Pass one row at least, one number for each input."
-    try:
-        known = solver.known(value)
-    except (TypeError, ValueError):
-        fail("max_affine", argument, "an array of numbers", type(value).__name__, fix, TypeError)
+    known = solver.known(value) if is_tensor(value) else as_numbers("max_affine", argument, value)
     rows = value if known is None else known
     if len(rows.shape) != 2 or rows.shape[-1] != in_dim or not rows.shape[0]:
         fail("max_affine", argument, f"[rows, in_dim={in_dim}]", describe(value), fix)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import describe, fail
 from ..hull.config import HullConfig, Normalization
+from ..hull.rows import as_numbers, check_finite, is_tensor, normalize
 
 HELD_OUT = 0.2
 
@@ -19,11 +20,7 @@ Data = tuple[np.ndarray, np.ndarray]
 def check_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:
     """Return x `(rows, in_dim)` and y `(rows, out_dim)` as float64 after their checks."""
     targets = "y" if argument == "x" else argument
-    x, y = np.asarray(x), np.asarray(y)
-    for name, array in ((argument, x), (targets, y)):
-        if array.dtype.kind not in "fiu":
-            fix = "Encode text and missing values first."
-            fail("fit", name, "numbers", describe(array), fix, TypeError)
+    x, y = as_numbers("fit", argument, x), as_numbers("fit", targets, y)
     y = y[:, None] if y.ndim == 1 else y
     if x.ndim != 2 or x.shape[1] != config.in_dim:
         rule, fix = f"[rows, in_dim={config.in_dim}]", "Give one column for each input of the hull."
@@ -37,12 +34,18 @@ def check_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:
         rule = f"{least} row{'s' * (least > 1)} at least"
         fail("fit", argument, rule, str(len(x)), "Give more rows.")
     for name, array in ((argument, x), (targets, y)):
-        bad = np.argwhere(~np.isfinite(array))
-        if len(bad):
-            row, column = bad[0]
-            got = f"{array[row, column]} at row {row}, column {column}"
-            fail("fit", name, "finite numbers", got, "Remove that row or fill it.")
-    return x.astype(np.float64), y.astype(np.float64)
+        check_finite("fit", name, array, "Remove that row or fill it.")
+    return x, y
+
+
+def given_rows(x: Any, y: Any, validation: Any) -> tuple[Any, Any]:
+    """Return the rows that `train` is given, and those held out or None; what is no tensor is checked."""
+
+    def plain(name: str, value: Any) -> Any:
+        return value if is_tensor(value) else as_numbers("train", name, value)
+
+    held_out = None if validation is None else tuple(plain("validation", part) for part in validation)
+    return (plain("x", x), plain("y", y)), held_out
 
 
 def hold_out(x: np.ndarray, y: np.ndarray, validation: Any, config: HullConfig, seed: int) -> tuple[Data, Data]:
@@ -95,17 +98,20 @@ def normalization_of(x: np.ndarray, y: np.ndarray, *dtypes: Any) -> Normalizatio
         deviation = size * (array / unit).std(axis=0)
         constant = array.max(axis=0) == array.min(axis=0)
         for limits in dtypes:
-            steps, room = (16, 1e4) if limits.bits > 16 else (2, 4.0)  # half precision has no more to spare
-            too_fine = (deviation < steps * limits.eps * size) | (deviation < room * limits.tiny)
-            for column in np.flatnonzero((too_fine | (size > limits.max / room)) & ~constant):
+            narrow = limits.bits <= 16  # float32 computes on what float64 has normalized
+            steps, room, step = (2, 4.0, limits.eps) if narrow else (16, 1e4, np.finfo(float).eps)
+            too_fine = deviation < steps * step * size
+            out_of_range = (deviation < room * limits.tiny) | (size > limits.max / room)
+            for column in np.flatnonzero((too_fine | out_of_range) & ~constant):
                 got = f"deviation {deviation[column]:.2g} at size {size[column]:.2g} in column {column}"
                 fix = "Subtract an offset or change its unit."
-                fail("fit", argument, f"columns that {limits.dtype} can resolve", got, fix)
+                dtype = limits.dtype if narrow or out_of_range[column] else "float64"
+                fail("fit", argument, f"columns that {dtype} can resolve", got, fix)
         values += [unit * (array / unit).mean(axis=0), np.where(constant, 1.0, deviation)]
     return Normalization(*[tuple(value.tolist()) for value in values])
 
 
-def normalize(x: np.ndarray, y: np.ndarray, units: Normalization) -> Data:
+def normalize_rows(x: np.ndarray, y: np.ndarray, units: Normalization) -> Data:
     """Return x and y in the units of a normalization."""
-    x = (x - np.asarray(units.input_mean)) / np.asarray(units.input_scale)
-    return x, (y - np.asarray(units.output_mean)) / np.asarray(units.output_scale)
+    x = normalize(x, units.input_mean, units.input_scale)
+    return x, normalize(y, units.output_mean, units.output_scale)

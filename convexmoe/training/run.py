@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import fail, one_of
 from ..hull.config import HullConfig
-from .data import HELD_OUT, Data, check_data, check_held_out, hold_out, normalization_of, normalize
+from .data import HELD_OUT, Data, check_data, check_held_out, hold_out, normalization_of, normalize_rows
 from .history import History, progress_bar
 from .schedule import LEARNING_RATE, Schedule, default_rate
 from .starts import STARTS, Weights, choose_start, spread_rows
@@ -219,7 +219,7 @@ class HullEngine(Engine, Protocol):
         given: HullConfig = model.config  # type: ignore[attr-defined]
         x, y = check_data("x", x, y, given)
         normalization = given.normalization or normalization_of(x, y, *cls.limits(model))
-        rows, held_out = (normalize(*part, normalization) for part in hold_out(x, y, validation, given, seed))
+        rows, held_out = (normalize_rows(*part, normalization) for part in hold_out(x, y, validation, given, seed))
         config = replace(given, normalization=normalization)
         engine = cls(model, config, rows, held_out if len(held_out[0]) else None, schedule)
         if resume is None:

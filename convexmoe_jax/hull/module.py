@@ -21,6 +21,7 @@ from convexmoe.hull.config import HullConfig, Normalization, refuse_inversion
 from convexmoe.hull.parameters import Tree, parameter_shapes
 from convexmoe.hull.parameters import flatten as flatten
 from convexmoe.hull.parameters import nest as nest
+from convexmoe.hull.rows import warn_of_rounding
 
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .initialization import initial_parameters
@@ -67,6 +68,9 @@ def apply(params: Tree, x: jax.Array, config: HullConfig) -> jax.Array:
     (5, 2)
     """
     return evaluate(effective(params, config), x, config)
+
+
+compiled_apply = jax.jit(apply, static_argnums=2)
 
 
 def evaluate(params: Tree, x: Any, config: HullConfig) -> jax.Array:
@@ -150,6 +154,7 @@ def normalized_rows(params: Tree, x: Any, config: HullConfig) -> jax.Array:
     x_ND = x.reshape(-1, config.in_dim)
     if config.normalization is None:
         return x_ND
+    warn_of_rounding(config.normalization, x.dtype)
     mean, scale = config.normalization.input_mean, config.normalization.input_scale
     return (x_ND - jnp.asarray(mean, x.dtype)) / jnp.asarray(scale, x.dtype)
 

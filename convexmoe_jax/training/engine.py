@@ -16,7 +16,7 @@ from convexmoe.hull import HullConfig
 from convexmoe.training import ADAM_DECAYS, FitResult, FitState, History, Schedule, Weights
 
 from ..files.optimizer import optimizer_state, restore
-from ..hull.module import VectorHull, apply, flatten, nest
+from ..hull.module import VectorHull, apply, compiled_apply, flatten, nest
 from ..hull.petals import Tree
 from .optimizers import scale_by_adam
 
@@ -156,7 +156,7 @@ class HullEngine(Engine, core.HullEngine):
         return nest({name: jnp.asarray(value, self.dtype) for name, value in weights.items()})
 
     def values(self, weights: Weights, x: np.ndarray) -> np.ndarray:
-        y = _apply(self.tree(weights), jnp.asarray(x, self.dtype), self.model.config)
+        y = compiled_apply(self.tree(weights), jnp.asarray(x, self.dtype), self.model.config)
         return np.asarray(y, np.float64)
 
     def resume(self, state: FitState) -> None:
@@ -175,7 +175,6 @@ class HullEngine(Engine, core.HullEngine):
 
 
 fit = HullEngine.fit
-_apply = jax.jit(apply, static_argnums=2)
 
 
 def wide(dtype: Any) -> Any:
@@ -226,7 +225,7 @@ def train(
         FloatingPointError: the loss is no longer finite.
     """
     schedule = Schedule(steps, batch_size, learning_rate, seed, progress)
-    engine = Engine(model, params, (x, y), validation)
+    engine = Engine(model, params, *core.given_rows(x, y, validation))
     if resume is not None:
         engine.resume(resume)
     return core.run(engine, schedule, resume, on_evaluation)

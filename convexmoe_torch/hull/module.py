@@ -16,6 +16,7 @@ from convexmoe.errors import last_axis, same_dtype
 from convexmoe.hull import parameters
 from convexmoe.hull.config import HullConfig, Normalization, refuse_inversion
 from convexmoe.hull.parameters import Tree, flatten, nest, parameter_shapes
+from convexmoe.hull.rows import warn_of_rounding
 
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .initialization import initial_parameters
@@ -158,6 +159,8 @@ def normalized_rows(params: Tree, x: Any, config: HullConfig, units: Units | Non
     x_ND = x.reshape(-1, config.in_dim)
     if units is None:
         return x_ND
+    if config.normalization is not None and not torch.compiler.is_compiling():
+        warn_of_rounding(config.normalization, x.dtype)
     return (x_ND - units["input_mean"]) / units["input_scale"]
 
 

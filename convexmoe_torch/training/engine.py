@@ -230,7 +230,7 @@ def train(
         FloatingPointError: the loss is no longer finite.
     """
     schedule = Schedule(steps, batch_size, learning_rate, seed, progress)
-    engine = Engine(module, (x, y), validation, batch_size)
+    engine = Engine(module, *core.given_rows(x, y, validation), batch_size)
     if resume is not None:
         engine.resume(resume)
     return core.run(engine, schedule, resume, on_evaluation)
