@@ -31,7 +31,7 @@ BAD_TABLES = {
     "constant column": (fill(0, "4"), ["'a' to vary", "--drop a"]),
     "constant target": (fill(2, "4"), ["'y' to vary", "--target"]),
     "almost constant column": (
-        lambda cells: [row.__setitem__(0, f"{1e9 + k}") for k, row in enumerate(cells[1:])],
+        lambda cells: [row.__setitem__(0, f"{1e15 + k}") for k, row in enumerate(cells[1:])],
         ["'a' to vary", "Subtract"],
     ),
     "a tiny column": (

@@ -24,6 +24,7 @@ FAR = 1e3  # input scales from the mean of the inputs: where coordinates without
 NEAR = 10.0  # with strong convexity, which tells whether that was far enough
 GROWTH = 32.0  # of a cut, up to FARTHEST, that the point is at, or outside of which the set lies
 AT_CUT = 0.9  # of the way to it
+LOOSEST = 100.0  # times tol, in output scales: an offset of the output, or a tiny unit of it, must not make tol coarse
 CUT_TOLERANCE = 1e-9  # of the gap, where a set is cut: a slope along it must drive the point to the cut
 
 FAULTS = (
@@ -75,7 +76,7 @@ def minimize(
         model: a `VectorHull` or `FoldedHull`.
         constraints: a `Box`, `Ball`, `Simplex` or `Polytope`, in the units of the model; leading axes are problems.
         x0: where to start, `[..., in_dim]`, None for the middle of the set; it need not lie in it.
-        tol: stop at `gap <= tol (1 + |value|)`.
+        tol: stop at `gap <= tol (1 + |value|)`, and at `LOOSEST` tol of the scale of the output or less.
         output: which output, where the model has several.
 
     Raises:
@@ -171,7 +172,7 @@ def minimize_within(cut: Cut, start: Array | None) -> tuple[Minimum, Array]:
     tight = is_cut & (hull.config.strong_convexity == 0)
 
     def goal(best: Array) -> Array:
-        size = (1 + xp.abs(offset + factor * best)) / factor
+        size = xp.minimum((1 + xp.abs(offset + factor * best)) / factor, LOOSEST * (1 + xp.abs(best)))
         wanted = cut.tol * size - 2 * margin
         close = xp.maximum(CUT_TOLERANCE * size, 8 * margin)
         return xp.where(tight, xp.minimum(wanted, close), wanted)

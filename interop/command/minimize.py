@@ -21,7 +21,7 @@ from convexmoe.errors import InputError, refuse
 
 from ..frameworks import LABELS, Framework, choose
 from .options import FrameworkOption, HullArgument
-from .output import say
+from .output import digits_of, say
 from .saved_model import columns_of, read_hull
 from .tables import shorten
 
@@ -78,7 +78,9 @@ def minimize_file(
         table.add_column(title, justify="left" if title in ("column", "binds") else "right")
     rows = zip(minimum.columns, minimum.lower, minimum.x, minimum.upper, minimum.binding, strict=True)
     for name, low, x, high, binds in rows:
-        table.add_row(shorten([name]), f"{low:.6g}", f"{x:.8g}", f"{high:.6g}", binds)
+        more = digits_of(x, high - low, 0) if 0 < high - low < math.inf else 0
+        numbers = (f"{low:.{6 + more}g}", f"{x:.{8 + more}g}", f"{high:.{6 + more}g}")
+        table.add_row(shorten([name]), *numbers, binds)
     console.print(table, markup=False)
     say(console, f"{minimum.target} = {minimum.value:.9g}")
     words, bound = "certified" if minimum.certified else "wider than asked for", minimum.value - minimum.gap

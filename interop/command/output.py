@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,6 +19,15 @@ from convexmoe.files.atomic import follow, hold, make_staging, put_in_place, wri
 def say(console: Console, text: str) -> None:
     """Print a line as it is, of any length, but for what a terminal would obey."""
     console.print(printable(text), soft_wrap=True, highlight=False, markup=False)
+
+
+def digits_of(offset: float, spread: float, least: int = 9) -> int:
+    """Return how many digits show numbers around an offset to `least` digits of their spread, 17 at most.
+
+    >>> digits_of(21.0, 3.0), digits_of(2460000.0, 8.66)
+    (10, 15)
+    """
+    return min(17, least + max(0, math.ceil(math.log10(max(abs(offset), spread) / spread))))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from convexmoe.errors import printable, refuse
 
 from ..frameworks import choose
 from .options import FrameworkOption
-from .output import write_text
+from .output import digits_of, write_text
 from .saved_model import read_model
 from .tables import read_table, require_columns
 
@@ -41,7 +41,9 @@ def predict_rows(
         line = table.lines[int(np.flatnonzero(~np.isfinite(predictions))[0])]
         rule, got = "inputs near those of the fitted table", f"values on line {line} that overflow"
         refuse(table.name, rule, got, "Correct that row.")
-    heading, values = _cell(f"predicted_{target}"), [f"{value:.9g}" for value in predictions]
+    units = hull.config.normalization
+    digits = 9 if units is None else digits_of(units.output_mean[0], units.output_scale[0])
+    heading, values = _cell(f"predicted_{target}"), [f"{value:.{digits}g}" for value in predictions]
     if out is None:
         typer.echo("\n".join([printable(heading), *values]))
         return

@@ -19,6 +19,7 @@ from convexmoe.errors import InputError, printable, refuse
 
 EMBEDDED_TARGET = "mpg"
 MIN_ROWS = 20
+LEAST_SPREAD = 1e-13  # of the size of a column: some hundred steps of float64
 _LARGEST = 1e30  # squares of normalized float32 values stay finite
 _SMALLEST = 1e-30  # a spread that float32 holds in full precision, and what is computed from it
 _MISSING = frozenset({"", "?", "-", "na", "n/a", "nan", "none", "null", "."})
@@ -94,7 +95,10 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Return the table in a CSV file: UTF-8, commas, a header line, every row as long as the header."""
+    """Return the table in a CSV file: UTF-8, commas, a header line, every row as long as the header.
+
+    Every line under the header is a row: one without cells is refused, but for those at the end.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -128,11 +132,11 @@ def require_columns(table: Table, names: Sequence[str], owner: str) -> None:
 
 
 def check_varies(values: NDArray[np.float64], names: Sequence[str], target: str, where: str) -> None:
-    """Check that every column of `float64[rows, len(names)]` varies: enough for float32 to tell, within its range."""
+    """Check that every column of `float64[rows, len(names)]` varies as float64 can tell, in the range of float32."""
     span = values.max(axis=0) - values.min(axis=0)
     size = np.abs(values).max(axis=0)
     for name, width, largest, first in zip(names, span, size, values[0], strict=True):
-        if width > 1e-5 * largest:
+        if width > LEAST_SPREAD * largest:
             if _SMALLEST <= width <= _LARGEST:
                 continue
             rule = f"column {name!r} to spread over {_SMALLEST:g} to {_LARGEST:g}"
@@ -158,7 +162,7 @@ def _parse(content: bytes, name: str) -> Table:
     records: list[tuple[int, list[str]]] = []
     try:
         for record in reader:
-            if any(cell.strip() for cell in record):  # blank lines are no rows
+            if records or any(cell.strip() for cell in record):  # the header is the first line with a word
                 records.append((reader.line_num, record))
     except csv.Error as error:
         refuse(name, "CSV", f"a fault on line {reader.line_num} ({error})", "Correct the quotes there.")
@@ -166,10 +170,15 @@ def _parse(content: bytes, name: str) -> Table:
         refuse(name, "a header line and rows", "an empty file", "Export the table again.")
     columns = tuple(cell.strip() for cell in records.pop(0)[1])
     _check_header(columns, name)
+    if len(columns) == 1:  # an empty line is its row with a missing cell
+        records = [(line, record or [""]) for line, record in records]
+    else:
+        while records and not "".join(records[-1][1][:1]).strip() and len(records[-1][1]) < 2:
+            records.pop()  # empty lines at the end hold no row
     for line, record in records:
         if len(record) != len(columns):
             rule, got = f"{len(columns)} cells a line, as in the header", f"{len(record)} on line {line}"
-            refuse(name, rule, got, "Correct that line, or export the table as CSV again.")
+            refuse(name, rule, got, "Correct or remove that line, or export the table as CSV again.")
     return Table(name, columns, tuple(tuple(record) for _, record in records), tuple(line for line, _ in records))
 
 
