@@ -11,6 +11,7 @@ Letters: N rows, D in, P petals (and groups), O out.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
@@ -18,9 +19,9 @@ import numpy as np
 from cvxpy.transforms.partial_optimize import partial_optimize
 
 from convexmoe.hull.activations import ACTIVATIONS
-from convexmoe.hull.weights import HullWeights
+from convexmoe.hull.weights import Arrays, HullWeights
 
-from .matrices import hull_matrices, means_matrix, structure_of, trunk_suffixes
+from .matrices import hull_matrices, means_matrix, structure_of, trunk_suffixes, units_of
 
 NONNEGATIVE = ("positive_weight", "output.scale", "temperature")
 
@@ -40,7 +41,20 @@ class ConstantProgram:
 
     def __init__(self, hull: HullWeights) -> None:
         self.config = hull.config
-        self.matrices = hull_matrices(hull)
+        self.units = units_of(hull.config)
+        self.matrices = self.matrices_of(hull)
+
+    def matrices_of(self, hull: HullWeights) -> Arrays:
+        """Return the matrices of a hull of normalized inputs."""
+        D = hull.config.in_dim
+        bare = replace(self.units, input_mean=(0.0,) * D, input_scale=(1.0,) * D)
+        return hull_matrices(hull._replace(config=replace(hull.config, normalization=bare)))
+
+    def normalized(self, x_ND: Any) -> Any:
+        """Return the input in normalized units, an affine image of it, for weights of order one."""
+        mean, scale = np.asarray(self.units.input_mean), np.asarray(self.units.input_scale)
+        rows = np.ones((x_ND.shape[0], 1))
+        return cp.multiply(rows / scale, x_ND) - rows * (mean / scale)
 
     def weight(self, name: str) -> Any:
         """Return a matrix of `hull_matrices` as it enters the expression."""
@@ -52,7 +66,7 @@ class ConstantProgram:
 
     def hull(self, x_ND: Any, outputs: range) -> Any:
         """Return the values of some outputs, (N, len(outputs))."""
-        N, O = x_ND.shape[0], len(outputs)
+        N, O, x_ND = x_ND.shape[0], len(outputs), self.normalized(x_ND)
         g = self.group_values(x_ND, outputs)
         y_NO = cp.reshape(self.fuse(g, outputs), (N, O), order="C")
         if "bowl.scale" in self.matrices:
@@ -135,6 +149,12 @@ class ParameterProgram(ConstantProgram):
             for name, value in self.matrices.items()
         }
         self.constraints: list[Any] = []
+
+    def matrices_of(self, hull: HullWeights) -> Arrays:
+        return hull_matrices(hull)  # its units are parameters like its weights
+
+    def normalized(self, x_ND: Any) -> Any:
+        return x_ND
 
     def weight(self, name: str) -> Any:
         return self.parameters[name]

@@ -41,11 +41,16 @@ def means_matrix(petals: int) -> NDArray[np.float64]:
     return 0.5 * (np.eye(petals) + np.roll(np.eye(petals), -1, axis=1))
 
 
+def units_of(config: HullConfig) -> Normalization:
+    """Return the normalization of a hull; without one, that which changes nothing."""
+    D, O = config.in_dim, config.out_dim
+    return config.normalization or Normalization((0.0,) * D, (1.0,) * D, (0.0,) * O, (1.0,) * O)
+
+
 def hull_matrices(hull: HullWeights) -> Arrays:
     """Return name -> matrix of everything that multiplies or shifts rows; biases are (1, n)."""
     config, weights = hull
-    D, P, O = config.in_dim, config.petals, config.out_dim
-    units = config.normalization or Normalization((0.0,) * D, (1.0,) * D, (0.0,) * O, (1.0,) * O)
+    P, O, units = config.petals, config.out_dim, units_of(config)
     mean, scale = np.asarray(units.input_mean), np.asarray(units.input_scale)
 
     def on_input(name: str, weight: Any, bias: Any) -> Arrays:

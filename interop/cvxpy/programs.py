@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import sys
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -12,10 +13,14 @@ import numpy as np
 
 from convexmoe.errors import fail
 from convexmoe.files.hulls import OTHER_KINDS, read_hull
+from convexmoe.hull.config import Normalization
+from convexmoe.hull.rows import CARRIED
 from convexmoe.hull.weights import HullWeights, effective_weights
 
 from .. import is_installed
-from .matrices import hull_matrices, structure_of
+from .matrices import hull_matrices, structure_of, units_of
+
+TOLERANCE = 1e-8  # that solvers have when none is given, of Clarabel
 
 
 def to_cvxpy(model_or_path: Any, variable: Any, *, output: int | None = None, parameters: bool = False) -> Any:
@@ -50,16 +55,30 @@ def to_cvxpy(model_or_path: Any, variable: Any, *, output: int | None = None, pa
     import cvxpy as cp
 
     from .expressions import ConstantProgram, ParameterProgram
+    from .units import scale_variables
 
     hull = hull_weights(model_or_path, "to_cvxpy")
     _check_variable(cp, variable, hull.config.in_dim, parameters)
-    outputs = _outputs(output, hull.config.out_dim)
+    outputs, units = _outputs(output, hull.config.out_dim), units_of(hull.config)
+    scale_variables(variable, np.asarray(units.input_mean), np.asarray(units.input_scale))
+    warn_of_tolerance(units, outputs)
     one = variable.ndim == 1
     x_ND = cp.reshape(variable, (1, variable.shape[0]), order="C") if one else variable
     y_NO = (ParameterProgram if parameters else ConstantProgram)(hull).hull(x_ND, outputs)
     if one:
         return y_NO[0, :] if output is None else y_NO[0, 0]
     return y_NO if output is None else y_NO[:, 0]
+
+
+def warn_of_tolerance(units: Normalization, outputs: range) -> None:
+    """Warn of outputs whose scale a solver does not resolve: it stops at `TOLERANCE` of the objective, or of 1."""
+    for o in outputs:
+        mean, scale = units.output_mean[o], units.output_scale[o]
+        if TOLERANCE * max(1.0, abs(mean)) > CARRIED * scale:
+            got = f"output {o} of mean {mean:.6g} and scale {scale:.3g}"
+            fix = f"Minimize (expression - {mean:.6g}) / {scale:.3g}, and bound that."
+            rule = f"outputs that solvers tell apart, to {TOLERANCE:g} of their size and of 1"
+            warnings.warn(f"to_cvxpy.model: expected {rule}; got {got}. {fix}", stacklevel=3)
 
 
 def set_weights(expression: Any, model_or_path: Any) -> None:
