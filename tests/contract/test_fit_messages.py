@@ -58,10 +58,10 @@ BAD = {
         "fit.x: expected numbers; got <U32[23, 3]. Encode text and missing values first.",
     ),
     "objects": (
-        (X, Y.astype(object)),
+        (X, spoiled(Y.astype(object), "red")),
         {},
         TypeError,
-        "fit.y: expected numbers; got object[23, 2]. Encode text and missing values first.",
+        "fit.y: expected numbers; got 'red' at row 7, column 1. Encode text and missing values first.",
     ),
     "start": (
         (X, Y),
@@ -171,5 +171,6 @@ def test_a_model_of_the_other_package_is_refused(backend):
 
 def test_control_good_data_in_other_forms_are_taken(backend):
     model = backend.model(FIELDS, cases.random_weights(FIELDS), "float32")
-    for x, y in [(X, Y), (X.tolist(), Y.tolist()), (X.astype(np.float32), np.round(9 * Y).astype(int))]:
+    others = [(X.tolist(), Y.tolist()), (X.astype(np.float32), np.round(9 * Y).astype(int)), (X > 0, Y.astype(object))]
+    for x, y in [(X, Y), *others]:
         assert np.isfinite(backend.package.fit(model, x, y, steps=3, batch_size=101).history.train_loss).all()

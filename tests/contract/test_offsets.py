@@ -1,5 +1,7 @@
-"""Columns with large offsets and odd units: float64 until normalized, in `fit`, `predict` and `minimize`; a plain call of
-a float32 hull cannot have them, and says so once."""
+"""Columns with large offsets and odd units: float64 until normalized, in `fit`, `predict` and `minimize`.
+
+A plain call of a float32 hull cannot have them, and says so once.
+"""
 
 import functools
 import warnings
@@ -51,7 +53,7 @@ def test_a_plain_call_is_wrong_and_says_so_once(backend, column):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         vars(model.config.normalization).pop("dtype_seen", None)  # another test may have called it
-        plain = [backend.numpy(fresh(backend.array(x.astype(np.float32)))) for _ in range(2)][0]
+        plain, _ = (backend.numpy(fresh(backend.array(x.astype(np.float32)))) for _ in range(2))
     # the control: float32 cannot have the column
     assert np.abs((plain.astype(float) - y_offset) / y_unit - predicted).max() > 1e-3 * np.ptp(Y)
     said = [str(entry.message) for entry in caught if issubclass(entry.category, UserWarning)]
