@@ -26,23 +26,14 @@ import numpy as np
 from convexmoe.errors import fail
 from convexmoe.hull.config import HullConfig
 from convexmoe.hull.parameters import Tree, averaged, effective, map_tree, positive_scale
-from convexmoe.minimization import (
-    Conjugate,
-    MaxAffine,
-    Minimum,
-    conjugate,
-    inverse_gradient,
-    max_affine,
-    minimize,
-    predict,
-)
+from convexmoe.minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
 from convexmoe.minimization.solver import Arrays, Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers JAX)
 from .hull import FoldedHull, VectorHull, compiled_apply
 from .hull.positive import positive_weight
 
-__all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize", "predict"]
+__all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize"]
 
 Items = tuple[tuple[str, Any], ...]  # of a dict, to be hashed
 

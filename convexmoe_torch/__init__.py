@@ -29,6 +29,7 @@ from convexmoe.hierarchy import (
     validate_routing_length,
 )
 from convexmoe.hull.config import HullConfig, Normalization
+from convexmoe.minimization.prediction import predict
 from convexmoe.minimization.sets import Ball, Box, Polytope, Simplex
 from convexmoe.training import History
 
@@ -55,7 +56,7 @@ from .hierarchy import (
     unfreeze,
 )
 from .hull import FoldedHull, NonConvexHull, VectorHull, Winners
-from .minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize, predict
+from .minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
 from .training import FitResult, FitState, fit, train
 
 __all__ = [

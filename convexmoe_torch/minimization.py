@@ -22,23 +22,14 @@ from torch import Tensor
 
 from convexmoe.hull import HullConfig
 from convexmoe.hull.parameters import Tree, averaged, effective, map_tree
-from convexmoe.minimization import (
-    Conjugate,
-    MaxAffine,
-    Minimum,
-    conjugate,
-    inverse_gradient,
-    max_affine,
-    minimize,
-    predict,
-)
+from convexmoe.minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
 from convexmoe.minimization.solver import Arrays, Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers PyTorch)
 from .hull import HullModule, apply
 from .hull.positive import positive_weight
 
-__all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize", "predict"]
+__all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize"]
 
 
 class HullSolver:

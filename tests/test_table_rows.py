@@ -40,7 +40,7 @@ KEPT = {  # rows of text -> how many predictions
     "one column": ("one", "a\n1\n2\n3\n", 3),
 }
 LOST = {  # what must be refused, and what the message names
-    "an empty line": ("two", "a,b\n1,2\n\n3,4\n5,6\n", ["2 cells a line", "got 0 on line 3", "remove that line"]),
+    "an empty line": ("two", "a,b\n1,2\n\n3,4\n5,6\n", ["2 cells a line", "got 0 on line 3", "remove it"]),
     "a line of spaces": ("two", "a,b\n1,2\n  \n3,4\n", ["got 1 on line 3"]),
     "a row of empty cells": ("two", "a,b\n1,2\n,\n3,4\n5,6\n", ["no missing values", "'a'", "line 3"]),
     "a row of empty quotes": ("two", 'a,b\n1,2\n"",""\n3,4\n', ["no missing values", "line 3"]),

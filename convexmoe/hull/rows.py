@@ -177,11 +177,12 @@ def warn_of_rounding(units: Normalization, dtype: Any) -> None:
     Args:
         units: of the hull that is called; dtype: of what it is called with.
     """
-    if vars(units).get("dtype_seen") == dtype:
+    seen = vars(units).setdefault("dtypes_seen", set())
+    if dtype in seen:
         return
-    object.__setattr__(units, "dtype_seen", dtype)
+    seen.add(dtype)
     name = dtype_name(dtype)
-    unit = ROUNDING[name]
+    unit = ROUNDING.get(name, 0.0)
     for argument, side in (("x", "input"), ("y", "output")):
         mean, scale = (np.asarray(getattr(units, f"{side}_{part}")) for part in ("mean", "scale"))
         moved = unit * np.abs(mean) / scale

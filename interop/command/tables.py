@@ -178,7 +178,7 @@ def _parse(content: bytes, name: str) -> Table:
     for line, record in records:
         if len(record) != len(columns):
             rule, got = f"{len(columns)} cells a line, as in the header", f"{len(record)} on line {line}"
-            refuse(name, rule, got, "Correct or remove that line, or export the table as CSV again.")
+            refuse(name, rule, got, "Correct that line, remove it, or export the table as CSV again.")
     return Table(name, columns, tuple(tuple(record) for _, record in records), tuple(line for line, _ in records))
 
 

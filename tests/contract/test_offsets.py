@@ -52,7 +52,7 @@ def test_a_plain_call_is_wrong_and_says_so_once(backend, column):
     backend.forget()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        vars(model.config.normalization).pop("dtype_seen", None)  # another test may have called it
+        vars(model.config.normalization).pop("dtypes_seen", None)  # another test may have called it
         plain, _ = (backend.numpy(fresh(backend.array(x.astype(np.float32)))) for _ in range(2))
     # the control: float32 cannot have the column
     assert np.abs((plain.astype(float) - y_offset) / y_unit - predicted).max() > 1e-3 * np.ptp(Y)
