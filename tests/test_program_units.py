@@ -1,6 +1,7 @@
 """A hull of columns of any size inside a problem of CVXPY: solvers find what `minimize` finds, whatever the units."""
 
 import warnings
+from dataclasses import replace
 
 import cvxpy as cp
 import numpy as np
@@ -10,6 +11,7 @@ from backends import BACKENDS
 from cases import fields, random_weights
 from small_hulls import hull
 
+import convexmoe_torch
 from convexmoe import Normalization
 from convexmoe_torch import Box, Polytope, minimize
 from interop import set_weights, to_cvxpy
@@ -91,6 +93,22 @@ def test_control_in_its_own_units_the_solver_misses_it(monkeypatch):
         except cp.SolverError:
             missed += 1
     assert missed >= 1
+
+
+@pytest.mark.parametrize("case", ["two", "eight", "kinks"])
+def test_a_hull_that_has_its_units_in_its_weights(case):
+    """Without a normalization, as one that was trained on raw columns; the first layer tells of what size they are."""
+    model, mean, scale, _ = made(case)
+    plain = convexmoe_torch.VectorHull.from_params(
+        replace(model.config, normalization=None, strong_convexity=0.0), model.params
+    )
+    unit, center = torch.tensor(1 / scale), torch.tensor(mean / scale)
+    with torch.no_grad():
+        for part in (plain.trunk["0"], plain.readout):
+            weight = part["weight"]
+            part["bias"] -= torch.einsum("d,d...->...", center, weight)
+            weight *= unit.reshape(-1, *[1] * (weight.ndim - 1))
+    assert max(errors(plain, *problem_of(plain, mean, scale, "box"))) < 1e-5
 
 
 @pytest.mark.parametrize("case", ["two", "mixed"])

@@ -47,6 +47,18 @@ def units_of(config: HullConfig) -> Normalization:
     return config.normalization or Normalization((0.0,) * D, (1.0,) * D, (0.0,) * O, (1.0,) * O)
 
 
+def input_units(hull: HullWeights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and scale of each input, (D,): of the normalization, or those that its first layer was made for."""
+    units, (D, weights) = hull.config.normalization, (hull.config.in_dim, hull.arrays)
+    if units is not None:
+        return np.asarray(units.input_mean), np.asarray(units.input_scale)
+    weight = weights["trunk.0.weight"].reshape(D, -1)
+    size = math.sqrt(D) * np.sqrt(np.mean(weight**2, axis=1))
+    scale = 1 / np.where(size > 0, size, 1.0)
+    mean = np.linalg.lstsq((weight * scale[:, None]).T, -weights["trunk.0.bias"].ravel(), rcond=1e-3)[0]
+    return scale * mean, scale
+
+
 def hull_matrices(hull: HullWeights) -> Arrays:
     """Return name -> matrix of everything that multiplies or shifts rows; biases are (1, n)."""
     config, weights = hull

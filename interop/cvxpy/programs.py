@@ -18,7 +18,7 @@ from convexmoe.hull.rows import CARRIED
 from convexmoe.hull.weights import HullWeights, effective_weights
 
 from .. import is_installed
-from .matrices import hull_matrices, structure_of, units_of
+from .matrices import hull_matrices, input_units, structure_of, units_of
 
 TOLERANCE = 1e-8  # that solvers have when none is given, of Clarabel
 
@@ -59,9 +59,9 @@ def to_cvxpy(model_or_path: Any, variable: Any, *, output: int | None = None, pa
 
     hull = hull_weights(model_or_path, "to_cvxpy")
     _check_variable(cp, variable, hull.config.in_dim, parameters)
-    outputs, units = _outputs(output, hull.config.out_dim), units_of(hull.config)
-    scale_variables(variable, np.asarray(units.input_mean), np.asarray(units.input_scale))
-    warn_of_tolerance(units, outputs)
+    outputs = _outputs(output, hull.config.out_dim)
+    scale_variables(variable, *input_units(hull))
+    warn_of_tolerance(units_of(hull.config), outputs)
     one = variable.ndim == 1
     x_ND = cp.reshape(variable, (1, variable.shape[0]), order="C") if one else variable
     y_NO = (ParameterProgram if parameters else ConstantProgram)(hull).hull(x_ND, outputs)
