@@ -138,11 +138,7 @@ def refuse_rounding(owner: str, argument: str, number: int, at: tuple[int, ...])
 
 
 def position(at: tuple[int, ...]) -> str:
-    """Return in words where a cell stands.
-
-    >>> position((3, 1))
-    'at row 3, column 1'
-    """
+    """Return in words where a cell stands, as in "at row 3, column 1"."""
     return "at " + ", ".join(f"{name} {k}" for name, k in zip(("row", "column"), at, strict=False))
 
 
