@@ -95,6 +95,44 @@ def share(owner: str, argument: str, value: Any) -> float:
     return float(value)
 
 
+def copy_plain(owner: str, argument: str, value: Any, depth: int = 48) -> Any:
+    """Return a copy of what a file gives back exactly as it is, with the keys of dicts sorted, as a file has them.
+
+    Args:
+        owner, argument: for the message, which adds the place in `value`.
+        value: text, bool, None, a whole number of 2,000 bits at most, a finite float, or lists of such, or dicts with
+            keys of text: of these very types, so that a tuple or a number of numpy is refused.
+        depth: how many lists and dicts may be in each other.
+
+    >>> copy_plain("ExpertConfig", "metadata", {"b": 2, "a": [1.5, None]})
+    {'a': [1.5, None], 'b': 2}
+    """
+    kind = type(value)
+    if kind in (list, dict) and depth > 0:
+        if kind is list:
+            return [copy_plain(owner, f"{argument}[{i}]", part, depth - 1) for i, part in enumerate(value)]
+        for key in value:
+            if type(key) is not str or not _is_unicode(key):
+                kind = ValueError if type(key) is str else TypeError
+                fail(owner, argument, "keys of text", repr(key), "Name it, with str(key) for example.", kind)
+        return {key: copy_plain(owner, f"{argument}[{key!r}]", value[key], depth - 1) for key in sorted(value)}
+    is_plain = kind in (bool, type(None)) or (kind is str and _is_unicode(value))
+    if is_plain or (kind is int and value.bit_length() <= 2000) or (kind is float and math.isfinite(value)):
+        return value
+    rule = "text, bool, None, an int, a finite float, or lists and dicts of them"
+    if kind in (int, list, dict):
+        got = f"an int of {value.bit_length()} bits" if kind is int else f"a {kind.__name__} in too many others"
+    else:
+        got = f"{value!r:.60} ({kind.__module__}.{kind.__name__})".replace("(builtins.", "(")
+    fix = "Convert it: a tuple to a list, a number of numpy with .item(), other things to text."
+    fail(owner, argument, rule, got, fix, ValueError if kind in (str, int, float, list, dict) else TypeError)
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether text can be written: lone surrogates are no characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def last_axis(owner: str, argument: str, value: Any, size: int, kinds: tuple[Any, ...]) -> None:
     """Check that `value` is an array, of one of `kinds`, whose last axis has `size` entries."""
     if not isinstance(value, kinds):

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as to_safetensors
 
-from ..errors import dtype_name, fail
+from ..errors import copy_plain, dtype_name, fail
 from .atomic import follow, write_whole
-from .schema import DAMAGED, DTYPES, ENTRY, NUMPY, TensorFile, check_header, check_keys, check_plain, open_tensors
+from .schema import DAMAGED, DTYPES, ENTRY, NUMPY, TensorFile, check_header, check_keys, open_tensors
 
 Arrays = dict[str, np.ndarray]
 
@@ -101,13 +101,7 @@ def _hash_array(total: Any, name: str, value: np.ndarray) -> None:
 
 
 def plain_notes(notes: Any) -> dict[str, Any]:
-    """Return the notes as reading them will give them."""
-    rule, fix = "a dict that JSON can hold, without NaN", "Turn arrays into lists and numbers into float."
-    try:
-        plain = json.loads(json.dumps({} if notes is None else notes, allow_nan=False))
-        check_plain(plain)
-    except (TypeError, ValueError, RecursionError) as error:
-        fail("save", "notes", rule, f"{type(notes).__name__} ({error})", fix)
-    if not isinstance(plain, dict):
-        fail("save", "notes", rule, type(notes).__name__, fix, TypeError)
-    return plain
+    """Return a copy of the notes, which reading gives back exactly as they are."""
+    if notes is not None and type(notes) is not dict:
+        fail("save", "notes", "a dict", type(notes).__name__, "Pass {name: value}.", TypeError)
+    return copy_plain("save", "notes", {} if notes is None else notes)

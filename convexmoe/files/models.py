@@ -42,7 +42,8 @@ class Package:
         Args:
             model: the model. A hierarchy's own layers need a rule each (`names.RULES`).
             path: the file; its folder must exist.
-            notes: what JSON can hold, to be read by `read_notes`, for example the names of the columns.
+            notes: a dict of names to text, numbers of Python, bool, None, and lists and dicts of them, to be read by
+                `read_notes` exactly as they are, for example the names of the columns.
             optimizer: what trains it, to be read by `load_optimizer` in either package: of PyTorch Adam, AdamW or SGD
                 with momentum, of optax the state of one of them, or an `OptimizerState`.
             step: the steps taken, where the optimizer does not count them (SGD).
@@ -50,7 +51,8 @@ class Package:
         Raises:
             FileNotFoundError: the folder does not exist.
             OSError: it cannot be written to.
-            TypeError: a layer of a hierarchy has no rule, or the optimizer is another.
+            TypeError, ValueError: a layer of a hierarchy has no rule, the optimizer is another, or the notes would come
+                back changed.
 
         >>> import tempfile
         >>> from convexmoe_torch import VectorHull, load, save

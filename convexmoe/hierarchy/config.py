@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
-from ..errors import fail, finite_number, one_of, share, whole_number
+from ..errors import copy_plain, fail, finite_number, one_of, share, whole_number
 from ..hull.config import check_fields
 
 LEARNED, POSITION_AWARE = "learned", "position_aware"  # kinds of fusion
@@ -62,7 +62,8 @@ class ExpertConfig:
         stop_gradient_from_parent: no gradient flows from this expert to the level before. On the first
             level there is no parent, and the caller's encoder is not cut: see
             `CELMoEConfig.stop_gradient_from_input`.
-        metadata: handed to the expert factory.
+        metadata: handed to the expert factory, each time as a copy: a mapping of names to text, numbers of Python,
+            bool, None, and lists and dicts of them. It is copied, its keys sorted, and a file gives it back as it is.
         gradient_scale: factor in [0, 1] of the gradient from this expert to the level before, whose output is not
             changed by it: 1 passes all of it, 0 none, as does `stop_gradient_from_parent`, which comes first.
     """
@@ -74,7 +75,7 @@ class ExpertConfig:
     gradient_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_name("ExpertConfig", self.name)
+        object.__setattr__(self, "name", _check_name("ExpertConfig", self.name))
         scale = self.gradient_scale
         weight = finite_number("ExpertConfig", "loss_weight", self.loss_weight, 0, "Pass loss_weight=1.0.")
         one_of("ExpertConfig", "stop_gradient_from_parent", self.stop_gradient_from_parent, (False, True))
@@ -85,7 +86,12 @@ class ExpertConfig:
             fail("ExpertConfig", "gradient_scale", "a number in [0, 1]", repr(scale), fix)
         object.__setattr__(self, "loss_weight", weight)
         object.__setattr__(self, "metadata", dict(self.metadata))
+        object.__setattr__(self, "metadata", self.copy_metadata())
         object.__setattr__(self, "gradient_scale", float(scale))
+
+    def copy_metadata(self) -> dict[str, Any]:
+        """Return a copy of the metadata after its checks; what was put in it later is checked too."""
+        return copy_plain("ExpertConfig", "metadata", self.metadata)
 
     @property
     def scale_to_parent(self) -> float:
@@ -122,7 +128,7 @@ class HierarchyLevelConfig:
 
     def __post_init__(self) -> None:
         owner = "HierarchyLevelConfig"
-        _check_name(owner, self.name)
+        object.__setattr__(self, "name", _check_name(owner, self.name))
         object.__setattr__(self, "experts", self._experts_by_name())
         fallback = self.fallback_expert
         if fallback is not None and fallback not in self.expert_names:
@@ -232,10 +238,11 @@ class CELMoEConfig:
         return tuple(expert.scale_to_parent if scales else 1.0 for expert in level.expert_configs)
 
     def to_json(self) -> str:
-        """Return the config as JSON with sorted keys; equal configs give equal text. Metadata must be JSON too."""
+        """Return the config as JSON with sorted keys; equal configs give equal text."""
         values = _json_fields(self)
         for level, fields in zip(self.levels, values["levels"], strict=True):
-            fields["experts"] = [_json_fields(expert) for expert in level.expert_configs]
+            experts = level.expert_configs
+            fields["experts"] = [_json_fields(expert) | {"metadata": expert.copy_metadata()} for expert in experts]
         return json.dumps(values, sort_keys=True)
 
     @classmethod
@@ -263,11 +270,13 @@ def _check_read(cls: type, values: Any) -> None:
     check_fields(cls, values, frozenset(LATER.get(cls.__name__, {})))
 
 
-def _check_name(owner: str, name: Any) -> None:
+def _check_name(owner: str, name: Any) -> str:
+    """Return a name as plain text."""
     rule = "a name that is not empty and has no dot"
     fix = "Dots separate level and expert in the names of losses."
     if not isinstance(name, str) or not name or "." in name:
         fail(owner, "name", rule, repr(name), fix, ValueError if isinstance(name, str) else TypeError)
+    return copy_plain(owner, "name", str.__str__(name))
 
 
 def _check_distinct(owner: str, argument: str, names: list[str]) -> None:

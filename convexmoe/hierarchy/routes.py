@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def _route_level(level: HierarchyLevelConfig, routes: Any, rows: int, read: Read
             fix = "Route the level, or give it a fallback_expert."
             fail(OWNER, argument, f"one of {list(names)} a sample", "no routes", fix)
         return np.full(rows, names.index(level.default_expert), np.int32)
-    if isinstance(routes, str) or not (isinstance(routes, Sequence) or hasattr(routes, "shape")):
+    if isinstance(routes, (str, bytes)) or not (isinstance(routes, Sequence) or hasattr(routes, "shape")):
         fail(OWNER, argument, "names or integers", repr(routes), "Pass a list, one for each sample.", TypeError)
     if (tuple(routes.shape) if hasattr(routes, "shape") else (len(routes),)) != (rows,):
         got = describe(routes) if hasattr(routes, "shape") else f"{len(routes)} entries"
@@ -98,10 +99,31 @@ def _route_level(level: HierarchyLevelConfig, routes: Any, rows: int, read: Read
     try:
         return np.fromiter((table[route] for route in routes), np.int32, rows)
     except (KeyError, TypeError):  # integers in a list, or a fault to report
-        if all(hasattr(route, "__index__") and not isinstance(route, bool) for route in routes):
-            return _check_integers(level, argument, np.asarray(routes), read)
+        integers = _read_integers(routes)
+    if integers is None:
         _report_fault(argument, names, routes, None in table)
-    raise AssertionError("every fault has a message")
+        raise AssertionError("every fault has a message")
+    _check_range(level, argument, integers)
+    return np.array(integers, np.int32)
+
+
+def _read_integers(routes: Any) -> list[int] | None:
+    """Return the routes of a sequence as integers of Python, whatever their size; None where some are none."""
+    kinds = {(str(getattr(route, "dtype", type(route).__name__)), len(getattr(route, "shape", ()))) for route in routes}
+    if any("bool" in kind or axes > 0 for kind, axes in kinds):
+        return None
+    try:
+        return [operator.index(route) for route in routes]
+    except TypeError:  # also what JAX raises for a traced integer
+        return None
+
+
+def _check_range(level: HierarchyLevelConfig, argument: str, values: list[int]) -> None:
+    """Check that integers are indices of a level's experts, before any is narrowed."""
+    count = len(level.experts)
+    bad = next((value for value in values if not 0 <= value < count), None)
+    if bad is not None:
+        fail(OWNER, argument, f"integers in [0, {count})", str(bad), "Index the level's experts.")
 
 
 def _report_fault(argument: str, names: tuple[str, ...], routes: Any, has_default: bool) -> None:
@@ -116,12 +138,21 @@ def _report_fault(argument: str, names: tuple[str, ...], routes: Any, has_defaul
 
 def _check_integers(level: HierarchyLevelConfig, argument: str, routes: Any, read: ReadValues) -> Any:
     """Return integer routes after the checks of their dtype, and of their values where they can be read."""
+    _check_dtype(argument, routes)
+    values, count = read(routes), len(level.experts)
+    if values is not None and np.ma.is_masked(routes):
+        got = f"{np.ma.count_masked(routes)} masked"
+        fail(OWNER, argument, "a route for every sample", got, "Fill them with an expert's index.")
+    if values is not None and values.size and not (values.min() >= 0 and values.max() < count):
+        _check_range(level, argument, values.ravel().tolist())
+    return routes
+
+
+def _check_dtype(argument: str, routes: Any) -> Any:
+    """Return routes, a list as an array, after the check that they are integers."""
+    routes = routes if hasattr(routes, "dtype") else np.asarray(routes)
     if not any(kind in str(routes.dtype) for kind in ("int8", "int16", "int32", "int64")):
         fail(OWNER, argument, "names or integers", describe(routes), "Cast them to int32.", TypeError)
-    values, count = read(routes), len(level.experts)
-    if values is not None and values.size and not (values.min() >= 0 and values.max() < count):
-        bad = int(values[(values < 0) | (values >= count)][0])
-        fail(OWNER, argument, f"integers in [0, {count})", str(bad), "Index the level's experts.")
     return routes
 
 
@@ -178,12 +209,15 @@ class RouteFunctions:
         levels = [sorted(part) for part in parts]
         if not parts or any(names != levels[0] for names in levels):
             fail("merged_routes", "parts", "encoded routes of the same levels", repr(levels), "Encode each part first.")
-        return {level: self.join([part[level] for part in parts]) for level in parts[0]}
+        checked = [{name: _check_dtype(f"parts[{name!r}]", routes) for name, routes in part.items()} for part in parts]
+        return {level: self.join([self.convert(part[level]) for part in checked]) for level in parts[0]}
 
     def routing_summary(self, config: CELMoEConfig, routes: Mapping[str, Any]) -> dict[str, dict[str, int]]:
         """Return level -> expert -> number of rows, for encoded routes."""
         summary = {}
         for level in config.enabled_levels:
-            counts = Counter(np.asarray(self.read(routes[level.name])).tolist())
+            argument = f"routes[{level.name!r}]"
+            integers = _check_integers(level, argument, _check_dtype(argument, routes[level.name]), self.read)
+            counts = Counter(np.asarray(self.read(integers)).tolist())
             summary[level.name] = {name: counts[index] for index, name in enumerate(level.expert_names)}
         return summary

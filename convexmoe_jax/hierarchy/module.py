@@ -195,7 +195,7 @@ def _stack_experts(level: core.HierarchyLevelConfig, factory: Callable[..., Any]
     """Build a level's experts, and stack those of equal structure."""
     by_structure: dict[Any, list[tuple[int, Any]]] = {}
     for index, expert in enumerate(level.expert_configs):
-        module = factory(level.name, expert.name, dict(expert.metadata), rngs=rngs)
+        module = factory(level.name, expert.name, expert.copy_metadata(), rngs=rngs)
         name = f"{level.name}.{expert.name}"
         core.check_module(name, module, nnx.Module, "nnx.Module")
         graph, state = nnx.split(module)

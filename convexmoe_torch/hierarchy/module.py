@@ -52,7 +52,7 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
         for level in config.enabled_levels:
             experts = nn.ModuleDict()
             for expert in level.expert_configs:
-                module = expert_factory(level.name, expert.name, dict(expert.metadata))
+                module = expert_factory(level.name, expert.name, expert.copy_metadata())
                 core.check_module(f"{level.name}.{expert.name}", module, nn.Module, "nn.Module")
                 _add(experts, expert.name, module)
             _add(self.level_modules, level.name, experts)

@@ -149,7 +149,7 @@ class Keeper:
             sha256 = inspect(staging / "best").sha256
             best = best_file(self.folder, sha256)
             losses = {"history": state.history._asdict(), "best_step": int(state.best_step), "best": sha256}
-            notes = self.notes | {"fit": asdict(self.record) | losses}
+            notes = self.notes | {"fit": json.loads(json.dumps(asdict(self.record) | losses))}
             save(state.model, staging / NOW, notes=notes, optimizer=state.optimizer)
             put_in_place(staging / "best", best, like=self.folder / NOW)  # its name is new each time
             put_in_place(staging / NOW, self.folder / NOW)
