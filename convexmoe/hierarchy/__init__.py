@@ -6,6 +6,7 @@ from .description import FUSIONS, USER, parameters_described_by
 from .fixed_routes import LevelPlan, check_fixed_rows, plan_levels
 from .fusion import EPSILON, build_fusion, check_length, check_levels, level_widths
 from .losses import (
+    RECORDS,
     BridgeLossCallable,
     CELMoELossAPI,
     LevelLossCallable,
@@ -27,6 +28,7 @@ __all__ = [
     "EPSILON",
     "FUSIONS",
     "OWNER",
+    "RECORDS",
     "USER",
     "BridgeLossCallable",
     "CELMoEConfig",

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from ..errors import check_scalar, describe, fail, finite_number
 from .loss_forms import FORMS, LossForm, loss_form
-from .records import Array, CELMoEOutput
+from .records import Array, CELMoEOutput, ExpertResult, LevelOutput
+from .selection import Shared
 
 LossMap = Mapping[str, Array]
 LossResult = Array | LossMap
@@ -24,7 +25,7 @@ BridgeLossCallable = Callable[..., LossResult]
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One term of a loss. In JAX a pytree.
+    """One term of a loss. A pytree node.
 
     Args:
         name: `level.expert.loss`, `global.n`, `<level>.n` or `<parent>-><child>.n`.
@@ -37,6 +38,16 @@ class LossTerm:
     value: Array
     weight: float = 1.0
     scope: str = "global"
+
+
+# Records that both packages register as pytree nodes: class, fields with arrays in them, fields that are constants
+RECORDS = (
+    (Shared, ["value"], []),
+    (ExpertResult, ["hidden", "losses", "aux"], []),
+    (LevelOutput, ["hidden", "routes", "losses", "aux"], ["name", "expert_names"]),
+    (CELMoEOutput, ["levels", "fused_hidden", "losses", "aux"], ["weights"]),
+    (LossTerm, ["value"], ["name", "weight", "scope"]),
+)
 
 
 class LossArrays(NamedTuple):
@@ -58,7 +69,7 @@ class LossArrays(NamedTuple):
 
 @dataclass(init=False)
 class LossBundle:
-    """All terms of a loss. In JAX a pytree.
+    """All terms of a loss. A pytree node.
 
     Args:
         terms: `LossTerm` entries, in order; the list is copied. None for none.

@@ -1,6 +1,6 @@
 """What passes between a hierarchy, its experts and its caller; the arrays in it are those of either package.
 
-JAX registers these records as pytrees.
+Both packages register these records as pytree nodes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ExpertAux = Mapping[str, Any]
 class ExpertBatch:
     """What an expert gets: in PyTorch all its rows, in JAX one sample, whose arrays have no axis of rows.
 
-    In JAX it is a pytree: what is no array in context and state is part of its structure.
+    A pytree node; in JAX what is no array in context and state is part of its structure.
 
     Args:
         hidden: `[rows, hidden_size]` or `[rows, length, hidden_size]`; in JAX without `rows`.
@@ -39,7 +39,7 @@ class ExpertBatch:
 
 @dataclass(frozen=True)
 class ExpertResult:
-    """What an expert returns for its rows, in JAX for one sample. In JAX a pytree.
+    """What an expert returns for its rows, in JAX for one sample. A pytree node.
 
     Args:
         hidden: `[rows, ..., width of the level]`; in JAX without `rows`.
@@ -54,7 +54,7 @@ class ExpertResult:
 
 @dataclass(frozen=True)
 class LevelOutput:
-    """What one level returns. In JAX a pytree.
+    """What one level returns. A pytree node.
 
     Args:
         name: of the level.
@@ -82,7 +82,7 @@ class LevelOutput:
 
 @dataclass(frozen=True)
 class CELMoEOutput:
-    """What the hierarchy returns. In JAX a pytree.
+    """What the hierarchy returns. A pytree node.
 
     Args:
         levels: name -> `LevelOutput` of each enabled level, in order.

@@ -19,7 +19,7 @@ CheckKind = Callable[[str, Any], None]  # of (argument, array): refuses an array
 
 @dataclass(frozen=True)
 class Shared:
-    """Context that every sample sees whole, whatever its sizes: `Shared(value)`. In JAX a pytree."""
+    """Context that every sample sees whole, whatever its sizes: `Shared(value)`. A pytree node."""
 
     value: Any
 

@@ -79,11 +79,5 @@ def _is_constant(leaf: Any) -> bool:
 
 jax.tree_util.register_pytree_node(Whole, lambda whole: ((), whole), lambda whole, _: whole)
 jax.tree_util.register_pytree_node(core.ExpertBatch, _flatten_batch, _unflatten_batch)
-for record, data_fields, meta_fields in (
-    (core.Shared, ["value"], []),
-    (core.ExpertResult, ["hidden", "losses", "aux"], []),
-    (core.LevelOutput, ["hidden", "routes", "losses", "aux"], ["name", "expert_names"]),
-    (core.CELMoEOutput, ["levels", "fused_hidden", "losses", "aux"], ["weights"]),
-    (core.LossTerm, ["value"], ["name", "weight", "scope"]),
-):
+for record, data_fields, meta_fields in core.RECORDS:
     jax.tree_util.register_dataclass(record, data_fields, meta_fields)

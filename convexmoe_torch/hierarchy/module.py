@@ -17,6 +17,7 @@ from .fusion import LearnedFusion, PositionAwareFusion
 from .gradient_scale import scale_gradient, scale_gradient_of_rows
 from .routes import encode_routes, read_values
 from .selection import check_kind, split_batch
+from .wrapping import check_collectives, warn_inside_a_checkpoint, warn_of_lost_gradients
 
 ARRAYS = (Tensor,)
 
@@ -84,6 +85,8 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
             state: name -> what every expert gets as it is, beside "level" and "expert", its own names.
         """
         rows = core.check_hidden(hidden, self.config, ARRAYS)
+        if not torch.compiler.is_compiling():
+            warn_inside_a_checkpoint(self)
         routes = encode_routes(self.config, routing, rows)
         core.check_inputs(rows, context, mask, state, check_kind)
         if isinstance(self.fusion, PositionAwareFusion):
@@ -99,6 +102,8 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
         routes = all_routes if valid is None else torch.where(valid, all_routes, -1)
         modules: Any = self.level_modules[level.name]
         experts = list(modules.values())  # children() would leave out one that stands twice
+        if not torch.compiler.is_compiling():
+            check_collectives(level, experts, len(hidden))
         plan = make_plan(routes, len(experts))
         scales = self.config.scales_to_parent(level)
         losses: dict[str, Tensor] = {}
@@ -188,4 +193,6 @@ def run_expert(
     result = expert(core.ExpertBatch(hidden, batch.context, batch.mask, state, batch.key))
     core.check_result(result, "forward", ARRAYS, torch.as_tensor)
     core.check_expert_shape(level, hidden.shape, width, result.hidden)
+    if not torch.compiler.is_compiling() and not is_transforming():
+        warn_of_lost_gradients(f"{level.name}.{name}", expert, result.hidden)
     return result
