@@ -41,7 +41,7 @@ class LossTerm:
 
 
 # Records that both packages register as pytree nodes: class, fields with arrays in them, fields that are constants
-RECORDS = (
+RECORDS: tuple[tuple[type, list[str], list[str]], ...] = (
     (Shared, ["value"], []),
     (ExpertResult, ["hidden", "losses", "aux"], []),
     (LevelOutput, ["hidden", "routes", "losses", "aux"], ["name", "expert_names"]),

@@ -114,16 +114,16 @@ def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
     return mask.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def block_of(rows: Tree, at: jax.Array, size: int, valid: jax.Array) -> Tree:
-    """Return `size` rows from `at` on; those that are not valid repeat the first.
+def block_of(rows: Tree, at: jax.Array, size: int, keep: jax.Array) -> Tree:
+    """Return `size` rows from `at` on; those that `keep`, `[size]`, leaves out repeat the first that it keeps.
 
     Another expert's row must not be computed on, not even with a zero cotangent: 0 * NaN is NaN.
     """
-    keep = jnp.arange(size) < valid
+    first = jnp.argmax(keep)
 
     def read(leaf: jax.Array) -> jax.Array:
         block = lax.dynamic_slice_in_dim(leaf, at, size)
-        return jnp.where(expand(keep, block), block, block[:1])
+        return jnp.where(expand(keep, block), block, lax.dynamic_slice_in_dim(block, first, 1))
 
     return jax.tree.map(read, rows)
 
@@ -191,7 +191,7 @@ def _run_blocks(function: Function, sizes: tuple[int, ...], trained: Tree, fixed
     y = jax.tree.map(lambda leaf: jnp.zeros((places, *leaf.shape[1:]), leaf.dtype), out)
 
     def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, y: Tree) -> Tree:
-        return _write_at(at, y, run_rows(weights, shared, block_of(rows, at, size, valid)))
+        return _write_at(at, y, run_rows(weights, shared, block_of(rows, at, size, jnp.arange(size) < valid)))
 
     return _zero_spill(visit(starts, sizes, params, block, y), starts)
 
@@ -207,17 +207,20 @@ def _pull_back(function: Function, sizes: tuple[int, ...], trees: Any, y: Tree) 
 
     def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, carry: Tree) -> Tree:
         by_params, by_shared, by_rows = carry
-        part, part_fixed = block_of((rows, rows_fixed), at, size, valid)
+        ct = [lax.dynamic_slice_in_dim(leaf, at, size) for leaf in cotangents]
+        keep = jnp.arange(size) < valid
+        # a row that the loss leaves out may be NaN, and is not computed on either
+        keep &= jnp.stack([(leaf != 0).reshape(size, -1).any(1) for leaf in ct]).any(0)
+        part, part_fixed = block_of((rows, rows_fixed), at, size, keep)
         fixed = (expert_slice(params_fixed, expert), shared_fixed, part_fixed)
 
         def outputs(*trained: Any) -> Any:
             return jax.tree.leaves(_divide(jax.vmap(function, (None, None, 0))(*join(trained, fixed)))[0])
 
-        keep = jnp.arange(size) < valid
-        ct = [lax.dynamic_slice_in_dim(leaf, at, size) for leaf in cotangents]
         ct = [jnp.where(expand(keep, leaf), leaf, 0) for leaf in ct]
         _, pull = jax.vjp(outputs, weights, shared, part)
-        new_weights, new_shared, new_rows = pull(ct)
+        some = jnp.any(keep)
+        new_weights, new_shared, new_rows = jax.tree.map(lambda leaf: jnp.where(some, leaf, 0), pull(ct))
         by_params = jax.tree.map(partial(_add_at, expert), by_params, new_weights)
         by_shared = jax.tree.map(lambda total, new: total + new.astype(total.dtype), by_shared, new_shared)
         return by_params, by_shared, _write_at(at, by_rows, new_rows)
@@ -271,8 +274,8 @@ def static_blocks(
         expert = jnp.minimum(jnp.searchsorted(ends, i, side="right"), num_experts - 1)
         first = ends[expert] - (counts[expert] + size - 1) // size
         at = starts[expert] + (i - first) * size
-        valid = jnp.clip(starts[expert + 1] - at, 1, size)
-        return run_rows(expert_slice(params, expert), shared, block_of(rows, at, size, valid))
+        keep = jnp.arange(size) < jnp.clip(starts[expert + 1] - at, 1, size)
+        return run_rows(expert_slice(params, expert), shared, block_of(rows, at, size, keep))
 
     # A block more than the rows need would read a row of another expert.
     run_rows = jax.vmap(function, (None, None, 0))

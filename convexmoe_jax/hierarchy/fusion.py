@@ -13,6 +13,7 @@ from convexmoe import hierarchy as core
 from convexmoe.errors import share, whole_number
 
 from .dropout import sample_dropout
+from .finite import keep_apart
 
 Widths = int | Sequence[int]
 
@@ -39,9 +40,12 @@ class LearnedFusion(nnx.Module):
     def __call__(self, hiddens: Sequence[jax.Array], key: jax.Array | None = None) -> jax.Array:
         """Return the fusion of the levels' outputs, `[rows, ..., hidden_size]`."""
         core.check_levels("LearnedFusion", hiddens, len(self.gates))
-        projected = [hidden @ self.gates[str(i)]["weight"][...] for i, hidden in enumerate(hiddens)]
-        mean = sum(projected[1:], start=projected[0]) / len(projected)
-        return sample_dropout(_normalize(mean, self.norm), self.dropout, key)
+
+        def fuse(*hiddens: jax.Array) -> jax.Array:
+            projected = [hidden @ self.gates[str(i)]["weight"][...] for i, hidden in enumerate(hiddens)]
+            return _normalize(sum(projected[1:], start=projected[0]) / len(projected), self.norm)
+
+        return sample_dropout(keep_apart(fuse, *hiddens), self.dropout, key)
 
 
 class PositionAwareFusion(nnx.Module):
@@ -85,10 +89,14 @@ class PositionAwareFusion(nnx.Module):
         core.check_levels("PositionAwareFusion", hiddens, len(self.gates))
         length, bias = self.check_length(hiddens[0]), self.position_bias[...]
         bias = bias[:length] if hiddens[0].ndim == 3 else bias[0]
-        scores = [hidden @ self.gates[str(i)]["weight"][...] for i, hidden in enumerate(hiddens)]
-        weights = jnp.split(jax.nn.softmax(jnp.concatenate(scores, axis=-1) + bias, axis=-1), len(scores), -1)
-        parts = [weight * hidden for weight, hidden in zip(weights, hiddens, strict=True)]
-        return sample_dropout(_normalize(sum(parts[1:], start=parts[0]), self.norm), self.dropout, key)
+
+        def fuse(*hiddens: jax.Array) -> jax.Array:
+            scores = [hidden @ self.gates[str(i)]["weight"][...] for i, hidden in enumerate(hiddens)]
+            weights = jnp.split(jax.nn.softmax(jnp.concatenate(scores, axis=-1) + bias, axis=-1), len(scores), -1)
+            parts = [weight * hidden for weight, hidden in zip(weights, hiddens, strict=True)]
+            return _normalize(sum(parts[1:], start=parts[0]), self.norm)
+
+        return sample_dropout(keep_apart(fuse, *hiddens), self.dropout, key)
 
 
 def _gates(widths: Sequence[int], out_dim: int, dtype: Any, rngs: nnx.Rngs) -> dict[str, Any]:

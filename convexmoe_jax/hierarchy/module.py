@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,8 @@ from convexmoe import hierarchy as core
 from convexmoe.errors import fail, one_of
 
 from .dispatch import Tree, dispatch, join
+from .experts import HullExpert, LinearExpert, MLPExpert
+from .finite import keep_apart
 from .fusion import LearnedFusion, PositionAwareFusion
 from .gradient_scale import scale_gradient_of_rows
 from .records import unmark
@@ -52,17 +54,22 @@ class ExpertFunction:
     Args:
         graph: the expert's structure.
         level: the name of its level.
+        apart: whether a ready expert keeps positions that are not finite apart; of whole samples `dispatch` takes care.
     """
 
     graph: Any
     level: str
+    apart: bool = False
 
     def __call__(self, params: Tree, shared: Tree, row: Tree) -> Tree:
         context = join(row["context"], unmark(shared["context"]))
         state = unmark(shared["state"]) | {"level": self.level, "expert": params["index"]}
         key = None if shared["key"] is None else jax.random.fold_in(shared["key"], row["position"])
         batch = core.ExpertBatch(row["hidden"], context, row["mask"], state, key)
-        result = nnx.merge(self.graph, params["weights"])(batch)
+        expert = nnx.merge(self.graph, params["weights"])
+        if self.apart and type(expert) in (HullExpert, LinearExpert, MLPExpert):
+            return keep_apart(lambda hidden: expert(replace(batch, hidden=hidden)).hidden, row["hidden"]), {}, {}
+        result = expert(batch)
         core.check_result(result, "__call__", ARRAYS, jnp.asarray)
         return result.hidden, dict(result.losses), result.aux
 
@@ -162,7 +169,7 @@ class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
         groups = dict(self.groups)[level.name]
         for index, group in enumerate(groups):
             inside = routes if len(groups) == 1 else group.find(routes, len(level.experts))
-            function = ExpertFunction(group.graph, level.name)
+            function = ExpertFunction(group.graph, level.name, hidden.ndim == 3)
             weights = self.level_modules[level.name][str(index)]
             params = {"weights": weights, "index": jnp.asarray(group.members, jnp.int32)}
             any_order = self.differentiation == "any"

@@ -15,6 +15,7 @@ from convexmoe.hierarchy import ExpertBatch, ExpertResult
 
 from ..hull.module import VectorHull
 from .dispatch import grouped_linear
+from .finite import keep_apart
 
 
 class ExpertModule(nn.Module):
@@ -46,7 +47,7 @@ class LinearExpert(ExpertModule):
         self.bias = nn.Parameter(torch.zeros(out_dim, dtype=dtype))
 
     def forward(self, batch: ExpertBatch) -> ExpertResult:
-        return ExpertResult(nn.functional.linear(batch.hidden, self.weight.T, self.bias))
+        return ExpertResult(keep_apart(lambda x: nn.functional.linear(x, self.weight.T, self.bias), batch.hidden))
 
     @staticmethod
     def grouped(experts: Sequence[LinearExpert], x: Tensor, counts: Tensor) -> Tensor:
@@ -76,8 +77,11 @@ class MLPExpert(ExpertModule):
         self.bias_2 = nn.Parameter(torch.zeros(out_dim, dtype=dtype))
 
     def forward(self, batch: ExpertBatch) -> ExpertResult:
-        z = nn.functional.gelu(nn.functional.linear(batch.hidden, self.weight_1.T, self.bias_1))
-        return ExpertResult(nn.functional.linear(z, self.weight_2.T, self.bias_2))
+        def run(x: Tensor) -> Tensor:
+            z = nn.functional.gelu(nn.functional.linear(x, self.weight_1.T, self.bias_1))
+            return nn.functional.linear(z, self.weight_2.T, self.bias_2)
+
+        return ExpertResult(keep_apart(run, batch.hidden))
 
     @staticmethod
     def grouped(experts: Sequence[MLPExpert], x: Tensor, counts: Tensor) -> Tensor:
@@ -109,4 +113,4 @@ class HullExpert(ExpertModule):
         self.hull = hull
 
     def forward(self, batch: ExpertBatch) -> ExpertResult:
-        return ExpertResult(self.hull(batch.hidden))
+        return ExpertResult(keep_apart(self.hull, batch.hidden))

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from convexmoe import hierarchy as core
 from convexmoe.errors import share, whole_number
 
+from .finite import keep_apart
+
 Dtype = torch.dtype | None
 
 
@@ -38,9 +40,12 @@ class LearnedFusion(nn.Module):
     def forward(self, hiddens: Sequence[Tensor]) -> Tensor:
         """Return the fusion of the levels' outputs, `[rows, ..., hidden_size]`."""
         core.check_levels("LearnedFusion", hiddens, len(self.gates))
-        projected = [gate(hidden) for gate, hidden in zip(self.gates, hiddens, strict=True)]
-        mean = sum(projected[1:], start=projected[0]) / len(projected)
-        return self.dropout(self.norm(mean))
+
+        def fuse(*hiddens: Tensor) -> Tensor:
+            projected = [gate(hidden) for gate, hidden in zip(self.gates, hiddens, strict=True)]
+            return self.norm(sum(projected[1:], start=projected[0]) / len(projected))
+
+        return self.dropout(keep_apart(fuse, *hiddens))
 
 
 class PositionAwareFusion(nn.Module):
@@ -80,7 +85,11 @@ class PositionAwareFusion(nn.Module):
         core.check_levels("PositionAwareFusion", hiddens, len(self.gates))
         length = self.check_length(hiddens[0])
         bias = self.position_bias[:length] if hiddens[0].ndim == 3 else self.position_bias[0]
-        scores = [gate(hidden) for gate, hidden in zip(self.gates, hiddens, strict=True)]
-        weights = torch.softmax(torch.cat(scores, dim=-1) + bias, dim=-1).split(1, dim=-1)
-        parts = [weight * hidden for weight, hidden in zip(weights, hiddens, strict=True)]
-        return self.dropout(self.norm(sum(parts[1:], start=parts[0])))
+
+        def fuse(*hiddens: Tensor) -> Tensor:
+            scores = [gate(hidden) for gate, hidden in zip(self.gates, hiddens, strict=True)]
+            weights = torch.softmax(torch.cat(scores, dim=-1) + bias, dim=-1).split(1, dim=-1)
+            parts = [weight * hidden for weight, hidden in zip(weights, hiddens, strict=True)]
+            return self.norm(sum(parts[1:], start=parts[0]))
+
+        return self.dropout(keep_apart(fuse, *hiddens))

@@ -13,6 +13,7 @@ from convexmoe.errors import fail
 
 from .dispatch import Plan, connect, is_transforming, make_plan, permute_rows
 from .dropout import sample_keys
+from .finite import keep_apart
 from .fusion import LearnedFusion, PositionAwareFusion
 from .gradient_scale import scale_gradient, scale_gradient_of_rows
 from .routes import encode_routes, read_values
@@ -150,7 +151,8 @@ def _can_be_grouped(experts: list[Any]) -> bool:
 def _run_grouped(experts: list[Any], hidden: Tensor, plan: Plan) -> Tensor:
     """Run experts that have a grouped form on sorted rows; positions of a sequence are rows as well."""
     length = hidden.shape[1] if hidden.ndim == 3 else 1
-    flat = type(experts[0]).grouped(experts, hidden.reshape(-1, hidden.shape[-1]), plan.counts * length)
+    grouped, counts = type(experts[0]).grouped, plan.counts * length
+    flat = keep_apart(lambda x: grouped(experts, x, counts), hidden.reshape(-1, hidden.shape[-1]))
     return flat.reshape(*hidden.shape[:-1], flat.shape[-1])
 
 
