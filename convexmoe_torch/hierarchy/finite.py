@@ -1,7 +1,7 @@
 """A row with a NaN or an infinity touches no other, not even by the gradients of the weights that all rows share.
 
-Where a loss leaves such a row out, the gradient that comes back to it is 0, and 0 times NaN would be NaN in the sum over
-rows that is a weight's gradient. A row that the loss does not leave out gives NaN there, as it should.
+Where a loss leaves such a row out, the gradient that comes back to it is 0, and 0 times NaN would be NaN in the sum
+over rows that is a weight's gradient. A row that the loss does not leave out gives NaN there, as it should.
 """
 
 from __future__ import annotations
