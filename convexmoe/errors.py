@@ -98,14 +98,8 @@ def share(owner: str, argument: str, value: Any) -> float:
 def copy_plain(owner: str, argument: str, value: Any, depth: int = 48) -> Any:
     """Return a copy of what a file gives back exactly as it is, with the keys of dicts sorted, as a file has them.
 
-    Args:
-        owner, argument: for the message, which adds the place in `value`.
-        value: text, bool, None, a whole number of 2,000 bits at most, a finite float, or lists of such, or dicts with
-            keys of text: of these very types, so that a tuple or a number of numpy is refused.
-        depth: how many lists and dicts may be in each other.
-
-    >>> copy_plain("ExpertConfig", "metadata", {"b": 2, "a": [1.5, None]})
-    {'a': [1.5, None], 'b': 2}
+    That is text, bool, None, an int of 2,000 bits at most, a finite float, or lists of them and dicts with keys of
+    text, `depth` in each other at most: of these very types. The message names the place in `value`.
     """
     kind = type(value)
     if kind in (list, dict) and depth > 0:
@@ -113,8 +107,8 @@ def copy_plain(owner: str, argument: str, value: Any, depth: int = 48) -> Any:
             return [copy_plain(owner, f"{argument}[{i}]", part, depth - 1) for i, part in enumerate(value)]
         for key in value:
             if type(key) is not str or not _is_unicode(key):
-                kind = ValueError if type(key) is str else TypeError
-                fail(owner, argument, "keys of text", repr(key), "Name it, with str(key) for example.", kind)
+                error = ValueError if type(key) is str else TypeError
+                fail(owner, argument, "keys of text", repr(key), "Name it, with str(key) for example.", error)
         return {key: copy_plain(owner, f"{argument}[{key!r}]", value[key], depth - 1) for key in sorted(value)}
     is_plain = kind in (bool, type(None)) or (kind is str and _is_unicode(value))
     if is_plain or (kind is int and value.bit_length() <= 2000) or (kind is float and math.isfinite(value)):

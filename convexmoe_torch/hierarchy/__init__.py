@@ -1,5 +1,6 @@
 """The hierarchy: levels of named experts, routes, fusion, losses."""
 
+from . import records as _records  # noqa: F401  (it registers them)
 from .dropout import sample_dropout
 from .experts import ExpertModule, HullExpert, LinearExpert, MLPExpert
 from .fixed import FixedHierarchy

@@ -19,36 +19,21 @@ from .dispatch import is_transforming
 class _Replace(torch.autograd.Function):
     """`x` with `value` in the rows that are `bad`, whose gradients are NaN unless they are 0."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, bad: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bad: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(bad)
         return torch.where(bad, value, x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return torch.where(ctx.saved_tensors[0] & (grads[0] != 0), math.nan, grads[0]), None, None
 
 
-class _ReplaceBothWays(_Replace):
-    """The same with forward mode, which `torch.compile` does not take."""
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        bad, value = ctx.saved_tensors
-        return torch.where(bad, value, tangents[0])
-
-
 def keep_apart(function: Callable[..., Tensor], *arrays: Tensor) -> Tensor:
     """Return `function(*arrays)`, which works row by row, so that rows that are not finite touch no other's gradients.
 
-    Where values can be read without a wait, on CPUs, it costs a look at the output. Else the function is given zeros in
-    these rows, and they are NaN in what it returns.
+    On CPUs it costs a look at the output. Elsewhere that would be a wait: there the function is given zeros in these
+    rows, and they are NaN in what it returns.
 
     Args:
         function: draws no random numbers, as it may be called twice.
@@ -56,12 +41,15 @@ def keep_apart(function: Callable[..., Tensor], *arrays: Tensor) -> Tensor:
     """
     if not torch.is_grad_enabled() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return function(*arrays)
-    value, rows = arrays[0].new_full((), math.nan), arrays
-    if not torch.compiler.is_compiling() and not is_transforming() and arrays[0].device.type == "cpu":
+    traced, value, rows = torch.compiler.is_compiling() or is_transforming(), arrays[0].new_full((), math.nan), arrays
+    if not traced and value.device.type == "cpu":
         y = function(*arrays)
         if math.isfinite(y.detach().sum(dtype=torch.promote_types(y.dtype, torch.float32))):
             return y
         value, rows = y.detach(), (*arrays, y)
     bad = ~torch.stack([torch.isfinite(x).all(-1, keepdim=True) for x in rows]).all(0)
-    replace = _Replace if torch.compiler.is_compiling() else _ReplaceBothWays
-    return replace.apply(function(*(replace.apply(x, bad, x.new_zeros(())) for x in arrays)), bad, value)
+    if traced:  # a sum: what comes back as NaN is not swallowed
+        y = function(*(torch.where(bad, 0.0, x) for x in arrays))
+        return y + torch.where(bad, math.nan, 0.0).to(y.dtype)
+    zeroed = (_Replace.apply(x, bad, x.new_zeros(())) for x in arrays)
+    return _Replace.apply(function(*zeroed), bad, value)

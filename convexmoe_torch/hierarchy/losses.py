@@ -7,8 +7,6 @@ from torch import Tensor
 
 from convexmoe import hierarchy as core
 
-from .records import register
-
 
 def _add(total: Tensor, weight: float, value: Tensor) -> Tensor:
     wide = value.to(torch.promote_types(value.dtype, torch.float32))
@@ -25,9 +23,6 @@ class LossBundle(core.LossBundle):
     __doc__ = core.LossBundle.__doc__
 
     _arrays = core.LossArrays(torch.zeros, torch.as_tensor, _add, _fetch)
-
-
-register(LossBundle, ["terms"], [])
 
 
 class CELMoELossAPI(core.CELMoELossAPI):

@@ -13,32 +13,27 @@ from torch.utils._pytree import GetAttrKey, register_pytree_node
 
 from convexmoe import hierarchy as core
 
-
-def register(kind: Any, data_fields: list[str], meta_fields: list[str]) -> None:
-    """Make a record a pytree node with the children `data_fields`, and `meta_fields` as constants of its structure."""
-
-    def flatten(record: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        children, constants = ([getattr(record, name) for name in names] for names in (data_fields, meta_fields))
-        return children, tuple(constants)
-
-    def unflatten(children: Any, constants: Any) -> Any:
-        return kind(**dict(zip([*data_fields, *meta_fields], [*children, *constants], strict=True)))
-
-    def flatten_with_keys(record: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        children, constants = flatten(record)
-        return [(GetAttrKey(name), child) for name, child in zip(data_fields, children, strict=True)], constants
-
-    register_pytree_node(
-        kind,
-        flatten,
-        unflatten,
-        flatten_with_keys_fn=flatten_with_keys,
-        serialized_type_name=f"convexmoe.{kind.__name__}",
-        to_dumpable_context=repr,
-        from_dumpable_context=ast.literal_eval,
-    )
+from .losses import LossBundle
 
 
-register(core.ExpertBatch, ["hidden", "context", "mask", "state", "key"], [])
-for _record in core.RECORDS:
-    register(*_record)
+def _register(kind: Any, fields: list[str], constants: list[str]) -> None:
+    """Make a record a pytree node with the children `fields`; its `constants` belong to the structure."""
+
+    def flatten(record: Any) -> Any:
+        return [getattr(record, name) for name in fields], tuple(getattr(record, name) for name in constants)
+
+    def flatten_with_keys(record: Any) -> Any:
+        children, rest = flatten(record)
+        return [(GetAttrKey(name), child) for name, child in zip(fields, children, strict=True)], rest
+
+    def unflatten(children: Any, rest: Any) -> Any:
+        return kind(**dict(zip([*fields, *constants], [*children, *rest], strict=True)))
+
+    keys: Any = {"flatten_with_keys_fn": flatten_with_keys, "serialized_type_name": f"convexmoe.{kind.__name__}"}
+    dump: Any = {"to_dumpable_context": repr, "from_dumpable_context": ast.literal_eval}
+    register_pytree_node(kind, flatten, unflatten, **keys, **dump)
+
+
+_BATCH: Any = (core.ExpertBatch, ["hidden", "context", "mask", "state", "key"], [])
+for _record in (*core.RECORDS, _BATCH, (LossBundle, ["terms"], [])):
+    _register(*_record)

@@ -38,10 +38,8 @@ def check_collectives(level: core.HierarchyLevelConfig, experts: list[nn.Module]
 
 def _count_ranks(module: Any) -> int:
     """Return how many ranks a wrapped module talks to."""
-    meshes = [parameter.device_mesh for parameter in module.parameters() if hasattr(parameter, "device_mesh")]
-    if meshes:
-        return max(mesh.size() for mesh in meshes)
-    return distributed.get_world_size(getattr(module, "process_group", None))
+    sizes = [parameter.device_mesh.size() for parameter in module.parameters() if hasattr(parameter, "device_mesh")]
+    return max(sizes, default=0) or distributed.get_world_size(getattr(module, "process_group", None))
 
 
 def warn_of_lost_gradients(name: str, expert: nn.Module, hidden: Tensor) -> None:

@@ -157,6 +157,23 @@ def test_a_fusion_by_itself_in_jax(kept, monkeypatch):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)) == (kept == "apart")
 
 
+@pytest.mark.parametrize("included", [False, True])
+def test_it_holds_inside_transforms(included):
+    """Where PyTorch may look at no value, as where it compiles."""
+    engine = importlib.import_module("engines").ENGINES[1]
+    model = model_with(engine, SETTINGS["learned"]).eval()
+    x = torch.ones(ROWS, WIDTH) * torch.arange(WIDTH)
+    x[ROW, 1] = torch.nan
+    keep = torch.tensor([included or row != ROW for row in range(ROWS)])
+
+    def loss(params):
+        fused = torch.func.functional_call(model, params, (x, ROUTES)).fused_hidden
+        return torch.where(keep[:, None], fused, 0).square().sum()
+
+    found = torch.func.grad(loss)(dict(model.named_parameters()))
+    assert all(value.isfinite().all() for value in found.values()) != included
+
+
 def test_an_expert_of_ones_own_spoils_its_own_gradients_alone():
     """In PyTorch an expert sees its rows together; what it does with a NaN is its own affair."""
     engine = importlib.import_module("engines").ENGINES[1]
