@@ -208,9 +208,9 @@ def _pull_back(function: Function, sizes: tuple[int, ...], trees: Any, y: Tree) 
     def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, carry: Tree) -> Tree:
         by_params, by_shared, by_rows = carry
         ct = [lax.dynamic_slice_in_dim(leaf, at, size) for leaf in cotangents]
-        keep = jnp.arange(size) < valid
         # a row that the loss leaves out may be NaN, and is not computed on either
-        keep &= jnp.stack([(leaf != 0).reshape(size, -1).any(1) for leaf in ct]).any(0)
+        wanted = sum(((leaf != 0).reshape(size, -1).any(1) for leaf in ct), start=jnp.zeros(size, bool))
+        keep = (jnp.arange(size) < valid) & wanted
         part, part_fixed = block_of((rows, rows_fixed), at, size, keep)
         fixed = (expert_slice(params_fixed, expert), shared_fixed, part_fixed)
 
