@@ -4,14 +4,15 @@ The packages trace a program into a `Graph`, give the rules of their operations,
 is here.
 """
 
-from . import atoms, calculus, contraction, facts, moves, order, problem, rules, scalars, search, walk
+from . import atoms, calculus, contraction, facts, moves, order, problem, products, rules, scalars, search, walk
 from .atoms import Kind
 from .certificate import Certificate, Output
 from .certify import SEGMENTS, certify_problem
+from .domain import read_domain
 from .facts import Array, Value
 from .graph import Graph, Operation
 from .problem import Engine, NotTraced, Problem
-from .segments import Candidates, Violation, chord_gaps
+from .segments import Candidates, Violation, between, chord_gaps
 from .walk import Inputs, Rule, Walk
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Violation",
     "Walk",
     "atoms",
+    "between",
     "calculus",
     "certify_problem",
     "chord_gaps",
@@ -40,6 +42,8 @@ __all__ = [
     "moves",
     "order",
     "problem",
+    "products",
+    "read_domain",
     "rules",
     "scalars",
     "search",

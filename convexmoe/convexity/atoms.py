@@ -18,6 +18,7 @@ import numpy as np
 from . import calculus, order, scalars
 from .facts import Value, literal, parameter
 from .graph import Graph, Operation, match
+from .products import recognize_products, relative_entropy, x_log_x
 from .walk import Atom
 
 DEPTH = 14  # operations between the end of an atom and the reduction that tells its shapes
@@ -35,7 +36,7 @@ class Forms:
         trace: (function, kinds of its arguments) -> its graph.
         sum: the name of the operation that sums over axes.
         elementwise: functions of one array, each as name, law, function, and what is known of it.
-        log_add: log(exp(a) + exp(b)).
+        pairs: functions of two arrays, as `elementwise`.
         log_sum_exp: (axes, shape of the input, shape of the output) -> ways of writing log-sum-exp.
         log_softmax: axes -> ways of writing log-softmax.
         smooth_maximum: T log mean exp(g / T) over the last axis but one, of g and T, a value or a literal.
@@ -44,7 +45,7 @@ class Forms:
     trace: Callable[[Function, tuple[Kind, ...]], Graph]
     sum: str
     elementwise: tuple[tuple[str, str, Function, Apply], ...]
-    log_add: Function
+    pairs: tuple[tuple[str, str, Function, Apply], ...]
     log_sum_exp: Callable[[tuple[int, ...], tuple[int, ...], tuple[int, ...]], Iterable[Function]]
     log_softmax: Callable[[tuple[int, ...]], Iterable[Function]]
     smooth_maximum: Function
@@ -67,6 +68,7 @@ def recognize_atoms(
     """
     if not graph.dtypes[number].startswith(("float", "bfloat")):
         return
+    yield from recognize_products(graph, number)
     for family in families.get(operation.name, ()):
         for atom in family(forms, graph, number):
             arguments = match(forms.trace(atom.function, atom.kinds), graph, number)
@@ -84,7 +86,12 @@ def as_scalar(name: str) -> Apply:
 
 def as_softplus(values: list[Value]) -> Value:
     """Return what is known of log(1 + exp(u))."""
-    return order.log_add(values[0], literal(np.zeros(values[0].shape)))
+    return order.softplus(values[0])
+
+
+def as_x_log_x(values: list[Value]) -> Value:
+    """Return what is known of u log u, 0 at 0."""
+    return x_log_x(values[0])
 
 
 def as_relu(values: list[Value]) -> Value:
@@ -97,6 +104,16 @@ def as_leaky_relu(values: list[Value]) -> Value:
     return calculus.maximum(values[0], calculus.multiply(parameter((), 0.0099, 0.0101), values[0]))
 
 
+def as_log_add(values: list[Value]) -> Value:
+    """Return what is known of log(exp(a) + exp(b))."""
+    return order.log_add(*values)
+
+
+def as_relative_entropy(values: list[Value]) -> Value:
+    """Return what is known of u log(u / v), 0 where u is."""
+    return relative_entropy(*values)
+
+
 # Families of references; where those over axes sum is read off the reduction in the program.
 
 
@@ -107,7 +124,8 @@ def elementwise_atoms(forms: Forms, graph: Graph, number: int) -> Iterable[Atom]
         yield Atom(name, law, function, (kind,), apply)
     scalar = (), graph.dtypes[number]
     for kinds in dict.fromkeys([(kind, kind), (kind, scalar), (scalar, kind)]):
-        yield Atom("logaddexp", "log_sum_exp", forms.log_add, kinds, lambda values: order.log_add(*values))
+        for name, law, function, apply in forms.pairs:
+            yield Atom(name, law, function, kinds, apply)
 
 
 def _sums_behind(forms: Forms, graph: Graph, number: int) -> list[Operation]:

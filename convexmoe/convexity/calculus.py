@@ -52,6 +52,8 @@ LAWS = {
     "scalar": "a convex function of an affine value is convex, a rising one of a convex value, a falling one of a "
     "concave value",
     "power": "an even power of an affine value is convex, and so are powers of values of known sign",
+    "powers": "a product of powers of values >= 0 is convex, or concave, by the signs and the sum of its exponents",
+    "entropy": "u log u is convex for u >= 0, u log(u / w) in both, and so are u log(u + c) and u log max(u, c), c > 0",
     "root": "the root of a sum of squares of affine values, or of non-negative convex ones, is a norm",
     "logarithm": "a logarithm rises and is concave; that of exponentials of convex values, or of sums and products of "
     "such, is convex",

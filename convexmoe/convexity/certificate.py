@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .domain import Domain
 from .facts import AFFINE, CONCAVE, CONSTANT, CONVEX, FALLING, REAL, RISING, Value
 from .segments import TOLERANCES, Violation
 from .walk import Step, Walk
@@ -66,6 +67,8 @@ class Certificate:
         violation: the counterexample of a refutation, else None.
         steps: all steps, in the order of computation; the last are the outputs.
         results: the numbers of the steps that are the outputs.
+        domain: where it was looked at, a row of all chosen inputs, and where the outputs are what they are said to be;
+            None for everywhere.
     """
 
     verdict: str
@@ -76,6 +79,7 @@ class Certificate:
     violation: Violation | None = None
     steps: tuple[Step, ...] = ()
     results: tuple[int, ...] = ()
+    domain: Domain | None = None
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -127,6 +131,7 @@ class Certificate:
             "arithmetic": EXACT,
             "strength": self.strength,
             "reason": self.reason,
+            "domain": self.domain and _plain(self.domain._asdict()),
             "outputs": [_plain(vars(output)) for output in self.outputs],
             "failed": self.failed and vars(self.failed),
             "violation": self.violation and _plain(self.violation._asdict()),

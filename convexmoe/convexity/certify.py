@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ..errors import describe, dtype_name, one_of, whole_number
 from .calculus import LAWS
 from .certificate import EXACT, STRENGTHS, Certificate, Output, coarsest_dtype, first_failure, monotonicity, word_arrays
-from .facts import CONVEX, Value, nothing, parameter, variable
+from .domain import Domain, read_domain
+from .facts import CONVEX, Value, merge, nothing, parameter, variable
 from .graph import Graph
 from .problem import Engine, NotTraced, Problem
 from .refinements import Refinements
@@ -22,19 +25,21 @@ REACH = 3.0  # half the width of the box that is searched around the example, in
 
 
 def certify_problem(
-    engine: Engine, problem: Problem, strength: str | None, per_input: bool, segments: int, seed: int
+    engine: Engine, problem: Problem, strength: str | None, per_input: bool, segments: int, seed: int, box: Any = None
 ) -> Certificate:
-    """Return the certificate of a problem; the options are those of the packages' `certify`."""
+    """Return the certificate of a problem; the options, `box` the domain, are those of the packages' `certify`."""
     if strength is not None:
         one_of("certify", "strength", strength, STRENGTHS)
     whole_number("certify", "segments", segments, 0)
     whole_number("certify", "seed", seed, 0)
+    domain = read_domain("certify", box, [tuple(problem.arguments[k].shape) for k in problem.chosen])
+    problem = replace(problem, domain=domain)
     try:
         _check_real_inputs(problem)
         graph, names = problem.trace()
         _check_real_outputs(graph)
     except NotTraced as error:
-        return Certificate("unknown", strength or "structural", str(error))
+        return Certificate("unknown", strength or "structural", str(error), domain=domain)
     strengths = STRENGTHS if problem.leaves else ("numeric",)
     for now in (strength,) if strength else strengths:
         walk = _walk(engine, problem, graph, now)
@@ -46,7 +51,8 @@ def certify_problem(
     outputs = _describe_outputs(names, walk, alone)
     steps, results = tuple(walk.steps().values()), tuple(graph.outputs)
     if proved and not problem.is_refused:
-        return Certificate("proved", now, _proved_text(problem, now), outputs, None, None, steps, results)
+        reason = _proved_text(problem, now)
+        return Certificate("proved", now, reason, outputs, None, None, steps, results, domain)
     failed = next(filter(None, (first_failure(walk, number) for number in graph.outputs)), None)
     violation, outcome = None, "no counterexample was looked for"
     if segments:
@@ -56,7 +62,7 @@ def certify_problem(
             outcome = f"the search for a counterexample failed: {type(error).__name__}: {error}"
     verdict = "unknown" if violation is None else "refuted"
     reason = _failed_text(problem, failed, violation, outcome)
-    return Certificate(verdict, now, reason, outputs, failed, violation, steps, results)
+    return Certificate(verdict, now, reason, outputs, failed, violation, steps, results, domain)
 
 
 def _check_real_inputs(problem: Problem) -> None:
@@ -84,7 +90,7 @@ def _walk(engine: Engine, problem: Problem, graph: Graph, strength: str, coordin
     """Return the walk through the program; with a coordinate, only that entry of the chosen inputs moves."""
     moving, exact = _moving(problem, graph), strength == "numeric"
     # A refinement assumes that all coordinates move.
-    refine = Refinements(moving, engine.sorts) if coordinate is None else None
+    refine = Refinements(moving, engine.sorts, problem.domain) if coordinate is None else None
     walk = Walk(graph, engine.rules, engine.recognize, refine)
     values = []
     for number, leaf, name in zip(graph.inputs, problem.leaves, problem.names, strict=False):
@@ -96,7 +102,7 @@ def _walk(engine: Engine, problem: Problem, graph: Graph, strength: str, coordin
         law = "an input that is fixed"
         if number in moving:
             law, shape = LAWS["input"], graph.shapes[number]
-            values.append(_moving_input(shape, start, coordinate))
+            values.append(_moving_input(shape, start, coordinate, problem.domain))
             start += math.prod(shape)
         else:
             values.append(_unknown_number(graph, number))
@@ -118,13 +124,14 @@ def _unknown_number(graph: Graph, number: int) -> Value:
     return parameter(shape) if dtype.startswith(("float", "bfloat")) else nothing(shape)
 
 
-def _moving_input(shape: tuple[int, ...], start: int, coordinate: int | None) -> Value:
-    """Return a chosen input, of which all moves, or one coordinate."""
-    value = variable(shape)
+def _moving_input(shape: tuple[int, ...], start: int, coordinate: int | None, domain: Domain | None) -> Value:
+    """Return a chosen input, of which all moves, or one coordinate; those before it have `start` elements."""
+    places = start + np.arange(math.prod(shape)).reshape(shape)
+    bounds = () if domain is None else (side[places] for side in domain)
+    value = variable(shape, *bounds)
     if coordinate is None:
         return value
-    moves = (start + np.arange(math.prod(shape)).reshape(shape)) == coordinate
-    return Value(value.lower, value.upper, np.where(moves, value.facts, parameter(shape).facts))
+    return merge(places == coordinate, value, parameter(shape, value.lower, value.upper))
 
 
 def _describe_outputs(names: list[str], walk: Walk, alone: list[Walk]) -> tuple[Output, ...]:
@@ -144,7 +151,8 @@ def _proved_text(problem: Problem, strength: str) -> str:
     if len(problem.arguments) > 1:
         what = "argument " + " and ".join(map(str, problem.chosen)) + (" jointly" if count > 1 else "")
     others = " for fixed others" if len(problem.arguments) > count else ""
-    return f"convex in {what}{others}{parameters}, {EXACT} ({strength})"
+    where = "" if problem.domain is None else f" on {problem.domain}"
+    return f"convex in {what}{where}{others}{parameters}, {EXACT} ({strength})"
 
 
 def _failed_text(problem: Problem, failed: Step | None, violation: Violation | None, outcome: str) -> str:
@@ -167,9 +175,11 @@ def _find_violation(problem: Problem, walk: Walk, segments: int, seed: int) -> t
         return None, "no counterexample was looked for without values of the parameters"
     if center.size == 0 or not np.isfinite(center).all():
         return None, "no counterexample was looked for around an example that is empty or not finite"
+    center = np.clip(center, *(problem.domain or (-np.inf, np.inf)))
     reach = REACH * np.maximum(1.0, np.abs(center)) / 2
-    function = problem.evaluator(np.stack([center - reach, center + reach]))
+    corners = np.stack([center - reach, center + reach])
+    function = problem.evaluator(np.clip(corners, *(problem.domain or (-np.inf, np.inf))))
     rounded = coarsest_dtype(walk, function.dtype)
     tolerance = TOLERANCES.get(rounded, np.inf) if rounded else None
-    violation = search(function, segments, seed, tolerance, strict=False)
+    violation = search(function, segments, seed, tolerance, False, problem.domain)
     return violation and violation._replace(dtype=rounded or violation.dtype), "no counterexample found"

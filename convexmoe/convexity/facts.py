@@ -201,17 +201,17 @@ def array_value(array: Array) -> Value:
     return nothing(array.shape)
 
 
-def uniform(shape: tuple[int, ...], facts: int, lower: float = -np.inf, upper: float = np.inf) -> Value:
-    """Return a value whose elements are all alike, and stored once."""
+def uniform(shape: tuple[int, ...], facts: int, lower: Any = -np.inf, upper: Any = np.inf) -> Value:
+    """Return a value whose elements are all alike, and stored once, but for bounds that are arrays."""
     return settle(np.asarray(lower), np.asarray(upper), np.asarray(facts, np.uint16)).broadcast(shape)
 
 
-def parameter(shape: tuple[int, ...], lower: float = -np.inf, upper: float = np.inf) -> Value:
+def parameter(shape: tuple[int, ...], lower: Any = -np.inf, upper: Any = np.inf) -> Value:
     """Return an unknown real number that does not depend on the chosen input."""
     return uniform(shape, REAL | CONSTANT, lower, upper)
 
 
-def variable(shape: tuple[int, ...], lower: float = -np.inf, upper: float = np.inf) -> Value:
+def variable(shape: tuple[int, ...], lower: Any = -np.inf, upper: Any = np.inf) -> Value:
     """Return the chosen input itself."""
     return uniform(shape, REAL | AFFINE | RISING, lower, upper)
 

@@ -48,6 +48,13 @@ def log_add(a: Value, b: Value) -> Value:
     return calculus.log_sum_exp(facts.join((a.broadcast(shape), b.broadcast(shape)), np.stack), (0,))
 
 
+def softplus(value: Value) -> Value:
+    """Return log(1 + exp(u)), which is > 0, and whose logarithm is concave and rises."""
+    result = log_add(value, facts.literal(np.zeros(value.shape)))
+    claim = facts.facts_where((facts.LOG_CONCAVE, value.has(facts.CONCAVE))) | np.uint16(facts.NONZERO)
+    return facts.settle(result.lower, result.upper, result.facts | claim)
+
+
 def order_statistics(value: Value, axis: int, count: int, falling: bool) -> Value:
     """Return the first `count` elements in order.
 

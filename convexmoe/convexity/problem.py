@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import describe, fail
+from .domain import Domain
 from .facts import Value
 from .graph import Graph
 from .refinements import Sorts
@@ -55,6 +56,7 @@ class Problem:
         arguments: the arrays of `x_example`.
         chosen: which of the arguments move; the others are fixed.
         is_refused: the function is a `NonConvexHull`, which promises no convexity.
+        domain: where the chosen arguments lie, as one row; None for everywhere.
     """
 
     call: Callable[[list[Any], list[Any]], Any]
@@ -63,6 +65,7 @@ class Problem:
     arguments: list[Any]
     chosen: tuple[int, ...]
     is_refused: bool
+    domain: Domain | None = None
 
     def trace(self) -> tuple[Graph, list[str]]:
         """Return the program, whose inputs are the leaves and the arguments, and the names of its outputs.

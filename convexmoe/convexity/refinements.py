@@ -13,6 +13,7 @@ import numpy as np
 
 from . import facts
 from .calculus import add, negate
+from .domain import Domain
 from .facts import Array, Value
 from .graph import Operation
 from .semidefinite import LARGEST_ORDER, is_semidefinite
@@ -31,10 +32,11 @@ class Refinements:
     Args:
         chosen: the numbers of the chosen inputs of the graph.
         sorts: tells the operations that sort.
+        domain: where the chosen inputs lie, None for everywhere.
     """
 
-    def __init__(self, chosen: list[int], sorts: Sorts) -> None:
-        self.chosen, self.sorts = chosen, sorts
+    def __init__(self, chosen: list[int], sorts: Sorts, domain: Domain | None = None) -> None:
+        self.chosen, self.sorts, self.domain = chosen, sorts, domain
 
     def __call__(self, walk: Walk, operation: Operation, number: int) -> tuple[str, Value] | None:
         """Return what more is known of a value, and the law that gives it; None for nothing."""
@@ -52,16 +54,20 @@ class Refinements:
         size = sum(math.prod(walk.graph.shapes[given]) for given in self.chosen)
         if not undecided.any() or not 0 < size <= LARGEST_ORDER:
             return None
-        units = np.eye(size)
-        at_zero = self._at(walk, number, np.zeros(size))
-        firsts = [self._at(walk, number, unit) for unit in units]
+        start, step = (np.zeros(size), np.ones(size)) if self.domain is None else self.domain.spread()
+        if np.isnan(start).any():
+            return None
+        units = np.diag(step)  # steps of other lengths change no sign of the Hessian's eigenvalues
+        at_start = self._at(walk, number, start)
+        firsts = [self._at(walk, number, start + unit) for unit in units]
         hessian = np.empty((2, size, size, *value.shape))
         for i in range(size):
             for j in range(i, size):
-                second = self._at(walk, number, units[i] + units[j])
-                entry = add(add(second, at_zero), negate(add(firsts[i], firsts[j])))
-                hessian[0, i, j] = hessian[0, j, i] = entry.lower
-                hessian[1, i, j] = hessian[1, j, i] = entry.upper
+                second = self._at(walk, number, start + units[i] + units[j])
+                entry = add(add(second, at_start), negate(add(firsts[i], firsts[j])))
+                moves = bool(step[i] and step[j])
+                hessian[0, i, j] = hessian[0, j, i] = entry.lower if moves else 0.0
+                hessian[1, i, j] = hessian[1, j, i] = entry.upper if moves else 0.0
         lower, upper = (np.moveaxis(part, (0, 1), (-2, -1)) for part in hessian)
         convex, concave = (np.zeros(value.shape, bool) for _ in range(2))
         for place in map(tuple, np.argwhere(undecided)):

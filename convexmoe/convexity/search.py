@@ -10,7 +10,18 @@ import numpy as np
 
 from ..errors import describe, dtype_name, fail, whole_number
 from ..hull.rows import as_numbers, is_tensor
-from .segments import TOLERANCES, Candidates, Violation, box, confirm, draw_segments, judge, merge_candidates
+from .domain import Domain
+from .segments import (
+    TOLERANCES,
+    Candidates,
+    Region,
+    Violation,
+    confirm,
+    draw_segments,
+    judge,
+    merge_candidates,
+    search_region,
+)
 
 CLIMB = 32  # steps of the ascent; each is at least half as long as the one before
 
@@ -37,8 +48,8 @@ class Evaluator(Protocol):
     def values_in_float64(self, at: np.ndarray) -> np.ndarray:
         """Return the values at rows, computed in float64; TypeError where the function rounds to another dtype."""
 
-    def climb(self, candidates: Candidates, middle: np.ndarray, reach: np.ndarray) -> list[np.ndarray] | None:
-        """Return left, right, weight and gaps after `CLIMB` steps of `ascend`; None without gradients."""
+    def climb(self, candidates: Candidates, *box: np.ndarray) -> list[np.ndarray] | None:
+        """Return left, right, weight and gaps after `CLIMB` steps of `ascend` in a box; None without gradients."""
 
 
 def check_search(points: Any, segments: Any) -> None:
@@ -54,7 +65,9 @@ def check_search(points: Any, segments: Any) -> None:
         as_numbers(owner, "points", points)
 
 
-def search(function: Evaluator, segments: int, seed: int, tolerance: float | None, strict: bool) -> Violation | None:
+def search(
+    function: Evaluator, segments: int, seed: int, tolerance: float | None, strict: bool, domain: Domain | None = None
+) -> Violation | None:
     """Return a segment on which a function lies above its chord, None where none is found.
 
     Args:
@@ -64,37 +77,38 @@ def search(function: Evaluator, segments: int, seed: int, tolerance: float | Non
         tolerance: what counts as rounding, None for the tolerance of the dtype.
         strict: values that are not finite are an error, and the worst violation is looked for; else their segments
             are passed over, and any violation is returned.
+        domain: where all segments lie, None for everywhere.
     """
-    drawn = draw_segments(function.rows, int(min(segments, function.limit)), seed)
-    best = merge_candidates([judge(function.on_segments(*batch), *batch, strict) for batch in drawn])
+    region = search_region(function.rows, domain and domain.round_inward(function.dtype))
+    drawn = draw_segments(region, int(min(segments, function.limit)), seed)
+    best = merge_candidates([judge(function.on_segments(*batch), batch, region.whole, strict) for batch in drawn])
     if not len(best.gap):
         return None
-    violation = None if strict else _confirm(function, best, tolerance)
+    violation = None if strict else _confirm(function, best, tolerance, region)
     if violation is None:  # the ascent comes last, as it may have to be compiled
-        violation = _confirm(function, merge_candidates([best, _climb(function, best)]), tolerance)
+        violation = _confirm(function, merge_candidates([best, _climb(function, best, region)]), tolerance, region)
     return violation
 
 
-def _climb(function: Evaluator, candidates: Candidates) -> Candidates:
+def _climb(function: Evaluator, candidates: Candidates, region: Region) -> Candidates:
     """Return the segments after an ascent along the gradient of their gaps, inside the box of the search."""
-    end = function.climb(candidates, *box(function.rows))
+    end = function.climb(candidates, region.reach, *region.whole)
     if end is None:
         return candidates
     left, right, weight, gap = end
     return Candidates(left, right, weight, candidates.output, np.where(np.isfinite(gap), gap, -1.0), candidates.size)
 
 
-def _confirm(function: Evaluator, candidates: Candidates, tolerance: float | None) -> Violation | None:
+def _confirm(function: Evaluator, candidates: Candidates, tolerance: float | None, region: Region) -> Violation | None:
     """Return the worst candidate that holds in float64, or in its own dtype where the function takes no float64."""
-    _, reach = box(function.rows)
     name = function.dtype
     least, least_in_float64 = (TOLERANCES[dtype] if tolerance is None else tolerance for dtype in (name, "float64"))
     if not (candidates.gap > least).any():
         return None
     if name != "float64":
         with suppress(TypeError, ValueError, RuntimeError):  # the function takes no float64
-            return confirm(candidates, function.values_in_float64, least_in_float64, reach, "float64")
-    return confirm(candidates, function.values, least, reach, name)
+            return confirm(candidates, function.values_in_float64, least_in_float64, region, "float64")
+    return confirm(candidates, function.values, least, region, name)
 
 
 # The ascent, over the namespace `xp` of the arrays of a package.
@@ -123,14 +137,19 @@ def start_ascent(xp: Any, segments: tuple[Any, Any, Any]) -> Ascent:
     return Ascent(segments, xp.full_like(weight[:, 0], -np.inf), slopes, xp.full_like(weight, 0.1))
 
 
-def ascend(xp: Any, gaps_and_slopes: Callable[[Any], tuple[Any, Any]], now: Ascent, middle: Any, reach: Any) -> Ascent:
-    """Return the ascent one step further: a step that lowers a gap is taken back, and the next one is shorter."""
+def ascend(
+    xp: Any, gaps_and_slopes: Callable[[Any], tuple[Any, Any]], now: Ascent, reach: Any, low: Any, high: Any
+) -> Ascent:
+    """Return the ascent one step further: a step that lowers a gap is taken back, and the next one is shorter.
+
+    `reach` is the unit of the steps; low and high are the corners of a box that they do not leave.
+    """
     norm = xp.sqrt(xp.sum(xp.concatenate(now.slopes, axis=1) ** 2, axis=1, keepdims=True)) + 1e-30
     left, right, weight = (
         at + now.length * scale * slope / norm
         for at, scale, slope in zip(now.segments, (reach, reach, 0.5), now.slopes, strict=True)
     )
-    ends = (xp.clip(end, middle - reach, middle + reach) for end in (left, right))
+    ends = (xp.clip(end, low, high) for end in (left, right))
     segments = (*ends, xp.clip(weight, 0.02, 0.98))
     gap, slopes = gaps_and_slopes(segments)
     better = gap > now.gap

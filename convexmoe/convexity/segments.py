@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import fail
+from .domain import Domain
 
 # What rounding alone can make of a convex function, relative to its largest value.
 TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
@@ -19,6 +20,8 @@ PERTURBATIONS, COPIES, RETAINED = (0.05, 0.01, 0.002), 32, 0.9
 LEAST_PERTURBATION = {"float64": 1e-7, "float32": 1e-2}
 
 Values = Callable[[np.ndarray], np.ndarray]
+Corners = tuple[np.ndarray, np.ndarray]  # of a box
+Segments = tuple[np.ndarray, np.ndarray, np.ndarray]  # left ends, right ends, weights
 
 
 class Violation(NamedTuple):
@@ -67,51 +70,82 @@ class Candidates(NamedTuple):
     size: np.ndarray
 
 
-def draw_segments(points: np.ndarray, segments: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield batches of end points (batch, in_dim) and weights (batch, 1): wide, narrow and along the axes in turn."""
+class Region(NamedTuple):
+    """Where is searched.
+
+    Args:
+        near: corners of the box around the points that a user gave.
+        whole: those of the domain, with the sides of `near` where it has none.
+    """
+
+    near: Corners
+    whole: Corners
+
+    @property
+    def reach(self) -> np.ndarray:
+        """Half the widths of the box around the points."""
+        return np.maximum((self.near[1] - self.near[0]) / 2, 1e-300)
+
+
+def search_region(points: np.ndarray, domain: Domain | None) -> Region:
+    """Return twice the bounding box of some points, and the domain, whose nearest point counts for one outside."""
+    least, most = points.min(axis=0), points.max(axis=0)
+    middle, reach = (most + least) / 2, np.maximum(most - least, 1e-6)
+    if domain is None:
+        return Region((middle - reach, middle + reach), (middle - reach, middle + reach))
+    middle = np.clip(middle, *domain)
+    near = np.clip(middle - reach, *domain), np.clip(middle + reach, *domain)
+    low, high = (np.where(np.isfinite(side), side, end) for side, end in zip(domain, near, strict=True))
+    return Region(near, (low, high))
+
+
+def draw_segments(region: Region, segments: int, seed: int) -> Iterator[Segments]:
+    """Yield batches of end points (batch, in_dim) and weights (batch, 1): wide, narrow and along the axes in turn.
+
+    Every second one lies in the whole domain, and one in eight has ends on some of its faces.
+    """
     rng = np.random.default_rng(seed)
-    middle, reach = box(points)
     for start in range(0, segments, BATCH):
-        shape = (min(BATCH, segments - start), points.shape[1])
-        left, right = (middle + reach * rng.uniform(-1, 1, shape) for _ in range(2))
-        kind = (start + np.arange(shape[0]))[:, None] % 3
+        shape = (min(BATCH, segments - start), len(region.reach))
+        rows = (start + np.arange(shape[0]))[:, None]
+        low, high = (np.where(rows % 2 == 1, *corners) for corners in zip(region.whole, region.near, strict=True))
+        stretch = np.where(rows % 8 == 7, 1.25, 1.0)
+        left, right = (
+            np.clip((low + high) / 2 + stretch * (high - low) / 2 * rng.uniform(-1, 1, shape), low, high)
+            for _ in range(2)
+        )
+        kind = rows % 3
         length = 10.0 ** rng.uniform(-3, 0, (shape[0], 1))
         step = np.where(kind == 1, length * (right - left), right - left)
         axis = np.arange(shape[1]) == rng.integers(shape[1], size=(shape[0], 1))
         right = left + np.where((kind == 2) & ~axis, 0.0, step)
-        yield left, right, rng.uniform(0.02, 0.98, (shape[0], 1))
+        yield left, np.clip(right, low, high), rng.uniform(0.02, 0.98, (shape[0], 1))
 
 
-def box(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the middle and the reach of the search: twice the bounding box of the points."""
-    middle = (points.max(axis=0) + points.min(axis=0)) / 2
-    return middle, np.maximum(points.max(axis=0) - points.min(axis=0), 1e-6)
+def between(xp: Any, left: Any, right: Any, weight: Any) -> Any:
+    """Return the points between the ends; rounding takes none of them out of the box of the two."""
+    return xp.clip(weight * left + (1 - weight) * right, xp.minimum(left, right), xp.maximum(left, right))
 
 
-def between(left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return the points between the ends."""
-    return weight * left + (1 - weight) * right
-
-
-def judge(
-    values: list[np.ndarray], left: np.ndarray, right: np.ndarray, weight: np.ndarray, strict: bool
-) -> Candidates:
+def judge(values: list[np.ndarray], segments: Segments, domain: Corners, strict: bool) -> Candidates:
     """Return the best segments of a batch, from the values at their ends and between them.
 
     Args:
         values: at the left ends, at the right ends and between, each `[batch, outputs]`.
-        left: the left ends.
-        right: the right ends.
-        weight: the shares of the left ends.
-        strict: a value that is not finite is an error; else its segment is passed over.
+        segments: left ends, right ends and the shares of the left ends.
+        domain: its corners; a function may be +inf on the faces.
+        strict: another value that is not finite is an error; else its segment is passed over.
     """
+    left, right, weight = segments
     three = np.asarray(values, np.float64).reshape(3, len(left), -1)
     finite = np.isfinite(three).all(axis=0)
     if strict and not finite.all():
-        part = next(part for part in three if not np.isfinite(part).all())
-        bad = int(np.argwhere(~np.isfinite(part))[0, 0])
-        got = f"{part[~np.isfinite(part)][0]} between {left[bad].tolist()} and {right[bad].tolist()}"
-        fail("find_violation", "function", "finite values", got, "Search where the function is finite.")
+        inside = np.logical_and.reduce([(end > domain[0]) & (end < domain[1]) for end in (left, right)])
+        wrong = ~np.isfinite(three) & ~(np.isposinf(three) & ~inside.all(axis=1, keepdims=True))
+        if wrong.any():
+            _, bad, _ = np.argwhere(wrong)[0]
+            got = f"{three[wrong][0]} between {left[bad].tolist()} and {right[bad].tolist()}"
+            fail("find_violation", "function", "finite values", got, "Search where the function is finite.")
     with np.errstate(invalid="ignore", over="ignore"):
         gap = three[2] - (weight * three[0] + (1 - weight) * three[1])
     size = float(np.max(np.abs(three), where=finite, initial=1e-300))
@@ -130,9 +164,7 @@ def merge_candidates(parts: list[Candidates]) -> Candidates:
     return Candidates(*(part[order] for part in whole))
 
 
-def confirm(
-    candidates: Candidates, values: Values, tolerance: float, reach: np.ndarray, dtype: str
-) -> Violation | None:
+def confirm(candidates: Candidates, values: Values, tolerance: float, region: Region, dtype: str) -> Violation | None:
     """Return the candidate with the largest gap that remains when its values are computed anew, or None.
 
     A gap that rounding inside the function makes comes and goes from point to point, however large it is; a gap of the
@@ -142,7 +174,7 @@ def confirm(
         candidates: at most `BEST` of them.
         values: the function in `dtype`, `[rows, in_dim]` -> `[rows, outputs]`.
         tolerance: what counts as rounding of the values, relative to `candidates.size`.
-        reach: of the search, `[in_dim]`.
+        region: of the search.
         dtype: name of a dtype.
 
     Raises:
@@ -160,7 +192,7 @@ def confirm(
     if not np.all((np.abs(again - ends) <= tolerance * size)[:, valid]):
         fix = "Take out what draws random numbers: call .eval() on a module with dropout."
         fail("find_violation", "function", "the same values at the same points", "others", fix)
-    valid &= _survive_perturbation(candidates, values, reach, dtype)
+    valid &= _survive_perturbation(candidates, values, region, dtype)
     if not valid.any():
         return None
     best = int(np.argmax(np.where(valid, gap, -np.inf)))
@@ -172,7 +204,7 @@ def confirm(
 def chord_gaps(xp: Any, function: Callable[[Any], Any], segments: tuple[Any, Any, Any], output: Any) -> tuple[Any, Any]:
     """Return the values of one output each at the ends and between, `[3, candidates]`, and the gaps, for any `xp`."""
     left, right, weight = segments
-    rows = xp.concatenate([left, right, between(left, right, weight)])
+    rows = xp.concatenate([left, right, between(xp, left, right, weight)])
     values = function(rows).reshape(3, len(left), -1)[:, xp.arange(len(left)), output]
     return values, values[2] - (weight[:, 0] * values[0] + (1 - weight[:, 0]) * values[1])
 
@@ -183,9 +215,9 @@ def _gaps(candidates: Candidates, values: Values) -> tuple[np.ndarray, np.ndarra
         return chord_gaps(np, values, candidates[:3], candidates.output)
 
 
-def _survive_perturbation(candidates: Candidates, values: Values, reach: np.ndarray, dtype: str) -> np.ndarray:
+def _survive_perturbation(candidates: Candidates, values: Values, region: Region, dtype: str) -> np.ndarray:
     """Return which candidates retain a gap > 0 in nearly all copies, under one of `PERTURBATIONS` at least."""
-    rng = np.random.default_rng(0)
+    rng, reach = np.random.default_rng(0), region.reach
     dim = candidates.left.shape[1]
     length = np.max(np.abs(candidates.right - candidates.left) / reach, axis=1)
     copies = Candidates(*(np.repeat(part, COPIES, axis=0) for part in candidates))
@@ -194,7 +226,8 @@ def _survive_perturbation(candidates: Candidates, values: Values, reach: np.ndar
     for share in PERTURBATIONS:
         size = np.repeat(share * length, COPIES)[:, None]
         left, right = (
-            end + rng.uniform(-1, 1, end.shape) * size * reach / np.sqrt(dim) for end in (copies.left, copies.right)
+            np.clip(end + rng.uniform(-1, 1, end.shape) * size * reach / np.sqrt(dim), *region.whole)
+            for end in (copies.left, copies.right)
         )
         _, gap = _gaps(copies._replace(left=left, right=right), values)
         retained = np.mean((gap > 0).reshape(-1, COPIES), axis=1) >= RETAINED

@@ -13,6 +13,7 @@ from .facts import CONSTANT, REAL, Value, array_value, curvature_word, nothing, 
 from .graph import CONSTANT_OPERATION, Graph, Operation
 
 Inputs = list[Value]
+NOT_REAL = "it may be no real number: `domain=Box(...)` can leave out where"
 
 
 class Rule(NamedTuple):
@@ -165,8 +166,10 @@ class Walk:
         """Add what is known of the first atom that a value is; return the reason with its name, law and inputs."""
         for atom, inputs in self.atoms(self.graph, operation, number) if self.atoms else ():
             value = atom.apply([self.values[given] for given in inputs])
-            if value.shape == self.values[number].shape:
-                self.values[number] = combine(self.values[number], value)
+            if value.shape != self.values[number].shape:
+                continue
+            before, self.values[number] = self.values[number], combine(self.values[number], value)
+            if (self.values[number].facts != before.facts).any():
                 return reason._replace(operation=atom.name, law=LAWS[atom.law], inputs=tuple(inputs))
         return reason
 
@@ -184,7 +187,9 @@ class Walk:
                 inputs = [self.values[number] for number in operation.inputs]
                 outputs = apply(self, operation, list(map(compact, inputs)) if elementwise else inputs)
                 pairs = zip(outputs, kinds, strict=True)
-                return [in_range(value.broadcast(shape), dtype) for value, (shape, dtype) in pairs], law, self.inside
+                values = [in_range(value.broadcast(shape), dtype) for value, (shape, dtype) in pairs]
+                lost = all(v.has(REAL).all() for v in inputs) and not all(v.has(REAL).all() for v in values)
+                return values, law, self.inside or NOT_REAL * lost
             except Exception as error:  # a fault of a rule must not become a proof
                 note = f"the rule for {operation.name!r} failed: {type(error).__name__}: {error}"
         return [nothing(shape) for shape, _ in kinds], law, note

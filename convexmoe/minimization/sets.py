@@ -54,7 +54,8 @@ class Box:
     """The points with `lower <= x <= upper`, coordinate by coordinate.
 
     Args:
-        lower, upper: `[..., in_dim]`, lower <= upper; infinite, or 1e30 in size, where there is no bound.
+        lower, upper: `[..., in_dim]`, lower <= upper; infinite, or 1e30 in size, where there is no bound. For the
+            domain of a certificate one number for all coordinates will do.
 
     Raises:
         ValueError: a lower bound above its upper one, or not a number.
@@ -67,14 +68,14 @@ class Box:
     upper: Any
 
     def __post_init__(self) -> None:
-        store_numbers(self, {"lower": FEW, "upper": FEW})
+        store_numbers(self, {"lower": 0, "upper": 0})
         check_together(self, "lower", "upper")
         for name, sign in (("lower", 1), ("upper", -1)):
             end, endless = ("below 1e30", "-inf") if name == "lower" else ("above -1e30", "inf")
             rule = f"numbers {end}, or {endless} where there is no bound"
             check_values("Box", name, getattr(self, name), rule, lambda v, s=sign: s * v < ENDLESS, "Remove it.")
         if isinstance(self.lower, np.ndarray) and isinstance(self.upper, np.ndarray):
-            lower, upper = np.broadcast_arrays(self.lower, self.upper)
+            lower, upper = np.broadcast_arrays(np.atleast_1d(self.lower), self.upper)
             if (lower > upper).any():
                 place = tuple(np.argwhere(lower > upper)[0])
                 got = f"{lower[place]:g} > {upper[place]:g} in coordinate {place[-1]}"
@@ -159,7 +160,7 @@ def leading_axes(owner: str, constraints: Any, in_dim: int) -> tuple[int, ...]:
     for field in fields(constraints):
         value = getattr(constraints, field.name)
         wide, axes = field.name in ("lower", "upper", "center", "A"), {"A": 2, "b": 1}.get(field.name, 0)
-        if wide and value.shape[-1] != in_dim:
+        if wide and value.shape[-1:] != (in_dim,):
             kind = type(constraints).__name__
             rule = f"a {kind} in in_dim={in_dim} dimensions"
             fix = "Give one number for each input of the model."

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.scipy.special import rel_entr, xlogy
 
-from convexmoe.convexity import Graph, Kind, atoms
+from convexmoe.convexity import Graph, Kind, atoms, calculus, scalars
 
 from .trace import trace
 
@@ -48,6 +49,14 @@ ELEMENTWISE = (
     ("softplus", "log_sum_exp", lambda u: jnp.logaddexp(u, jnp.zeros((), u.dtype)), atoms.as_softplus),
     ("softplus", "log_sum_exp", _softplus_by_log1p, atoms.as_softplus),
     ("huber_loss", "scalar", optax.huber_loss, atoms.as_scalar("huber")),
+    ("xlogy", "entropy", lambda u: xlogy(u, u), atoms.as_x_log_x),
+    ("xlogy", "entropy", lambda u: jnp.where(u > 0, u * jnp.log(u), 0.0), atoms.as_x_log_x),
+    ("xlogy", "entropy", lambda u: jnp.where(u > 0, u * jnp.log(jnp.where(u > 0, u, 1.0)), 0.0), atoms.as_x_log_x),
+)
+PAIRS = (
+    ("logaddexp", "log_sum_exp", jnp.logaddexp, atoms.as_log_add),
+    ("rel_entr", "entropy", rel_entr, atoms.as_relative_entropy),
+    ("xlogy", "product", xlogy, lambda values: calculus.multiply(values[0], scalars.apply("log", values[1]))),
 )
 
 
@@ -104,7 +113,7 @@ FORMS = atoms.Forms(
     trace=_trace,
     sum="reduce_sum",
     elementwise=ELEMENTWISE,
-    log_add=jnp.logaddexp,
+    pairs=PAIRS,
     log_sum_exp=_log_sum_exp_forms,
     log_softmax=_log_softmax_forms,
     smooth_maximum=_smooth_maximum,

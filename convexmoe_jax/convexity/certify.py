@@ -37,6 +37,7 @@ def certify(
     per_input: bool = False,
     segments: int = SEGMENTS,
     seed: int = 0,
+    domain: Any = None,
 ) -> Certificate:
     """Prove that every output of a function is convex in its chosen input, refute it, or say what stops the proof.
 
@@ -61,12 +62,15 @@ def certify(
         per_input: also find the monotonicity in each coordinate of the chosen input, one walk each.
         segments: how many segments are tried for a counterexample; 0 for none.
         seed: of that search.
+        domain: a `Box` in which the chosen input lies, its faces included, a tuple of them for several, or None for
+            everywhere. A proof holds on all of it, where 1 / x must be a number: its lower bound is above 0.
 
     Returns:
         A `Certificate`.
 
     Raises:
-        TypeError, ValueError: argnum names no argument, or the function cannot be called with the example.
+        TypeError, ValueError: argnum names no argument, the domain is no box of its shape, or the function cannot be
+            called with the example.
 
     >>> certify(lambda x: jnp.sum(x**2), jnp.ones(3)).verdict
     'proved'
@@ -74,7 +78,7 @@ def certify(
     'refuted'
     """
     given = _problem(function, x_example, params, argnum)
-    return certify_problem(Engine(RULES, recognize, sorts), given, strength, per_input, segments, seed)
+    return certify_problem(Engine(RULES, recognize, sorts), given, strength, per_input, segments, seed, domain)
 
 
 class JaxProblem(Problem):

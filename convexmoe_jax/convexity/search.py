@@ -11,14 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convexmoe.convexity import Candidates, Violation, chord_gaps, search
+from convexmoe.convexity import Candidates, Violation, between, chord_gaps, read_domain, search
 from convexmoe.errors import dtype_name
 
 Function = Callable[[jax.Array], jax.Array]
 
 
 def find_violation(
-    function: Function, points: jax.Array, *, segments: int = 100_000, seed: int = 0, tolerance: float | None = None
+    function: Function,
+    points: jax.Array,
+    *,
+    segments: int = 100_000,
+    seed: int = 0,
+    tolerance: float | None = None,
+    domain: Any = None,
 ) -> Violation | None:
     """Search for a segment that shows that a function is not convex; return the worst found, or None.
 
@@ -34,6 +40,7 @@ def find_violation(
         tolerance: what counts as rounding, relative to the largest value of a batch of `BATCH` segments
             (near a zero of the function its rounding does not shrink); None means `TOLERANCES` for the
             dtype of `points`. Pass that of a coarser dtype where the function rounds to it inside.
+        domain: a `Box` that no segment leaves: half of them are anywhere in it, and some have ends on its faces.
 
     Raises:
         TypeError, ValueError: points are not floating `[rows, in_dim]` with two rows at least, or the function is
@@ -44,7 +51,8 @@ def find_violation(
     True
     """
     search.check_search(points, segments)
-    return search.search(Evaluator(function, points), segments, seed, tolerance, strict=True)
+    where = read_domain("find_violation", domain, [points.shape[1:]])
+    return search.search(Evaluator(function, points), segments, seed, tolerance, True, where)
 
 
 class Evaluator:
@@ -63,7 +71,7 @@ class Evaluator:
 
     def on_segments(self, left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
         one, two, share = (jnp.asarray(part, self.dtype) for part in (left, right, weight))
-        at = (one, two, share * one + (1 - share) * two)
+        at = (one, two, between(jnp, one, two, share))
         return [np.asarray(self.compiled(part), np.float64) for part in at]
 
     def values(self, at: np.ndarray) -> np.ndarray:
@@ -80,8 +88,8 @@ class Evaluator:
                 raise TypeError("the function rounds to another dtype")
             return np.asarray(values)
 
-    def climb(self, candidates: Candidates, middle: np.ndarray, reach: np.ndarray) -> list[np.ndarray] | None:
-        box = [jnp.asarray(part, self.dtype) for part in (middle, reach)]
+    def climb(self, candidates: Candidates, *box: np.ndarray) -> list[np.ndarray] | None:
+        corners = [jnp.asarray(part, self.dtype) for part in box]
         size, output = jnp.asarray(candidates.size, self.dtype), jnp.asarray(candidates.output)
 
         def gaps_and_slopes(segments: Any) -> tuple[jax.Array, Any]:
@@ -90,7 +98,7 @@ class Evaluator:
 
         def follow(segments: Any) -> Any:
             def step(now: Any, _: None) -> tuple[Any, None]:
-                return search.ascend(jnp, gaps_and_slopes, now, *box), None
+                return search.ascend(jnp, gaps_and_slopes, now, *corners), None
 
             return jax.lax.scan(step, search.start_ascent(jnp, segments), length=search.CLIMB)[0]
 

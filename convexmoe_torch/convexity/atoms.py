@@ -42,6 +42,10 @@ def _softplus_by_log1p(u: Tensor) -> Tensor:
     return torch.relu(u) + torch.log1p(torch.exp(-torch.abs(u)))
 
 
+def _guarded_x_log_x(u: Tensor) -> Tensor:
+    return torch.where(u > 0, u * torch.log(torch.where(u > 0, u, 1.0)), 0.0)
+
+
 ELEMENTWISE = (
     ("huber_relu", "scalar", _huber_relu, atoms.as_scalar("huber_relu")),
     ("elu", "scalar", _elu, atoms.as_scalar("elu")),
@@ -49,6 +53,8 @@ ELEMENTWISE = (
     ("relu", "maximum", lambda u: torch.where(u > 0, u, 0.0), atoms.as_relu),
     ("relu", "maximum", lambda u: torch.where(u >= 0, u, 0.0), atoms.as_relu),
     ("softplus", "log_sum_exp", _softplus_by_log1p, atoms.as_softplus),
+    ("xlogx", "entropy", lambda u: torch.where(u > 0, u * torch.log(u), 0.0), atoms.as_x_log_x),
+    ("xlogx", "entropy", _guarded_x_log_x, atoms.as_x_log_x),
 )
 
 
@@ -114,7 +120,7 @@ FORMS = atoms.Forms(
     trace=_trace,
     sum="sum",
     elementwise=ELEMENTWISE,
-    log_add=_log_add,
+    pairs=(("logaddexp", "log_sum_exp", _log_add, atoms.as_log_add),),
     log_sum_exp=_log_sum_exp_forms,
     log_softmax=_log_softmax_forms,
     smooth_maximum=_smooth_maximum,

@@ -18,6 +18,7 @@ from convexmoe.convexity import (
     contraction,
     facts,
     order,
+    products,
     rules,
     scalars,
 )
@@ -65,7 +66,7 @@ def _softplus(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     if not number(threshold) + number(jump) == number(threshold):
         raise ValueError(f"from its threshold {threshold:g} on it is u, and there it jumps down by {jump:.2g}")
     scale = facts.literal(np.float64(beta))
-    value = order.log_add(calculus.multiply(scale, inputs[0]), facts.literal(np.zeros(())))
+    value = order.softplus(calculus.multiply(scale, inputs[0]))
     return [value if beta == 1 else calculus.divide(value, scale)]
 
 
@@ -127,6 +128,7 @@ RULES: dict[str, Rule] = {
     "softplus": Rule("softplus", _softplus, elementwise=True),
     "elu": Rule("scalar", _elu, elementwise=True),
     "logaddexp": rules.elementwise("log_sum_exp", order.log_add),
+    "xlogx": rules.elementwise("entropy", products.x_log_x),
     "logsumexp": rules.over_axes("log_sum_exp", lambda u, axes: calculus.log_sum_exp(u, axes) if axes else u),
     "log_softmax": rules.over_axes("log_softmax", calculus.log_softmax),
     "sum": rules.SUM,

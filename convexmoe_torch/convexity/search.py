@@ -11,14 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convexmoe.convexity import Candidates, Violation, chord_gaps, search
+from convexmoe.convexity import Candidates, Violation, between, chord_gaps, read_domain, search
 from convexmoe.errors import dtype_name
 
 Function = Callable[[Tensor], Tensor]
 
 
 def find_violation(
-    function: Function, points: Tensor, *, segments: int = 100_000, seed: int = 0, tolerance: float | None = None
+    function: Function,
+    points: Tensor,
+    *,
+    segments: int = 100_000,
+    seed: int = 0,
+    tolerance: float | None = None,
+    domain: Any = None,
 ) -> Violation | None:
     """Search for a segment that shows that a function is not convex; return the worst found, or None.
 
@@ -34,6 +40,7 @@ def find_violation(
         tolerance: what counts as rounding, relative to the largest value of a batch of `BATCH` segments
             (near a zero of the function its rounding does not shrink); None means `TOLERANCES` for the
             dtype of `points`. Pass that of a coarser dtype where the function rounds to it inside.
+        domain: a `Box` that no segment leaves: half of them are anywhere in it, and some have ends on its faces.
 
     Raises:
         TypeError, ValueError: points are not floating `[rows, in_dim]` with two rows at least, or the function is
@@ -44,7 +51,8 @@ def find_violation(
     True
     """
     search.check_search(points, segments)
-    return search.search(Evaluator(function, points.detach()), segments, seed, tolerance, strict=True)
+    where = read_domain("find_violation", domain, [tuple(points.shape[1:])])
+    return search.search(Evaluator(function, points.detach()), segments, seed, tolerance, True, where)
 
 
 class Evaluator:
@@ -66,7 +74,7 @@ class Evaluator:
     def on_segments(self, left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
         one, two, share = map(self._tensor, (left, right, weight))
         with torch.no_grad():
-            return [in_numpy(self.function(at)) for at in (one, two, share * one + (1 - share) * two)]
+            return [in_numpy(self.function(at)) for at in (one, two, between(torch, one, two, share))]
 
     def values(self, at: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -84,8 +92,8 @@ class Evaluator:
         return in_numpy(values)
 
     @torch.enable_grad()
-    def climb(self, candidates: Candidates, middle: np.ndarray, reach: np.ndarray) -> list[np.ndarray] | None:
-        box, size = [self._tensor(part) for part in (middle, reach)], self._tensor(candidates.size)
+    def climb(self, candidates: Candidates, *box: np.ndarray) -> list[np.ndarray] | None:
+        corners, size = [self._tensor(part) for part in box], self._tensor(candidates.size)
         output = torch.as_tensor(candidates.output, device=self.points.device)
 
         def gaps_and_slopes(segments: Any) -> tuple[Tensor, Any]:
@@ -97,7 +105,7 @@ class Evaluator:
         now = search.start_ascent(torch, (left, right, weight))
         try:
             for _ in range(search.CLIMB):
-                now = search.ascend(torch, gaps_and_slopes, now, *box)
+                now = search.ascend(torch, gaps_and_slopes, now, *corners)
         except (TypeError, ValueError, NotImplementedError, RuntimeError):
             return None
         return [in_numpy(part) for part in (*now.segments, now.gap)]

@@ -11,7 +11,7 @@ from convexmoe.convexity import facts as facts
 from convexmoe.convexity.facts import Value, parameter, variable
 from convexmoe.convexity.graph import Graph
 from convexmoe.convexity.refinements import Refinements
-from convexmoe.convexity.segments import between, draw_segments
+from convexmoe.convexity.segments import between, draw_segments, search_region
 from convexmoe.convexity.walk import Walk
 from convexmoe_jax.convexity import atoms
 from convexmoe_jax.convexity.rules import RULES, sorts
@@ -26,7 +26,7 @@ TOLERANCE = 1e-8
 def points(size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Segments as `find_violation` draws them; and pairs of points of which the second is not below the first."""
     reach = np.stack([-np.full(size, 1.5), np.full(size, 1.5)])
-    [(left, right, weight)] = draw_segments(reach, SEGMENTS, seed)
+    [(left, right, weight)] = draw_segments(search_region(reach, None), SEGMENTS, seed)
     return left, right, weight
 
 
@@ -52,7 +52,7 @@ def contradictions(size: int, program: list, seed: int = 0, claimed: list[Value]
     claimed = claims(size, program) if claimed is None else claimed
     left, right, weight = points(size, seed % 64)
     low, high = np.minimum(left, right), np.maximum(left, right)
-    at = np.concatenate([left, right, between(left, right, weight), low, high])
+    at = np.concatenate([left, right, between(np, left, right, weight), low, high])
     with np.errstate(all="ignore"):
         registers = [
             np.broadcast_to(register, at.shape) for register in run(program, at, parameters(size, seed), "numpy")

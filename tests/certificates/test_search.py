@@ -27,7 +27,7 @@ def test_the_ascent_finds_what_random_segments_miss(monkeypatch):
     assert found is not None and found.gap > 0.1 and found.dtype == "float64"
     direction = (found.right - found.left) / np.linalg.norm(found.right - found.left)
     assert abs(direction @ AXIS) > 0.75
-    monkeypatch.setattr(search, "_climb", lambda function, candidates: candidates)
+    monkeypatch.setattr(search, "_climb", lambda function, candidates, *rest: candidates)
     assert find_violation(saddle, points, segments=5_000) is None
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from convexmoe.convexity import search, segments
-from convexmoe.convexity.segments import BATCH, between, draw_segments
+from convexmoe.convexity.segments import BATCH, between, draw_segments, search_region
 from convexmoe_torch import VectorHull, certify, find_violation
 from convexmoe_torch.convexity import search as violation
 
@@ -24,7 +24,7 @@ def test_the_ascent_finds_what_random_segments_miss(monkeypatch):
     assert found is not None and found.gap > 0.1 and found.dtype == "float64"
     direction = (found.right - found.left) / np.linalg.norm(found.right - found.left)
     assert abs(direction @ AXIS) > 0.75
-    monkeypatch.setattr(search, "_climb", lambda function, candidates: candidates)
+    monkeypatch.setattr(search, "_climb", lambda function, candidates, *rest: candidates)
     assert find_violation(saddle, points, segments=5_000) is None
 
 
@@ -32,7 +32,7 @@ def test_the_ascent_stays_in_the_box_and_does_not_lower_the_gap(monkeypatch):
     points = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
     found = find_violation(lambda x: -torch.sum(x**4, dim=1), points, segments=1_000)
     assert (np.abs([found.left, found.right]) <= 2.0 + 1e-6).all()
-    monkeypatch.setattr(search, "_climb", lambda function, candidates: candidates)
+    monkeypatch.setattr(search, "_climb", lambda function, candidates, *rest: candidates)
     assert found.gap >= find_violation(lambda x: -torch.sum(x**4, dim=1), points, segments=1_000).gap
 
 
@@ -83,13 +83,13 @@ def test_a_module_is_searched_and_left_as_it_was():
 @pytest.mark.parametrize("segments", [1, 2, BATCH + 1])
 def test_any_number_of_segments(segments):
     points = np.array([[0.0, 1.0], [2.0, 5.0]])
-    assert sum(len(left) for left, _, _ in draw_segments(points, segments, 0)) == segments
+    assert sum(len(left) for left, _, _ in draw_segments(search_region(points, None), segments, 0)) == segments
     find_violation(lambda x: torch.sum(x, dim=1), torch.as_tensor(points).float(), segments=segments)
 
 
 def test_the_values_of_a_violation_are_those_of_the_function():
     found = find_violation(lambda x: torch.sin(x) * 3.0, torch.tensor([[-1.0], [4.0]]), segments=3_000)
-    at = between(found.left, found.right, np.float64(found.weight))
+    at = between(np, found.left, found.right, np.float64(found.weight))
     assert found.value_left == pytest.approx(3 * np.sin(found.left[0]), rel=1e-9)
     assert found.value_right == pytest.approx(3 * np.sin(found.right[0]), rel=1e-9)
     assert found.value == pytest.approx(3 * np.sin(at[0]), rel=1e-9)

@@ -41,6 +41,7 @@ OWN = {
     "maximum": of_two(torch.maximum),
     "minimum": of_two(torch.minimum),
     "cummax": lambda u: torch.cummax(u, 0).values,
+    "entr": torch.special.entr,
     "cumsum": lambda u: torch.cumsum(u, 0),
     "cumprod": lambda u: torch.cumprod(u, 0),
     "flip": lambda u: torch.flip(u, (0,)),

@@ -22,7 +22,11 @@ ALIASES = {
     "negative": "neg",
     "not_equal": "ne",
     "special_expit": "sigmoid",
-    **{f"special_{name}": name for name in ("erf", "erfc", "exp2", "expm1", "log1p", "log_softmax", "logsumexp")},
+    "special_xlogy": "xlogy",
+    **{
+        f"special_{name}": name
+        for name in ("erf", "erfc", "exp2", "expm1", "log1p", "log_softmax", "logsumexp", "xlogy")
+    },
     "subtract": "sub",
 }
 

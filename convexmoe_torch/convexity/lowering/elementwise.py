@@ -206,6 +206,12 @@ def _leaky_relu(call: Call) -> list[int]:
     return [call.op("maximum" if slope <= 1 else "minimum", call["self"], scaled)]
 
 
+def _xlogy(call: Call) -> list[int]:
+    """u log v, 0 where u is; of one value with itself an operation of its own."""
+    a, b = call.values("self", "other")
+    return [call.op("xlogx", a) if a == b else call.op("mul", a, call.op("log", b))]
+
+
 def _log_sigmoid(call: Call) -> list[int]:
     return [call.op("log", call.op("sigmoid", call["self"])), *call.buffers()]
 
@@ -241,5 +247,7 @@ ELEMENTWISE: dict[str, Lowering] = {
     "softplus": partial(_with_numbers, "softplus", ("beta", "threshold")),
     "elu": partial(_with_numbers, "elu", ("alpha", "scale", "input_scale")),
     "celu": _celu,
+    "xlogy": _xlogy,
+    "special_entr": lambda call: [call.op("neg", call.op("xlogx", call["self"]))],
     "leaky_relu": _leaky_relu,
 }
