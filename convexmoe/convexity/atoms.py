@@ -18,7 +18,7 @@ import numpy as np
 from . import calculus, order, scalars
 from .facts import Value, literal, parameter
 from .graph import Graph, Operation, match
-from .products import recognize_products, relative_entropy, x_log_x
+from .products import recognize_products, relative_entropy
 from .walk import Atom
 
 DEPTH = 14  # operations between the end of an atom and the reduction that tells its shapes
@@ -89,11 +89,6 @@ def as_softplus(values: list[Value]) -> Value:
     return order.softplus(values[0])
 
 
-def as_x_log_x(values: list[Value]) -> Value:
-    """Return what is known of u log u, 0 at 0."""
-    return x_log_x(values[0])
-
-
 def as_relu(values: list[Value]) -> Value:
     """Return what is known of max(u, 0)."""
     return calculus.maximum(values[0], literal(np.zeros(values[0].shape)))
@@ -110,7 +105,7 @@ def as_log_add(values: list[Value]) -> Value:
 
 
 def as_relative_entropy(values: list[Value]) -> Value:
-    """Return what is known of u log(u / v), 0 where u is."""
+    """Return what is known of u log(u / v), and of u log u, which are 0 where u is."""
     return relative_entropy(*values)
 
 

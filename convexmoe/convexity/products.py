@@ -24,6 +24,7 @@ MINUS = -1  # among the factors, which are values of a graph: the number -1
 
 Power = tuple[Fraction, bool]  # an exponent, and whether it is a product of whole ones
 ONE: Power = Fraction(1), True
+UNIT = facts.literal(1.0)
 OWN, OTHER, SHIFTED = "own", "other", "shifted"
 
 
@@ -154,7 +155,7 @@ def log_product(turned: Any, powers: list[Power], kinds: list[tuple[str, Fractio
     return _curvature(turned, convex & (total >= 0), concave & (total <= 0))
 
 
-def relative_entropy(u: Value, v: Value) -> Value:
+def relative_entropy(u: Value, v: Value = UNIT) -> Value:
     """Return u log(u / v), which is 0 where u is."""
     shape = np.broadcast_shapes(u.shape, v.shape)
     u, v = u.broadcast(shape), v.broadcast(shape)
@@ -162,8 +163,3 @@ def relative_entropy(u: Value, v: Value) -> Value:
     real = u.has(REAL) & u.nonnegative & v.has(REAL) & v.positive
     claim = claim | facts.facts_where((REAL, real), (CONSTANT, u.constant & v.constant))
     return facts.settle(np.full(shape, -np.inf), np.full(shape, np.inf), claim)
-
-
-def x_log_x(u: Value) -> Value:
-    """Return u log u, which is 0 at 0."""
-    return relative_entropy(u, facts.literal(1.0))

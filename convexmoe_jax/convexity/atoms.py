@@ -39,6 +39,10 @@ def _softplus_by_log1p(u: Any) -> Any:
     return jnp.maximum(u, 0) + jnp.log1p(jnp.exp(-jnp.abs(u)))
 
 
+def _guarded_x_log_x(u: Any) -> Any:
+    return jnp.where(u > 0, u * jnp.log(jnp.where(u > 0, u, 1.0)), 0.0)
+
+
 ELEMENTWISE = (
     ("huber_relu", "scalar", _huber_relu, atoms.as_scalar("huber_relu")),
     ("elu", "scalar", jax.nn.elu, atoms.as_scalar("elu")),
@@ -49,9 +53,9 @@ ELEMENTWISE = (
     ("softplus", "log_sum_exp", lambda u: jnp.logaddexp(u, jnp.zeros((), u.dtype)), atoms.as_softplus),
     ("softplus", "log_sum_exp", _softplus_by_log1p, atoms.as_softplus),
     ("huber_loss", "scalar", optax.huber_loss, atoms.as_scalar("huber")),
-    ("xlogy", "entropy", lambda u: xlogy(u, u), atoms.as_x_log_x),
-    ("xlogy", "entropy", lambda u: jnp.where(u > 0, u * jnp.log(u), 0.0), atoms.as_x_log_x),
-    ("xlogy", "entropy", lambda u: jnp.where(u > 0, u * jnp.log(jnp.where(u > 0, u, 1.0)), 0.0), atoms.as_x_log_x),
+    ("xlogy", "entropy", lambda u: xlogy(u, u), atoms.as_relative_entropy),
+    ("xlogy", "entropy", lambda u: jnp.where(u > 0, u * jnp.log(u), 0.0), atoms.as_relative_entropy),
+    ("xlogy", "entropy", _guarded_x_log_x, atoms.as_relative_entropy),
 )
 PAIRS = (
     ("logaddexp", "log_sum_exp", jnp.logaddexp, atoms.as_log_add),

@@ -53,8 +53,8 @@ ELEMENTWISE = (
     ("relu", "maximum", lambda u: torch.where(u > 0, u, 0.0), atoms.as_relu),
     ("relu", "maximum", lambda u: torch.where(u >= 0, u, 0.0), atoms.as_relu),
     ("softplus", "log_sum_exp", _softplus_by_log1p, atoms.as_softplus),
-    ("xlogx", "entropy", lambda u: torch.where(u > 0, u * torch.log(u), 0.0), atoms.as_x_log_x),
-    ("xlogx", "entropy", _guarded_x_log_x, atoms.as_x_log_x),
+    ("xlogx", "entropy", lambda u: torch.where(u > 0, u * torch.log(u), 0.0), atoms.as_relative_entropy),
+    ("xlogx", "entropy", _guarded_x_log_x, atoms.as_relative_entropy),
 )
 
 

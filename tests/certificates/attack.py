@@ -8,6 +8,7 @@ import numpy as np
 from random_programs import parameters, run
 
 from convexmoe.convexity import facts as facts
+from convexmoe.convexity.domain import Domain
 from convexmoe.convexity.facts import Value, parameter, variable
 from convexmoe.convexity.graph import Graph
 from convexmoe.convexity.refinements import Refinements
@@ -17,17 +18,23 @@ from convexmoe_jax.convexity import atoms
 from convexmoe_jax.convexity.rules import RULES, sorts
 from convexmoe_jax.convexity.trace import trace
 
+Sides = tuple[float, float] | None  # of a domain, the same in all coordinates
 SEGMENTS = 96
 LARGEST = 1e5  # a segment on which a register is larger is passed over: rounding could pass for curvature
 TOLERANCE = 1e-8
 
 
 @lru_cache(maxsize=64)
-def points(size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def points(size: int, seed: int, sides: Sides = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Segments as `find_violation` draws them; and pairs of points of which the second is not below the first."""
     reach = np.stack([-np.full(size, 1.5), np.full(size, 1.5)])
-    [(left, right, weight)] = draw_segments(search_region(reach, None), SEGMENTS, seed)
+    [(left, right, weight)] = draw_segments(search_region(reach, domain_of(size, sides)), SEGMENTS, seed)
     return left, right, weight
+
+
+def domain_of(size: int, sides: Sides) -> Domain | None:
+    """A box whose sides are all alike."""
+    return None if sides is None else Domain(*(np.full(size, float(side)) for side in sides))
 
 
 def claims(size: int, program: list) -> list[Value]:
@@ -41,16 +48,19 @@ def traced(size: int, program: list) -> Graph:
     return trace(lambda x, theta: run(program, x, theta, "jax"), vector, vector)
 
 
-def walked(size: int, graph: Graph) -> list[Value]:
+def walked(size: int, graph: Graph, sides: Sides = None) -> list[Value]:
     """What the walk knows of every register, whatever the parameters are."""
-    walk = Walk(graph, RULES, atoms.recognize, Refinements(graph.inputs[:1], sorts))
-    return walk.run([variable((size,)), parameter((size,))])
+    domain = domain_of(size, sides)
+    walk = Walk(graph, RULES, atoms.recognize, Refinements(graph.inputs[:1], sorts, domain))
+    return walk.run([variable((size,), *(domain or ())), parameter((size,))])
 
 
-def contradictions(size: int, program: list, seed: int = 0, claimed: list[Value] | None = None) -> list[str]:
+def contradictions(
+    size: int, program: list, seed: int = 0, claimed: list[Value] | None = None, sides: Sides = None
+) -> list[str]:
     """Facts that are claimed of a register and do not hold, in words; empty where all hold."""
     claimed = claims(size, program) if claimed is None else claimed
-    left, right, weight = points(size, seed % 64)
+    left, right, weight = points(size, seed % 64, sides)
     low, high = np.minimum(left, right), np.maximum(left, right)
     at = np.concatenate([left, right, between(np, left, right, weight), low, high])
     with np.errstate(all="ignore"):

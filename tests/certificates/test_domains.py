@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from attack import contradictions, show, traced, walked
 from domain_table import INF, NEGATIVE, NONNEGATIVE, POSITIVE, SIGNED, TABLE
 from engines_of_proof import ENGINES, Jax
+from random_programs import Instruction
 
 from convexmoe import Ball, Box
 from convexmoe.convexity import products, search
@@ -181,6 +183,41 @@ def test_random_products(kind):
             assert not found.has(CONCAVE) or least >= -1e-9, (chosen, numbers)
             said = {fact: count + int(found.has(fact)) for fact, count in said.items()}
     assert min(said.values()) >= 10
+
+
+BOXES = [(0.1, 3.0), (-2.0, -0.5), (0.0, 2.0), (-0.5, 1.5), (0.25, INF), (1.0, 1.0)]
+FREQUENT = [
+    "mul",
+    "mul",
+    "mul",
+    "div",
+    "div",
+    "log",
+    "sqrt",
+    "neg",
+    "cube",
+    "inverse",
+    "power 0.25",
+    "power 1.5",
+    "rsqrt",
+]
+FREQUENT += ["add", "sub", "abs", "mul constant", "add constant", "parameter", "max", "roll"]
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.release)])
+def test_no_claim_of_random_programs_in_a_domain_is_false(count):
+    """Each value of each program, as `test_fuzzer.py` has them everywhere; the programs are mostly of products."""
+    rng, bent = np.random.default_rng([count, 8]), 0
+    for number in range(count):
+        size, length, sides = int(rng.integers(1, 4)), int(rng.integers(2, 9)), BOXES[number % len(BOXES)]
+        drawn = zip(
+            rng.choice(FREQUENT, length), rng.integers(0, 4, (length, 3)), rng.integers(0, 30, length), strict=True
+        )
+        program = [Instruction(str(name), *map(int, at), int(k)) for name, at, k in drawn]
+        claimed = walked(size, traced(size, program), sides)
+        assert contradictions(size, program, number, claimed, sides) == [], (sides, show(size, program))
+        bent += bool((claimed[-1].curved & ~claimed[-1].affine).any())
+    assert bent > count / 10
 
 
 # What a certificate says of its domain.

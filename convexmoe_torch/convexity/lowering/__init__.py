@@ -23,10 +23,7 @@ ALIASES = {
     "not_equal": "ne",
     "special_expit": "sigmoid",
     "special_xlogy": "xlogy",
-    **{
-        f"special_{name}": name
-        for name in ("erf", "erfc", "exp2", "expm1", "log1p", "log_softmax", "logsumexp", "xlogy")
-    },
+    **{f"special_{name}": name for name in ("erf", "erfc", "exp2", "expm1", "log1p", "log_softmax", "logsumexp")},
     "subtract": "sub",
 }
 
