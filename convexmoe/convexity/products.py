@@ -157,9 +157,10 @@ def log_product(turned: Any, powers: list[Power], kinds: list[tuple[str, Fractio
 
 def relative_entropy(u: Value, v: Value = UNIT) -> Value:
     """Return u log(u / v), which is 0 where u is."""
+    kinds = [(OWN, Fraction(1))] if v is UNIT else [(OWN, Fraction(1)), (OTHER, Fraction(-1))]
     shape = np.broadcast_shapes(u.shape, v.shape)
     u, v = u.broadcast(shape), v.broadcast(shape)
-    claim = log_product(False, [], [(OWN, Fraction(1)), (OTHER, Fraction(-1))], [u, u, v]).facts
+    claim = log_product(False, [], kinds, [u, u, v][: 1 + len(kinds)]).facts
     real = u.has(REAL) & u.nonnegative & v.has(REAL) & v.positive
     claim = claim | facts.facts_where((REAL, real), (CONSTANT, u.constant & v.constant))
     return facts.settle(np.full(shape, -np.inf), np.full(shape, np.inf), claim)

@@ -42,6 +42,10 @@ def huber_relu(u):
     return torch.where(u < 1.0, bent * bent * 0.25, u)
 
 
+def xlogx(u):
+    return torch.xlogy(u, u)
+
+
 def log_sum_exp_by_hand(u):
     top = torch.amax(u)
     return top + torch.log(torch.sum(torch.exp(u - top)))
@@ -105,6 +109,7 @@ MORE = {
     "bent relu": (lambda u: torch.nn.functional.leaky_relu(u, 1.5), lambda u: np.where(u > 0, u, 1.5 * u)),
     "sharp softplus": (lambda u: torch.nn.functional.softplus(u, beta=3.0), lambda u: np.logaddexp(3 * u, 0) / 3),
     "log-sigmoid": (torch.nn.functional.logsigmoid, lambda u: -np.logaddexp(0, -u)),
+    "entropy": (lambda u: xlogx(torch.abs(u)), lambda u: np.abs(u) * np.log(np.where(u == 0, 1.0, np.abs(u)))),
     "log2": (torch.log2, np.log2),
     "log10": (torch.log10, np.log10),
     "exp2": (torch.exp2, np.exp2),

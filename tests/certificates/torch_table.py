@@ -95,6 +95,8 @@ TORCH_TABLE = [
     TorchRow("floor of a quotient", R, NONE, lambda x: torch.div(x, 2.0, rounding_mode="floor")),
     TorchRow("masked fill", P, CONVEX, lambda x: mixed(x).masked_fill(~MASK, 1.0)),
     TorchRow("masked fill of the other places", R, CONCAVE, lambda x: mixed(x).masked_fill(MASK, 1.0)),
+    TorchRow("entropy of what is above 1", P, CONVEX, lambda x: torch.xlogy(1.0 + x * x, 1.0 + x * x)),
+    TorchRow("entropy of a sigmoid", R, NONE, lambda x: torch.special.entr(torch.sigmoid(x))),
     # losses
     TorchRow("cross entropy", P, CONVEX, lambda x: F.cross_entropy(x[None], torch.tensor([1]))),
     TorchRow("cross entropy of the negative logits", R, CONCAVE, lambda x: -F.cross_entropy(-x[None], ENDS[:1])),
