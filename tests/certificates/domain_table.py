@@ -68,6 +68,7 @@ TABLE = [
     DomainRow("times its absolute value", P, CONVEX, lambda xp, x: x * xp.abs(x), Box(0, 1)),
     DomainRow("times its absolute value, negative", R, CONCAVE, lambda xp, x: x * xp.abs(x), NEGATIVE),
     DomainRow("times its absolute value, signed", R, NONE, lambda xp, x: x * xp.abs(x), SIGNED),
+    DomainRow("sum times a one-norm, negative", R, CONCAVE, lambda xp, x: xp.sum(x) * xp.sum(xp.abs(x)), NEGATIVE),
     DomainRow("times the root of its square, signed", R, NONE, lambda xp, x: x * xp.sqrt(x * x), SIGNED),
     DomainRow("square of an increasing convex", P, CONVEX, lambda xp, x: xp.exp(x) ** 2 + (x * x) ** 2, NONNEGATIVE),
     DomainRow("square of a signed convex", R, NONE, lambda xp, x: (x * x - 0.5) ** 2, SIGNED),
