@@ -10,7 +10,7 @@ from .certificate import Certificate, Output
 from .certify import SEGMENTS, certify_problem
 from .facts import Array, Value
 from .graph import Graph, Operation
-from .problem import Engine, NotTraced, Problem
+from .problem import Engine, NotTraced, Problem, Trace
 from .segments import Candidates, Violation, chord_gaps
 from .walk import Inputs, Rule, Walk
 
@@ -28,6 +28,7 @@ __all__ = [
     "Output",
     "Problem",
     "Rule",
+    "Trace",
     "Value",
     "Violation",
     "Walk",
