@@ -47,7 +47,8 @@ def certify(
     The function is traced at the shape of the example, and the jaxpr is walked with the rules of disciplined convex
     programming (Grant, Boyd and Ye, 2006), element by element; known functions whose bodies do not follow those rules
     are recognized by their operations. A proof holds in exact arithmetic, for the program as it was traced: its shapes
-    and dtypes, and the branches it takes in Python.
+    and dtypes, and the branches it takes in Python; the function is called at some points near and far, outside of
+    the trace and under `jax.vjp`, and must give what its program gives.
 
     Guarantee: what is "proved" is convex in exact arithmetic; a primitive without a rule proves nothing
     (tests/certificates).
@@ -93,8 +94,7 @@ class JaxProblem(Problem):
             raise problem.NotTraced(f"the function takes its input out of JAX: {str(error).splitlines()[0]}") from error
         closed = closed.replace(consts=[np.array(x) if isinstance(x, np.ndarray) else x for x in closed.consts])
         names = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-        run = jaxpr_as_fun(closed)
-        return Trace(graph_of(closed), names, lambda *given: _flatten(run(*jax.tree.leaves(given))))
+        return Trace(graph_of(closed), names, _run(closed))
 
     def leaf_value(self, leaf: Any) -> Value:
         """Return what is known of a leaf; nothing of what is no number, such as a key."""
@@ -125,30 +125,21 @@ class JaxProblem(Problem):
     def calls(self, leaves: list[Any] | None, arguments: list[Any]) -> list[tuple[str, Callable[[], list[np.ndarray]]]]:
         given = self.leaves if leaves is None else leaves
 
-        def call() -> Any:
-            return self.itself(arguments) if leaves is None and self.itself else self.call(given, arguments)
+        def call() -> list[np.ndarray]:
+            itself = self.itself if leaves is None else None
+            return _flatten(itself(arguments) if itself else self.call(given, arguments))
 
-        def differentiate() -> Any:
-            return self._differentiated(*jax.tree.leaves((given, arguments)))
-
-        return [("", lambda: _flatten(call())), (" while gradients are taken", lambda: _flatten(differentiate()))]
+        return [("", call), (" while gradients are taken", lambda: self._differentiated(given, arguments))]
 
     @cached_property
-    def _differentiated(self) -> Callable[..., list[Any]]:
-        """The program of the function under `jax.vjp`: `custom_vjp` and `custom_jvp` have others there."""
-
-        def value(leaves: list[Any], arguments: list[Any]) -> Any:
-            def call(moving: list[Any]) -> Any:
-                chosen = dict(zip(self.chosen, moving, strict=True))
-                return self.call(leaves, [chosen.get(k, x) for k, x in enumerate(arguments)])
-
-            return jax.vjp(call, [arguments[k] for k in self.chosen])[0]
-
-        closed = jax.make_jaxpr(value)(self.leaves, self.arguments)
-        # Without what only the derivative needs.
-        cut = getattr(partial_eval, "dce_jaxpr", lambda jaxpr, *_, **__: (jaxpr, None))
-        jaxpr, _ = cut(closed.jaxpr, [True] * len(closed.out_avals), instantiate=True)
-        return jaxpr_as_fun(closed.replace(jaxpr=jaxpr))
+    def _differentiated(self) -> Callable[..., list[np.ndarray]]:
+        """The program of the values under `jax.vjp`: `custom_vjp` and `custom_jvp` have others there."""
+        try:
+            closed = jax.make_jaxpr(lambda *given: jax.vjp(self.call, *given)[0])(self.leaves, self.arguments)
+        except Exception:  # it has no derivative
+            return lambda *given: _flatten(self.call(*given))
+        jaxpr, _ = _cut(closed.jaxpr, [True] * len(closed.out_avals))
+        return _run(closed.replace(jaxpr=jaxpr))
 
     def evaluator(self, corners: np.ndarray) -> Evaluator:
         moving = [self.arguments[k] for k in self.chosen]
@@ -193,10 +184,18 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
     return JaxProblem(call, leaves, names, arguments, chosen, isinstance(function, NonConvexHull), itself, is_known)
 
 
+def _run(closed: Any) -> Callable[..., list[np.ndarray]]:
+    """Return a program as a function of leaves and arguments."""
+    run = jaxpr_as_fun(closed)
+    return lambda *given: _flatten(run(*jax.tree.leaves(given)))
+
+
 def _flatten(outputs: Any) -> list[np.ndarray]:
     """Return the outputs of a function in numpy."""
     return [np.asarray(part, np.float64) for part in jax.tree.leaves(outputs)]
 
 
+# Takes what only a derivative needs out of a program; not public, and not needed.
+_cut = getattr(partial_eval, "dce_jaxpr", lambda jaxpr, used: (jaxpr, used))
 # The name of a leaf; Flax keeps a parameter under "value".
 _name = partial(problem.leaf_name, leave_out=("value",))

@@ -42,7 +42,8 @@ def certify(
     The function is traced by `torch.export` at the shape of the example, and its graph is walked with the rules of
     disciplined convex programming (Grant, Boyd and Ye, 2006), element by element; known functions whose bodies do not
     follow those rules are recognized by their operations. A proof holds in exact arithmetic, for the program as it was
-    traced: its shapes and dtypes, and the branches it takes in Python, where `torch.compiler.is_compiling()` is true.
+    traced: its shapes and dtypes, and the branches it takes in Python; the function is called at some points near and
+    far, with gradients and without, and must give what its program gives.
 
     Guarantee: what is "proved" is convex in exact arithmetic; an operator without a rule proves nothing
     (tests/certificates).
@@ -104,17 +105,22 @@ class TorchProblem(Problem):
         return arguments
 
     def calls(self, leaves: list[Any] | None, arguments: list[Any]) -> list[tuple[str, Callable[[], list[np.ndarray]]]]:
-        def call(gradients: bool) -> list[np.ndarray]:
+        def call(mode: Callable[[], Any], gradients: bool) -> list[np.ndarray]:
             def taken(x: Tensor) -> Tensor:  # no leaf of autograd, which may not be changed in place
                 return _copy(x).requires_grad_(gradients and x.is_floating_point()).clone()
 
-            with torch.set_grad_enabled(gradients):
+            with mode():
                 xs = list(map(taken, arguments))
                 if leaves is None and self.itself:
                     return _flatten(self.itself(xs))
                 return _flatten(self.call(list(map(taken, leaves or self.leaves)), xs))
 
-        return [("", partial(call, False)), (" while gradients are taken", partial(call, True))]
+        modes = {
+            "": torch.no_grad,
+            " while gradients are taken": torch.enable_grad,
+            " in inference": torch.inference_mode,
+        }
+        return [(way, partial(call, mode, mode is torch.enable_grad)) for way, mode in modes.items()]
 
     def evaluator(self, corners: np.ndarray) -> Evaluator:
         """Return the function of rows of the chosen arguments, one row after the other where `vmap` cannot take it."""

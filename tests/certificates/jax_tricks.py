@@ -145,9 +145,9 @@ def counted():
     return lambda x: calls.append(0) or (convex(x) if len(calls) < 4 else concave(x))
 
 
-def called_by_jaxpr(x):
+def is_called_by(name: str) -> bool:
     frame = sys._getframe()
-    while frame is not None and "make_jaxpr" not in frame.f_code.co_name:
+    while frame is not None and name not in frame.f_code.co_name:
         frame = frame.f_back
     return frame is not None
 
@@ -170,7 +170,7 @@ TRICKS = {
     "numbers of numpy": where(fails(np.asarray)),
     "buffer": where(fails(lambda x: x.unsafe_buffer_pointer())),
     "list": where(fails(lambda x: x.tolist())),
-    "frames": where(called_by_jaxpr),
+    "frames": where(lambda x: is_called_by("make_jaxpr")),
     "inside a trace": where(lambda x: is_traced(jnp.ones(()) + 0 * x[0])),
     "a tracer of derivatives": where(lambda x: type(x).__name__ not in ("JVPTracer", "LinearizeTracer")),
     "another value where it is differentiated": with_derivative(concave),
@@ -185,6 +185,7 @@ TRICKS = {
     "far away": only(lambda x: np.abs(x).max() > 1000.0),
     "where all are large": only(lambda x: x.min() > 30.0),
     "where all are negative": only(lambda x: x.max() < 0.0),
+    "where one is large": only(lambda x: np.abs(x).max() > 3.0 and np.abs(x).min() < 0.1),
     "near zero": only(lambda x: np.abs(x).max() < 1e-3),
     "at ties": only(lambda x: x[0] == x[1]),
     "callback": callback_that_changes,

@@ -246,6 +246,7 @@ TRICKS = {
     "is fake": where(lambda x: isinstance(x, FakeTensor)),
     "type": where(lambda x: type(x) is not torch.Tensor),
     "gradient mode": where(lambda x: not torch.is_grad_enabled()),
+    "inference": where(lambda x: not torch.is_inference_mode_enabled()),
     "gradient of the input": where(lambda x: not x.requires_grad),
     "gradient of a parameter": AsksForGradient,
     "kind of a parameter": AsksParameter,
@@ -264,6 +265,7 @@ TRICKS = {
     "far away": only(lambda x: x.abs().amax() > 1000.0),
     "where all are large": only(lambda x: x.amin() > 30.0),
     "where all are negative": only(lambda x: x.amax() < 0.0),
+    "where one is large": only(lambda x: (x.abs().amax() > 3.0) & (x.abs().amin() < 0.1)),
     "near zero": only(lambda x: x.abs().amax() < 1e-3),
     "at ties": only(lambda x: x[0] == x[1]),
 }
