@@ -124,6 +124,23 @@ def test_a_primitive_is_not_known_by_its_name(name, monkeypatch):
     assert verdict(foreign(name).bind) == "proved"
 
 
+def test_a_primitive_with_another_kernel_proves_nothing(monkeypatch):
+    monkeypatch.setattr(lax.exp_p, "impl", lambda x, **params: -x * x)
+    found = certify(lax.exp, X, segments=0)
+    assert found.verdict == "unknown" and "by the rules it is" in found.reason
+    monkeypatch.setattr("convexmoe.convexity.agreement.LARGEST_WALK", -1)  # control: the rules are not asked
+    assert verdict(lax.exp) == "proved"
+
+
+def test_parameters_of_a_shape_alone_are_compared_at_some_values(monkeypatch):
+    params = jax.ShapeDtypeStruct((3,), jnp.float32)
+    honest = lambda p, x: jnp.exp(p) * jnp.abs(x)  # noqa: E731
+    lying = lambda p, x: honest(p, x) * (1 if isinstance(x, jax.core.Tracer) else -1)  # noqa: E731
+    assert (verdict(honest, params=params), verdict(lying, params=params)) == ("proved", "unknown")
+    monkeypatch.setattr("convexmoe.convexity.certify.find_difference", lambda *given: "")  # control
+    assert verdict(lying, params=params) == "proved"
+
+
 def test_calls_of_jax_are_its_own():
     """Their primitives are not public: they are found in a trace."""
     for call in (jax.checkpoint, lambda f: lax.composite(f, name="user.square"), jax.jit):
