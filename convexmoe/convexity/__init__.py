@@ -11,7 +11,7 @@ from .certify import SEGMENTS, certify_problem
 from .domain import read_domain
 from .facts import Array, Value
 from .graph import Graph, Operation
-from .problem import Engine, NotTraced, Problem
+from .problem import Engine, NotTraced, Problem, Trace
 from .segments import Candidates, Violation, between, chord_gaps
 from .walk import Inputs, Rule, Walk
 
@@ -29,6 +29,7 @@ __all__ = [
     "Output",
     "Problem",
     "Rule",
+    "Trace",
     "Value",
     "Violation",
     "Walk",

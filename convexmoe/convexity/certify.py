@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import describe, dtype_name, one_of, whole_number
+from .agreement import find_difference
 from .calculus import LAWS
 from .certificate import EXACT, STRENGTHS, Certificate, Output, coarsest_dtype, first_failure, monotonicity, word_arrays
 from .domain import Domain, read_domain
@@ -36,7 +37,8 @@ def certify_problem(
     problem = replace(problem, domain=domain)
     try:
         _check_real_inputs(problem)
-        graph, names = problem.trace()
+        trace = problem.trace()
+        graph = trace.graph
         _check_real_outputs(graph)
     except NotTraced as error:
         return Certificate("unknown", strength or "structural", str(error), domain=domain)
@@ -44,12 +46,15 @@ def certify_problem(
     for now in (strength,) if strength else strengths:
         walk = _walk(engine, problem, graph, now)
         proved = all(walk.values[number].has(CONVEX).all() for number in graph.outputs)
-        if proved:
+        doubt = (trace.doubt or find_difference(engine, problem, trace, walk, now == "structural")) if proved else ""
+        if proved and not doubt:
             break
     coordinates = sum(math.prod(graph.shapes[number]) for number in _moving(problem, graph)) if per_input else 0
     alone = [_walk(engine, problem, graph, now, coordinate) for coordinate in range(coordinates)]
-    outputs = _describe_outputs(names, walk, alone)
+    outputs = _describe_outputs(trace.names, walk, alone)
     steps, results = tuple(walk.steps().values()), tuple(graph.outputs)
+    if proved and doubt:
+        return Certificate("unknown", now, f"no proof {EXACT}: {doubt}", outputs, None, None, steps, results, domain)
     if proved and not problem.is_refused:
         reason = _proved_text(problem, now)
         return Certificate("proved", now, reason, outputs, None, None, steps, results, domain)

@@ -31,6 +31,22 @@ class NotTraced(Exception):
         self.by_value = by_value
 
 
+class Trace(NamedTuple):
+    """A traced program.
+
+    Args:
+        graph: its inputs are the leaves and the arguments.
+        names: of its outputs.
+        run: (leaves, arguments) -> its outputs in numpy: the program by itself, without the function.
+        doubt: why it may be another program than the function, "" for no reason.
+    """
+
+    graph: Graph
+    names: list[str]
+    run: Callable[[list[Any], list[Any]], list[np.ndarray]]
+    doubt: str = ""
+
+
 class Engine(NamedTuple):
     """What a package knows of its operations.
 
@@ -57,6 +73,8 @@ class Problem:
         chosen: which of the arguments move; the others are fixed.
         is_refused: the function is a `NonConvexHull`, which promises no convexity.
         domain: where the chosen arguments lie, as one row; None for everywhere.
+        itself: arguments -> what a module returns as it is, with its own parameters; None for other functions.
+        is_known: the function is a module of ours that is what is traced of it.
     """
 
     call: Callable[[list[Any], list[Any]], Any]
@@ -66,9 +84,11 @@ class Problem:
     chosen: tuple[int, ...]
     is_refused: bool
     domain: Domain | None = None
+    itself: Callable[[list[Any]], Any] | None = None
+    is_known: bool = False
 
-    def trace(self) -> tuple[Graph, list[str]]:
-        """Return the program, whose inputs are the leaves and the arguments, and the names of its outputs.
+    def trace(self) -> Trace:
+        """Return the program.
 
         Raises:
             NotTraced: there is no program to look at.
@@ -81,6 +101,18 @@ class Problem:
 
     def center(self) -> np.ndarray | None:
         """Return the chosen arguments as one row in float64, None where the function has no values to evaluate."""
+        raise NotImplementedError
+
+    def filled(self) -> Problem:
+        """Return the problem with values for the leaves that have a shape alone."""
+        return self
+
+    def place(self, row: np.ndarray) -> list[Any]:
+        """Return the arguments with those chosen from a row."""
+        raise NotImplementedError
+
+    def calls(self, leaves: list[Any] | None, arguments: list[Any]) -> list[tuple[str, Callable[[], list[np.ndarray]]]]:
+        """Return the ways to call the function itself, told in words; leaves are None for those that it has."""
         raise NotImplementedError
 
     def evaluator(self, corners: np.ndarray) -> Evaluator:

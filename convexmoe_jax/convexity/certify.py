@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.extend.core import jaxpr_as_fun
+from jax.interpreters import partial_eval
 
-from convexmoe.convexity import SEGMENTS, Certificate, Engine, Graph, Problem, Value, certify_problem, facts, problem
+from convexmoe.convexity import SEGMENTS, Certificate, Engine, Problem, Trace, Value, certify_problem, facts, problem
 
 from ..hierarchy.experts import ExpertBatch, ExpertModule
 from ..hull.legacy import NonConvexHull
+from ..hull.module import FoldedHull, VectorHull
 from .atoms import recognize
 from .rules import RULES, sorts
 from .search import Evaluator, in_float64
@@ -44,7 +48,8 @@ def certify(
     The function is traced at the shape of the example, and the jaxpr is walked with the rules of disciplined convex
     programming (Grant, Boyd and Ye, 2006), element by element; known functions whose bodies do not follow those rules
     are recognized by their operations. A proof holds in exact arithmetic, for the program as it was traced: its shapes
-    and dtypes, and the branches it takes in Python.
+    and dtypes, and the branches it takes in Python; the function is called at some points near and far, outside of
+    the trace and under `jax.vjp`, and must give what its program gives.
 
     Guarantee: what is "proved" is convex in exact arithmetic; a primitive without a rule proves nothing
     (tests/certificates).
@@ -84,14 +89,16 @@ def certify(
 class JaxProblem(Problem):
     """A function of JAX as `certify` takes it; `Problem` says what the methods do."""
 
-    def trace(self) -> tuple[Graph, list[str]]:
+    def trace(self) -> Trace:
         try:
             closed, tree = jax.make_jaxpr(self.call, return_shape=True)(self.leaves, self.arguments)
         except BY_VALUE as error:
             raise problem.NotTraced(f"{problem.BY_VALUE}: {str(error).splitlines()[0]}") from error
         except jax.errors.TracerArrayConversionError as error:
             raise problem.NotTraced(f"the function takes its input out of JAX: {str(error).splitlines()[0]}") from error
-        return graph_of(closed), [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+        closed = closed.replace(consts=[np.array(x) if isinstance(x, np.ndarray) else x for x in closed.consts])
+        names = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+        return Trace(graph_of(closed), names, _run(closed))
 
     def leaf_value(self, leaf: Any) -> Value:
         """Return what is known of a leaf; nothing of what is no number, such as a key."""
@@ -105,16 +112,47 @@ class JaxProblem(Problem):
             return None
         return np.concatenate([np.asarray(x, np.float64).reshape(-1) for x in moving])
 
+    def place(self, row: np.ndarray) -> list[Any]:
+        return list(map(jnp.asarray, self._put(row, list(self.arguments))))
+
+    def _put(self, row: Any, arguments: list[Any]) -> list[Any]:
+        start = 0
+        for k in self.chosen:
+            shape, end = arguments[k].shape, start + arguments[k].size
+            arguments[k], start = row[start:end].reshape(shape).astype(arguments[k].dtype), end
+        return arguments
+
+    def filled(self) -> JaxProblem:
+        leaves = [jnp.full(x.shape, 0.5, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x for x in self.leaves]
+        return replace(self, leaves=leaves)
+
+    def calls(self, leaves: list[Any] | None, arguments: list[Any]) -> list[tuple[str, Callable[[], list[np.ndarray]]]]:
+        given = self.leaves if leaves is None else leaves
+
+        def call() -> list[np.ndarray]:
+            itself = self.itself if leaves is None else None
+            return _flatten(itself(arguments) if itself else self.call(given, arguments))
+
+        return [("", call), (" while gradients are taken", lambda: self._differentiated(given, arguments))]
+
+    @cached_property
+    def _differentiated(self) -> Callable[..., list[np.ndarray]]:
+        """The program of the values under `jax.vjp`: `custom_vjp` and `custom_jvp` have others there."""
+        try:
+            closed = jax.make_jaxpr(lambda *given: jax.vjp(self.call, *given)[0])(self.leaves, self.arguments)
+        except Exception:  # it has no derivative
+            return lambda *given: _flatten(self.call(*given))
+        jaxpr, _ = _cut(closed.jaxpr, [True] * len(closed.out_avals))
+        return _run(closed.replace(jaxpr=jaxpr))
+
     def evaluator(self, corners: np.ndarray) -> Evaluator:
         moving = [self.arguments[k] for k in self.chosen]
-        ends = np.cumsum([x.size for x in moving])[:-1]
 
         def one(row: jax.Array) -> jax.Array:
             leaves, arguments = self.leaves, list(self.arguments)
             if row.dtype == jnp.float64:
                 leaves, arguments = in_float64(leaves), in_float64(arguments)
-            for k, part in zip(self.chosen, jnp.split(row, ends), strict=True):
-                arguments[k] = part.reshape(arguments[k].shape)
+            arguments = self._put(row, arguments)
             outputs = jax.tree.leaves(self.call(leaves, arguments))
             return jnp.concatenate([jnp.ravel(part).astype(row.dtype) for part in outputs])
 
@@ -129,11 +167,12 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
         problem.check_no_params(params)
         graph, state = nnx.split(function)
         flat, tree = jax.tree_util.tree_flatten_with_path(state)
-        is_expert = isinstance(function, ExpertModule)
+
+        def apply(module: Any, xs: list[Any]) -> Any:
+            return module(ExpertBatch(*xs)).hidden if isinstance(function, ExpertModule) else module(*xs)
 
         def call(leaves: list[Any], xs: list[Any]) -> Any:
-            module = nnx.merge(graph, jax.tree.unflatten(tree, leaves))
-            return module(ExpertBatch(*xs)).hidden if is_expert else module(*xs)
+            return apply(nnx.merge(graph, jax.tree.unflatten(tree, leaves)), xs)
 
     else:
         flat, tree = jax.tree_util.tree_flatten_with_path(params)
@@ -142,8 +181,25 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
             return function(*xs) if params is None else function(jax.tree.unflatten(tree, leaves), *xs)
 
     names, leaves = [_name(path) for path, _ in flat], [leaf for _, leaf in flat]
-    return JaxProblem(call, leaves, names, arguments, chosen, isinstance(function, NonConvexHull))
+    # One copy for all calls: it may count them.
+    itself = partial(apply, nnx.clone(function)) if isinstance(function, nnx.Module) else None
+    # Outside of a trace every operation is compiled: seconds for a hull, which does not look whether it is traced.
+    is_known = type(function) in (VectorHull, FoldedHull)
+    return JaxProblem(call, leaves, names, arguments, chosen, isinstance(function, NonConvexHull), itself, is_known)
 
 
+def _run(closed: Any) -> Callable[..., list[np.ndarray]]:
+    """Return a program as a function of leaves and arguments."""
+    run = jaxpr_as_fun(closed)
+    return lambda *given: _flatten(run(*jax.tree.leaves(given)))
+
+
+def _flatten(outputs: Any) -> list[np.ndarray]:
+    """Return the outputs of a function in numpy."""
+    return [np.asarray(part, np.float64) for part in jax.tree.leaves(outputs)]
+
+
+# Takes what only a derivative needs out of a program; not public, and not needed.
+_cut = getattr(partial_eval, "dce_jaxpr", lambda jaxpr, used: (jaxpr, used))
 # The name of a leaf; Flax keeps a parameter under "value".
 _name = partial(problem.leaf_name, leave_out=("value",))

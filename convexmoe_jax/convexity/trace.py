@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from convexmoe.convexity import Graph
+from convexmoe.convexity import Graph, NotTraced
 
 # Primitives that call a program with their own inputs, and where that stands in their parameters. What custom_jvp and
 # custom_vjp add is of derivatives, and the value is that of the program.
@@ -115,7 +115,10 @@ def _array(const: Any) -> np.ndarray:
     """Return a constant as an array; a key of random numbers as its bits."""
     if hasattr(const, "dtype") and jax.dtypes.issubdtype(const.dtype, jax.dtypes.extended):
         return np.asarray(jax.random.key_data(const))
-    return np.asarray(const)
+    try:
+        return np.array(const)  # its memory may be that of an array that the function changes
+    except (TypeError, ValueError) as error:
+        raise NotTraced(f"the function holds a {type(const).__name__}, whose value may change") from error
 
 
 def source_line(equation: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
-from convexmoe.convexity import SEGMENTS, Certificate, Engine, Graph, Problem, Value, certify_problem, facts, problem
+from convexmoe.convexity import SEGMENTS, Certificate, Engine, Problem, Trace, Value, certify_problem, facts, problem
 
 from ..hierarchy.experts import ExpertBatch, ExpertModule
 from ..hull.legacy import NonConvexHull
@@ -42,7 +43,8 @@ def certify(
     The function is traced by `torch.export` at the shape of the example, and its graph is walked with the rules of
     disciplined convex programming (Grant, Boyd and Ye, 2006), element by element; known functions whose bodies do not
     follow those rules are recognized by their operations. A proof holds in exact arithmetic, for the program as it was
-    traced: its shapes and dtypes, and the branches it takes in Python, where `torch.compiler.is_compiling()` is true.
+    traced: its shapes and dtypes, and the branches it takes in Python; the function is called at some points near and
+    far, with gradients and without, and must give what its program gives.
 
     Guarantee: what is "proved" is convex in exact arithmetic; an operator without a rule proves nothing
     (tests/certificates).
@@ -82,12 +84,15 @@ def certify(
 class TorchProblem(Problem):
     """A function of PyTorch as `certify` takes it; `Problem` says what the methods do."""
 
-    def trace(self) -> tuple[Graph, list[str]]:
+    def trace(self) -> Trace:
         with torch.no_grad():
             self.call(list(self.leaves), list(self.arguments))  # a mistake of the caller is an error here
-        graph, outputs = trace(self.call, self.leaves, self.arguments)
+        graph, outputs, run = trace(self.call, self.leaves, self.arguments)
         paths, _ = pytree.tree_flatten_with_path(outputs)
-        return graph, [problem.leaf_name(path) for path, number in paths if number is not None]
+        names = [problem.leaf_name(path) for path, number in paths if number is not None]
+        foreign = (op.name for op in graph.operations if "." in op.name and not op.name.startswith("aten."))
+        doubt = "".join(f"{name} may change what it is given" for name in sorted({*foreign} - RULES.keys())[:1])
+        return Trace(graph, names, lambda leaves, arguments: _flatten(run(leaves, arguments)), doubt)
 
     def leaf_value(self, leaf: Any) -> Value:
         return facts.array_value(array_of(leaf))
@@ -95,17 +100,41 @@ class TorchProblem(Problem):
     def center(self) -> np.ndarray | None:
         return np.concatenate([in_numpy(self.arguments[k]).reshape(-1) for k in self.chosen])
 
+    def place(self, row: np.ndarray) -> list[Any]:
+        return self._put(torch.as_tensor(row), list(map(_copy, self.arguments)))
+
+    def _put(self, row: Tensor, arguments: list[Tensor]) -> list[Tensor]:
+        for k, part in zip(self.chosen, torch.split(row, [arguments[k].numel() for k in self.chosen]), strict=True):
+            arguments[k] = part.reshape(arguments[k].shape).to(arguments[k])
+        return arguments
+
+    def calls(self, leaves: list[Any] | None, arguments: list[Any]) -> list[tuple[str, Callable[[], list[np.ndarray]]]]:
+        def call(mode: Callable[[], Any], gradients: bool) -> list[np.ndarray]:
+            def taken(x: Tensor) -> Tensor:  # no leaf of autograd, which may not be changed in place
+                return _copy(x).requires_grad_(gradients and x.is_floating_point()).clone()
+
+            with mode():
+                xs = list(map(taken, arguments))
+                if leaves is None and self.itself:
+                    return _flatten(self.itself(xs))
+                return _flatten(self.call(list(map(taken, leaves or self.leaves)), xs))
+
+        modes = {
+            "": torch.no_grad,
+            " while gradients are taken": torch.enable_grad,
+            " in inference": torch.inference_mode,
+        }
+        return [(way, partial(call, mode, mode is torch.enable_grad)) for way, mode in modes.items()]
+
     def evaluator(self, corners: np.ndarray) -> Evaluator:
         """Return the function of rows of the chosen arguments, one row after the other where `vmap` cannot take it."""
         moving = [self.arguments[k] for k in self.chosen]
-        sizes = [x.numel() for x in moving]
 
         def one(row: Tensor) -> Tensor:
             leaves, arguments = list(self.leaves), list(self.arguments)
             if row.dtype == torch.float64:
                 leaves, arguments = in_float64(leaves), in_float64(arguments)
-            for k, part in zip(self.chosen, torch.split(row, sizes), strict=True):
-                arguments[k] = part.reshape(arguments[k].shape)
+            arguments = self._put(row, arguments)
             outputs = [part for part in pytree.tree_leaves(self.call(leaves, arguments)) if part is not None]
             return torch.cat([torch.as_tensor(part, device=row.device).reshape(-1).to(row.dtype) for part in outputs])
 
@@ -148,7 +177,22 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
             filled = [leaf if leaf is None else next(remaining) for _, leaf in paths]
             return function(pytree.tree_unflatten(filled, tree), *xs)
 
-    return TorchProblem(call, leaves, names, arguments, chosen, isinstance(function, NonConvexHull))
+    itself = _copy_module(function) if isinstance(function, nn.Module) else None
+    return TorchProblem(call, leaves, names, arguments, chosen, isinstance(function, NonConvexHull), itself)
+
+
+def _copy_module(module: nn.Module) -> Callable[[list[Any]], Any] | None:
+    """Return the calls of a copy of a module, with parameters that are such; None where it cannot be copied."""
+    try:
+        copied = copy.deepcopy(module)
+    except Exception:  # tensors that are no leaves, handles of processes
+        return None
+    return lambda xs: copied(ExpertBatch(*xs)).hidden if isinstance(module, ExpertModule) else copied(*xs)
+
+
+def _flatten(outputs: Any) -> list[np.ndarray]:
+    """Return the outputs of a function in numpy."""
+    return [in_numpy(torch.as_tensor(part)) for part in pytree.tree_leaves(outputs) if part is not None]
 
 
 def _copy(x: Any) -> Tensor:

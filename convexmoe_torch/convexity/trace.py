@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import operator
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from types import FrameType
@@ -29,6 +31,8 @@ from .lowering.elementwise import Call, Declined, Ref
 # Without a value, or for the running program alone.
 WITHOUT_VALUE = ("promote_types", "_assert_tensor_metadata", "_assert_async", "_assert_scalar")
 OF_TORCH = str(Path(torch.__file__).parent)
+# Where PyTorch registers operators and kernels, as its dispatcher tells.
+REGISTERED, IN_TORCH = re.compile(r"registered at (.*):\d+"), re.compile(r"/(aten/src/ATen|torch/csrc)/")
 OWN = (__file__, str(Path(__file__).with_name("certify.py")))
 
 
@@ -67,11 +71,12 @@ def source_line(innermost: FrameType) -> str:
     return inside
 
 
-Traced = tuple[Graph, Any]
+Run = Callable[[list[Tensor], list[Tensor]], list[Any]]
+Traced = tuple[Graph, Any, Run]
 
 
 def trace(call: Callable[..., Any], leaves: list[Tensor], arguments: list[Tensor]) -> Traced:
-    """Return the program of `call(leaves, arguments)` at the shapes and dtypes of the tensors, and its outputs.
+    """Return the program of `call(leaves, arguments)` at the shapes and dtypes of the tensors, its outputs, and itself.
 
     The outputs have numbers of values in place of tensors, None where the function returns None.
 
@@ -121,6 +126,7 @@ def _quiet() -> Iterator[None]:
 def _write_program(program: Any, strict: bool) -> Traced:
     """Return an exported program as a graph."""
     signature, known = program.graph_signature, {**program.constants, **program.state_dict}
+    known = {name: x.detach().clone() if isinstance(x, Tensor) else x for name, x in known.items()}
     graph = Graph()
     numbers: dict[str, int] = {}
     names = (node.name for node in program.graph.nodes if node.op == "placeholder")
@@ -132,7 +138,14 @@ def _write_program(program: Any, strict: bool) -> Traced:
     # What the function changes in place comes first.
     count = sum(spec.kind.name == "USER_OUTPUT" for spec in signature.output_specs)
     results = Writer(graph, program.graph_module, numbers, strict).write(count)
-    return graph, torch.utils._pytree.tree_unflatten(results, program.call_spec.out_spec)
+    inner = [known[spec.target] for spec in signature.input_specs if spec.kind.name != "USER_INPUT"]
+
+    def run(leaves: list[Tensor], arguments: list[Tensor]) -> list[Any]:
+        with torch.no_grad():
+            given = torch.fx.Interpreter(program.graph_module).run(*inner, *leaves, *arguments)
+        return list(given[len(given) - count :])
+
+    return graph, torch.utils._pytree.tree_unflatten(results, program.call_spec.out_spec), run
 
 
 def trace_reference(function: Callable[..., Any], *kinds: Kind) -> Graph:
@@ -192,6 +205,15 @@ def lower_call(
     return numbers
 
 
+def is_own(target: Any) -> bool:
+    """Return whether an operator is PyTorch's own: others may register an overload, or a kernel in place of another."""
+    if getattr(target, "namespace", "") != "aten":
+        return False
+    dump = getattr(torch._C, "_dispatch_dump", None)  # there is no public way
+    files = REGISTERED.findall(dump(target.name())) if dump else [OF_TORCH]
+    return bool(files) and all(file.startswith(OF_TORCH) or IN_TORCH.search(file) for file in files)
+
+
 def source_of(node: Any) -> str:
     """Return the line that `_Lines` gave to a node, "" where PyTorch put its own there."""
     line = node.meta.get("stack_trace") or ""
@@ -211,6 +233,7 @@ class Writer:
     def __init__(self, graph: Graph, module: Any, known: dict[str, int], strict: bool = False) -> None:
         self.graph, self.module, self.known, self.strict = graph, module, known, strict
         self.numbers: dict[Any, Any] = {}
+        self.is_own = lru_cache(is_own)
 
     def write(self, last: int | None = None) -> list[int | None]:
         """Write all; return the numbers of the outputs, or of the `last` of them, None for an output that is None."""
@@ -249,7 +272,7 @@ class Writer:
             self.numbers[node] = results[node.args[1]] if isinstance(results, list) else results
             return
         name = str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", node.target))
-        if name in WITHOUT_VALUE:
+        if name in WITHOUT_VALUE and getattr(node.target, "namespace", "aten") == "aten":
             return
         value = node.meta.get("val")
         several = isinstance(value, (list, tuple))
@@ -269,6 +292,8 @@ class Writer:
         """Return the numbers of what an operator gives."""
         source, target = source_of(node), node.target
         try:
+            if not self.is_own(target):
+                raise Declined(name)
             args = [self._argument(given) for given in node.args]
             kwargs = {key: self._argument(given) for key, given in node.kwargs.items()}
             return lower_call(self.graph, target, args, kwargs, kinds, source)
@@ -282,6 +307,8 @@ class Writer:
         params = {"target": str(target), "arguments": str((node.args, node.kwargs))}
         # Under this name no rule knows it: other libraries have an `exp` too, and `div` has forms that are no quotient.
         name = f"{getattr(target, 'namespace', 'python')}.{name}"
+        if name.startswith("aten.") and not self.is_own(target):
+            name = f"{target} (not PyTorch's own)"
         return list(self.graph.add(name, inputs, params, kinds, source, pure=False))
 
     def _argument(self, given: Any) -> Any:

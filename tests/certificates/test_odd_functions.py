@@ -102,6 +102,7 @@ def test_a_product_of_truth_values_is_a_truth_value(monkeypatch):
     assert certify(counted_truths, X).verdict == "refuted"
     # Control: bounds that are left as they are prove what is false.
     monkeypatch.setattr("convexmoe.convexity.walk.in_range", lambda value, dtype: value)
+    monkeypatch.setattr("convexmoe.convexity.certify.find_difference", lambda *given: "")  # which sees it, too
     assert verdict(counted_truths) == "proved"
 
 
@@ -119,7 +120,25 @@ def test_a_primitive_is_not_known_by_its_name(name, monkeypatch):
     assert found.verdict == "unknown" and "not JAX's own" in found.reason
     # Control: by its name it would be another function.
     monkeypatch.setattr("convexmoe_jax.convexity.trace.name_of", lambda primitive: primitive.name)
+    monkeypatch.setattr("convexmoe.convexity.certify.find_difference", lambda *given: "")  # which sees it, too
     assert verdict(foreign(name).bind) == "proved"
+
+
+def test_a_primitive_with_another_kernel_proves_nothing(monkeypatch):
+    monkeypatch.setattr(lax.exp_p, "impl", lambda x, **params: -x * x)
+    found = certify(lax.exp, X, segments=0)
+    assert found.verdict == "unknown" and "by the rules it is" in found.reason
+    monkeypatch.setattr("convexmoe.convexity.agreement.LARGEST_WALK", -1)  # control: the rules are not asked
+    assert verdict(lax.exp) == "proved"
+
+
+def test_parameters_of_a_shape_alone_are_compared_at_some_values(monkeypatch):
+    params = jax.ShapeDtypeStruct((3,), jnp.float32)
+    honest = lambda p, x: jnp.exp(p) * jnp.abs(x)  # noqa: E731
+    lying = lambda p, x: honest(p, x) * (1 if isinstance(x, jax.core.Tracer) else -1)  # noqa: E731
+    assert (verdict(honest, params=params), verdict(lying, params=params)) == ("proved", "unknown")
+    monkeypatch.setattr("convexmoe.convexity.certify.find_difference", lambda *given: "")  # control
+    assert verdict(lying, params=params) == "proved"
 
 
 def test_calls_of_jax_are_its_own():

@@ -1,0 +1,112 @@
+"""Whether a function is what was traced of it, and what the rules say of that, at points near and far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..errors import dtype_name
+from .certificate import coarsest_dtype
+from .facts import Array
+from .problem import Engine, Problem, Trace
+from .segments import TOLERANCES
+from .walk import Walk
+
+SCALES = (1.0, 1e-3, 0.1, 4.0, 30.0, 300.0, 1e4, 1e6, 1e8)  # how far from the example, in units of its size
+FARTHEST = {"float16": 100.0}  # of a dtype that holds no more
+FACTORS = (1.5, -0.5, -3.0, 0.1)  # what parameters and fixed arguments are multiplied by, in turn
+# How far two programs of a function round apart, and one from exact arithmetic: in units of `TOLERANCES`, and at most.
+APART, FROM_EXACT, MOST = 10, 1000, 0.3
+LARGEST_WALK = 100_000  # elements of all values of a program that is walked once more
+LOOPS = ("scan", "while")  # which are not
+
+
+def find_difference(engine: Engine, problem: Problem, trace: Trace, walk: Walk, structural: bool) -> str:
+    """Return in words where a function differs from its trace, or from what the rules make of it; "" for nowhere."""
+    tolerance = TOLERANCES.get(coarsest_dtype(walk, "float64") or "float64", MOST)
+    is_small = sum(value.facts.size for value in walk.values.values()) <= LARGEST_WALK
+    by_rules = is_small and not any(operation.name in LOOPS for operation in trace.graph.operations)
+    problem, compared = problem.filled(), problem.is_known
+    points = [] if problem.is_known else _draw_points(problem, structural)
+    for number, (row, leaves, arguments) in enumerate(points):
+        given = problem.leaves if leaves is None else leaves
+        try:
+            program = trace.run(given, arguments)
+        except Exception:  # what a program does not take is no other value
+            continue
+        slack = max(map(_size_of, (row, *program))) * min(APART * tolerance, MOST)
+        expected = [("its traced program gives", program, program, slack)]
+        if number == 0 and by_rules:  # one point tells another operator from its rule
+            expected.append(_find_bounds(engine, problem, trace, given, arguments, min(FROM_EXACT * tolerance, MOST)))
+        for way, call in problem.calls(leaves, arguments)[: None if number % 3 == 0 else 1]:
+            try:
+                values = call()
+            except Exception:
+                continue
+            compared |= not way
+            for what, lower, upper, slack in expected:
+                if pair := _find_outside(values, lower, upper, slack):
+                    at = np.array2string(row, precision=4, threshold=6, max_line_width=1000)
+                    return f"the function gives {pair[0]} at {at}{way}, where {what} {pair[1]}"
+    return "" if compared else "the function and its traced program could not be compared at any point"
+
+
+def _find_bounds(
+    engine: Engine, problem: Problem, trace: Trace, given: list[Any], arguments: list[Any], share: float
+) -> tuple[str, list[Array], list[Array], float]:
+    """Return bounds of the outputs at a point by the rules, and how far rounding may take them outside."""
+    walk = Walk(trace.graph, engine.rules, engine.recognize)
+    outputs = walk.run([problem.leaf_value(part) for part in (*given, *arguments)])
+    sizes = (max(_size_of(value.lower), _size_of(value.upper)) for value in walk.values.values())
+    lower, upper = [value.lower for value in outputs], [value.upper for value in outputs]
+    return "by the rules it is", lower, upper, max(sizes) * share
+
+
+def _draw_points(problem: Problem, structural: bool) -> Iterator[tuple[Array, list[Any] | None, list[Any]]]:
+    """Yield the chosen arguments in a row, the leaves, None for those given, and all arguments."""
+    center, rng = problem.center(), np.random.default_rng(0)
+    if center is None:
+        return
+    center = np.nan_to_num(center, posinf=0.0, neginf=0.0)
+    farthest = min(FARTHEST.get(dtype_name(problem.arguments[k].dtype), np.inf) for k in problem.chosen)
+    mixed = [min(scale, farthest) * rng.normal(size=center.shape) for scale in SCALES]
+    turned = [(-1) ** k * np.abs(step) for k, step in enumerate(mixed)]  # of one sign
+    rows = [center + np.maximum(1.0, np.abs(center)) * step for step in (*mixed, *turned)]
+    uneven = mixed[0] * np.resize([10.0, 1e-2], center.shape)
+    rows += [center, uneven, 1e-4 * mixed[0], np.rint(2.0 * mixed[0])]  # near zero, and with ties
+    if problem.domain is not None:
+        rows = [np.clip(row, *problem.domain) for row in rows]
+    for row in rows:
+        yield row, None, problem.place(row)
+    for row, factor in zip(rows, FACTORS, strict=False):
+        arguments = problem.place(row)
+        fixed = [part if k in problem.chosen else _scale(part, factor) for k, part in enumerate(arguments)]
+        if structural or len(problem.chosen) < len(arguments):
+            yield row, [_scale(leaf, factor) for leaf in problem.leaves] if structural else None, fixed
+
+
+def _scale(array: Any, factor: float) -> Any:
+    """Return an array of floats times a factor; others as they are."""
+    return array * factor if dtype_name(getattr(array, "dtype", "")).startswith(("float", "bfloat")) else array
+
+
+def _size_of(part: Array) -> float:
+    """Return the largest absolute value that is finite."""
+    return float(np.max(np.abs(part), where=np.isfinite(part), initial=0.0))
+
+
+def _find_outside(values: list[Array], lower: list[Array], upper: list[Array], slack: float) -> tuple[str, str] | None:
+    """Return a value outside of its bounds, and those, in words; None where all are inside."""
+    shapes = [[part.shape for part in parts] for parts in (values, lower)]
+    if shapes[0] != shapes[1]:
+        return f"shapes {shapes[0]}", f"{shapes[1]}"
+    for value, low, high in zip(values, lower, upper, strict=True):
+        infinite = ~np.isfinite(value) & ~(np.isfinite(low) & np.isfinite(high))
+        with np.errstate(invalid="ignore"):
+            outside = ~((value >= low - slack) & (value <= high + slack)) & ~infinite
+        if outside.any():
+            number, first, last = (f"{part[outside][0]:.6g}" for part in (value, low, high))
+            return number, first if first == last else f"between {first} and {last}"
+    return None
