@@ -72,9 +72,9 @@ class Problem:
         arguments: the arrays of `x_example`.
         chosen: which of the arguments move; the others are fixed.
         is_refused: the function is a `NonConvexHull`, which promises no convexity.
-        domain: where the chosen arguments lie, as one row; None for everywhere.
         itself: arguments -> what a module returns as it is, with its own parameters; None for other functions.
         is_known: the function is a module of ours that is what is traced of it.
+        domain: where the chosen arguments lie, as one row; None for everywhere.
     """
 
     call: Callable[[list[Any], list[Any]], Any]
@@ -83,9 +83,9 @@ class Problem:
     arguments: list[Any]
     chosen: tuple[int, ...]
     is_refused: bool
-    domain: Domain | None = None
     itself: Callable[[list[Any]], Any] | None = None
     is_known: bool = False
+    domain: Domain | None = None
 
     def trace(self) -> Trace:
         """Return the program.
