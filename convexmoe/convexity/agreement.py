@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ..errors import dtype_name
 from .certificate import coarsest_dtype
 from .facts import Array
+from .graph import CONSTANT_OPERATION
 from .problem import Engine, Problem, Trace
 from .segments import TOLERANCES
 from .walk import Walk
@@ -19,6 +21,8 @@ FARTHEST = {"float16": 100.0}  # of a dtype that holds no more
 FACTORS = (1.5, -0.5, -3.0, 0.1)  # what parameters and fixed arguments are multiplied by, in turn
 # How far two programs of a function round apart, and one from exact arithmetic: in units of `TOLERANCES`, and at most.
 APART, FROM_EXACT, MOST = 10, 1000, 0.3
+FLOATS = ("float", "bfloat")
+NEAR = 5.0  # how far from the example, in units of its size, a function must give numbers
 LARGEST_WALK = 100_000  # elements of all values of a program that is walked once more
 LOOPS = ("scan", "while")  # which are not
 
@@ -28,9 +32,12 @@ def find_difference(engine: Engine, problem: Problem, trace: Trace, walk: Walk, 
     tolerance = TOLERANCES.get(coarsest_dtype(walk, "float64") or "float64", MOST)
     is_small = sum(value.facts.size for value in walk.values.values()) <= LARGEST_WALK
     by_rules = is_small and not any(operation.name in LOOPS for operation in trace.graph.operations)
-    problem, compared = problem.filled(), problem.is_known
-    points = [] if problem.is_known else _draw_points(problem, structural)
+    problem = problem.filled()
+    center, is_large = problem.center(), _may_overflow(problem, trace)
+    compared = problem.is_known and not is_large
+    points = [] if compared else _draw_points(problem, structural)
     for number, (row, leaves, arguments) in enumerate(points):
+        is_near = center is not None and (np.abs(row - center) <= NEAR * np.maximum(1.0, np.abs(center))).all()
         given = problem.leaves if leaves is None else leaves
         try:
             program = trace.run(given, arguments)
@@ -46,10 +53,12 @@ def find_difference(engine: Engine, problem: Problem, trace: Trace, walk: Walk, 
             except Exception:
                 continue
             compared |= not way
+            bad = [value for part in values for value in part[~np.isfinite(part)] if is_large or np.isnan(value)]
+            if is_near and bad:
+                return f"the function gives {bad[0]} at {_format(row)}: convexity is of real numbers"
             for what, lower, upper, slack in expected:
                 if pair := _find_outside(values, lower, upper, slack):
-                    at = np.array2string(row, precision=4, threshold=6, max_line_width=1000)
-                    return f"the function gives {pair[0]} at {at}{way}, where {what} {pair[1]}"
+                    return f"the function gives {pair[0]} at {_format(row)}{way}, where {what} {pair[1]}"
     return "" if compared else "the function and its traced program could not be compared at any point"
 
 
@@ -89,7 +98,25 @@ def _draw_points(problem: Problem, structural: bool) -> Iterator[tuple[Array, li
 
 def _scale(array: Any, factor: float) -> Any:
     """Return an array of floats times a factor; others as they are."""
-    return array * factor if dtype_name(getattr(array, "dtype", "")).startswith(("float", "bfloat")) else array
+    return array * factor if dtype_name(getattr(array, "dtype", "")).startswith(FLOATS) else array
+
+
+def _may_overflow(problem: Problem, trace: Trace) -> bool:
+    """Return whether the norms of the numbers in a program are so large that products of them may overflow."""
+    known = (operation.params["array"] for operation in trace.graph.operations if operation.name == CONSTANT_OPERATION)
+    constants = [np.abs(array.astype(np.float64)) for array in known if dtype_name(array.dtype).startswith(FLOATS)]
+    given = [np.abs(problem.leaf_value(part).upper) for part in (*problem.leaves, *problem.arguments)]
+    norms = [
+        np.atleast_2d(np.where(np.isfinite(part), part, 0.0)).sum(axis=-2).max(initial=0.0)
+        for part in given + constants
+    ]
+    norms += [1.0 / np.min(part, where=part > 0.0, initial=1.0) for part in constants]  # a divisor
+    limits = ml_dtypes.finfo(np.dtype(dtype_name(problem.arguments[problem.chosen[0]].dtype)))
+    return bool(np.log10(1.0 + np.asarray(norms)).sum() > np.log10(float(limits.max)))
+
+
+def _format(row: Array) -> str:
+    return np.array2string(row, precision=4, threshold=6, max_line_width=1000)
 
 
 def _size_of(part: Array) -> float:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ..errors import describe, dtype_name, one_of, whole_number
+from ..hull.config import Normalization
 from .agreement import find_difference
 from .calculus import LAWS
 from .certificate import EXACT, STRENGTHS, Certificate, Output, coarsest_dtype, first_failure, monotonicity, word_arrays
 from .domain import Domain, read_domain
-from .facts import CONVEX, Value, merge, nothing, parameter, variable
+from .facts import CONVEX, REAL, Value, merge, nothing, parameter, variable
 from .graph import Graph
 from .problem import Engine, NotTraced, Problem
+from .references import look_through
 from .refinements import Refinements
 from .search import search
 from .segments import TOLERANCES, Violation
@@ -37,16 +40,20 @@ def certify_problem(
     problem = replace(problem, domain=domain)
     try:
         _check_real_inputs(problem)
+        held, normalizations = look_through(problem.roots, problem.fixed)
+        _check_numbers(problem, normalizations)
         trace = problem.trace()
         graph = trace.graph
         _check_real_outputs(graph)
     except NotTraced as error:
         return Certificate("unknown", strength or "structural", str(error), domain=domain)
-    strengths = STRENGTHS if problem.leaves else ("numeric",)
+    strengths = STRENGTHS if problem.leaves and not held else ("numeric",)
     for now in (strength,) if strength else strengths:
         walk = _walk(engine, problem, graph, now)
         proved = all(walk.values[number].has(CONVEX).all() for number in graph.outputs)
-        doubt = (trace.doubt or find_difference(engine, problem, trace, walk, now == "structural")) if proved else ""
+        is_structural = now == "structural"
+        doubt = trace.doubt or (_describe_held(held) if held and is_structural else "")
+        doubt = (doubt or find_difference(engine, problem, trace, walk, is_structural)) if proved else ""
         if proved and not doubt:
             break
     coordinates = sum(math.prod(graph.shapes[number]) for number in _moving(problem, graph)) if per_input else 0
@@ -56,7 +63,7 @@ def certify_problem(
     if proved and doubt:
         return Certificate("unknown", now, f"no proof {EXACT}: {doubt}", outputs, None, None, steps, results, domain)
     if proved and not problem.is_refused:
-        reason = _proved_text(problem, now)
+        reason = _proved_text(problem, now, held)
         return Certificate("proved", now, reason, outputs, None, None, steps, results, domain)
     failed = next(filter(None, (first_failure(walk, number) for number in graph.outputs)), None)
     violation, outcome = None, "no counterexample was looked for"
@@ -84,6 +91,21 @@ def _check_real_outputs(graph: Graph) -> None:
         dtype, shape = graph.dtypes[number], ", ".join(map(str, graph.shapes[number]))
         if dtype.startswith("complex"):
             raise NotTraced(f"the function returns {dtype}[{shape}]: convexity is of real outputs")
+
+
+def _check_numbers(problem: Problem, normalizations: list[Normalization]) -> None:
+    """Check that weights are real numbers, and normalizations numbers that their dtype holds."""
+    for leaf, name in zip(problem.leaves, problem.names, strict=True):
+        kind = dtype_name(leaf.dtype) if hasattr(type(leaf), "__array__") else type(leaf).__name__
+        if kind.startswith(("float", "bfloat")) and not problem.leaf_value(leaf).has(REAL).all():
+            raise NotTraced(f"the parameter{name and ' ' + name} holds NaN or infinity: convexity is of real numbers")
+    dtype = dtype_name(problem.arguments[problem.chosen[0]].dtype)
+    limits = ml_dtypes.finfo(np.dtype(dtype))
+    for field, values in (item for units in normalizations for item in asdict(units).items()):
+        least = float(limits.tiny) if field.endswith("scale") else 0.0
+        bad = [value for value in values if not least <= abs(value) <= float(limits.max)]
+        if bad:
+            raise NotTraced(f"the normalization's {field} has {bad[0]:g}, which {dtype} does not hold")
 
 
 def _moving(problem: Problem, graph: Graph) -> list[int]:
@@ -149,8 +171,19 @@ def _describe_outputs(names: list[str], walk: Walk, alone: list[Walk]) -> tuple[
     return tuple(outputs)
 
 
-def _proved_text(problem: Problem, strength: str) -> str:
-    whose = {"structural": ", for every value of the parameters", "numeric": ", for the given parameters"}
+def _describe_held(held: list[str]) -> str:
+    """Return in a sentence why a proof does not hold for every value of the parameters."""
+    fix = "pass it in params=, or in fixed= where no training changes it"
+    return f"the function reaches {_list_names(held)} by a reference; {fix}"
+
+
+def _list_names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _proved_text(problem: Problem, strength: str, held: list[str]) -> str:
+    present = f" and the present values of {_list_names(held)}" if held else ""
+    whose = {"structural": ", for every value of the parameters", "numeric": f", for the given parameters{present}"}
     parameters = whose[strength] if problem.leaves else ""
     count, what = len(problem.chosen), "its input"
     if len(problem.arguments) > 1:

@@ -74,6 +74,8 @@ class Problem:
         is_refused: the function is a `NonConvexHull`, which promises no convexity.
         itself: arguments -> what a module returns as it is, with its own parameters; None for other functions.
         is_known: the function is a module of ours that is what is traced of it.
+        roots: what the function is made of, each with what its call takes from the leaves.
+        fixed: what the caller names as fixed.
         domain: where the chosen arguments lie, as one row; None for everywhere.
     """
 
@@ -83,6 +85,8 @@ class Problem:
     arguments: list[Any]
     chosen: tuple[int, ...]
     is_refused: bool
+    roots: list[tuple[Any, list[Any]]]
+    fixed: Any
     itself: Callable[[list[Any]], Any] | None = None
     is_known: bool = False
     domain: Domain | None = None

@@ -36,6 +36,7 @@ def certify(
     x_example: Any,
     *,
     params: Any = None,
+    fixed: Any = None,
     argnum: int | tuple[int, ...] = 0,
     strength: str | None = None,
     per_input: bool = False,
@@ -60,6 +61,8 @@ def certify(
         x_example: an array, or a tuple of arrays, one for each argument: their shapes, and where to look for a
             counterexample.
         params: nested dicts or any tree of arrays. Numbers that the function closes over are known numbers.
+        fixed: arrays, or anything that leads to them, that no training changes. A structural proof holds for their
+            present values; other arrays that the function reaches by a reference make a proof numeric.
         argnum: which of the arguments move, an index or indices; of the others nothing is assumed but that they
             are fixed real numbers.
         strength: "structural" (parameters are unknown real numbers), "numeric" (they have the given values), or None:
@@ -82,7 +85,7 @@ def certify(
     >>> certify(lambda x: -jnp.sum(x**2), jnp.ones(3)).verdict
     'refuted'
     """
-    given = _problem(function, x_example, params, argnum)
+    given = _problem(function, x_example, params, argnum, fixed)
     return certify_problem(Engine(RULES, recognize, sorts), given, strength, per_input, segments, seed, domain)
 
 
@@ -103,7 +106,7 @@ class JaxProblem(Problem):
     def leaf_value(self, leaf: Any) -> Value:
         """Return what is known of a leaf; nothing of what is no number, such as a key."""
         is_key = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-        return facts.nothing(leaf.shape) if is_key else facts.array_value(np.asarray(leaf))
+        return facts.nothing(leaf.shape) if is_key else facts.array_value(np.asarray(jnp.asarray(leaf)))
 
     def center(self) -> np.ndarray | None:
         """Return the chosen arguments as one row, None where arrays have a shape alone."""
@@ -160,12 +163,13 @@ class JaxProblem(Problem):
         return Evaluator(jax.vmap(one), jnp.asarray(corners, dtype))
 
 
-def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int, ...]) -> JaxProblem:
+def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int, ...], fixed: Any) -> JaxProblem:
     """Return the function, its parameters and its arguments in one form."""
     arguments, chosen = problem.convert_arguments(jnp.asarray, x_example, argnum)
     if isinstance(function, nnx.Module):
         problem.check_no_params(params)
         graph, state = nnx.split(function)
+        roots: list[tuple[Any, list[Any]]] = [(graph, [])]
         flat, tree = jax.tree_util.tree_flatten_with_path(state)
 
         def apply(module: Any, xs: list[Any]) -> Any:
@@ -176,6 +180,7 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
 
     else:
         flat, tree = jax.tree_util.tree_flatten_with_path(params)
+        roots = [(function, []), (params, [leaf for _, leaf in flat])]
 
         def call(leaves: list[Any], xs: list[Any]) -> Any:
             return function(*xs) if params is None else function(jax.tree.unflatten(tree, leaves), *xs)
@@ -185,7 +190,8 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
     itself = partial(apply, nnx.clone(function)) if isinstance(function, nnx.Module) else None
     # Outside of a trace every operation is compiled: seconds for a hull, which does not look whether it is traced.
     is_known = type(function) in (VectorHull, FoldedHull)
-    return JaxProblem(call, leaves, names, arguments, chosen, isinstance(function, NonConvexHull), itself, is_known)
+    is_refused = isinstance(function, NonConvexHull)
+    return JaxProblem(call, leaves, names, arguments, chosen, is_refused, roots, fixed, itself, is_known)
 
 
 def _run(closed: Any) -> Callable[..., list[np.ndarray]]:

@@ -17,11 +17,11 @@ from convexmoe.convexity import SEGMENTS, Certificate, Engine, Problem, Trace, V
 
 from ..hierarchy.experts import ExpertBatch, ExpertModule
 from ..hull.legacy import NonConvexHull
-from ..hull.module import FoldedHull
+from ..hull.module import FoldedHull, HullModule
 from .atoms import recognize
 from .rules import RULES, sorts
 from .search import Evaluator, in_float64, in_numpy
-from .trace import array_of, trace
+from .trace import LOCK, array_of, trace
 
 ONE_BY_ONE = 300  # segments, for a function that `vmap` does not take
 
@@ -31,6 +31,7 @@ def certify(
     x_example: Any,
     *,
     params: Any = None,
+    fixed: Any = None,
     argnum: int | tuple[int, ...] = 0,
     strength: str | None = None,
     per_input: bool = False,
@@ -55,6 +56,8 @@ def certify(
         x_example: a tensor, or a tuple of tensors, one for each argument: their shapes, and where to look for a
             counterexample.
         params: nested dicts or any tree of tensors. Numbers that the function closes over are known numbers.
+        fixed: arrays, or anything that leads to them, that no training changes. A structural proof holds for their
+            present values; other arrays that the function reaches by a reference make a proof numeric.
         argnum: which of the arguments move, an index or indices; of the others nothing is assumed but that they
             are fixed real numbers.
         strength: "structural" (parameters are unknown real numbers), "numeric" (they have the given values), or None:
@@ -77,8 +80,9 @@ def certify(
     >>> certify(lambda x: -torch.sum(x**2), torch.ones(3)).verdict
     'refuted'
     """
-    given = _problem(function, x_example, params, argnum)
-    return certify_problem(Engine(RULES, recognize, sorts), given, strength, per_input, segments, seed, domain)
+    with LOCK:
+        given = _problem(function, x_example, params, argnum, fixed)
+        return certify_problem(Engine(RULES, recognize, sorts), given, strength, per_input, segments, seed, domain)
 
 
 class TorchProblem(Problem):
@@ -148,7 +152,7 @@ class TorchProblem(Problem):
         return Evaluator(vmap(one), points)
 
 
-def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int, ...]) -> TorchProblem:
+def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int, ...], fixed: Any) -> TorchProblem:
     """Return the function, its parameters and its arguments in one form."""
     arguments, chosen = problem.convert_arguments(_copy, x_example, argnum)
     if isinstance(function, nn.Module):
@@ -156,6 +160,11 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
         # A folded hull is not trained any more.
         flat = [] if isinstance(function, FoldedHull) else list(function.named_parameters())
         names, leaves = [name for name, _ in flat], [_copy(leaf) for _, leaf in flat]
+        # What `functional_call` replaces; and the normalization of a hull, which stands in its config.
+        own, modules = {id(leaf) for _, leaf in flat}, list(function.modules())
+        known: list[Any] = [m._parameters for m in modules if own.issuperset(map(id, m._parameters.values()))]
+        known += [m.normalization._buffers for m in modules if isinstance(m, HullModule) and m.normalization]
+        roots: list[tuple[Any, list[Any]]] = [(function, known)]
         is_expert = isinstance(function, ExpertModule)
 
         def call(given: list[Any], xs: list[Any]) -> Any:
@@ -167,8 +176,9 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
 
     else:
         paths, tree = pytree.tree_flatten_with_path(params)
-        known = [(path, leaf) for path, leaf in paths if leaf is not None]  # to PyTorch None is a leaf
-        names, leaves = [problem.leaf_name(path) for path, _ in known], [_copy(leaf) for _, leaf in known]
+        roots = [(function, []), (params, [leaf for _, leaf in paths])]
+        given = [(path, leaf) for path, leaf in paths if leaf is not None]  # to PyTorch None is a leaf
+        names, leaves = [problem.leaf_name(path) for path, _ in given], [_copy(leaf) for _, leaf in given]
 
         def call(given: list[Any], xs: list[Any]) -> Any:
             if params is None:
@@ -178,7 +188,8 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
             return function(pytree.tree_unflatten(filled, tree), *xs)
 
     itself = _copy_module(function) if isinstance(function, nn.Module) else None
-    return TorchProblem(call, leaves, names, arguments, chosen, isinstance(function, NonConvexHull), itself)
+    is_refused = isinstance(function, NonConvexHull)
+    return TorchProblem(call, leaves, names, arguments, chosen, is_refused, roots, fixed, itself)
 
 
 def _copy_module(module: nn.Module) -> Callable[[list[Any]], Any] | None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from convexmoe.convexity import Candidates, Violation, between, chord_gaps, read_domain, search
 from convexmoe.errors import dtype_name
 
+from .trace import LOCK
+
 Function = Callable[[Tensor], Tensor]
 
 
@@ -52,7 +54,8 @@ def find_violation(
     """
     search.check_search(points, segments)
     where = read_domain("find_violation", domain, [tuple(points.shape[1:])])
-    return search.search(Evaluator(function, points.detach()), segments, seed, tolerance, True, where)
+    with LOCK:
+        return search.search(Evaluator(function, points.detach()), segments, seed, tolerance, True, where)
 
 
 class Evaluator:

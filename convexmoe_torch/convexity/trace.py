@@ -6,6 +6,7 @@ import logging
 import operator
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -28,6 +29,8 @@ from convexmoe.errors import dtype_name
 from .lowering import LOWERINGS
 from .lowering.elementwise import Call, Declined, Ref
 
+# `torch.export` changes what all threads share: the parameters of the module, whether PyTorch says that it compiles.
+LOCK = threading.RLock()
 # Without a value, or for the running program alone.
 WITHOUT_VALUE = ("promote_types", "_assert_tensor_metadata", "_assert_async", "_assert_scalar")
 OF_TORCH = str(Path(torch.__file__).parent)

@@ -1,0 +1,163 @@
+"""What a function reaches by a reference: through names in its code, closures, attributes, lists, bound methods.
+
+A trace holds an array that is reached so as numbers, and of `float(w)` not even that; training may change it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import gc
+import importlib
+import inspect
+import logging
+import sys
+import weakref
+from collections import ChainMap, deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from functools import partial
+from itertools import takewhile
+from types import CodeType, FrameType, FunctionType, ModuleType, WrapperDescriptorType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..hull.config import Normalization
+
+# Their code holds no arrays that training changes, and is not looked through.
+LIBRARIES = {"convexmoe", "convexmoe_jax", "convexmoe_torch", "flax", "jax", "jaxlib", "numpy", "optax", "torch"}
+LIBRARIES |= sys.stdlib_module_names
+WITHOUT_REFERENCES = (str, bytes, int, float, complex, np.generic, np.dtype, CodeType, type(None), logging.Logger)
+ARRAYS = ("__array__", "__array_interface__", "__cuda_array_interface__", "__dlpack__")
+# Through these everything is reached: they count as arrays.
+EVERYTHING = (globals, eval, exec, __import__, sys, gc, importlib, inspect)
+# Lists of all classes of some kind; and what a compiler notes of a function beside the function.
+TABLES = ("PyTreeRegistry", "_abc_data", "PjitInfo", "JitGlobalCppCacheKeys", "Signature")
+HIDDEN = ("__init__", "__builtins__", "__annotations__")  # `__init__` has run
+MOST = 100_000  # objects that are looked through
+REGISTERED = ("_parameters", "_buffers", "_modules")  # where a module of PyTorch has its own
+
+
+class Reference(NamedTuple):
+    """What a function reaches, and how it is named there."""
+
+    name: str
+    thing: Any
+
+    @property
+    def holds_numbers(self) -> bool:
+        """Whether it is an array, a list or dict of floats, or may lead to any."""
+        thing = self.thing
+        if isinstance(thing, (list, deque, dict)):
+            values = thing.values() if isinstance(thing, dict) else thing
+            return any(isinstance(value, (float, np.floating)) for value in values)
+        if isinstance(thing, FrameType) or any(thing is each for each in EVERYTHING):
+            return True
+        if any(hasattr(type(thing), name) for name in ARRAYS):
+            return True
+        with suppress(TypeError, ValueError, BufferError):
+            return memoryview(thing) is not None
+        return False
+
+
+def look_through(roots: Iterable[tuple[Any, Iterable[Any]]], fixed: Any) -> tuple[list[str], list[Normalization]]:
+    """Return the names of what holds numbers and is reached by a reference, and the normalizations of hulls.
+
+    Args:
+        roots: where to begin, each with things that are not looked through.
+        fixed: what the caller names as fixed: arrays, or anything that leads to them.
+    """
+    ours = [reference.thing for reference in follow_references(fixed) if reference.holds_numbers]
+    names: dict[str, None] = {}
+    normalizations = []
+    try:
+        for reference in (each for root, known in roots for each in follow_references(root, [*known, *ours])):
+            if reference.holds_numbers:
+                names[reference.name] = None
+            elif isinstance(reference.thing, Normalization):
+                normalizations.append(reference.thing)
+    except Exception as error:  # of an object of the user, which may do what it likes
+        names[f"what cannot be looked through ({type(error).__name__}: {error})"] = None
+    return list(names), normalizations
+
+
+def follow_references(root: Any, known: Iterable[Any] = ()) -> Iterator[Reference]:
+    """Yield what is reached from a root, each thing once; `known` things are not looked through."""
+    seen = {id(thing): thing for thing in known}  # kept, so that no number of a thing is given again
+    waiting = deque([Reference("", root)])
+    while waiting:
+        name, thing = waiting.popleft()
+        if id(thing) in seen or isinstance(thing, WITHOUT_REFERENCES) or type(thing).__name__ in TABLES:
+            continue
+        if len(seen) > MOST:
+            yield Reference(f"more than {MOST} objects", sys)
+            return
+        seen[id(thing)] = thing
+        reference = Reference(name.removeprefix(".") or type(thing).__name__, thing)
+        yield reference
+        if not reference.holds_numbers:
+            waiting.extend(_referents(name, thing))
+
+
+def _referents(name: str, thing: Any) -> Iterator[Reference]:
+    """Yield what a thing refers to."""
+    attributes: Mapping[str, Any] = {}
+    if isinstance(thing, FunctionType):
+        cells = {}
+        for variable, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
+            with suppress(ValueError):  # not assigned yet
+                cells[variable] = cell.cell_contents
+        if _is_of_library(thing.__globals__.get("__name__")):
+            attributes = cells
+        else:
+            yield from _names(thing.__code__, cells, ChainMap(cells, thing.__globals__, vars(builtins)))
+        others = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values(), vars(thing) or None]
+    elif isinstance(thing, (ModuleType, type)):
+        if _is_of_library(thing.__name__ if isinstance(thing, ModuleType) else thing.__module__):
+            return
+        attributes, others = vars(thing), [type(thing), *getattr(thing, "__bases__", ())]
+    elif isinstance(thing, partial):
+        attributes, others = thing.keywords, [thing.func, thing.args, vars(thing)]
+    else:
+        attributes = thing if isinstance(thing, dict) else getattr(thing, "__dict__", {})
+        others = [each for each in gc.get_referents(thing) if each is not attributes]
+        others += [thing()] if isinstance(thing, weakref.ref) else []
+        others += [thing.get(None)] if isinstance(thing, ContextVar) else []
+    for key, value in attributes.items():
+        if key not in HIDDEN:
+            yield Reference(name if key in REGISTERED else f"{name}.{key}", value)
+    yield from (Reference(name, value) for value in others)
+
+
+def _is_of_library(module: Any) -> bool:
+    return str(module).partition(".")[0] in LIBRARIES
+
+
+def _names(code: CodeType, cells: Mapping[str, Any], scope: Mapping[str, Any]) -> Iterator[Reference]:
+    """Yield what code names, attribute by attribute: `model.config` does not reach the weights of the model."""
+    steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
+    for start, step in enumerate(steps, 1):
+        loads = step.opname.startswith("LOAD_") and step.opname.endswith(("GLOBAL", "GLOBALS", "DEREF", "NAME"))
+        if step.opname == "IMPORT_NAME":
+            name, thing = step.argval, sys.modules.get(step.argval, sys)
+        elif loads and step.argval in (cells if step.opname.endswith("DEREF") else scope):
+            name, thing = step.argval, scope[step.argval]
+        else:
+            continue
+        in_library = False
+        for following in takewhile(lambda step: step.opname in ("LOAD_ATTR", "LOAD_METHOD"), steps[start:]):
+            key, cls = following.argval, type(thing)
+            is_plain = isinstance(cls.__getattribute__, WrapperDescriptorType)  # and no code of Python
+            stands_there = is_plain and not hasattr(cls, key) and key in getattr(thing, "__dict__", ())
+            if not stands_there or Reference(name, thing).holds_numbers:
+                break
+            in_library |= isinstance(thing, ModuleType) and _is_of_library(thing.__name__)
+            name, thing = f"{name}.{key}", vars(thing)[key]
+        reference = Reference(name, thing)
+        if reference.holds_numbers or isinstance(thing, FunctionType) or not in_library:
+            yield reference
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner, cells, scope)
