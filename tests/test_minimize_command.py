@@ -1,6 +1,10 @@
 """`convexmoe minimize`: the numbers it prints, and one line for each fault."""
 
+import backends
+import cases
+import cvxpy as cp
 import numpy as np
+import programs
 import pytest
 import torch
 from commands import FRAMEWORKS, invoke
@@ -69,9 +73,74 @@ def test_what_binds_is_said_at_any_tolerance(file, framework, tol):
     assert found.binding == ("", "upper")
 
 
-def test_control_a_slope_that_pushes_away_does_not_bind():
-    lower, upper, x = np.zeros(3), np.ones(3), np.array([1e-4, 1e-4, 0.5])
-    assert minimize.binding_sides(x, lower, upper, np.array([1.0, -1.0, 1e-9]), 1e-3) == ("lower", "", "")
+def distance(tmp_path):
+    """A saved hull of a, b -> `|a - 0.5| + |b - 3|`, `2 relu(u) - u` of either, in units that differ by 1e3."""
+    units = {"input_mean": (0.5, 3.0), "input_scale": (1.0, 1e3), "output_mean": (0.0,), "output_scale": (1.0,)}
+    options = {"petals": 1, "out_dim": 1, "hidden_dim": 2, "activation": "relu", "dtype": torch.float64}
+    hull = convexmoe_torch.VectorHull(2, normalization=convexmoe_torch.Normalization(**units), **options)
+    slopes, weights = torch.tensor([1.0, 1e3], dtype=torch.float64), dict(hull.named_parameters())
+    with torch.no_grad():
+        for value in weights.values():
+            value.zero_()
+        weights["trunk.0.weight"].copy_(torch.diag(slopes))
+        weights["readout.raw_weight"].fill_(np.log(np.expm1(2 * programs.DEVIATIONS["relu"] / np.sqrt(0.5 / 2))))
+        weights["readout.weight"].copy_(-slopes.reshape(2, 1, 1))
+        ends = hull(torch.tensor([[0.5, 3.0], [3.5, 13.0]], dtype=torch.float64))[:, 0]
+    assert abs(float(ends[1] - ends[0]) - 13.0) <= 1e-9
+    path = tmp_path / "distance.safetensors"
+    convexmoe_torch.save(hull, path, notes=notes_of(("a", "b"), "y", np.array([[-2.0, -2.0], [2.0, 2.0]])))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("boxes", "binding"),
+    [
+        (["a<=1e6", "-1<=b<=1"], ("", "upper")),
+        (["-1e10<=a<=1e10", "b<=1"], ("", "upper")),
+        (["a<=inf", "b<=1"], ("", "upper")),
+        (["a>=-inf", "1<=b<=1.000001"], ("", "upper")),
+        (["1<=a<=1.000001", "b<=1e4"], ("lower", "")),
+        (["1<=a<=1e9", "-2<=b<=-1"], ("lower", "upper")),
+    ],
+)
+def test_what_binds_is_said_of_wide_narrow_and_open_boxes(tmp_path, boxes, binding):
+    found = minimize.minimize(distance(tmp_path), frameworks.get("torch"), boxes, 1e-6, None)
+    assert found.binding == binding and found.certified
+
+
+def test_control_what_is_near_in_units_of_the_width_does_not_bind(tmp_path, monkeypatch):
+    def near(package, model, lower, upper, output):
+        x = np.asarray(package.minimize(model, package.Box(lower, upper), output=output).x)
+        at = [side <= 1e-6 * (upper - lower) for side in (x - lower, upper - x)]
+        return tuple(np.select(at, ["lower", "upper"], "").tolist())
+
+    monkeypatch.setattr(minimize, "binding_sides", near)
+    found = minimize.minimize(distance(tmp_path), frameworks.get("torch"), ["a<=1e9", "b<=1"], 1e-6, None)
+    assert found.binding == ("lower", "upper")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_binds_has_a_multiplier(framework):
+    """Random hulls on boxes of all widths, against the multipliers that Clarabel finds."""
+    backend, compared = {b.name: b for b in backends.BACKENDS}[framework], 0
+    units = {"input_mean": [20.0, -1.0], "input_scale": [1e-2, 1e3], "output_mean": [5.0], "output_scale": [10.0]}
+    fields = cases.fields(in_dim=2, out_dim=1, petals=5, temperature=0.3, normalization=units)
+    mean, scale = np.array(units["input_mean"]), np.array(units["input_scale"])
+    for seed in range(5):
+        rng, weights = np.random.default_rng(seed), cases.random_weights(fields, seed)
+        width, z = 10.0 ** rng.uniform(-6, 10, 2), cp.Variable(2)
+        low = rng.normal(size=2) - width * rng.uniform(0, 1, 2)
+        model, sides = backend.model(fields, weights), (mean + scale * low, mean + scale * (low + width))
+        binding = minimize.binding_sides(backend.package, model, *sides, None)
+        rules = [z >= low, z <= low + width]
+        problem = cp.Problem(cp.Minimize(programs.hull(weights, fields, z)), rules)
+        problem.solve(solver=cp.CLARABEL)
+        for k, side in enumerate(binding):
+            push = rules[0].dual_value[k] - rules[1].dual_value[k]
+            if not 1e-6 < abs(push) < 1e-3 and problem.status == cp.OPTIMAL:
+                compared += 1
+                assert side == ("" if abs(push) < 1e-3 else "lower" if push > 0 else "upper")
+    assert compared >= 6
 
 
 @pytest.mark.parametrize(

@@ -91,8 +91,7 @@ def follow_path(problem: Problem, v: Array) -> Path:
     xp = namespace(v)
     infinite = xp.full_like(problem.margin, xp.inf)
     count = xp.zeros_like(problem.margin, dtype=xp.int64)
-    done = xp.zeros_like(problem.margin, dtype=xp.bool)
-    first = Path(v, xp.ones_like(infinite), infinite, v, -infinite, count, done)
+    first = Path(v, xp.ones_like(infinite), infinite, v, -infinite, count, problem.early(infinite, -infinite))
 
     def goes_on(path: Path) -> Array:
         return xp.any(~path.done) & (xp.max(path.iterations) < LIMIT)

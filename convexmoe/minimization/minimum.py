@@ -11,26 +11,26 @@ from ..arrays import Array, as_array, einsum, library, namespace, zeros
 from ..errors import fail
 from ..hull.config import HullConfig
 from ..hull.parameters import Tree
-from .central_path import LEAST_WIDTH, Path, Problem, follow_path, keep_where
+from .central_path import Path, Problem, follow_path, keep_where
+from .cuts import CUT_TOLERANCE, FAR, Cut, find_fall, is_far_enough
 from .polytopes import enter
-from .regions import FARTHEST, Region, region
-from .scalar_hull import EPSILON, ScalarHull, scalar_hull
+from .regions import FARTHEST, Region, each_problem, is_outside, region
+from .scalar_hull import scalar_hull
 from .sets import Box, Constraints, Polytope, leading_axes
 from .solver import check_hull, check_point, check_tolerance
 
 Shape = tuple[int, ...]
 SOLVED, UNCERTIFIED, EMPTY, UNBOUNDED, BROKEN = range(5)
-FAR = 1e3  # input scales from the mean of the inputs: where coordinates without a bound are cut off first
-NEAR = 10.0  # with strong convexity, which tells whether that was far enough
-GROWTH = 32.0  # of a cut, up to FARTHEST, that the point is at, or outside of which the set lies
-AT_CUT = 0.9  # of the way to it
+NEAR = 100.0  # input scales from the mean of the inputs: where coordinates without a bound are cut off first
+NEARER = 10.0  # with strong convexity
+FEW = 16  # numbers of a direction that a message shows
+GROWTH = 32.0  # of a cut that was not far enough, up to FARTHEST
 LOOSEST = 100.0  # times tol, in output scales: an offset of the output, or a tiny unit of it, must not make tol coarse
-CUT_TOLERANCE = 1e-9  # of the gap, where a set is cut: a slope along it must drive the point to the cut
 
 FAULTS = (
     (BROKEN, "model", "finite weights and values", "inf or nan", "Train it again, or use a smaller set."),
     (EMPTY, "constraints", "a set with a point in it", "an empty set", "Loosen some of its bounds."),
-    (UNBOUNDED, "constraints", "a set in which the model is bounded below", "one without a minimum", "Add bounds."),
+    (UNBOUNDED, "constraints", "a set in which the model is bounded below", "one without a minimum{}", "Add bounds."),
 )
 
 
@@ -44,8 +44,10 @@ class Minimum(NamedTuple):
         gap: `[...]`: at least `value - min`.
         iterations: steps of Newton's method, int64 `[...]`.
         status: int64 `[...]`: 0 the gap is within tol; 1 it is not, inf where no point of a polytope was found up to
-            rounding; 2 the set is empty, or no set (a negative radius, NaN); 3 the hull falls without end in it; 4
-            values are not finite. lower_bound is -inf and gap inf at 2, 3 and 4, x and value NaN at 2 and 4.
+            rounding, or no minimum within `FARTHEST`; 2 the set is empty, or no set (a negative radius, NaN); 3 the
+            hull falls without end in it; 4 values are not finite. lower_bound is -inf and gap inf at 2, 3 and 4, x and
+            value NaN at 2 and 4.
+        direction: `[..., in_dim]`: at 3, in which the set has no end and the hull falls without end; 0 elsewhere.
     """
 
     x: Array
@@ -54,6 +56,7 @@ class Minimum(NamedTuple):
     gap: Array
     iterations: Array
     status: Array
+    direction: Array
 
 
 def minimize(
@@ -67,10 +70,11 @@ def minimize(
     Guarantee: `value - gap <= min <= value`, up to `gap` of rounding: lower_bound is the least value over the set of an
     affine function that lies nowhere above the hull, lowered by a first-order bound on its own rounding in float64
     (tests/contract/test_minimize.py, against Clarabel). The hull is the one with the given weights, computed in
-    float64. A set without a bound is cut off, further and further out while the point is at a cut, up to `FARTHEST`
-    input scales from the mean of the inputs. With strong convexity the cut leaves no lower point out; without, the
-    interval is of the part within the cut, of `FAR` scales at least, and convexity carries it on: r times as far out
-    nothing is lower than `value - r gap`.
+    float64. A set without a bound, or a wide box, is cut off, further and further out up to `FARTHEST` input scales
+    from the mean of the inputs, until faces of the cut, or strong convexity, tell that nothing outside is lower. Where
+    they do not, as on polytopes or where the hull is flat, the interval is of the part within a cut of `NEAR` scales
+    at least, with no lower value within `FAR`, and convexity carries it on: r times as far out nothing is lower than
+    `value - r gap`. A hull is refused only with a direction in which it falls (tests/contract/test_minimize_cuts.py).
 
     Args:
         model: a `VectorHull` or `FoldedHull`.
@@ -82,7 +86,8 @@ def minimize(
     Raises:
         TypeError: no hull, no set, x0 no array of numbers.
         ValueError: dimensions do not match, tol is not in (0, 1], weights are not finite; of a single problem that the
-            set is empty, or that the hull has no minimum in it: a batch tells that in `status`.
+            set is empty, or that the hull falls without end in it, and along which direction: a batch tells that in
+            `status` and `direction`.
     """
     solver, _ = check_hull("minimize", model, output)
     minimum = minimize_unchecked(model, constraints, x0, tol, output=output)
@@ -90,8 +95,20 @@ def minimize(
     if status is not None and (status.ndim == 0 or (status == BROKEN).all()):
         for code, argument, rule, got, fix in FAULTS:
             if (status == code).any():
-                fail("minimize", argument, rule, got, fix)
+                fail(
+                    "minimize",
+                    argument,
+                    rule,
+                    got.format(describe_fall(np.asarray(solver.known(minimum.direction)))),
+                    fix,
+                )
     return minimum
+
+
+def describe_fall(direction: np.ndarray) -> str:
+    """Return along which direction, `[in_dim]`, a hull falls."""
+    more = ", ..." if len(direction) > FEW else ""
+    return f": it falls without end along [{', '.join(f'{number:.6g}' for number in direction[:FEW])}{more}]"
 
 
 def minimize_unchecked(
@@ -120,104 +137,93 @@ def find_minimum(
         start = hull.normalize(start)
     none = zeros((B,), like)
     count = xp.zeros_like(none, dtype=xp.int64)
-    first = Minimum(zeros((B, D), like), none, none, none, count, count)
+    first = Minimum(zeros((B, D), like), none, none, none, count, xp.full_like(count, EMPTY), zeros((B, D), like))
     if B == 0:
         return Minimum(*(part.reshape((*problems, *part.shape[1:])) for part in first))
 
-    def goes_on(state: tuple[Array, Minimum, Array]) -> Array:
-        far, _, settled = state
+    endless = region(constraints, hull, problems, xp.full_like(none, FARTHEST)).open
+    no, least_cut = zeros((), like) > 0, NEARER if config.strong_convexity > 0 else NEAR
+
+    def goes_on(state: tuple[Array, ...]) -> Array:
+        far, _, settled, *_ = state
         return xp.any(~settled) & (far < FARTHEST)
 
-    def widen(state: tuple[Array, Minimum, Array]) -> tuple[Array, Minimum, Array]:
-        far, last, settled = state
-        far = xp.where(far == 0, NEAR if config.strong_convexity > 0 else FAR, GROWTH * far)
-        far = xp.clip(far, max=FARTHEST)
-        cut = Cut(hull, constraints, tol, problems, xp.broadcast_to(far, (B,)), settled)
-        wider, enough = minimize_within(cut, start)
-        return far, keep_where(settled, last, wider), settled | enough
+    def widen(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        far, last, settled, fall, asks = state
+        wider = xp.clip(xp.where(far == 0, least_cut, GROWTH * far), max=FARTHEST)
+        wider = xp.where(asks, far, wider)
+        cut = Cut(hull, constraints, tol, problems, endless, fall, xp.broadcast_to(wider, (B,)), settled, asks)
+        minimum, enough, fall = minimize_within(cut, start, last)
+        minimum = keep_where(settled | asks, last, minimum)
+        # after the first cut directions are asked for once
+        asks = (far == 0) & (config.strong_convexity == 0) & xp.any(endless)
+        return wider, minimum, settled | (enough & ~cut.asks), fall, asks
 
-    state = (zeros((), like), first, xp.zeros_like(none, dtype=xp.bool))
-    _, minimum, settled = library(like).while_loop(goes_on, widen, state)
-    minimum = mark_unbounded(minimum, settled)
+    state = (zeros((), like), first, xp.zeros_like(none, dtype=xp.bool), first.direction, no)
+    _, minimum, settled, fall, _ = library(like).while_loop(goes_on, widen, state)
+    minimum = mark_unbounded(minimum, hull.input_scale * fall, settled)
     return Minimum(*(part.reshape((*problems, *part.shape[1:])) for part in minimum))
 
 
-class Cut(NamedTuple):
-    """Problems over sets that are cut off where they have no bound.
+def minimize_within(cut: Cut, start: Array | None, last: Minimum) -> tuple[Minimum, Array, Array]:
+    """Return the record, one row a problem, whether the cut was far enough, and directions of fall, (B, D).
 
     Args:
-        hull: what is minimized; constraints: the sets, with leading axes `problems`; tol: as of `minimize`.
-        far: (B,), input scales from the mean of the inputs to the cuts; idle: (B,), problems that are settled.
+        start: (B, D), normalized, or None; last: the record of the cut before.
     """
-
-    hull: ScalarHull
-    constraints: Any
-    tol: Any
-    problems: Shape
-    far: Array
-    idle: Array
-
-
-def minimize_within(cut: Cut, start: Array | None) -> tuple[Minimum, Array]:
-    """Return the record, one row a problem, and whether the cut was far enough; start: (B, D), normalized, or None."""
-    hull = cut.hull
-    v, space = enter(region(cut.constraints, hull, cut.problems, cut.far), cut.idle)
-    xp = namespace(v)
+    hull, fall = cut.hull, cut.fall
+    xp, convex = namespace(fall), hull.config.strong_convexity == 0
+    asks = cut.asks if convex and cut.endless.shape[-1] else None
+    idle = cut.idle if asks is None else cut.idle | (asks & ~xp.any(cut.endless, axis=-1))
+    v, space = enter(region(cut.constraints, hull, cut.problems, cut.far, asks), idle)
+    if asks is not None:
+        fall = fall + find_fall(cut, v, space, idle | space.empty | ~asks)
+    falls = xp.any(fall != 0, axis=-1)
     if start is not None:
         v = approach(space, v, start)
     offset, factor = hull.output_mean, hull.output_scale
     reach = space.extent() + 2 * xp.abs(hull.input_mean / hull.input_scale)
     margin = hull.rounding(reach)
-    is_cut = xp.any(space.open, axis=-1)
-    tight = is_cut & (hull.config.strong_convexity == 0)
+    far = (cut.far >= FAR) & ~xp.any(space.open & ~cut.endless, axis=-1)  # beyond is nothing, or no end
+    tight = far & xp.any(space.open, axis=-1) & ~falls & convex
+
+    def size(best: Array) -> Array:
+        return xp.minimum((1 + xp.abs(offset + factor * best)) / factor, LOOSEST * (1 + xp.abs(best)))
 
     def goal(best: Array) -> Array:
-        size = xp.minimum((1 + xp.abs(offset + factor * best)) / factor, LOOSEST * (1 + xp.abs(best)))
-        wanted = cut.tol * size - 2 * margin
-        close = xp.maximum(CUT_TOLERANCE * size, 8 * margin)
+        wanted = cut.tol * size(best) - 2 * margin
+        close = xp.maximum(CUT_TOLERANCE * size(best), 8 * margin)
         return xp.where(tight, xp.minimum(wanted, close), wanted)
 
     def early(best: Array, low: Array) -> Array:
-        return space.empty | cut.idle
+        return space.empty | cut.idle | cut.asks
 
     path = follow_path(Problem(hull, space, xp.zeros_like(reach), goal, early, margin), v)
     minimum = record(path, cut, space, margin)
-    if not space.open.shape[-1]:
-        return minimum, ~is_cut
-    return minimum, ~is_cut | is_far_enough(path, hull, space, minimum)
+    if not cut.endless.shape[-1]:
+        return minimum, xp.ones_like(space.empty), fall
+    enough = is_far_enough(cut, path, space, margin)
+    if convex:
+        close = xp.maximum(last.gap, CUT_TOLERANCE * factor * size(path.best))
+        level = far & (last.status <= UNCERTIFIED) & (last.value - minimum.value <= close) & xp.isfinite(close)
+        minimum = keep_where(level & ~enough & (last.gap <= minimum.gap), last, minimum)
+        enough = enough | level | falls
+    return minimum, enough & ~(space.empty & xp.any(space.open, axis=-1)), fall
 
 
-def is_far_enough(path: Path, hull: ScalarHull, space: Region, minimum: Minimum) -> Array:
-    """Return whether the cuts leave the minimum in, (B,).
-
-    With strong convexity mu it is no further from a point of the set than `2 ||slope|| / mu`, slope a subgradient
-    there. Without, the point must not be at a cut.
-    """
-    xp = namespace(path.v)
-    z, at = space.place(path.best_v), space.outer(path.best_v)
-    mu = hull.config.strong_convexity
-    if mu > 0:
-        width = xp.full_like(path.width, LEAST_WIDTH)
-        radius = 2.01 / mu * xp.linalg.vector_norm(hull.expand(z, width).slope, axis=-1)
-        half = xp.linalg.diagonal(space.basis if space.frame is None else space.frame.basis)
-        near = xp.concat([(1 - at) * half, (1 + at) * half], axis=-1) < radius[:, None]
-    else:
-        near = xp.concat([at > AT_CUT, at < -AT_CUT], axis=-1)
-    return ~xp.any(space.open & near, axis=-1) & (minimum.status != EMPTY)
-
-
-def mark_unbounded(minimum: Minimum, settled: Array) -> Minimum:
-    """Return the record after the last cut: what has not settled by then is empty, or has no minimum."""
+def mark_unbounded(minimum: Minimum, direction: Array, settled: Array) -> Minimum:
+    """Return the record after the last cut, with the directions, (B, D), in which the hull falls without end."""
     xp = namespace(settled)
-    falls = ~settled & (minimum.status != EMPTY)
-    status = xp.where(falls & (minimum.status != BROKEN), UNBOUNDED, minimum.status)
-    lost, nowhere = status > UNCERTIFIED, (status == EMPTY) | (status == BROKEN)
+    nowhere = (minimum.status == EMPTY) | (minimum.status == BROKEN)
+    falls = xp.any(direction != 0, axis=-1) & ~nowhere
+    lost = falls | nowhere | ~settled
     return minimum._replace(
         x=xp.where(nowhere[:, None], xp.nan, minimum.x),
         value=xp.where(nowhere, xp.nan, minimum.value),
         lower_bound=xp.where(lost, -xp.inf, minimum.lower_bound),
         gap=xp.where(lost, xp.inf, minimum.gap),
-        status=status,
+        status=xp.where(falls, UNBOUNDED, xp.where(lost & ~nowhere, UNCERTIFIED, minimum.status)),
+        direction=xp.where(falls[:, None], direction, 0.0),
     )
 
 
@@ -228,11 +234,11 @@ def record(path: Path, cut: Cut, space: Region, margin: Array) -> Minimum:
     x = hull.input_mean + hull.input_scale * space.place(path.best_v)
     outside = xp.zeros_like(space.empty)
     if isinstance(constraints, Box):  # rounding must not lead out of it
-        bounds = [as_array(side, x) for side in (constraints.lower, constraints.upper)]
-        low, high = (xp.reshape(xp.broadcast_to(b, (*cut.problems, x.shape[-1])), tuple(x.shape)) for b in bounds)
+        low, high = each_problem(constraints, cut.problems, x)
         x = xp.minimum(xp.maximum(x, low), high)
     if isinstance(constraints, Polytope):
-        outside = is_outside(x, hull, constraints, cut.problems)
+        A, b = each_problem(constraints, cut.problems, x)
+        outside = is_outside(x, A, b, hull)
     value = offset + factor * hull.value(hull.normalize(x))
     lower = offset + factor * path.low
     gap = value - lower + factor * margin
@@ -242,19 +248,7 @@ def record(path: Path, cut: Cut, space: Region, margin: Array) -> Minimum:
     status = xp.where(solved, SOLVED, xp.full_like(path.iterations, UNCERTIFIED))
     for code, which in ((BROKEN, broken), (EMPTY, space.empty)):
         status = xp.where(which, code, status)
-    return Minimum(x, value, lower, gap, path.iterations, status)
-
-
-def is_outside(x: Array, hull: ScalarHull, polytope: Polytope, problems: Shape) -> Array:
-    """Return whether points, (B, D), break a row by more than the rounding of x and of the row."""
-    xp, (B, D) = namespace(x), x.shape
-    A, b = as_array(polytope.A, x), as_array(polytope.b, x)
-    A = xp.reshape(xp.broadcast_to(A, (*problems, *A.shape[-2:])), (B, *A.shape[-2:]))
-    b = xp.reshape(xp.broadcast_to(b, (*problems, b.shape[-1])), (B, b.shape[-1]))
-    sizes = xp.abs(x) + xp.abs(hull.input_mean) + hull.input_scale
-    rounding = xp.abs(b) + einsum("bmd,bd->bm", xp.abs(A), sizes)
-    left = einsum("bmd,bd->bm", A, x) - b
-    return xp.any(left > 4 * (D + 8) * EPSILON * rounding, axis=-1)
+    return Minimum(x, value, lower, gap, path.iterations, status, xp.zeros_like(x))
 
 
 def approach(space: Region, v: Array, z: Array) -> Array:

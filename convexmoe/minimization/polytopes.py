@@ -84,14 +84,14 @@ def enter(space: Region, idle: Array) -> tuple[Array, Region]:
     rows, heights = space.rows[:, :count], space.heights[:, :count]
     deepest = find_deepest(rows, heights, space.start, idle | space.empty, xp.max(space.slip, axis=-1))
     empty = space.empty | (deepest.low > 0)
-    deep = (deepest.best < -THIN) | empty
+    deep = (deepest.best < -THIN) | empty | idle
     weights = MostViolated(rows, heights).expand(deepest.v, deepest.width).weights
     equal = (weights * weights > deepest.width[:, None]) & ~deep[:, None]
     smaller = narrow(space, deepest, weights, equal, deep)
     rows, heights = smaller.rows[:, : smaller.general], smaller.heights[:, : smaller.general]
     start = xp.where(deep[:, None], deepest.best_v, 0.0)
     inner = find_deepest(rows, heights, start, idle | deep, xp.zeros_like(deepest.best))
-    out = xp.clip(inner.best + 64 * EPSILON, min=0.0)[:, None]
+    out = xp.where(deep, 0.0, xp.clip(inner.best + 64 * EPSILON, min=0.0))[:, None]
     heights = xp.concat([heights + out, smaller.heights[:, smaller.general :]], axis=1)
     return inner.best_v, replace(smaller, heights=heights, empty=empty)
 

@@ -8,12 +8,13 @@ Letters: B problems, D in, d free directions, m rows, M rows of a polytope.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..arrays import Array, as_array, einsum, eye, namespace, zeros
 from .scalar_hull import EPSILON, ScalarHull
-from .sets import ENDLESS, Ball, Box, Polytope, Simplex
+from .sets import AXES, ENDLESS, FEW, Ball, Box, Polytope, Simplex
 
 FARTHEST = 1e12  # input scales from the mean of the inputs: the last cut
 SWEEPS = 4  # of the bounds that a polytope's rows give its coordinates
@@ -163,37 +164,63 @@ class Region:
         return xp.abs(self.center) + xp.sum(xp.abs(self.basis), axis=-1)
 
 
-def region(constraints: Any, hull: ScalarHull, problems: tuple[int, ...], far: Array) -> Region:
+def region(
+    constraints: Any, hull: ScalarHull, problems: tuple[int, ...], far: Array, endless: Array | None = None
+) -> Region:
     """Return the sets in normalized units; `problems` are the leading axes of all, flattened to B.
 
-    Coordinates without a bound are cut `far` input scales, (B,), away from the mean of the inputs, and with strong
-    convexity others too.
+    Coordinates without a bound are cut `far` input scales, (B,), away from the mean of the inputs, and those of a wide
+    box, or with strong convexity. Where `endless`, (), is true, boxes and polytopes are replaced by the directions in
+    the cube [-1, 1]^D in which they have no end.
     """
-    xp, mean, D = namespace(far), hull.input_mean, hull.config.in_dim
-
-    def rows(value: Any, *shape: int) -> Array:
-        return xp.reshape(xp.broadcast_to(as_array(value, mean), (*problems, *shape)), (far.shape[0], *shape))
-
+    xp, D = namespace(far), hull.config.in_dim
     if isinstance(constraints, Ball):
-        return ball(rows(constraints.center, D), rows(constraints.radius), hull)
-    if isinstance(constraints, Simplex):
-        total = rows(constraints.total)
+        center, radius = each_problem(constraints, problems, far)
+        return ball(center, radius, hull)
+    if isinstance(constraints, Simplex) and D > 1:
+        [total] = each_problem(constraints, problems, far)
         good = (total >= 0) & (total < ENDLESS)
-        total = xp.where(good, total, 0.0)
-        if D > 1:
-            return replace(simplex(total, hull), empty=~good)
-        low = high = xp.where(good, total, xp.nan)[:, None]
-    elif isinstance(constraints, Box):
-        low, high = rows(constraints.lower, D), rows(constraints.upper, D)
-    if isinstance(constraints, Polytope):
-        A, b = rows(constraints.A, *constraints.A.shape[-2:]), rows(constraints.b, constraints.b.shape[-1])
-        A, b = scale_rows(A, b)
+        return replace(simplex(xp.where(good, total, 0.0), hull), empty=~good)
+    low, high, A, b = half_spaces(constraints, hull, problems)
+    if endless is not None:
+        low = xp.where(endless, xp.where(low > -ENDLESS, 0.0, -xp.inf), low)
+        high = xp.where(endless, xp.where(high < ENDLESS, 0.0, xp.inf), high)
+        A, b = xp.where(endless, A * hull.input_scale, A), xp.where(endless, 0 * b, b)
+        units = {"input_mean": xp.where(endless, 0.0, hull.input_mean)}
+        units["input_scale"] = xp.where(endless, 1.0, hull.input_scale)
+        hull, far = replace(hull, **units), xp.where(endless, 1.0, far)
+    if A.shape[1]:
         low, high = implied_bounds(A, b)
         room = ROOM * (high - low) + LEAST_ROOM * hull.input_scale
         low, high = xp.where(low <= high, low - room, low), xp.where(low <= high, high + room, high)
-    else:
-        A, b = zeros((far.shape[0], 0, D), mean), zeros((far.shape[0], 0), mean)
     return cube(low, high, A, b, hull, far)
+
+
+def half_spaces(constraints: Any, hull: ScalarHull, problems: tuple[int, ...]) -> tuple[Array, Array, Array, Array]:
+    """Return `low <= x <= high`, (B, D), and `A x <= b`, (B, M, D) and (B, M), as one set; NaN where it is none."""
+    xp, mean, D = namespace(hull.input_mean), hull.input_mean, hull.config.in_dim
+    if isinstance(constraints, Polytope):
+        A, b = each_problem(constraints, problems, mean)
+        finite = xp.all(xp.isfinite(A), axis=-1) & xp.isfinite(b)
+        A, b = scale_rows(A, xp.where(finite, b, xp.nan))
+        endless = zeros((b.shape[0], D), mean) + xp.inf
+        return -endless, endless, A, b
+    if isinstance(constraints, Box):
+        low, high = each_problem(constraints, problems, mean)
+    else:
+        total = each_problem(constraints, problems, mean)[0][:, None]
+        low = high = xp.where((total >= 0) & (total < ENDLESS), total, xp.nan)
+    return low, high, zeros((low.shape[0], 0, D), mean), zeros((low.shape[0], 0), mean)
+
+
+def each_problem(constraints: Any, problems: tuple[int, ...], beside: Array) -> list[Array]:
+    """Return the fields of sets with their leading axes flattened to B."""
+    xp, values = namespace(beside), []
+    for field in fields(constraints):
+        value = as_array(getattr(constraints, field.name), beside)
+        shape = tuple(value.shape[value.ndim - AXES.get(field.name, FEW) :])
+        values.append(xp.reshape(xp.broadcast_to(value, (*problems, *shape)), (math.prod(problems), *shape)))
+    return values
 
 
 def cube(low: Array, high: Array, A: Array, b: Array, hull: ScalarHull, far: Array) -> Region:
@@ -206,7 +233,7 @@ def cube(low: Array, high: Array, A: Array, b: Array, hull: ScalarHull, far: Arr
     reach = far[:, None] * scale
     bottom, top = xp.minimum(mean, high) - reach, xp.maximum(mean, low) + reach
     above, below = high == xp.inf, low == -xp.inf
-    if hull.config.strong_convexity > 0:  # bounds further out may wait: the hull tells whether they matter
+    if hull.config.strong_convexity > 0 or not A.shape[1]:  # bounds further out may wait: the hull tells if they matter
         nearer = far[:, None] < FARTHEST
         above, below = above | (nearer & (high > top)), below | (nearer & (low < bottom))
     cuts = xp.concat([above, below], axis=-1)
@@ -271,6 +298,15 @@ def standard(shape: str, center: Array, basis: Array, rows: Array, heights: Arra
     none = xp.zeros_like(start[:, :0], dtype=xp.bool)
     empty = xp.zeros_like(center[:, 0], dtype=xp.bool)
     return Region(shape, center, basis, rows, heights, 0, start, none, empty)
+
+
+def is_outside(x: Array, A: Array, b: Array, hull: ScalarHull) -> Array:
+    """Return whether points, (B, D), break one of `A x <= b` by more than the rounding of x and of the row."""
+    xp, D = namespace(x), x.shape[-1]
+    sizes = xp.abs(x) + xp.abs(hull.input_mean) + hull.input_scale
+    rounding = xp.abs(b) + einsum("bmd,bd->bm", xp.abs(A), sizes)
+    left = einsum("bmd,bd->bm", A, x) - b
+    return xp.any(left > 4 * (D + 8) * EPSILON * rounding, axis=-1)
 
 
 def scale_rows(A: Array, b: Array) -> tuple[Array, Array]:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convexmoe.errors import InputError, refuse
+from convexmoe.minimization.minimum import UNBOUNDED
 
 from ..frameworks import LABELS, Framework, choose
 from .options import FrameworkOption, HullArgument
@@ -27,8 +28,7 @@ from .tables import shorten
 
 OWNER = "convexmoe minimize"
 BOX_HELP = 'Bounds of a column, as "0<=weight<=4", "weight>=0" or "weight=3"; may be repeated.'
-AT = 1e-6  # of the width of a bound: as close as this binds
-NEAR = 1e-2  # and as this, where the way to it is worth no more than the gap
+BINDING_TOLERANCE = 1e-7  # of the gaps that tell what binds; kinks seldom allow less
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
 _BETWEEN = re.compile(rf"^\s*({_NUMBER})\s*(<=|>=)\s*(.+?)\s*\2\s*({_NUMBER})\s*$")
 _ONE_SIDED = re.compile(rf"^\s*(.+?)\s*(<=|>=|==|=)\s*({_NUMBER})\s*$")
@@ -118,28 +118,25 @@ def minimize(path: Path, framework: Framework, boxes: Sequence[str], tol: float,
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     x, value, gap = np.asarray(minimum.x, np.float64), float(minimum.value), float(minimum.gap)
-    slope = np.asarray(package.max_affine(model, x[None], output=output).slopes, np.float64)[0]
     allowed = tol * (1 + abs(value))
-    binding = binding_sides(x, lower, upper, slope, 4 * max(gap, allowed))
+    binding = binding_sides(package, model, lower, upper, output)
     target = notes.get("target")
     name = target if isinstance(target, str) else "output" if output is None else f"output {output}"
     return BoxMinimum(columns, name, lower, upper, x, value, gap, gap <= allowed, binding)
 
 
-def binding_sides(x: Vector, lower: Vector, upper: Vector, slope: Vector, worth: float) -> tuple[str, ...]:
+def binding_sides(package: Any, model: Any, lower: Vector, upper: Vector, output: int | None) -> tuple[str, ...]:
     """Return for each column "lower", "upper", "fixed" or "".
 
-    A bound binds that the point is at, or that the slope pushes it to: it stops before where the way left is worth no
-    more than `worth`, though the whole width is worth more.
+    A bound binds without which the minimum is lower, by more than the gap: it is minimized again without each.
     """
-    width = upper - lower
-    at = AT * np.where(np.isfinite(width), width, 1.0)
-    sides = []
-    for distance, push in ((x - lower, slope), (upper - x, -slope)):
-        with np.errstate(invalid="ignore"):  # 0 times an infinite width
-            near = (push * distance <= worth) & (push * width > worth) & (distance <= NEAR * width)
-        sides.append((distance <= at) | ((push > 0) & near))
-    return tuple(np.select([lower == upper, *sides], ["fixed", "lower", "upper"], "").tolist())
+    D = len(lower)
+    lows, highs = (np.tile(side, (2 * D + 1, 1)) for side in (lower, upper))
+    lows[np.arange(D), np.arange(D)], highs[np.arange(D, 2 * D), np.arange(D)] = -np.inf, np.inf
+    found = package.minimize(model, package.Box(lows, highs), tol=BINDING_TOLERANCE, output=output)
+    *values, _ = np.where(np.asarray(found.status) == UNBOUNDED, -np.inf, np.asarray(found.value, np.float64))
+    binds = np.array(values).reshape(2, D) < float(found.lower_bound[-1])
+    return tuple(np.select([lower == upper, *binds], ["fixed", "lower", "upper"], "").tolist())
 
 
 def _ranges(notes: dict[str, Any], in_dim: int) -> Vector:
