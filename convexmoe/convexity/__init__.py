@@ -4,7 +4,21 @@ The packages trace a program into a `Graph`, give the rules of their operations,
 is here.
 """
 
-from . import atoms, calculus, contraction, facts, moves, order, problem, products, rules, scalars, search, walk
+from . import (
+    atoms,
+    calculus,
+    contraction,
+    factors,
+    facts,
+    moves,
+    order,
+    problem,
+    products,
+    rules,
+    scalars,
+    search,
+    walk,
+)
 from .atoms import Kind
 from .certificate import Certificate, Output
 from .certify import SEGMENTS, certify_problem
@@ -39,6 +53,7 @@ __all__ = [
     "certify_problem",
     "chord_gaps",
     "contraction",
+    "factors",
     "facts",
     "moves",
     "order",

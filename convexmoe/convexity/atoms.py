@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import calculus, order, scalars
-from .facts import Value, literal, parameter
+from .facts import Value, literal, merge
 from .graph import Graph, Operation, match
 from .products import recognize_products, relative_entropy
 from .walk import Atom
@@ -38,6 +38,7 @@ class Forms:
         elementwise: functions of one array, each as name, law, function, and what is known of it.
         pairs: functions of two arrays, as `elementwise`.
         log_sum_exp: (axes, shape of the input, shape of the output) -> ways of writing log-sum-exp.
+        weighted: (axes, whether they are kept) -> ways of writing log sum b exp(a), of a and b.
         log_softmax: axes -> ways of writing log-softmax.
         smooth_maximum: T log mean exp(g / T) over the last axis but one, of g and T, a value or a literal.
     """
@@ -47,6 +48,7 @@ class Forms:
     elementwise: tuple[tuple[str, str, Function, Apply], ...]
     pairs: tuple[tuple[str, str, Function, Apply], ...]
     log_sum_exp: Callable[[tuple[int, ...], tuple[int, ...], tuple[int, ...]], Iterable[Function]]
+    weighted: Callable[[tuple[int, ...], bool], Iterable[Function]]
     log_softmax: Callable[[tuple[int, ...]], Iterable[Function]]
     smooth_maximum: Function
 
@@ -79,24 +81,9 @@ def recognize_atoms(
 # What is known of atoms, from what is known of their arguments.
 
 
-def as_scalar(name: str) -> Apply:
-    """Return what is known of a function of `scalars`."""
-    return lambda values: scalars.apply(name, values[0])
-
-
 def as_softplus(values: list[Value]) -> Value:
     """Return what is known of log(1 + exp(u))."""
     return order.softplus(values[0])
-
-
-def as_relu(values: list[Value]) -> Value:
-    """Return what is known of max(u, 0)."""
-    return calculus.maximum(values[0], literal(np.zeros(values[0].shape)))
-
-
-def as_leaky_relu(values: list[Value]) -> Value:
-    """Return what is known of max(u, u / 100)."""
-    return calculus.maximum(values[0], calculus.multiply(parameter((), 0.0099, 0.0101), values[0]))
 
 
 def as_log_add(values: list[Value]) -> Value:
@@ -150,6 +137,22 @@ def log_sum_exps(forms: Forms, graph: Graph, number: int) -> Iterable[Atom]:
             apply = _over(calculus.log_sum_exp, axes, shape)
             for form in forms.log_sum_exp(axes, given, shape):
                 yield Atom("logsumexp", "log_sum_exp", form, ((given, dtype),), apply)
+            maker = graph.makers.get(reduction.inputs[0])
+            factors = maker.inputs if maker is not None and maker.name == "mul" else ()
+            behind = [k for factor in factors if factor in graph.makers for k in graph.makers[factor].inputs[:1]]
+            for weights in dict.fromkeys(graph.shapes[k] for k in (*factors, *behind)):
+                for form in forms.weighted(axes, shape == with_axes):
+                    kinds = (given, dtype), (weights, dtype)
+                    yield Atom("logsumexp", "log_sum_exp", form, kinds, partial(_weighted, axes, shape))
+
+
+def _weighted(axes: tuple[int, ...], shape: tuple[int, ...], values: list[Value]) -> Value:
+    """Return what is known of log sum b exp(a), for constant b >= 0: a term with b = 0 is not there."""
+    exponent = calculus.add(values[0], scalars.apply("log", values[1]))
+    absent = values[1].zero & np.ones(exponent.shape, bool)
+    return calculus.log_sum_exp(merge(absent, literal(-np.inf).broadcast(exponent.shape), exponent), axes).reshape(
+        *shape
+    )
 
 
 def log_softmaxes(forms: Forms, graph: Graph, number: int) -> Iterable[Atom]:

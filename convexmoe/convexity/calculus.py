@@ -58,7 +58,10 @@ LAWS = {
     "logarithm": "a logarithm rises and is concave; that of exponentials of convex values, or of sums and products of "
     "such, is convex",
     "linear": "a linear map is a sum whose terms have constant factors",
+    "factors": "factors and inverses of a known matrix are known; a solution is linear in the right side",
     "choice": "a choice that does not depend on the input is convex where all its cases are",
+    "pieces": "a continuous function of one number is convex where its pieces are, and its slope rises from one to the "
+    "next",
     "comparison": "a comparison has bounds, but no curvature",
     "log_sum_exp": "log-sum-exp is convex and rises in each argument",
     "log_softmax": "x - log-sum-exp(x) is concave where x is affine",
@@ -66,6 +69,8 @@ LAWS = {
     "its dtype",
     "smooth_maximum": "T log mean exp(g / T) is convex and rises in each g, for a constant T > 0",
     "quadratic": "a polynomial of degree 2 is convex where its Hessian is positive semidefinite",
+    "norm": "the root of order p >= 1 of a sum of powers of order p of values whose sizes are convex is a norm; "
+    "1 / p may be rounded",
     "ordered": "a sum of sorted convex values is convex where its weights rise with the order and are >= 0, "
     "or the values are affine",
     "order": "the largest of convex values is convex; the others are not",

@@ -12,6 +12,7 @@ import numpy as np
 
 from .calculus import Bilinear, linear, multiply_elements, sum_over
 from .facts import Array, Value, nothing
+from .graph import Operation
 
 # Products of elements; above, one factor must be constant, and bounds are signs only.
 LARGEST_EXPANSION = 200_000
@@ -37,18 +38,38 @@ def contract(left: Value, right: Value, axes: Axes, same: bool = False) -> Value
     shape = shape_of_product(left.shape, right.shape, axes)
     left_BMK = _index(left.shape, axes.batch_left, axes.sum_left)
     right_BNK = _index(right.shape, axes.batch_right, axes.sum_right)
-    (B, M, K), N = left_BMK.shape, right_BNK.shape[1]
-    if B * M * N * K <= LARGEST_EXPANSION:
-        one = left.take(np.ascontiguousarray(np.broadcast_to(left_BMK[:, :, None], (B, M, N, K))))
-        two = right.take(np.ascontiguousarray(np.broadcast_to(right_BNK[:, None], (B, M, N, K))))
-        squares = np.broadcast_to(left_BMK[:, :, None] == right_BNK[:, None], (B, M, N, K)) & same
-        return sum_over(multiply_elements(one, two, squares), (3,)).reshape(*shape)
+    if left_BMK.size * right_BNK.shape[1] <= LARGEST_EXPANSION:
+        at_left, at_right = pair_places(left.shape, right.shape, axes)
+        products = multiply_elements(left.take(at_left), right.take(at_right), (at_left == at_right) & same)
+        return sum_over(products, (1,)).reshape(*shape)
 
     def product(first: Array, second: Array) -> Array:
         """The same contraction of two arrays of numbers: `first` goes with `left`."""
         return np.matmul(first.reshape(-1)[left_BMK], second.reshape(-1)[right_BNK].swapaxes(1, 2))
 
     return bilinear(left, right, product, shape)
+
+
+def pair_places(left: tuple[int, ...], right: tuple[int, ...], axes: Axes) -> tuple[Array, Array]:
+    """Return the places of the elements that a product multiplies and sums, `[elements of the product, K]` each."""
+    left_BMK = _index(left, axes.batch_left, axes.sum_left)
+    right_BNK = _index(right, axes.batch_right, axes.sum_right)
+    pair = np.broadcast_arrays(left_BMK[:, :, None], right_BNK[:, None])
+    one, two = (np.ascontiguousarray(part).reshape(-1, left_BMK.shape[2]) for part in pair)
+    return one, two
+
+
+def axes_of(operation: Operation) -> Axes:
+    """Return the axes of a product, as either package has them."""
+    if "axes" in operation.params:
+        return operation.params["axes"]
+    (sum_left, sum_right), (batch_left, batch_right) = operation.params["dimension_numbers"]
+    return Axes(tuple(sum_left), tuple(sum_right), tuple(batch_left), tuple(batch_right))
+
+
+def contract_factors(operation: Operation, left: Value, right: Value) -> Value:
+    """Return what is known of a product of two values."""
+    return contract(left, right, axes_of(operation), operation.inputs[0] == operation.inputs[1])
 
 
 def bilinear(left: Value, right: Value, product: Bilinear, shape: tuple[int, ...]) -> Value:

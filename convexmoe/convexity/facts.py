@@ -136,6 +136,13 @@ class Value:
         return merge(index >= 0, elements, nothing(index.shape)) if (index < 0).any() else elements
 
 
+def compact(value: Value) -> Value:
+    """Return one element of a value whose elements are all alike and stored once."""
+    if value.facts.size > 1 and not any(any(part.strides) for part in value.parts):
+        return value.map(lambda part: part[(0,) * part.ndim])
+    return value
+
+
 def join(values: Iterable[Value], arrange: Callable[[list[Array]], Array]) -> Value:
     """Return one value of several whose arrays are put together by `arrange`, such as `np.stack`."""
     return Value(*(arrange(list(group)) for group in zip(*(value.parts for value in values), strict=True)))

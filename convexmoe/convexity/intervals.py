@@ -7,6 +7,7 @@ unbounded number is 0 for the same reason.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -17,6 +18,12 @@ SAFE = 1e-280, 1e280  # products in this range lose nothing to underflow or over
 SPLIT = 134217729.0  # 2^27 + 1, cuts a float64 into two halves of 26 bits (Dekker 1971)
 # Relative error of the elementary functions of numpy, with a margin: they are within a few units in the last place.
 ELEMENTARY = 1e-14
+
+
+def round_fraction(number: Fraction | float, end: float) -> float:
+    """Return a rational number as a float, rounded towards an end."""
+    near = float(number)
+    return near if near == number else math.nextafter(near, end)
 
 
 def add_up(a: Array, b: Array) -> Array:
@@ -74,9 +81,29 @@ def _sum_up(upper: Array, axes: tuple[int, ...], count: int) -> Array:
         size = np.sum(np.abs(upper), axis=axes)
         scaled = upper * 2.0**30
         whole = (np.rint(scaled) == scaled).all(axis=axes) & (size * 2.0**30 < 2.0**53)  # summed exactly
+        whole |= np.count_nonzero(upper, axis=axes) <= 1
         wide = np.nextafter(summed + 4.0 * count * 2.0**-53 * size, np.inf)
     result = np.where(whole | np.isinf(summed), summed, wide)
     return np.where(np.isnan(result), np.inf, result)
+
+
+def matrix_product(a_lower: Array, a_upper: Array, b_lower: Array, b_upper: Array) -> tuple[Array, Array]:
+    """Return bounds of a @ b.T; sums of short numbers, and single products by powers of 2, are exact."""
+    (a, a_off), (b, b_off) = (
+        (middle, np.nextafter(np.maximum(high - middle, middle - low), np.inf) * (high > low))
+        for low, high in ((a_lower, a_upper), (b_lower, b_upper))
+        for middle in ((low + high) / 2,)
+    )
+    with np.errstate(all="ignore"):
+        product, size = a @ b.T, np.abs(a) @ np.abs(b.T)
+        off = (np.abs(a) + a_off) @ b_off.T + a_off @ np.abs(b.T)
+        single = ((a != 0) * 1.0) @ ((b != 0) * 1.0).T <= 1
+        single &= any(np.isin(np.frexp(np.abs(part))[0], (0.0, 0.5)).all() for part in (a, b))
+        whole = all((np.rint(part * 2.0**15) == part * 2.0**15).all() for part in (a, b)) & (size * 2.0**30 < 2.0**53)
+        exact = (single | whole) & (off == 0)
+        off = np.where(exact, 0.0, 1.01 * off + 4.0 * (a.shape[1] + 2) * 2.0**-53 * size + 1e-300)
+        lower, upper = product - off, product + off
+    return np.where(exact, product, np.nextafter(lower, -np.inf)), np.where(exact, product, np.nextafter(upper, np.inf))
 
 
 def widen(lower: Array, upper: Array) -> tuple[Array, Array]:

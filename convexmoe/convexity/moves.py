@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .facts import Array, Value, either, either_over, join, mixture
+from .facts import Array, Value, compact, either, either_over, join, mixture
 from .graph import Operation
-from .walk import Inputs, Rule, Walk, compact
+from .walk import Inputs, Rule, Walk
 
 Params = Mapping[str, Any]
 
@@ -29,6 +29,23 @@ def moving_rule(move: Callable[[Array, Params], Array]) -> Rule:
 def concatenate_flat(inputs: Inputs) -> Value:
     """Return the elements of all inputs in one row, so that one index reaches each."""
     return join(inputs, lambda group: np.concatenate([part.reshape(-1) for part in group]))
+
+
+def group_places(target: Array, count: int) -> Array:
+    """Return for each of `count` places itself and the elements that are put there, `[count, K]`, -1 for none.
+
+    Args:
+        target: where each element goes, -1 for nowhere; as index they come after the places.
+        count: of places.
+    """
+    target = target.reshape(-1)
+    order = np.argsort(target, kind="stable")[np.count_nonzero(target < 0) :]
+    starts = np.searchsorted(target[order], np.arange(count))
+    rank = np.arange(len(order)) - starts[target[order]]
+    groups = np.full((count, 2 + rank.max(initial=-1)), -1)
+    groups[:, 0] = np.arange(count)
+    groups[target[order], 1 + rank] = count + order
+    return groups
 
 
 def weakest_element(value: Value) -> Value:

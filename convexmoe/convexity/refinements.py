@@ -7,23 +7,30 @@ read off are enclosed, not estimated.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from . import facts
-from .calculus import add, negate
+from . import facts, intervals
+from .calculus import add, multiply, negate
+from .contraction import axes_of, pair_places
 from .domain import Domain
 from .facts import Array, Value
 from .graph import Operation
-from .semidefinite import LARGEST_ORDER, is_semidefinite
+from .semidefinite import is_semidefinite
 from .walk import Walk
 
 LARGEST_VALUE = 256  # elements of a value that is worth the effort
 LARGEST_SORT = 128  # elements of a sorted value
+LARGEST_BY_POINTS = 24  # elements of the input, where a quadratic form is no sum of products
+LARGEST_INPUT = 512  # elements of the input, or of products, of a quadratic form
 
 # (operation) -> (axis, whether the order is falling) where an operation sorts its first input, None where it does not.
 Sorts = Callable[[Operation], "tuple[int, bool] | None"]
+
+Hessian = tuple[int, tuple[Array, Array]]  # of an element, by its flat index: bounds
 
 
 class Refinements:
@@ -37,13 +44,14 @@ class Refinements:
 
     def __init__(self, chosen: list[int], sorts: Sorts, domain: Domain | None = None) -> None:
         self.chosen, self.sorts, self.domain = chosen, sorts, domain
+        self.slopes: dict[int, Value] = {}  # of affine values in the chosen inputs
 
     def __call__(self, walk: Walk, operation: Operation, number: int) -> tuple[str, Value] | None:
         """Return what more is known of a value, and the law that gives it; None for nothing."""
         value = walk.values[number]
         if value.facts.size > LARGEST_VALUE:
             return None
-        refinement = self._quadratic(walk, number, value)
+        refinement = self._quadratic(walk, number, value) or _power_norm(walk, operation, value)
         if refinement is None and any(map(self.sorts, walk.graph.operations)):
             return self._ordered(walk, number, value)
         return refinement
@@ -52,37 +60,93 @@ class Refinements:
         """Decide the elements that are polynomials of degree 2 by their Hessians."""
         undecided = np.asarray(value.has(facts.QUADRATIC | facts.REAL) & ~value.affine)
         size = sum(math.prod(walk.graph.shapes[given]) for given in self.chosen)
-        if not undecided.any() or not 0 < size <= LARGEST_ORDER:
+        if not undecided.any() or not 0 < size <= LARGEST_INPUT:
             return None
-        start, step = (np.zeros(size), np.ones(size)) if self.domain is None else self.domain.spread()
-        if np.isnan(start).any():
+        start, step = self._spread(self.chosen, size)
+        if np.isnan(start).any() or not step.any():
             return None
-        units = np.diag(step)  # steps of other lengths change no sign of the Hessian's eigenvalues
-        at_start = self._at(walk, number, start)
-        firsts = [self._at(walk, number, start + unit) for unit in units]
-        hessian = np.empty((2, size, size, *value.shape))
-        for i in range(size):
-            for j in range(i, size):
-                second = self._at(walk, number, start + units[i] + units[j])
-                entry = add(add(second, at_start), negate(add(firsts[i], firsts[j])))
-                moves = bool(step[i] and step[j])
-                hessian[0, i, j] = hessian[0, j, i] = entry.lower if moves else 0.0
-                hessian[1, i, j] = hessian[1, j, i] = entry.upper if moves else 0.0
-        lower, upper = (np.moveaxis(part, (0, 1), (-2, -1)) for part in hessian)
+        try:
+            hessians = dict(self._hessians_of_products(walk, number, undecided, size))
+        except ValueError:  # made of something else
+            hessians = dict(self._hessians_by_points(walk, number, undecided, size))
         convex, concave = (np.zeros(value.shape, bool) for _ in range(2))
-        for place in map(tuple, np.argwhere(undecided)):
-            convex[place] = is_semidefinite(lower[place], upper[place])
-            concave[place] = is_semidefinite(-upper[place], -lower[place])
+        for k, (lower, upper) in hessians.items():
+            convex.flat[k] = is_semidefinite(lower, upper)
+            concave.flat[k] = is_semidefinite(-upper, -lower)
         return _claim("quadratic", value, convex, concave)
 
-    def _at(self, walk: Walk, number: int, point: Array) -> Value:
-        """Return bounds of a value where the chosen inputs are a known point."""
-        given, start = {}, 0
-        for chosen in self.chosen:
-            shape = walk.graph.shapes[chosen]
-            end = start + math.prod(shape)
-            given[chosen], start = facts.literal(point[start:end].reshape(shape)), end
-        return evaluate_again(walk, number, given)
+    def _hessians_of_products(self, walk: Walk, number: int, wanted: Array, size: int) -> Iterator[Hessian]:
+        """Yield the Hessians of sums over products of affine values.
+
+        With the products and the affine values beside them as variables the value must be affine; its slopes in the
+        products are their weights.
+        """
+        products, beside = _products_behind(walk, number)
+        count = sum(walk.values[product].facts.size for product in products)
+        if not 0 < count <= LARGEST_INPUT:
+            raise ValueError(f"{count} products")
+        shapes = {k: walk.graph.shapes[k] for k in (*products, *beside)}
+        free = evaluate_again(walk, number, {k: facts.variable(shape) for k, shape in shapes.items()})
+        weights = self._slopes(walk, number, products, {k: facts.literal(np.zeros(shapes[k])) for k in beside})
+        sides: tuple[list[Value], list[Value]] = [], []
+        places: list[Array] = []
+        for product, first in zip(products, np.cumsum([0, *(math.prod(shapes[k]) for k in products)]), strict=False):
+            factors, at = _factors(walk, product)
+            for side, factor, index in zip(sides, factors, at, strict=True):
+                if factor not in self.slopes:
+                    self.slopes[factor] = self._slopes(walk, factor, self.chosen).reshape(size, -1)
+                side.append(self.slopes[factor].map(partial(np.take, indices=index.reshape(-1), axis=1)))
+            places.append(first + np.repeat(np.arange(len(at[0])), at[0].shape[1]))
+        a, b = (facts.join(side, lambda parts: np.concatenate(parts, axis=1)) for side in sides)
+        weights = weights.reshape(count, -1).map(partial(np.take, indices=np.concatenate(places), axis=0))
+        for k in np.flatnonzero(wanted & free.affine):
+            weight = weights.map(partial(np.take, indices=k, axis=1))
+            some = ~weight.zero
+            scaled, other = (part.map(partial(np.compress, some, axis=1)) for part in (multiply(a, weight), b))
+            low, high = intervals.matrix_product(scaled.lower, scaled.upper, other.lower, other.upper)
+            yield int(k), (intervals.add_down(low, low.T), intervals.add_up(high, high.T))
+
+    def _hessians_by_points(self, walk: Walk, number: int, wanted: Array, size: int) -> Iterator[Hessian]:
+        """Yield the Hessians of polynomials of degree 2, from their values at sums of two unit vectors."""
+        if size <= LARGEST_BY_POINTS:
+            start, step = self._spread(self.chosen, size)
+            units = np.diag(step)
+            at_start, *firsts = (self._at(walk, number, self.chosen, start + x) for x in (np.zeros(size), *units))
+            hessian = np.zeros((2, size, size, wanted.size))
+            for i, j in zip(*np.triu_indices(size), strict=True):
+                second = self._at(walk, number, self.chosen, start + units[i] + units[j])
+                entry = add(add(second, at_start), negate(add(firsts[i], firsts[j])))
+                if step[i] and step[j]:
+                    hessian[:, i, j] = hessian[:, j, i] = entry.lower.reshape(-1), entry.upper.reshape(-1)
+            yield from ((int(k), tuple(hessian[..., k])) for k in np.flatnonzero(wanted))
+
+    def _at(self, walk: Walk, number: int, sources: list[int], point: Array, fixed: Any = None) -> Value:
+        """Return what is known of a value where its sources are a known point, and others are fixed."""
+        shapes = [walk.graph.shapes[source] for source in sources]
+        ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+        parts = zip(sources, np.split(point, ends), shapes, strict=True)
+        given = {source: facts.literal(part.reshape(shape)) for source, part, shape in parts}
+        return evaluate_again(walk, number, (fixed or {}) | given)
+
+    def _slopes(self, walk: Walk, number: int, sources: list[int], fixed: Any = None) -> Value:
+        """Return the slopes of an affine value in each element of its sources, `[elements, *shape]`."""
+        count = sum(math.prod(walk.graph.shapes[source]) for source in sources)
+        start, step = self._spread(sources, count)
+        before = negate(self._at(walk, number, sources, start, fixed))
+        still = facts.literal(np.zeros(before.shape))
+        ends = (self._at(walk, number, sources, start + unit, fixed) for unit in np.diag(step))
+        return facts.join(
+            (add(end, before) if moves else still for end, moves in zip(ends, step, strict=True)), np.stack
+        )
+
+    def _spread(self, sources: list[int], count: int) -> tuple[Array, Array]:
+        """Return a point and steps from it, of the chosen inputs in their domain: there alone affine values are known.
+
+        Steps of other lengths change no sign of the Hessian's eigenvalues.
+        """
+        if self.domain is not None and sources == self.chosen:
+            return self.domain.spread()
+        return np.zeros(count), np.ones(count)
 
     def _ordered(self, walk: Walk, number: int, value: Value) -> tuple[str, Value] | None:
         """Decide the elements that are weighted sums of sorted values by their weights."""
@@ -97,10 +161,7 @@ class Refinements:
         free = evaluate_again(walk, number, {source: facts.variable(shape)})
         if not free.affine.any():
             return None
-        start = evaluate_again(walk, number, {source: facts.literal(np.zeros(shape))})
-        units = np.eye(math.prod(shape)).reshape(-1, *shape)
-        ends = (evaluate_again(walk, number, {source: facts.literal(unit)}) for unit in units)
-        slopes = facts.join((add(end, negate(start)) for end in ends), np.stack).reshape(*shape, *value.shape)
+        slopes = self._slopes(walk, number, [source]).reshape(*shape, *value.shape)
         lower, upper = (np.moveaxis(part, axis, 0) for part in (slopes.lower, slopes.upper))
         given = walk.values[operation.inputs[0]]
         if falling:  # what is left out has weight 0
@@ -129,6 +190,90 @@ class Refinements:
         if len(sources) != 1 or any(k not in graph.makers for k in moving):
             return None
         return sources[0], *orders[sources[0]]
+
+
+def _products_behind(walk: Walk, number: int) -> tuple[list[int], list[int]]:
+    """Return the products of affine values from which a value is computed, and the affine values beside them."""
+
+    def is_fixed(k: int) -> bool:
+        return bool(walk.values[k].constant.all())
+
+    def is_affine(k: int) -> bool:
+        return bool(walk.values[k].affine.all())
+
+    def is_product(k: int) -> bool:
+        return not is_affine(k) and all(map(is_affine, walk.graph.makers[k].inputs))
+
+    ends = walk.graph.before(number, lambda k: is_affine(k) or is_product(k))
+    moving = sorted(k for k in ends if not is_fixed(k))
+    products = [k for k in moving if is_product(k)]
+    return products, [k for k in moving if is_affine(k)]
+
+
+def _factors(walk: Walk, product: int) -> tuple[tuple[int, int], tuple[Array, Array]]:
+    """Return the factors of a product of affine values, and the places in them of its terms, `[elements, terms]`."""
+    operation, shape = walk.graph.makers[product], walk.graph.shapes[product]
+    first, second, name = operation.inputs[0], operation.inputs[-1], operation.name
+    if name in ("dot", "dot_general"):
+        shapes = walk.graph.shapes[first], walk.graph.shapes[second]
+        return (first, second), pair_places(*shapes, axes_of(operation))
+    exponent = walk.values[second].lower if name == "pow" else operation.params.get("y", 2)
+    if name not in ("mul", "square", "integer_pow", "pow") or np.any(exponent != 2):
+        raise ValueError(f"{name} of affine values")
+    second = first if name == "pow" else second
+    at = (np.arange(math.prod(size)).reshape(size) for size in (walk.graph.shapes[first], walk.graph.shapes[second]))
+    one, two = (np.broadcast_to(places, shape).reshape(-1, 1) for places in at)
+    return (first, second), (one, two)
+
+
+def _power_norm(walk: Walk, operation: Operation, value: Value) -> tuple[str, Value] | None:
+    """Decide (sum of f ** e) ** q, with q rounded from 1 / p and e >= p >= 1, for |f| that are convex.
+
+    What ROOT_CONVEX says of roots goes through sums, maxima and positive factors for every p as it does for p = 2.
+    """
+    if operation.name != "pow" or not walk.values[operation.inputs[1]].known.all():
+        return None
+    base, q = operation.inputs[0], walk.values[operation.inputs[1]].lower
+    rounding = 2.0 ** (-52 if walk.graph.dtypes[operation.outputs[0]] == "float64" else -23)
+    if not np.all(q == q.flat[0]) or not 0 < q.flat[0] <= 1:
+        return None
+    given: dict[int, Value] = {}
+    for k in walk.graph.before(base, lambda k: k in walk.reasons and _exponent(walk, k) is not None):
+        exponent = _exponent(walk, k)
+        if exponent is not None:
+            inner = walk.values[walk.graph.makers[k].inputs[0]]
+            even = (exponent % 2 == 0) | inner.nonnegative
+            holds = inner.root_is_convex & even & (exponent * q.flat[0] >= 1 - rounding)
+            claim = walk.values[k].facts & np.uint16(facts.REAL) | facts.facts_where((facts.ROOT_CONVEX, holds))
+            given[k] = facts.settle(*walk.values[k].parts[:2], claim)
+        elif not walk.values[k].constant.all() and not _is_homogeneous(walk, k):
+            return None
+    if not given:
+        return None
+    total = evaluate_again(walk, base, given)
+    return _claim("norm", value, total.has(facts.ROOT_CONVEX) & value.has(facts.REAL), np.zeros(value.shape, bool))
+
+
+def _exponent(walk: Walk, k: int) -> Array | float | None:
+    """Return the exponent of a power that depends on the input, None for another operation."""
+    operation = walk.graph.makers.get(k)
+    if operation is None or walk.values[k].constant.all():
+        return None
+    same = operation.name == "mul" and operation.inputs[0] == operation.inputs[1]
+    if operation.name == "pow" and walk.values[operation.inputs[1]].known.all():
+        return walk.values[operation.inputs[1]].lower
+    return {"integer_pow": float(operation.params.get("y", 0)), "square": 2.0, "mul": 2.0 if same else None}.get(
+        operation.name
+    )
+
+
+def _is_homogeneous(walk: Walk, k: int) -> bool:
+    """Return whether a value is a sum, a maximum or a rearrangement of what it depends on, or a multiple of it."""
+    operation = walk.graph.makers.get(k)
+    law = walk.rules[operation.name].law if operation and operation.name in walk.rules else ""
+    moving = [not walk.values[given].constant.all() for given in operation.inputs] if operation else []
+    scaled = (law in ("product", "linear") and sum(moving) == 1) or (law == "quotient" and moving == [True, False])
+    return scaled or law in ("sum", "moved", "same", "maximum")
 
 
 def _claim(law: str, value: Value, convex: Array, concave: Array) -> tuple[str, Value] | None:

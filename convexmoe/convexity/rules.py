@@ -16,8 +16,6 @@ from .walk import Inputs, Rule, Walk
 WHOLE = ("int", "uint")
 
 SCALAR_LAWS = {"sqrt": "root", "log": "logarithm", "log1p": "logarithm"}
-# Those of `scalars` that are functions of models, and no operations of a framework.
-OF_MODELS = ("huber_relu", "elu", "huber")
 
 
 def elementwise(law: str, function: Callable[..., Value]) -> Rule:

@@ -43,10 +43,6 @@ class Scalar(NamedTuple):
     nonzero: bool = False
 
 
-def _huber_relu(u: Array) -> Array:
-    return (np.clip(u, -1, 1) + 1) ** 2 / 4 + np.maximum(u - 1, 0)
-
-
 SCALARS = {
     "exp": Scalar(EVERYWHERE, None, EVERYWHERE, None, np.exp, (0.0, np.inf), nonzero=True),
     "exp2": Scalar(EVERYWHERE, None, EVERYWHERE, None, np.exp2, (0.0, np.inf), nonzero=True),
@@ -72,13 +68,9 @@ SCALARS = {
     "floor": Scalar(None, None, EVERYWHERE, None, np.floor),
     "ceil": Scalar(None, None, EVERYWHERE, None, np.ceil),
     "round": Scalar(None, None, EVERYWHERE),
-    # Of models: both are 0 far to the left, and the identity far to the right.
-    "huber_relu": Scalar(EVERYWHERE, None, EVERYWHERE, None, _huber_relu, (0.0, np.inf)),
-    "elu": Scalar(EVERYWHERE, None, EVERYWHERE, None, lambda u: np.where(u > 0, u, np.expm1(u)), (-1.0, np.inf)),
-    "huber": Scalar(EVERYWHERE, None, ABOVE, BELOW, None, (0.0, np.inf)),
 }
 EXACT = {"sign", "floor", "ceil"}
-ZERO_AT_ZERO = {"expm1", "log1p", "sqrt", "cbrt", "tanh", "atan", "asinh", "sinh", "elu"}
+ZERO_AT_ZERO = {"expm1", "log1p", "sqrt", "cbrt", "tanh", "atan", "asinh", "sinh"}
 KEEPS_NONZERO = {*ZERO_AT_ZERO, "erf", "abs", "sign"}
 # Facts of f(v) about logarithms and roots, each with the fact of v from which it follows.
 IMPLIED = {
@@ -128,6 +120,8 @@ def apply(name: str, value: Value) -> Value:
         real &= (value.lower > low) | (value.positive if low == 0.0 else False)
     nonzero = (real & np.asarray(scalar.nonzero)) | (value.has(facts.NONZERO) & (name in KEEPS_NONZERO))
     claim |= facts_where((facts.REAL, real), (facts.NONZERO, nonzero))
+    if name == "cosh":  # the logarithm of cosh is convex, and rises and falls with it
+        claim |= np.where(claim & np.uint16(facts.CONVEX), np.uint16(facts.LOG_CONVEX), np.uint16(0))
     for fact, given in IMPLIED.get(name, ()):
         claim |= facts_where((fact, value.has(given)))
     lower, upper = _bounds(name, scalar, value)
@@ -202,7 +196,7 @@ def _power_bounds(value: Value, p: float, even: bool) -> tuple[Array, Array]:
     with np.errstate(all="ignore"):
         ends = np.power(base, p)
         exact = (p == 2.0) & (np.abs(base) < 2.0**26) & (np.rint(base) == base)
-    exact |= (base == 0) & (p > 0)
+    exact |= ((base == 0) & (p > 0)) | ((p == -1.0) & (np.frexp(np.abs(base))[0] == 0.5))  # of powers of 2
     low, high = widen(np.where(np.isnan(ends), -np.inf, ends), np.where(np.isnan(ends), np.inf, ends))
     low, high = np.where(exact, ends, low), np.where(exact, ends, high)
     crosses = (value.lower < 0) & (value.upper > 0)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .calculus import LAWS
-from .facts import CONSTANT, REAL, Value, array_value, curvature_word, nothing, settle
+from .facts import CONSTANT, REAL, Value, array_value, compact, curvature_word, nothing, settle
 from .graph import CONSTANT_OPERATION, Graph, Operation
+from .piecewise import recognize_pieces
 
 Inputs = list[Value]
 NOT_REAL = "it may be no real number: `domain=Box(...)` can leave out where"
@@ -97,6 +98,7 @@ class Walk:
         rules: primitive -> rule.
         atoms: recognizes parts of a program; None for no atoms.
         refine: what whole-program arguments add to a value that the rules leave open; None for nothing.
+        in_pieces: look at functions that are written in pieces.
 
     Attributes:
         values: what is known of each value, by number.
@@ -106,9 +108,15 @@ class Walk:
     """
 
     def __init__(
-        self, graph: Graph, rules: Mapping[str, Rule], atoms: Atoms | None = None, refine: Refine | None = None
+        self,
+        graph: Graph,
+        rules: Mapping[str, Rule],
+        atoms: Atoms | None = None,
+        refine: Refine | None = None,
+        in_pieces: bool = True,
     ) -> None:
         self.graph, self.rules, self.atoms, self.refine = graph, rules, atoms, refine
+        self.in_pieces = in_pieces
         self.values: dict[int, Value] = {}
         self.reasons: dict[int, Reason] = {}
         self.inside = ""
@@ -151,7 +159,7 @@ class Walk:
             self.values[number] = value
             reason = Reason(operation.name, LAWS[law], operation.inputs, operation.source, note)
             try:
-                if not value.curved.all():
+                if law == "choice" or not value.curved.all():
                     reason = self._recognize(operation, number, reason)
                 if self.refine and not self.values[number].curved.all():
                     refinement = self.refine(self, operation, number)
@@ -171,6 +179,10 @@ class Walk:
             before, self.values[number] = self.values[number], combine(self.values[number], value)
             if (self.values[number].facts != before.facts).any():
                 return reason._replace(operation=atom.name, law=LAWS[atom.law], inputs=tuple(inputs))
+        pieces = recognize_pieces(self, number) if self.in_pieces else None
+        if pieces is not None:
+            self.values[number] = combine(self.values[number], pieces[1])
+            return reason._replace(law=LAWS["pieces"], inputs=pieces[:1])
         return reason
 
     def _apply_rule(self, operation: Operation) -> tuple[list[Value], str, str]:
@@ -193,13 +205,6 @@ class Walk:
             except Exception as error:  # a fault of a rule must not become a proof
                 note = f"the rule for {operation.name!r} failed: {type(error).__name__}: {error}"
         return [nothing(shape) for shape, _ in kinds], law, note
-
-
-def compact(value: Value) -> Value:
-    """Return one element of a value whose elements are all alike and stored once."""
-    if value.facts.size > 1 and not any(any(part.strides) for part in value.parts):
-        return value.map(lambda part: part[(0,) * part.ndim])
-    return value
 
 
 def in_range(value: Value, dtype: str) -> Value:

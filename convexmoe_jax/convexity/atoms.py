@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.scipy.special import rel_entr, xlogy
 
 from convexmoe.convexity import Graph, Kind, atoms, calculus, scalars
@@ -30,11 +29,6 @@ def _trace_once(function: Function, kinds: tuple[Kind, ...], wide: bool) -> Grap
         return trace(function, *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds))
 
 
-def _huber_relu(u: Any) -> Any:
-    bent = jnp.maximum(jnp.minimum(u, 1.0) + 1.0, 0.0)
-    return jnp.where(u < 1.0, bent * bent * 0.25, u)
-
-
 def _softplus_by_log1p(u: Any) -> Any:
     return jnp.maximum(u, 0) + jnp.log1p(jnp.exp(-jnp.abs(u)))
 
@@ -44,15 +38,8 @@ def _guarded_x_log_x(u: Any) -> Any:
 
 
 ELEMENTWISE = (
-    ("huber_relu", "scalar", _huber_relu, atoms.as_scalar("huber_relu")),
-    ("elu", "scalar", jax.nn.elu, atoms.as_scalar("elu")),
-    ("celu", "scalar", jax.nn.celu, atoms.as_scalar("elu")),  # at alpha = 1 the two are one function
-    ("relu", "maximum", lambda u: jnp.where(u > 0, u, 0.0), atoms.as_relu),
-    ("relu", "maximum", lambda u: jnp.where(u >= 0, u, 0.0), atoms.as_relu),
-    ("leaky_relu", "maximum", jax.nn.leaky_relu, atoms.as_leaky_relu),
     ("softplus", "log_sum_exp", lambda u: jnp.logaddexp(u, jnp.zeros((), u.dtype)), atoms.as_softplus),
     ("softplus", "log_sum_exp", _softplus_by_log1p, atoms.as_softplus),
-    ("huber_loss", "scalar", optax.huber_loss, atoms.as_scalar("huber")),
     ("xlogy", "entropy", lambda u: xlogy(u, u), atoms.as_relative_entropy),
     ("xlogy", "entropy", lambda u: jnp.where(u > 0, u * jnp.log(u), 0.0), atoms.as_relative_entropy),
     ("xlogy", "entropy", _guarded_x_log_x, atoms.as_relative_entropy),
@@ -89,6 +76,11 @@ def _log_sum_exp_by_hand(axes: tuple[int, ...], of_all: bool) -> tuple[Function,
 
 
 @lru_cache(maxsize=256)
+def _weighted_forms(axes: tuple[int, ...], keep: bool) -> tuple[Function, ...]:
+    return (lambda a, b: jax.nn.logsumexp(a, axis=axes, b=b, keepdims=keep),)
+
+
+@lru_cache(maxsize=256)
 def _log_softmax_forms(axes: tuple[int, ...]) -> tuple[Function, ...]:
     return (partial(jax.nn.log_softmax, axis=axes),)
 
@@ -119,13 +111,13 @@ FORMS = atoms.Forms(
     elementwise=ELEMENTWISE,
     pairs=PAIRS,
     log_sum_exp=_log_sum_exp_forms,
+    weighted=_weighted_forms,
     log_softmax=_log_softmax_forms,
     smooth_maximum=_smooth_maximum,
 )
 # The last primitive of an atom -> what it may be.
 FAMILIES = {
-    "select_n": (atoms.elementwise_atoms,),
-    "max": (atoms.elementwise_atoms,),
+    "select_n": (atoms.elementwise_atoms, atoms.log_sum_exps),
     "add": (atoms.elementwise_atoms, atoms.log_sum_exps, atoms.smooth_maxima),
     "sub": (atoms.log_softmaxes,),
     "convert_element_type": (atoms.smooth_maxima,),

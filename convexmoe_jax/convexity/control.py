@@ -74,8 +74,14 @@ def _widen(old: Value, new: Value) -> Value:
     return Value(lower, upper, new.facts)
 
 
+def _platform(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """The index of the platform, which the program does not know."""
+    return [facts.parameter((), 0.0, len(operation.params["platforms"]) - 1.0)]
+
+
 CONTROL_RULES: dict[str, Rule] = {
     "cond": Rule("choice", _cond),
+    "platform_index": Rule("constant", _platform),
     "scan": Rule("loop", _scan),
     "while": Rule("loop", _while),
 }

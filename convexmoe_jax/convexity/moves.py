@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from convexmoe.convexity import Array, Inputs, Operation, Rule, Value, Walk, facts, moves
+from convexmoe.convexity import Array, Inputs, Operation, Rule, Value, Walk, contraction, facts, moves, rules
 
 
 def _broadcast(part: Array, params: moves.Params) -> Array:
@@ -96,6 +96,48 @@ def _unique(params: moves.Params, at: jax.Array, data: Inputs) -> bool:
     return bool((lax.scatter_add(zeros, at, ones, params["dimension_numbers"], mode=params["mode"]) <= 1).all())
 
 
+def _reduce_at_index(reduce: Rule, fill: float, walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """A scatter that adds, or takes the largest: of what is there and of all that is put there."""
+    data, at = [inputs[0], inputs[2]], known_integers(inputs[1:2], [walk.graph.dtypes[operation.inputs[1]]])
+    if at is None or not all(value.facts.size for value in data):
+        return [facts.nothing(data[0].shape)]
+    zeros, ones = (jnp.zeros(value.shape, jnp.float32) for value in data)
+    params = operation.params
+
+    def put(updates: jax.Array) -> jax.Array:
+        return lax.scatter_add(zeros, at[0], updates, params["dimension_numbers"], mode=params["mode"])
+
+    count = data[0].facts.size
+    [target] = jax.vjp(put, ones)[1](jnp.arange(1.0, count + 1, dtype=jnp.float32).reshape(zeros.shape))
+    index = moves.group_places(np.asarray(target).astype(int) - 1, count)
+    return [_reduce_places(reduce, fill, data, index.reshape(*zeros.shape, -1), walk)]
+
+
+def _reduce_places(reduce: Rule, fill: float, data: Inputs, index: Array, walk: Walk) -> Value:
+    """Return what is known of a reduction over the elements at places, -1 for what is filled in."""
+    if index.size > contraction.LARGEST_EXPANSION:
+        raise ValueError(f"{index.size} places")
+    elements = moves.concatenate_flat([facts.literal(np.full(1, fill)), *data]).take(index + 1)
+    last = Operation("", (), (), {"axes": (index.ndim - 1,)})
+    return reduce.apply(walk, last, [elements])[0]
+
+
+def _reduce_windows(reduce: Rule, fill: float, walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """A reduction over windows, which `fill` pads."""
+    params, [value] = operation.params, inputs
+    out = walk.graph.shapes[operation.outputs[0]]
+    rank, flat = len(out), np.zeros((), int)
+    for axis, (low, _) in enumerate(params["padding"]):
+        size, base = value.shape[axis], params["base_dilation"][axis]
+        first = np.arange(out[axis]) * params["window_strides"][axis] - low
+        step = np.arange(params["window_dimensions"][axis]) * params["window_dilation"][axis]
+        at = first[:, None] + step
+        at = np.where((at >= 0) & (at % base == 0) & (at // base < size), at // base, -1)
+        at = at.reshape([at.shape[k // rank] if k % rank == axis else 1 for k in range(2 * rank)])
+        flat = np.where((flat < 0) | (at < 0), -1, flat * size + at)
+    return [_reduce_places(reduce, fill, inputs, flat.reshape(*out, -1), walk)]
+
+
 def _at_unknown_places(operation: Operation, data: Inputs, at: Inputs, shape: tuple[int, ...]) -> Value:
     """Return what holds wherever the elements are taken from, or put."""
     by_index = operation.name in ("gather", "scatter")
@@ -129,4 +171,13 @@ MOVING_RULES: dict[str, Rule] = {
     "dynamic_slice": Rule("moved", partial(_by_index, lax.dynamic_slice_p, (0,))),
     "dynamic_update_slice": Rule("moved", partial(_by_index, lax.dynamic_update_slice_p, (0, 1))),
     "scatter": Rule("moved", partial(_by_index, lax.scatter_p, (0, 2))),
+    **{
+        f"{kind}{name}": Rule(reduce.law, partial(function, reduce, fill))
+        for kind, function in (("scatter-", _reduce_at_index), ("reduce_window_", _reduce_windows))
+        for name, reduce, fill in (
+            ("add" if kind == "scatter-" else "sum", rules.SUM, 0.0),
+            ("max", rules.LARGEST, -np.inf),
+            ("min", rules.SMALLEST, np.inf),
+        )
+    },
 }

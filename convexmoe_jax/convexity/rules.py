@@ -18,6 +18,7 @@ from convexmoe.convexity import (
     Walk,
     calculus,
     contraction,
+    factors,
     facts,
     order,
     rules,
@@ -57,9 +58,7 @@ def _total_order(name: str, walk: Walk, operation: Operation, inputs: Inputs) ->
 
 
 def _dot_general(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    (sum_left, sum_right), (batch_left, batch_right) = operation.params["dimension_numbers"]
-    axes = contraction.Axes(tuple(sum_left), tuple(sum_right), tuple(batch_left), tuple(batch_right))
-    return [contraction.contract(inputs[0], inputs[1], axes, operation.inputs[0] == operation.inputs[1])]
+    return [contraction.contract_factors(operation, *inputs)]
 
 
 def _convolve(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
@@ -69,6 +68,25 @@ def _convolve(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
         return np.asarray(lax.conv_general_dilated(jnp.asarray(value), jnp.asarray(kernel), **params))
 
     return [contraction.bilinear(inputs[1], inputs[0], product, walk.graph.shapes[operation.outputs[0]])]
+
+
+def _factor(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """Lower and upper factor in one matrix, the rows that were exchanged, and their order."""
+    both, rows = factors.eliminate(inputs[0], pivots=True)
+    place, exchanged = list(range(len(rows))), []
+    for k, row in enumerate(rows):
+        exchanged.append(place.index(row, k))
+        place[k], place[exchanged[-1]] = place[exchanged[-1]], place[k]
+    return [factors.enclose(both), facts.literal(np.array(exchanged)), facts.literal(rows)]
+
+
+def _solve_triangular(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    params, matrix, lower = operation.params, inputs[0], operation.params["lower"]
+    if params["transpose_a"]:
+        matrix, lower = matrix.map(np.transpose), not lower
+    inverse = factors.invert_triangular(matrix, lower, params["unit_diagonal"])
+    pair = (inverse, inputs[1]) if params["left_side"] else (inputs[1], inverse)
+    return [contraction.contract(*pair, contraction.Axes((1,), (0,)))]
 
 
 def sorts(operation: Operation) -> tuple[int, bool] | None:
@@ -107,7 +125,7 @@ OF_INTEGERS = (lax.rem_p, lax.shift_left_p, lax.shift_right_logical_p, lax.shift
 LOGIC = (lax.and_p, lax.or_p, lax.not_p)
 
 RULES: dict[str, Rule] = {
-    **{name: rules.scalar_rule(name) for name in scalars.SCALARS if name not in rules.OF_MODELS},
+    **{name: rules.scalar_rule(name) for name in scalars.SCALARS},
     **rules.SHARED_RULES,
     **{f"{name}_to": Rule("comparison", partial(_total_order, name)) for name in ("lt", "le", "eq")},
     **{bits.name: rules.logic_rule(bits.name, partial(_whole_numbers, bits)) for bits in LOGIC},
@@ -131,6 +149,10 @@ RULES: dict[str, Rule] = {
     "reduce_or": rules.ANY,
     "dot_general": Rule("linear", _dot_general),
     "conv_general_dilated": Rule("linear", _convolve),
+    "lu": Rule("factors", _factor),
+    "cholesky": Rule("factors", lambda _, operation, inputs: [factors.cholesky(inputs[0])]),
+    "triangular_solve": Rule("factors", _solve_triangular),
+    "lu_pivots_to_permutation": Rule("factors", partial(_whole_numbers, lax.linalg.lu_pivots_to_permutation_p)),
     "cumlogsumexp": order.RUNNING_LOG_SUM_EXP,
     "sort": Rule("order", _sort),
     "top_k": Rule("order", _top_k),

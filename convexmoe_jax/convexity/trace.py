@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -68,8 +68,14 @@ def _write(graph: Graph, jaxpr: Any, consts: Any, inputs: list[int], caller: str
         source = source_line(equation) or caller
         name = name_of(equation.primitive)
         body = equation.params.get(CALLS.get(name, ""))
+        if (
+            name == "custom_linear_solve" and {"jaxprs", "const_lengths"} <= equation.params.keys()
+        ):  # the program of its solution, with that program's constants
+            body, sizes = equation.params["jaxprs"].solve, equation.params["const_lengths"]
+            before = sizes.matvec + sizes.vecmat
+            arguments = arguments[before : before + sizes.solve] + arguments[sum(sizes) :]
         inner = getattr(body, "jaxpr", body)
-        if _is_body(inner, equation):
+        if _is_body(inner, arguments, equation):
             outputs = _write(graph, inner, getattr(body, "consts", ()), arguments, source)
         elif _is_identity(name, equation, graph, arguments):
             outputs = arguments
@@ -84,10 +90,11 @@ def _write(graph: Graph, jaxpr: Any, consts: Any, inputs: list[int], caller: str
 @lru_cache(maxsize=1)
 def primitives_of_jax() -> dict[str, Any]:
     """Return the primitives of JAX itself by name."""
-    public = [vars(module).values() for module in (core.primitives, lax)]
+    public = [vars(module).values() for module in (core.primitives, lax, lax.linalg)]
     values = (value for values in public for value in values)
     primitives = {value.name: value for value in values if isinstance(value, core.Primitive)}
-    for call in (jax.checkpoint(jnp.sin), lax.composite(jnp.sin, name="convexmoe.sin")):  # not public
+    by_platform = partial(lax.platform_dependent, cpu=jnp.sin, default=jnp.cos)
+    for call in (jax.checkpoint(jnp.sin), lax.composite(jnp.sin, name="convexmoe.sin"), by_platform):  # not public
         primitives |= {each.primitive.name: each.primitive for each in jax.make_jaxpr(call)(1.0).eqns}
     return primitives
 
@@ -98,10 +105,10 @@ def name_of(primitive: Any) -> str:
     return primitive.name if own else f"{primitive.name} (not JAX's own)"
 
 
-def _is_body(inner: Any, equation: Any) -> bool:
+def _is_body(inner: Any, arguments: list[int], equation: Any) -> bool:
     """Return whether a program takes and gives what an equation does."""
     sizes = [len(getattr(inner, name, ())) for name in ("invars", "outvars")]
-    return hasattr(inner, "eqns") and sizes == [len(equation.invars), len(equation.outvars)]
+    return hasattr(inner, "eqns") and sizes == [len(arguments), len(equation.outvars)]
 
 
 def _is_identity(name: str, equation: Any, graph: Graph, arguments: list[int]) -> bool:

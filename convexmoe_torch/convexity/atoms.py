@@ -5,6 +5,7 @@ What PyTorch has as one operator, such as softplus, log-sum-exp and log-softmax,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
@@ -29,15 +30,6 @@ def _log_add(a: Tensor, b: Tensor) -> Tensor:
     return top + torch.log1p(torch.exp(-torch.abs(a - b)))
 
 
-def _huber_relu(u: Tensor) -> Tensor:
-    bent = torch.relu(torch.clamp(u, max=1.0) + 1.0)
-    return torch.where(u < 1.0, bent * bent * 0.25, u)
-
-
-def _elu(u: Tensor) -> Tensor:
-    return torch.where(u > 0, u, torch.expm1(torch.where(u > 0, 0.0, u)))
-
-
 def _softplus_by_log1p(u: Tensor) -> Tensor:
     return torch.relu(u) + torch.log1p(torch.exp(-torch.abs(u)))
 
@@ -47,11 +39,6 @@ def _guarded_x_log_x(u: Tensor) -> Tensor:
 
 
 ELEMENTWISE = (
-    ("huber_relu", "scalar", _huber_relu, atoms.as_scalar("huber_relu")),
-    ("elu", "scalar", _elu, atoms.as_scalar("elu")),
-    ("elu", "scalar", lambda u: torch.where(u > 0, u, torch.expm1(u)), atoms.as_scalar("elu")),
-    ("relu", "maximum", lambda u: torch.where(u > 0, u, 0.0), atoms.as_relu),
-    ("relu", "maximum", lambda u: torch.where(u >= 0, u, 0.0), atoms.as_relu),
     ("softplus", "log_sum_exp", _softplus_by_log1p, atoms.as_softplus),
     ("xlogx", "entropy", lambda u: torch.where(u > 0, u * torch.log(u), 0.0), atoms.as_relative_entropy),
     ("xlogx", "entropy", _guarded_x_log_x, atoms.as_relative_entropy),
@@ -84,6 +71,23 @@ def _log_sum_exp_by_hand(axes: tuple[int, ...], keep: bool, of_all: bool) -> tup
 
     kinds = (False, True) if of_all else (False,)
     return tuple(write(sum_first, scalar) for scalar in kinds for sum_first in (False, True))
+
+
+@lru_cache(maxsize=256)
+def _weighted_forms(axes: tuple[int, ...], keep: bool) -> tuple[Function, ...]:
+    """Return ways of writing log sum b exp(a): with either factor, and either term, first."""
+
+    def write(weights_first: bool, sum_first: bool) -> Function:
+        def form(a: Tensor, b: Tensor) -> Tensor:
+            top = torch.amax(a, dim=axes, keepdim=True)
+            powers = torch.exp(a - top)
+            log = torch.log(torch.sum(b * powers if weights_first else powers * b, dim=axes, keepdim=keep))
+            top = top if keep else torch.squeeze(top, axes)
+            return log + top if sum_first else top + log
+
+        return form
+
+    return tuple(write(*order) for order in itertools.product((False, True), repeat=2)) if axes else ()
 
 
 def _log_softmax(a: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -122,6 +126,7 @@ FORMS = atoms.Forms(
     elementwise=ELEMENTWISE,
     pairs=(("logaddexp", "log_sum_exp", _log_add, atoms.as_log_add),),
     log_sum_exp=_log_sum_exp_forms,
+    weighted=_weighted_forms,
     log_softmax=_log_softmax_forms,
     smooth_maximum=_smooth_maximum,
 )

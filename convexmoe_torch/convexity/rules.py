@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from convexmoe.convexity import (
     Walk,
     calculus,
     contraction,
+    factors,
     facts,
     order,
     products,
@@ -38,8 +38,21 @@ def _refuse_bits(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 
 
 def _dot(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    same = operation.inputs[0] == operation.inputs[1]
-    return [contraction.contract(inputs[0], inputs[1], operation.params["axes"], same)]
+    return [contraction.contract_factors(operation, *inputs)]
+
+
+def _resample(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """A linear map with weights that were computed in float64, next to the true ones; whole numbers are."""
+    weights = operation.params["weights"].array
+    bounds = (np.where(np.rint(weights) == weights, weights, weights * (1 + sign * 1e-12)) for sign in (-1, 1))
+    low, high = np.sort(np.stack(list(bounds)), axis=0)
+    known = facts.settle(low, high, np.full(weights.shape, facts.REAL | facts.CONSTANT, np.uint16))
+    return [contraction.contract(inputs[0], known, contraction.Axes((1,), (0,)))]
+
+
+def _invert(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    lower, unit = operation.params["lower"], operation.params["unit"]
+    return [factors.invert(inputs[0]) if lower is None else factors.invert_triangular(inputs[0], lower, unit)]
 
 
 def _convolve(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
@@ -68,19 +81,6 @@ def _softplus(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     scale = facts.literal(np.float64(beta))
     value = order.softplus(calculus.multiply(scale, inputs[0]))
     return [value if beta == 1 else calculus.divide(value, scale)]
-
-
-def _elu(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
-    """s u above 0, s a (exp(b u) - 1) below: convex for s, a, b >= 0 and a b <= 1, its slope on the left."""
-    [value] = inputs
-    a, s, b = (operation.params[name] for name in ("alpha", "scale", "input_scale"))
-    if (a, s, b) == (1.0, 1.0, 1.0):
-        return [scalars.apply("elu", value)]
-    if not (min(a, s, b) >= 0 and max(a, s, b) < math.inf and Fraction(a) * Fraction(b) <= 1):
-        return [facts.nothing(value.shape)]
-    every = np.ones(value.shape, bool)
-    claim = scalars.compose(value, every, ~every, every, ~every) | value.facts & np.uint16(facts.REAL)
-    return [facts.settle(np.full(value.shape, -s * a * (1 + 1e-12)), np.full(value.shape, np.inf), claim)]
 
 
 def _logarithm(base: float) -> Rule:
@@ -112,7 +112,7 @@ def _cond(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 LOGIC = {name: rules.logic_rule(name, _refuse_bits) for name in ("and", "or", "not")}
 
 RULES: dict[str, Rule] = {
-    **{name: rules.scalar_rule(name) for name in (*SCALAR_OPERATIONS, "huber")},
+    **{name: rules.scalar_rule(name) for name in SCALAR_OPERATIONS},
     "sigmoid": rules.scalar_rule("logistic"),
     "log2": _logarithm(2.0),
     "log10": _logarithm(10.0),
@@ -126,7 +126,6 @@ RULES: dict[str, Rule] = {
     "to": rules.CAST,
     "where": rules.elementwise("choice", lambda which, *cases: calculus.choose(which, list(cases[::-1]))),
     "softplus": Rule("softplus", _softplus, elementwise=True),
-    "elu": Rule("scalar", _elu, elementwise=True),
     "logaddexp": rules.elementwise("log_sum_exp", order.log_add),
     "xlogx": rules.elementwise("entropy", products.relative_entropy),
     "logsumexp": rules.over_axes("log_sum_exp", lambda u, axes: calculus.log_sum_exp(u, axes) if axes else u),
@@ -139,6 +138,10 @@ RULES: dict[str, Rule] = {
     "any": rules.ANY,
     "dot": Rule("linear", _dot),
     "convolution": Rule("linear", _convolve),
+    "inverse": Rule("factors", _invert),
+    "det": Rule("factors", lambda _, operation, inputs: [factors.determinant(inputs[0])]),
+    "cholesky": Rule("factors", lambda _, operation, inputs: [factors.cholesky(inputs[0])]),
+    "resample": Rule("linear", _resample),
     "argcummax": order.PLACE_OF_RUNNING_EXTREME,
     "argcummin": order.PLACE_OF_RUNNING_EXTREME,
     "logcumsumexp": order.RUNNING_LOG_SUM_EXP,

@@ -28,6 +28,7 @@ from convexmoe.errors import dtype_name
 
 from .lowering import LOWERINGS
 from .lowering.elementwise import Call, Declined, Ref
+from .lowering.moves import refs
 
 # `torch.export` changes what all threads share: the parameters of the module, whether PyTorch says that it compiles.
 LOCK = threading.RLock()
@@ -200,7 +201,7 @@ def lower_call(
         raise Declined(f"{target}")
     arguments = {argument.name: argument.default_value for argument in target._schema.arguments}
     arguments |= dict(zip(arguments, args, strict=False)) | kwargs
-    numbers = lowering(Call(graph, target, arguments, kinds, source))
+    numbers = _fold(graph, target, arguments, kinds) or lowering(Call(graph, target, arguments, kinds, source))
     for number, (shape, dtype) in zip(numbers, kinds, strict=True):
         is_constant = graph.array(number) is not None  # one of half precision is stored wider
         if graph.shapes[number] != shape or not (is_constant or graph.dtypes[number] == dtype):
@@ -215,6 +216,19 @@ def is_own(target: Any) -> bool:
     dump = getattr(torch._C, "_dispatch_dump", None)  # there is no public way
     files = REGISTERED.findall(dump(target.name())) if dump else [OF_TORCH]
     return bool(files) and all(file.startswith(OF_TORCH) or IN_TORCH.search(file) for file in files)
+
+
+def _fold(graph: Graph, target: Any, arguments: dict[str, Any], kinds: list[Kind]) -> list[int]:
+    """Return whole numbers that are computed from known ones as a constant, nothing for others."""
+    given = {name: value for name, value in arguments.items() if isinstance(value, Ref)}
+    arrays = [graph.array(number) for number in given.values()]
+    is_whole = len(kinds) == 1 and kinds[0][1].startswith(("int", "uint"))
+    if not is_whole or not arrays or refs(arguments) != refs(list(given.values())):
+        return []
+    if any(array is None or array.dtype.kind not in "iub" for array in arrays):
+        return []
+    tensors = {name: torch.from_numpy(array) for name, array in zip(given, arrays, strict=True) if array is not None}
+    return [graph.constant(target(**arguments | tensors).numpy())]
 
 
 def source_of(node: Any) -> str:

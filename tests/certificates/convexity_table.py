@@ -204,7 +204,8 @@ TABLE = [
     Row("signed weights on sorted convex", R, NONE, lambda xp, x: xp.sort(xp.abs(x)) @ xp.array([-1.0, 0.0, 2.0])),
     Row("second argument of log-softmax", R, CONCAVE, lambda xp, x: xp.log_softmax(x)),
     Row("log-sum-exp with another shift", R, NONE, wrong_shift),
-    Row("choice by the input", R, NONE, lambda xp, x: xp.where(x > 0, x * 2.0, x * 3.0)),
+    Row("choice by the input", R, CONCAVE, lambda xp, x: xp.where(x > 0, x * 2.0, x * 3.0)),
+    Row("softplus with another literal", R, NONE, lambda xp, x: xp.maximum(x, 0.5) + xp.log1p(xp.exp(-xp.abs(x)))),
     Row("step", R, NONE, lambda xp, x: xp.where(x > 1.0, 1.0, 0.0)),
     Row("floor", R, NONE, lambda xp, x: xp.floor(x)),
     Row("sine", R, NONE, lambda xp, x: xp.sin(x)),
@@ -222,11 +223,11 @@ TABLE = [
     Row("inverse sinh of abs", R, NONE, lambda xp, x: xp.arcsinh(xp.abs(x))),
     Row("log of 1 and abs", R, NONE, lambda xp, x: xp.log1p(xp.abs(x))),
     Row("sinh of a minimum", R, CONCAVE, lambda xp, x: xp.sinh(xp.minimum(x, 0.0))),
+    Row("huber loss by where", P, CONVEX, huber),
     # convex, but not by these rules: nothing is promised
-    Row("huber loss by where", U, NONE, huber),
     Row("product of convex, rising, positive", U, NONE, lambda xp, x: xp.relu(x) * (xp.exp(x) + xp.relu(x))),
     Row("log of exp", P, CONVEX, lambda xp, x: xp.log(xp.exp(x)) + xp.abs(x)),
-    Row("relu minus half of it", U, NONE, lambda xp, x: xp.relu(x) - 0.5 * xp.relu(x)),
+    Row("relu minus half of it", P, CONVEX, lambda xp, x: xp.relu(x) - 0.5 * xp.relu(x)),
     # not defined everywhere
     Row("log of the input", U, NONE, lambda xp, x: -xp.log(x)),
     Row("root of the input", U, NONE, lambda xp, x: -xp.sqrt(x)),

@@ -77,6 +77,28 @@ def first(u):
     return u
 
 
+PLACES = np.array([0, 0, 1])  # of a sum at places
+WELL = 2.0 * np.eye(3) - 0.25  # a matrix to be inverted
+
+
+def neighbors(u, fill):
+    """Each number of a row with those beside it, `[points, size, 3]`."""
+    padded = np.pad(u, ((0, 0), (1, 1)), constant_values=fill)
+    return np.stack([padded[:, k : k + u.shape[1]] for k in range(3)], axis=2)
+
+
+def window(u, start, reduce):
+    return lax.reduce_window(u, jnp.asarray(start, u.dtype), reduce, (3,), (1,), ((1, 1),))
+
+
+def sum_at_places(u):
+    return np.stack([u[:, PLACES[: u.shape[1]] == k].sum(1) for k in range(u.shape[1])], 1)
+
+
+def well(u):
+    return WELL[: u.shape[-1], : u.shape[-1]]
+
+
 UNARY = {
     "neg": (lax.neg, np.negative),
     "exp": (lax.exp, np.exp),
@@ -120,6 +142,21 @@ UNARY = {
     "cumlogsumexp": (lambda u: lax.cumlogsumexp(u, 0), lambda u: np.logaddexp.accumulate(u, 1)),
     "cumprod": (lambda u: lax.cumprod(u, 0), lambda u: np.cumprod(u, 1)),
     "reverse": (lambda u: lax.rev(u, (0,)), lambda u: u[:, ::-1]),
+    "two slopes": (lambda u: jnp.where(u > 0, 3.0 * u, 0.5 * u), lambda u: np.where(u > 0, 3 * u, 0.5 * u)),
+    "two falling slopes": (lambda u: jnp.where(u < 1, 3.0 * u, u + 2.0), lambda u: np.where(u < 1, 3 * u, u + 2)),
+    "a jump": (lambda u: jnp.where(u >= 1, 2.0 * u, u), lambda u: np.where(u >= 1, 2 * u, u)),
+    "elu of half": (
+        lambda u: jnp.where(u > 0, u, 0.5 * jnp.expm1(jnp.minimum(u, 0.0))),
+        lambda u: np.where(u > 0, u, 0.5 * np.expm1(np.minimum(u, 0))),
+    ),
+    "capped square": (
+        lambda u: jnp.where(jnp.abs(u) <= 0.5, u * u, jnp.abs(u) - 0.25),
+        lambda u: np.where(np.abs(u) <= 0.5, u * u, np.abs(u) - 0.25),
+    ),
+    "windows": (lambda u: window(u, -jnp.inf, lax.max), lambda u: neighbors(u, -np.inf).max(2)),
+    "window sums": (lambda u: window(u, 0.0, lax.add), lambda u: neighbors(u, 0.0).sum(2)),
+    "sum at places": (lambda u: jnp.zeros_like(u).at[PLACES[: u.shape[0]]].add(u), sum_at_places),
+    "solve": (lambda u: jnp.linalg.solve(jnp.asarray(well(u), u.dtype), u), lambda u: u @ np.linalg.inv(well(u)).T),
     "sort": (lambda u: lax.sort(u), lambda u: np.sort(u, 1)),
     "roll": (
         lambda u: lax.concatenate([lax.slice(u, (1,), u.shape), lax.slice(u, (0,), (1,))], 0),
@@ -135,6 +172,7 @@ OPS: dict[str, Op] = {
     "smallest": spread(lambda u: jnp.min(u), lambda u: u.min(1)),
     "log-sum-exp": spread(lambda u: jnp.log(jnp.sum(jnp.exp(u))), lambda u: logsumexp_numpy(u)),
     "norm": spread(lambda u: lax.sqrt(jnp.sum(u * u)), lambda u: np.sqrt((u**2).sum(1))),
+    "norm of order 4": spread(lambda u: jnp.linalg.norm(u, 4), lambda u: (u**4).sum(1) ** 0.25),
     "add": Op(lambda u, v, *_: u + v, lambda u, v, *_: u + v),
     "sub": Op(lambda u, v, *_: u - v, lambda u, v, *_: u - v),
     "mul": Op(lambda u, v, *_: u * v, lambda u, v, *_: u * v),

@@ -23,7 +23,7 @@ REGIONS = {
     (-np.inf, 0.0): "below 0",
     (-1.0, np.inf): "above -1",
 }
-NAMED = re.compile(r"`(\w+)`")
+NAMED = re.compile(r"`([\w-]+)`")
 # Line of the page -> the file of the repository in which it stands.
 QUOTED = {
     '"cosh": Scalar(EVERYWHERE, None, ABOVE, BELOW, None, (1.0, np.inf)),': "convexmoe/convexity/scalars.py",

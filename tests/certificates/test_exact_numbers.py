@@ -113,9 +113,10 @@ def test_semidefinite_matrices(n, seed):
     assert not is_semidefinite(gram - 1e-9, gram) or len(factor) >= n  # unsure is no
 
 
-def test_a_large_or_endless_matrix_is_not_decided():
-    eye = np.eye(40)
-    assert not is_semidefinite(eye, eye)
+def test_a_large_singular_or_endless_matrix_is_not_decided():
+    eye, ones = np.eye(80), np.ones((80, 80))
+    assert is_semidefinite(eye, eye) and is_semidefinite(ones[:60, :60], ones[:60, :60])
+    assert not is_semidefinite(ones, ones) and not is_semidefinite(eye - 2.0**-40 - ones / 80, eye - ones / 80)
     endless = np.array([[np.inf]])
     assert not is_semidefinite(endless, endless)
 

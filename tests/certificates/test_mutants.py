@@ -1,6 +1,7 @@
 """Rules with a fault in them: the table, or the random programs, must notice each."""
 
 from collections.abc import Callable
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from convexity_table import MONOTONE, TABLE, Monotone
 from engines_of_proof import Jax
 from random_programs import random_program
 
-from convexmoe.convexity import atoms, calculus, contraction, graph, refinements, scalars
+from convexmoe.convexity import atoms, calculus, contraction, graph, piecewise, refinements, scalars
 from convexmoe.convexity import facts as curvature
 from convexmoe.convexity.certificate import monotonicity
 from convexmoe.convexity.facts import (
@@ -139,6 +140,7 @@ MULTIPLY, ADD, MAXIMUM, SUM, CHOOSE = (
     getattr(calculus, name) for name in ("multiply", "add", "maximum", "sum_over", "choose")
 )
 LINEAR, POWER, MATCH, SMOOTH = calculus.linear, scalars.power, graph.match, calculus.smooth_maximum
+CLAIM = piecewise.Chain.claim
 
 MUTANTS = {
     "exp falls": scalar("exp", rising=None, falling=EVERYWHERE),
@@ -163,13 +165,16 @@ MUTANTS = {
     "abs is concave": scalar("abs", concave=EVERYWHERE),
     "floor is convex": scalar("floor", convex=EVERYWHERE),
     "sine rises": scalar("sin", rising=EVERYWHERE),
-    "huber relu is concave": scalar("huber_relu", concave=EVERYWHERE),
-    "huber relu falls": scalar("huber_relu", rising=None, falling=EVERYWHERE),
+    "pieces need not meet": put(
+        piecewise.Chain, "at", lambda chain, point, choices: piecewise.Jet(Fraction(0), Fraction(bool(choices)))
+    ),
+    "slopes need not rise": put(
+        piecewise.Chain, "claim", lambda chain, low, high: with_facts(CLAIM(chain, low, high), CONVEX)
+    ),
     **{
         f"{name} does not rise": scalar(name, rising=None)
-        for name in ("log", "log1p", "sqrt", "cbrt", "tanh", "logistic", "sinh", "asinh", "atan", "floor", "elu")
+        for name in ("log", "log1p", "sqrt", "cbrt", "tanh", "logistic", "sinh", "asinh", "atan", "floor")
     },
-    "elu is concave": scalar("elu", convex=None, concave=EVERYWHERE),
     "composition forgets the inner curvature": put(
         scalars,
         "compose",

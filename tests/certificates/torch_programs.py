@@ -11,7 +11,7 @@ import attack
 import numpy as np
 import torch
 from random_programs import OPS as SHARED
-from random_programs import Instruction, constants, matrix
+from random_programs import PLACES, Instruction, constants, matrix, well
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convexmoe.convexity.facts import Value, parameter, variable
@@ -90,6 +90,15 @@ UNARY = {
     "cumlogsumexp": lambda u: torch.logcumsumexp(u, 0),
     "cumprod": lambda u: torch.cumprod(u, 0),
     "reverse": lambda u: torch.flip(u, (0,)),
+    "two slopes": lambda u: torch.where(u > 0, 3.0 * u, 0.5 * u),
+    "two falling slopes": lambda u: torch.where(u < 1, 3.0 * u, u + 2.0),
+    "a jump": lambda u: torch.where(u >= 1, 2.0 * u, u),
+    "elu of half": lambda u: torch.where(u > 0, u, 0.5 * torch.expm1(torch.clamp(u, max=0.0))),
+    "capped square": lambda u: torch.where(u.abs() <= 0.5, u * u, u.abs() - 0.25),
+    "windows": lambda u: torch.nn.functional.max_pool1d(u[None], 3, 1, 1)[0],
+    "window sums": lambda u: 3.0 * torch.nn.functional.avg_pool1d(u[None], 3, 1, 1)[0],
+    "sum at places": lambda u: torch.zeros_like(u).index_add(0, torch.as_tensor(PLACES[: len(u)]), u),
+    "solve": lambda u: torch.linalg.solve(torch.as_tensor(well(u), dtype=u.dtype), u),
     "sort": lambda u: torch.sort(u).values,
     "roll": lambda u: torch.roll(u, -1, 0),
 }
@@ -166,6 +175,7 @@ TORCH = {
     "smallest": spread(torch.amin),
     "log-sum-exp": spread(log_sum_exp_by_hand),
     "norm": spread(torch.linalg.vector_norm),
+    "norm of order 4": spread(lambda u: torch.linalg.vector_norm(u, 4.0)),
     "add": lambda u, v, *_: u + v,
     "sub": lambda u, v, *_: u - v,
     "mul": lambda u, v, *_: u * v,

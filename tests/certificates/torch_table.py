@@ -188,8 +188,8 @@ TORCH_TABLE = [
     TorchRow("sliced in order", P, CONVEX, lambda x: mixed(x)[1:] * SIGNS[1:]),
     TorchRow("transposed in order", P, CONVEX, lambda x: torch.outer(ABOVE, mixed(x))[:, :2].T * SIGNS[:2, None]),
     # choices by the input
-    TorchRow("choice by less", R, NONE, lambda x: torch.where(x < 0, 3.0 * x, 2.0 * x)),
-    TorchRow("choice by at most", R, NONE, lambda x: torch.where(x <= 0, 3.0 * x, 2.0 * x)),
+    TorchRow("choice by less", R, CONCAVE, lambda x: torch.where(x < 0, 3.0 * x, 2.0 * x)),
+    TorchRow("choice by at most", R, CONCAVE, lambda x: torch.where(x <= 0, 3.0 * x, 2.0 * x)),
     TorchRow("choice by equality", U, NONE, lambda x: torch.where(x == 1.0, 3.0 * x, 2.0 * x)),
     TorchRow("choice by inequality", U, NONE, lambda x: torch.where(x != 1.0, 3.0 * x, 2.0 * x)),
     TorchRow("choice by both", R, NONE, lambda x: torch.where((x > 0) & (x < 1), 3.0 * x, 2.0 * x)),

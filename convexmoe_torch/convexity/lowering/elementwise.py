@@ -191,19 +191,25 @@ def _with_numbers(operation: str, names: tuple[str, ...], call: Call) -> list[in
     return [call.op(operation, call["self"], **params)]
 
 
-def _celu(call: Call) -> list[int]:
-    """alpha elu(u / alpha)."""
-    alpha, value = float(call.get("alpha", 1)), int(call["self"])
-    if not alpha > 0:
+def _elu(call: Call) -> list[int]:
+    """s u above 0, s a (exp(b u) - 1) below; celu has b = 1 / a."""
+    alpha, scale, value = call.get("alpha", 1), call.get("scale", 1), int(call["self"])
+    is_celu = "input_scale" not in call.arguments
+    if is_celu and not alpha > 0:
         raise Declined("alpha <= 0")
-    value = value if alpha == 1 else call.op("div", value, call.number(alpha))
-    return [call.scaled(call.op("elu", value, alpha=1.0, scale=1.0, input_scale=1.0), alpha)]
+    inner = call.op("div", value, call.number(alpha)) if is_celu else call.scaled(value, call["input_scale"])
+    below = call.scaled(call.scaled(call.op("expm1", inner), alpha), scale)
+    return [choose_above(call, value, 0.0, call.scaled(value, scale), below)]
+
+
+def choose_above(call: Call, value: int, number: float, above: int, below: int) -> int:
+    """Add a choice by whether a value is above a number."""
+    return call.op("where", call.op("gt", value, call.number(number), dtype="bool"), above, below)
 
 
 def _leaky_relu(call: Call) -> list[int]:
-    slope = call.get("negative_slope", 0.01)
-    scaled = call.op("mul", call["self"], call.number(slope))
-    return [call.op("maximum" if slope <= 1 else "minimum", call["self"], scaled)]
+    value = int(call["self"])
+    return [choose_above(call, value, 0.0, value, call.op("mul", value, call.number(call.get("negative_slope", 0.01))))]
 
 
 def _xlogy(call: Call) -> list[int]:
@@ -217,7 +223,7 @@ def _log_sigmoid(call: Call) -> list[int]:
 
 
 # Those of `scalars` that ATen has under the same name.
-SCALAR_OPERATIONS = tuple(name for name in scalars.SCALARS if name not in (*rules.OF_MODELS, "cbrt", "logistic"))
+SCALAR_OPERATIONS = tuple(name for name in scalars.SCALARS if name not in ("cbrt", "logistic"))
 UNARY = (*SCALAR_OPERATIONS, "sigmoid", "neg", "log2", "log10", "bitwise_not", "isfinite")
 BINARY = (*rules.COMPARISONS, "maximum", "minimum", "logaddexp", "bitwise_and", "bitwise_or")
 SAME = ("contiguous", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "positive")
@@ -245,9 +251,8 @@ ELEMENTWISE: dict[str, Lowering] = {
     "masked_fill": partial(_choose, "mask", "value", "self"),
     **dict.fromkeys(("log_sigmoid", "log_sigmoid_forward"), _log_sigmoid),
     "softplus": partial(_with_numbers, "softplus", ("beta", "threshold")),
-    "elu": partial(_with_numbers, "elu", ("alpha", "scale", "input_scale")),
-    "celu": _celu,
     "xlogy": _xlogy,
     "special_entr": lambda call: [call.op("neg", call.op("xlogx", call["self"]))],
+    **dict.fromkeys(("elu", "celu"), _elu),
     "leaky_relu": _leaky_relu,
 }

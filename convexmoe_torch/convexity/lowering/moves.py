@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from convexmoe.convexity import contraction, moves
+
 from .elementwise import Call, Declined, Lowering, Ref
 
 
 class Places:
-    """Where elements come from: a whole array as a static parameter that can be compared.
+    """A whole array as a static parameter that can be compared: where elements come from, or weights of elements.
 
     Args:
-        array: int64 `[*shape of the result]`.
+        array: int64 `[*shape of the result]`, or float64.
     """
 
     def __init__(self, array: np.ndarray) -> None:
-        self.array = np.asarray(array, np.int64)
+        self.array = np.array(array, order="C")
         self.key = (self.array.shape, self.array.tobytes())
 
     def __eq__(self, other: object) -> bool:
@@ -89,8 +91,10 @@ def _permute(call: Call) -> list[int]:
 def _move_by_index(call: Call) -> list[int]:
     """Places that are values of the program themselves: what moves comes first, then the places."""
     arguments, dtype = dict(call.arguments), call.dtype
-    if arguments.get("accumulate") or arguments.get("reduce") is not None or arguments.get("sparse_grad"):
-        raise Declined("a sum over places")
+    if arguments.get("accumulate") or arguments.get("reduce") is not None:
+        return _reduce_by_index(call)
+    if arguments.get("sparse_grad"):
+        raise Declined("a sparse gradient")
     if "value" in arguments:
         arguments["value"] = Ref(call.value(arguments["value"], dtype))
     sources = ("self", "src", "source", "values", "value", "weight")
@@ -101,6 +105,88 @@ def _move_by_index(call: Call) -> list[int]:
     template = tuple((name, _template(value, [*moved, *at])) for name, value in arguments.items())
     params = {"target": call.target, "moved": len(moved), "template": template}
     return list(call.graph.add(call.target._opname, (*moved, *at), params, [(call.shape, dtype)], call.source))
+
+
+def reduce_groups(call: Call, name: str, given: list[int], groups: np.ndarray, fill: float) -> list[int]:
+    """Add a reduction over the elements of several values at places, `[*shape, K]`, -1 for what is filled in."""
+    if groups.size > contraction.LARGEST_EXPANSION:
+        raise Declined("too many places")
+    params = {"places": Places(groups + 1), "fill": fill}
+    [elements] = call.graph.add("unfold", tuple(given), params, [(groups.shape, call.dtype)], call.source)
+    return [call.op(name, elements, shape=groups.shape[:-1], axes=(groups.ndim - 1,))]
+
+
+REDUCTIONS_AT_INDEX = {
+    "sum": ("sum", 0.0),
+    "mean": ("sum", 0.0),
+    "amax": ("amax", -math.inf),
+    "amin": ("amin", math.inf),
+}
+
+
+def _reduce_by_index(call: Call) -> list[int]:
+    """A sum or an extreme of what is there and of all that is put there, at places that are known."""
+    arguments, name = call.arguments, call.target._opname
+    source = next(int(arguments[key]) for key in ("src", "source", "values") if key in arguments)
+    indices = [arguments["index"]] if "index" in arguments else arguments["indices"]
+    at = [None if index is None else call.graph.array(index) for index in indices]
+    kind = {"add": "sum"}.get(call.get("reduce", "sum"), call.get("reduce", "sum"))
+    if kind not in REDUCTIONS_AT_INDEX or any(
+        (index is None) != (k is None) for index, k in zip(at, indices, strict=True)
+    ):
+        raise Declined("another reduction, or places that are values of the program")
+    numbers, given = number_elements([call.shape, call.shape_of(source)])
+    places: list[Any] = [None if index is None else torch.from_numpy(index.astype(np.int64)) for index in at]
+    if name == "index_put":
+        target = torch.broadcast_to(numbers[places], call.shape_of(source))
+    elif name.startswith("scatter"):
+        target = torch.gather(numbers, call["dim"], places[0])
+        given = given[tuple(map(slice, places[0].shape))]
+    else:
+        target = numbers.index_select(call["dim"], places[0].reshape(-1))
+    everywhere = np.full(call.shape_of(source), -1).reshape(-1)
+    everywhere[given.reshape(-1).numpy() - 1 - numbers.numel()] = target.reshape(-1).numpy() - 1
+    groups = moves.group_places(everywhere, numbers.numel())
+    if not call.get("include_self", True) and groups.shape[1] > 1:
+        groups[groups[:, 1] >= 0, 0] = -1
+    operation, fill = REDUCTIONS_AT_INDEX[kind]
+    source = call.scaled(source, call.get("alpha", 1))
+    results = reduce_groups(call, operation, [call["self"], source], groups.reshape(*call.shape, -1), fill)
+    counts = np.maximum((groups >= 0).sum(axis=1), 1.0).reshape(call.shape)
+    return [call.op("div", results[0], call.graph.constant(counts))] if kind == "mean" else results
+
+
+def _pool_largest(call: Call) -> list[int]:
+    """The largest of each window, in which an element is where the operator sees a single 1 among zeros."""
+    given, axes = call.shape_of(call["self"]), int(call.target._opname.removesuffix("_with_indices")[-2])
+    plane, size = given[len(given) - axes :], math.prod(given[len(given) - axes :])
+    units = torch.eye(size, dtype=torch.float64).reshape(size, 1, *plane)
+    seen = call.target(**call.arguments | {"self": units})
+    seen = (seen[0] if isinstance(seen, tuple) else seen).reshape(size, -1) > 0
+    parts = [np.flatnonzero(column) for column in seen.numpy().T]
+    most = max(map(len, parts))
+    window = np.array([np.pad(part, (0, most - len(part)), constant_values=-1) for part in parts])
+    first = np.arange(math.prod(given) // size)[:, None, None] * size
+    groups = np.where(window < 0, -1, first + window).reshape(*call.shape, most)
+    return [*reduce_groups(call, "amax", [call["self"]], groups, -math.inf), *call.buffers()]
+
+
+def _resample(call: Call) -> list[int]:
+    """A linear map of the last axes, whose weights are what the operator makes of each unit."""
+    name = call.target._opname
+    argument = "input" if "input" in call.arguments else "self"
+    given, axes = call.shape_of(call[argument]), int(name[name.rindex("d") - 1])
+    plane, size = given[len(given) - axes :], math.prod(given[len(given) - axes :])
+    units = torch.eye(size, dtype=torch.float64).reshape(size, 1, *plane)
+    weights = call.target(**call.arguments | {argument: units}).reshape(size, -1)
+    flat = call.reshape(call[argument], (math.prod(given) // size, size))
+    result = call.op(
+        "resample",
+        flat,
+        shape=(len(weights[0]) and math.prod(given) // size, len(weights[0])),
+        weights=Places(weights.numpy()),
+    )
+    return [call.reshape(result, call.shape)]
 
 
 class Slot(int):
@@ -151,7 +237,22 @@ INDEXED = (*READS, "scatter", "index_put", "index_copy", "index_fill")
 LIKE = ("full_like", "zeros_like", "ones_like", "new_full", "new_zeros", "new_ones")
 CONSTANTS = (*LIKE, "full", "zeros", "ones", "arange", "eye", "linspace", "scalar_tensor")
 
+ADDED = ("scatter_add", "scatter_reduce", "index_add", "index_reduce")
+LARGEST_POOLS = tuple(f"{kind}max_pool{axes}d" for kind in ("", "adaptive_") for axes in (1, 2, 3))
+UPSAMPLES = ("linear1d", "bilinear2d", "trilinear3d", "bicubic2d", *(f"nearest{axes}d" for axes in (1, 2, 3)))
+POOLS = (*(f"{kind}avg_pool{axes}d" for kind in ("", "adaptive_") for axes in (1, 2, 3)), "_adaptive_avg_pool2d")
+RESAMPLED = (
+    *POOLS,
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+    *(f"upsample_{kind}" for kind in UPSAMPLES),
+    *(f"_upsample_nearest_exact{k}d" for k in (1, 2, 3)),
+)
+
 MOVES: dict[str, Lowering] = {
+    **dict.fromkeys(ADDED, _reduce_by_index),
+    **dict.fromkeys((*LARGEST_POOLS, *(f"max_pool{axes}d_with_indices" for axes in (2, 3))), _pool_largest),
+    **dict.fromkeys(RESAMPLED, _resample),
     **dict.fromkeys(PLACED, _move_to_known_places),
     **dict.fromkeys(RESHAPES, _reshape),
     **dict.fromkeys(PERMUTES, _permute),

@@ -8,6 +8,7 @@ from typing import Any
 from convexmoe.convexity import contraction
 
 from .elementwise import Call, Declined, Lowering
+from .moves import refs
 
 
 def add_dot(call: Call, left: int, right: int, axes: contraction.Axes) -> int:
@@ -80,6 +81,47 @@ def _convolution(call: Call) -> list[int]:
     return [call.op("add", result, bias)]
 
 
+def _inverse(call: Call, value: int, lower: bool | None = None, unit: bool = False) -> int:
+    """Add the inverse of a matrix, of which one triangle is looked at, or all."""
+    return call.op("inverse", value, shape=call.shape_of(value), lower=lower, unit=unit)
+
+
+def _invert(call: Call) -> list[int]:
+    return [_inverse(call, call["A"] if "A" in call.arguments else call["self"]), *call.buffers()]
+
+
+def _solve(call: Call) -> list[int]:
+    matrix, right = (call["A"], call["B"]) if "A" in call.arguments else (call["self"], call["other"])
+    if len(call.shape_of(matrix)) != 2:
+        raise Declined("several matrices")
+    left = bool(call.get("left", True))
+    inverse = _inverse(call, matrix)
+    return [product(call, inverse, right) if left else product(call, right, inverse), *call.buffers()]
+
+
+def _solve_triangular(call: Call) -> list[int]:
+    inverse = _inverse(call, call["self"], not call["upper"], bool(call.get("unitriangular")))
+    return [product(call, inverse, call["B"]) if call.get("left", True) else product(call, call["B"], inverse)]
+
+
+def _cholesky(call: Call) -> list[int]:
+    lower = call.op("cholesky", call["self"], shape=call.shape)
+    return [_transposed(call, lower) if call.get("upper") else lower, *call.buffers()]
+
+
+def _transposed(call: Call, value: int) -> int:
+    return call.op("permute", value, shape=call.shape_of(value)[::-1], dims=(1, 0))
+
+
+def _cholesky_inverse(call: Call) -> list[int]:
+    """The inverse of L L^T, or of U^T U, times the right side where there is one."""
+    factor = int(call["input2"] if "input2" in call.arguments else call["self"])
+    inverse = _inverse(call, factor, not call.get("upper", False))
+    pair = (inverse, _transposed(call, inverse)) if call.get("upper") else (_transposed(call, inverse), inverse)
+    both = product(call, *pair)
+    return [product(call, both, call["self"]) if "input2" in call.arguments else both]
+
+
 PRODUCTS: dict[str, Lowering] = {
     "mm": _product("self", "mat2"),
     "bmm": _product("self", "mat2"),
@@ -93,4 +135,11 @@ PRODUCTS: dict[str, Lowering] = {
     "outer": _outer,
     "einsum": _einsum,
     "convolution": _convolution,
+    **dict.fromkeys(("linalg_solve", "linalg_solve_ex", "_linalg_solve_ex"), _solve),
+    **dict.fromkeys(("linalg_inv", "linalg_inv_ex", "inverse"), _invert),
+    **dict.fromkeys(("det", "linalg_det"), lambda call: [call.op("det", refs(call.arguments)[0], shape=())]),
+    "logdet": lambda call: [call.op("log", call.op("det", call["self"], shape=()))],
+    "linalg_solve_triangular": _solve_triangular,
+    **dict.fromkeys(("linalg_cholesky", "linalg_cholesky_ex", "cholesky"), _cholesky),
+    **dict.fromkeys(("cholesky_solve", "cholesky_inverse"), _cholesky_inverse),
 }

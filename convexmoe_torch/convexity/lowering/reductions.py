@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from .elementwise import Call, Declined, Lowering, truth
+from .elementwise import Call, Declined, Lowering, choose_above, truth
 
 
 def axes_of(call: Call, value: int) -> tuple[int, ...]:
@@ -65,9 +65,13 @@ def _norm(call: Call) -> list[int]:
     axes = axes_of(call, value)
     if order == 2:
         return [call.op("sqrt", reduce_over(call, "sum", call.op("mul", value, value), axes))]
-    if order not in (1, math.inf):
+    size = call.op("abs", value)
+    if order in (1, math.inf):
+        return [reduce_over(call, "sum" if order == 1 else "amax", size, axes)]
+    if not 0 < order < math.inf:
         raise Declined("another norm")
-    return [reduce_over(call, "sum" if order == 1 else "amax", call.op("abs", value), axes)]
+    total = reduce_over(call, "sum", call.op("pow", size, call.number(order, "float64")), axes)
+    return [call.op("pow", total, call.number(1 / order, "float64"))]
 
 
 def _extreme(name: str, place: str, call: Call) -> list[int]:
@@ -129,16 +133,18 @@ def _topk(call: Call) -> list[int]:
 
 
 def _huber(width: str, call: Call) -> list[int]:
-    """delta^2 huber((a - b) / delta), and the mean or the sum of it."""
-    a, b = call.values("self", "target")
+    """d^2 / 2 up to the width delta of d = |a - b|, delta (d - delta / 2) from there, and their mean or sum.
+
+    `smooth_l1_loss` divides both by the width.
+    """
     delta = float(call.get(width, 1.0))
-    if not delta > 0:
-        raise Declined("a width of 0")
-    difference = call.op("sub", a, b, dtype=call.dtype)
-    if delta != 1:
-        difference = call.op("div", difference, call.number(delta))
-    result = call.op("huber", difference)
-    result = call.scaled(result, delta**2 if width == "delta" else delta)
+    distance = result = call.op("abs", call.op("sub", *call.values("self", "target"), dtype=call.dtype))
+    if delta > 0:
+        near = call.scaled(call.op("mul", distance, distance), 0.5)
+        far = call.op("sub", distance, call.number(0.5 * delta))
+        near = near if width == "delta" else call.op("div", near, call.number(delta))
+        far = call.scaled(far, delta) if width == "delta" else far
+        result = choose_above(call, distance, delta, far, near)
     axes, reduction = tuple(range(len(call.shape_of(result)))), call.get("reduction", 1)
     if reduction == 0:
         return [result]
