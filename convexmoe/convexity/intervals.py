@@ -89,12 +89,12 @@ def _sum_up(upper: Array, axes: tuple[int, ...], count: int) -> Array:
 
 def matrix_product(a_lower: Array, a_upper: Array, b_lower: Array, b_upper: Array) -> tuple[Array, Array]:
     """Return bounds of a @ b.T; sums of short numbers, and single products by powers of 2, are exact."""
-    (a, a_off), (b, b_off) = (
-        (middle, np.nextafter(np.maximum(high - middle, middle - low), np.inf) * (high > low))
-        for low, high in ((a_lower, a_upper), (b_lower, b_upper))
-        for middle in ((low + high) / 2,)
-    )
     with np.errstate(all="ignore"):
+        (a, a_off), (b, b_off) = (
+            (middle, np.nextafter(np.maximum(high - middle, middle - low), np.inf) * (high > low))
+            for low, high in ((a_lower, a_upper), (b_lower, b_upper))
+            for middle in ((low + high) / 2,)
+        )
         product, size = a @ b.T, np.abs(a) @ np.abs(b.T)
         off = (np.abs(a) + a_off) @ b_off.T + a_off @ np.abs(b.T)
         single = ((a != 0) * 1.0) @ ((b != 0) * 1.0).T <= 1
