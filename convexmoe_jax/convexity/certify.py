@@ -104,9 +104,10 @@ class JaxProblem(Problem):
         return Trace(graph_of(closed), names, _run(closed))
 
     def leaf_value(self, leaf: Any) -> Value:
-        """Return what is known of a leaf; nothing of what is no number, such as a key."""
+        """Return what is known of a leaf; nothing of what has no numbers, such as a key or a shape alone."""
         is_key = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-        return facts.nothing(leaf.shape) if is_key else facts.array_value(np.asarray(jnp.asarray(leaf)))
+        has_none = is_key or isinstance(leaf, jax.ShapeDtypeStruct)
+        return facts.nothing(leaf.shape) if has_none else facts.array_value(np.asarray(jnp.asarray(leaf)))
 
     def center(self) -> np.ndarray | None:
         """Return the chosen arguments as one row, None where arrays have a shape alone."""
