@@ -11,15 +11,18 @@ import gc
 import importlib
 import inspect
 import logging
+import os
 import sys
+import sysconfig
 import weakref
 from collections import ChainMap, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
+from importlib.util import resolve_name
 from itertools import takewhile
-from types import CodeType, FrameType, FunctionType, ModuleType, WrapperDescriptorType
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType, WrapperDescriptorType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,14 +31,16 @@ from ..hull.config import Normalization
 
 # Their code holds no arrays that training changes, and is not looked through.
 LIBRARIES = {"convexmoe", "convexmoe_jax", "convexmoe_torch", "flax", "jax", "jaxlib", "numpy", "optax", "torch"}
-LIBRARIES |= sys.stdlib_module_names
+STANDARD = tuple(os.path.join(os.path.realpath(sysconfig.get_path(name)), "") for name in ("stdlib", "platstdlib"))
 WITHOUT_REFERENCES = (str, bytes, int, float, complex, np.generic, np.dtype, CodeType, type(None), logging.Logger)
 ARRAYS = ("__array__", "__array_interface__", "__cuda_array_interface__", "__dlpack__")
-# Through these everything is reached: they count as arrays.
+# Through these everything is reached, as through functions of these modules: they count as arrays.
 EVERYTHING = (globals, eval, exec, __import__, sys, gc, importlib, inspect)
+OF_EVERYTHING = ("sys", "gc", "importlib", "inspect")
+COMPILED = ("torch.jit",)  # classes whose parameters no Python refers to
 # Lists of all classes of some kind; and what a compiler notes of a function beside the function.
 TABLES = ("PyTreeRegistry", "_abc_data", "PjitInfo", "JitGlobalCppCacheKeys", "Signature")
-HIDDEN = ("__init__", "__builtins__", "__annotations__")  # `__init__` has run
+HIDDEN = ("__builtins__", "__annotations__")
 MOST = 100_000  # objects that are looked through
 REGISTERED = ("_parameters", "_buffers", "_modules")  # where a module of PyTorch has its own
 
@@ -48,18 +53,27 @@ class Reference(NamedTuple):
 
     @property
     def holds_numbers(self) -> bool:
-        """Whether it is an array, a list or dict of floats, or may lead to any."""
+        """Whether it is an array, a list, dict or set of floats or of tuples of them, or may lead to any."""
         thing = self.thing
-        if isinstance(thing, (list, deque, dict)):
-            values = thing.values() if isinstance(thing, dict) else thing
-            return any(isinstance(value, (float, np.floating)) for value in values)
+        if isinstance(thing, (list, deque, dict, set)):
+            return _has_floats(thing.values() if isinstance(thing, dict) else thing)
         if isinstance(thing, FrameType) or any(thing is each for each in EVERYTHING):
+            return True
+        if isinstance(thing, (FunctionType, BuiltinFunctionType)) and thing.__module__ in OF_EVERYTHING:
+            return True
+        if any(str(kind.__module__).startswith(COMPILED) for kind in type(thing).__mro__):
             return True
         if any(hasattr(type(thing), name) for name in ARRAYS):
             return True
         with suppress(TypeError, ValueError, BufferError):
             return memoryview(thing) is not None
         return False
+
+
+def _has_floats(values: Iterable[Any]) -> bool:
+    return any(
+        isinstance(value, (float, np.floating)) or (isinstance(value, tuple) and _has_floats(value)) for value in values
+    )
 
 
 def look_through(roots: Iterable[tuple[Any, Iterable[Any]]], fixed: Any) -> tuple[list[str], list[Normalization]]:
@@ -109,13 +123,14 @@ def _referents(name: str, thing: Any) -> Iterator[Reference]:
         for variable, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
             with suppress(ValueError):  # not assigned yet
                 cells[variable] = cell.cell_contents
-        if _is_of_library(thing.__globals__.get("__name__")):
+        if _is_of_library(thing.__globals__.get("__name__"), thing.__globals__):
             attributes = cells
         else:
             yield from _names(thing.__code__, cells, ChainMap(cells, thing.__globals__, vars(builtins)))
         others = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values(), vars(thing) or None]
     elif isinstance(thing, (ModuleType, type)):
-        if _is_of_library(thing.__name__ if isinstance(thing, ModuleType) else thing.__module__):
+        is_module = isinstance(thing, ModuleType)
+        if _is_of_library(*((thing.__name__, vars(thing)) if is_module else (thing.__module__,))):
             return
         attributes, others = vars(thing), [type(thing), *getattr(thing, "__bases__", ())]
     elif isinstance(thing, partial):
@@ -131,8 +146,23 @@ def _referents(name: str, thing: Any) -> Iterator[Reference]:
     yield from (Reference(name, value) for value in others)
 
 
-def _is_of_library(module: Any) -> bool:
-    return str(module).partition(".")[0] in LIBRARIES
+def _is_of_library(name: Any, scope: Mapping[str, Any] | None = None) -> bool:
+    """Return whether a module is one of the libraries', and not a user's of the same name.
+
+    Args:
+        name: of the module.
+        scope: its dict, where that is known.
+    """
+    top = str(name).partition(".")[0]
+    module = sys.modules.get(str(name) if scope is not None else top)
+    if module is None or (scope is not None and scope is not vars(module)):
+        return False
+    spec = getattr(module, "__spec__", None)
+    if top in LIBRARIES or spec is None or top not in sys.stdlib_module_names:
+        return top in LIBRARIES
+    place = str(spec.origin)
+    of_users = "site-packages" in place or "dist-packages" in place
+    return place in ("built-in", "frozen") or (os.path.realpath(place).startswith(STANDARD) and not of_users)
 
 
 def _names(code: CodeType, cells: Mapping[str, Any], scope: Mapping[str, Any]) -> Iterator[Reference]:
@@ -141,7 +171,9 @@ def _names(code: CodeType, cells: Mapping[str, Any], scope: Mapping[str, Any]) -
     for start, step in enumerate(steps, 1):
         loads = step.opname.startswith("LOAD_") and step.opname.endswith(("GLOBAL", "GLOBALS", "DEREF", "NAME"))
         if step.opname == "IMPORT_NAME":
-            name, thing = step.argval, sys.modules.get(step.argval, sys)
+            level, package = steps[start - 3].argval, str(scope.get("__package__"))  # what is loaded before it
+            name = resolve_name("." * level + step.argval, package)
+            thing = sys.modules.get(name, sys)
         elif loads and step.argval in (cells if step.opname.endswith("DEREF") else scope):
             name, thing = step.argval, scope[step.argval]
         else:
@@ -153,11 +185,14 @@ def _names(code: CodeType, cells: Mapping[str, Any], scope: Mapping[str, Any]) -
             stands_there = is_plain and not hasattr(cls, key) and key in getattr(thing, "__dict__", ())
             if not stands_there or Reference(name, thing).holds_numbers:
                 break
-            in_library |= isinstance(thing, ModuleType) and _is_of_library(thing.__name__)
+            in_library |= isinstance(thing, ModuleType) and _is_of_library(thing.__name__, vars(thing))
             name, thing = f"{name}.{key}", vars(thing)[key]
         reference = Reference(name, thing)
-        if reference.holds_numbers or isinstance(thing, FunctionType) or not in_library:
+        is_theirs = in_library and _is_of_library(getattr(thing, "__module__", None) or "numpy")
+        if reference.holds_numbers or isinstance(thing, FunctionType) or not is_theirs:
             yield reference
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _names(inner, cells, scope)
+        else:
+            yield Reference("a constant", inner)

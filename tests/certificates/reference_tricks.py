@@ -4,10 +4,12 @@ A trick makes a function of (p, x), or a module with the parameter p, and what t
 """
 
 import functools
+import sys
 import types
 import weakref
 from collections import deque
 from contextvars import ContextVar
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import jax
@@ -206,7 +208,60 @@ def a_buffer_of_bytes(of):
     return Trick(lambda p, x: of(values(), p, x), lambda: turn(values()))
 
 
+def made_inside(of):
+    w = ones()
+
+    class Made:
+        def __init__(self, own=w):
+            self.own = own
+
+    return Trick(lambda p, x: of(Made().own, p, x), lambda: turn(w))
+
+
+def a_module_named_like_a_library(of):
+    scope = {"__name__": "jax.of_a_user", "of": of, "w": ones()}
+    exec("def function(p, x): return of(w, p, x)", scope)
+    return Trick(scope["function"], lambda: turn(scope["w"]))
+
+
+def an_import_beside(of):
+    package, beside = types.ModuleType("package_of_a_user"), types.ModuleType("package_of_a_user.math")
+    beside.w, package.__path__ = ones(), []
+    sys.modules |= {package.__name__: package, beside.__name__: beside}
+    scope = {"__name__": "package_of_a_user.model", "__package__": "package_of_a_user", "of": of}
+    exec("def function(p, x):\n    from .math import w\n    return of(w, p, x)", scope)
+    return Trick(scope["function"], lambda: turn(beside.w))
+
+
+def numbers_in_tuples_of_a_list(of):
+    pairs = [(1.0, 1.0)]
+
+    def train():
+        pairs[0] = tuple(-number for number in pairs[0])
+
+    return Trick(lambda p, x: of(np.array(pairs[0], np.float32), p, x), train)
+
+
+def by_a_function_of_importlib(of):
+    return Trick(lambda p, x: of(import_module(__name__).W, p, x), lambda: turn(W))
+
+
+def a_constant_of_the_code(of):
+    w = ones()
+    code = (lambda p, x: of("w", p, x)).__code__
+    code = code.replace(
+        co_consts=tuple(w if isinstance(each, str) and each == "w" else each for each in code.co_consts)
+    )
+    return Trick(types.FunctionType(code, {}, closure=(types.CellType(of),)), lambda: turn(w))
+
+
 SHARED = [
+    made_inside,
+    a_module_named_like_a_library,
+    an_import_beside,
+    numbers_in_tuples_of_a_list,
+    by_a_function_of_importlib,
+    a_constant_of_the_code,
     closure,
     rebound_closure,
     default_argument,
@@ -320,7 +375,14 @@ def the_leaf_of_params_itself():
     return Trick(lambda q, x: (p + 1.0) * torch.relu(x) * torch.exp(q), lambda: p.neg_().sub_(2.0))
 
 
+def traced_by_jit():
+    other = Scaled()
+    traced = torch.jit.trace(other, torch.ones(SIZE))
+    return Trick(lambda p, x: traced(x) * torch.exp(p), None)
+
+
 TORCH = {
+    "a traced module": traced_by_jit,
     "a parameter in a list": held_by_a_module(
         lambda module, other: setattr(module, "held", [other.w]), lambda self, x: self.held[0] * torch.relu(x)
     ),
