@@ -23,7 +23,8 @@ def printable(text: str) -> str:
 
 
 def fail(owner: str, argument: str, expected: str, got: str, fix: str, kind: type[Exception] = ValueError) -> NoReturn:
-    """Raise `kind` with the house's message: what was required, what came, one fix."""
+    """Raise `kind` with the house's message: what was required, what came, one fix; a long place loses its middle."""
+    argument = argument if len(argument) <= 120 else f"{argument[:60]}...{argument[-40:]}"
     raise kind(printable(f"{owner}.{argument}: expected {expected}; got {got}. {fix}"))
 
 
@@ -108,7 +109,7 @@ def copy_plain(owner: str, argument: str, value: Any, depth: int = 48) -> Any:
         for key in value:
             if type(key) is not str or not _is_unicode(key):
                 error = ValueError if type(key) is str else TypeError
-                fail(owner, argument, "keys of text", repr(key), "Name it, with str(key) for example.", error)
+                fail(owner, argument, "keys of text", f"{key!r:.60}", "Name it, with str(key) for example.", error)
         return {key: copy_plain(owner, f"{argument}[{key!r}]", value[key], depth - 1) for key in sorted(value)}
     is_plain = kind in (bool, type(None)) or (kind is str and _is_unicode(value))
     if is_plain or (kind is int and value.bit_length() <= 2000) or (kind is float and math.isfinite(value)):

@@ -183,8 +183,8 @@ class RouteFunctions:
             rows: the number of samples.
 
         Returns:
-            level -> array `[rows]`, in JAX of numpy and int32, in PyTorch an int64 tensor; arrays of integers of the
-            framework stay what they are.
+            level -> array `[rows]`: in JAX int32, of numpy unless an array of JAX was given; in PyTorch an int64
+            tensor, on the device of the one that was given.
 
         Raises:
             ValueError: an unknown level or expert (the known ones are listed), a list of another length, an integer
@@ -213,11 +213,14 @@ class RouteFunctions:
         return {level: self.join([self.convert(part[level]) for part in checked]) for level in parts[0]}
 
     def routing_summary(self, config: CELMoEConfig, routes: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-        """Return level -> expert -> number of rows, for encoded routes."""
-        summary = {}
+        """Return level -> expert -> number of rows, for the routes that a call takes, by its rules and with its errors.
+
+        A level that the routes leave out goes to its only expert or its `fallback_expert`.
+        """
+        parts = routes.values() if isinstance(routes, Mapping) else ()
+        rows = next((len(part) for part in parts if getattr(part, "shape", None) or isinstance(part, Sequence)), 0)
+        levels, summary = route_levels(config, routes, rows, self.read), {}
         for level in config.enabled_levels:
-            argument = f"routes[{level.name!r}]"
-            integers = _check_integers(level, argument, _check_dtype(argument, routes[level.name]), self.read)
-            counts = Counter(np.asarray(self.read(integers)).tolist())
+            counts = Counter(np.asarray(self.read(levels[level.name])).tolist())
             summary[level.name] = {name: counts[index] for index, name in enumerate(level.expert_names)}
         return summary

@@ -52,6 +52,8 @@ def as_numbers(owner: str, argument: str, value: Any, *, may_be_traced: bool = F
             fail(owner, argument, "rows of equal length", f"a {type(value).__name__} of unequal ones", fix)
         fix = "Convert it to an array of numpy first."
         fail(owner, argument, "an array of numbers", type(value).__name__, fix, TypeError)
+    if value is None:
+        fail(owner, argument, "an array of numbers", "NoneType", "Pass rows of numbers.", TypeError)
     if array is None:
         got, fix = f"a sparse {type(value).__name__}", "Make it dense first: x.toarray(), or x.to_dense()."
         fail(owner, argument, "a dense array of numbers", got, fix, TypeError)
@@ -81,12 +83,6 @@ def is_tensor(value: Any) -> bool:
 
 def to_array(value: Any) -> np.ndarray | None:
     """Return what numpy makes of a value, missing cells as None in an array of objects; None for a sparse matrix."""
-    if isinstance(value, np.ma.MaskedArray):
-        if not np.ma.is_masked(value) or value.dtype.names is not None:
-            return value.data
-        cells = np.array(value.data, object)
-        cells[np.ma.getmaskarray(value)] = None
-        return cells
     value = cells_of(value)
     if isinstance(value, (list, tuple)):
         return np.asarray([v if isinstance(v, (float, int, np.generic)) else to_array(v)[()] for v in value])  # type: ignore[index]
@@ -94,10 +90,20 @@ def to_array(value: Any) -> np.ndarray | None:
         value = value.detach()
         if "strided" not in str(value.layout):
             return None
-        value = (value.double() if value.is_floating_point() else value).cpu()
+        value = (value.double() if value.is_floating_point() else value).cpu().resolve_conj().resolve_neg()
     elif not hasattr(value, "__array__") and (hasattr(value, "toarray") or hasattr(value, "todense")):
         return None
-    return np.asarray(value)
+    array = np.asanyarray(value)  # numpy.asarray would read behind a mask
+    mask = np.ma.getmaskarray(array) if array.dtype.names is None and np.ma.is_masked(array) else None
+    array = np.asarray(array)
+    if array.dtype.kind == "O" or mask is not None:
+        array = np.array(array, object)
+        for at, cell in np.ndenumerate(array):
+            if hasattr(cell, "__array__") and getattr(cell, "shape", None) == () and not isinstance(cell, np.generic):
+                array[at] = to_array(cell)[()]  # type: ignore[index]
+        if mask is not None:
+            array[mask] = None
+    return array
 
 
 def cells_of(value: Any) -> Any:
@@ -111,23 +117,29 @@ def cells_of(value: Any) -> Any:
 
 def from_cells(owner: str, argument: str, array: np.ndarray) -> np.ndarray:
     """Return an array of objects as numbers: missing cells are counted, what is no number or is rounded is named."""
-    if array.ndim == 0:
-        fail(owner, argument, "an array of numbers", type(array.item()).__name__, "Pass rows of numbers.", TypeError)
-    missing = []
+    missing, numbers = [], np.zeros(array.shape)
     for at, cell in np.ndenumerate(array):
         if cell is None or cell is np.ma.masked or type(cell).__name__ in ("NAType", "NaTType"):
             missing.append(at)
-        elif not isinstance(cell, (Real, Decimal, np.bool_)):
+        elif not isinstance(cell, (Real, Decimal, np.bool_)) and type(cell).__module__ != "ml_dtypes":
+            if not at and not isinstance(cell, str):
+                fail(owner, argument, "an array of numbers", type(cell).__name__, "Pass rows of numbers.", TypeError)
             dated = "M" if hasattr(cell, "isoformat") else "m" if hasattr(cell, "total_seconds") else ""
             _, fix = OTHERS.get(dated or np.asarray(cell).dtype.kind, ("", TEXT))
             fail(owner, argument, "numbers", f"{cell!r:.40} {position(at)}", fix, TypeError)
-        elif isinstance(cell, (int, np.integer)) and (abs(cell) >= 2**1024 or int(float(cell)) != cell):
+        elif isinstance(cell, (int, np.integer)) and (abs(int(cell)) >= 2**1024 or int(float(cell)) != cell):
             refuse_rounding(owner, argument, int(cell), at)
+        else:
+            try:
+                numbers[at] = float(cell)
+            except (ArithmeticError, ValueError):  # a signaling NaN, or a fraction beyond float64
+                got = f"a {type(cell).__name__} that float() refuses {position(at)}"
+                fail(owner, argument, "numbers that float64 holds", got, "Remove that row or convert it first.")
     if missing:
         cells = f"{len(missing)} missing cell{'s' * (len(missing) > 1)}"
-        got = f"{cells} (masked, NA or None), the first {position(missing[0])}"
+        got = f"{cells} (masked, NA or None), {'the first ' if array.ndim else ''}{position(missing[0])}"
         fail(owner, argument, "a number in every cell", got, "Remove those rows or fill them.")
-    return array.astype(np.float64)
+    return numbers
 
 
 def refuse_rounding(owner: str, argument: str, number: int, at: tuple[int, ...]) -> NoReturn:
@@ -139,7 +151,8 @@ def refuse_rounding(owner: str, argument: str, number: int, at: tuple[int, ...])
 
 def position(at: tuple[int, ...]) -> str:
     """Return in words where a cell stands, as in "at row 3, column 1"."""
-    return "at " + ", ".join(f"{name} {k}" for name, k in zip(("row", "column"), at, strict=False))
+    places = ", ".join(f"{name} {k}" for name, k in zip(("row", "column"), at, strict=False))
+    return f"at {places}" if at else "as a scalar"
 
 
 def check_finite(owner: str, argument: str, array: np.ndarray, fix: str) -> None:

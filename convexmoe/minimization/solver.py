@@ -93,8 +93,6 @@ def check_tolerance(owner: str, tol: Any, solver: Solver) -> None:
 
 def check_point(owner: str, x0: Any, in_dim: int, problems: tuple[int, ...], solver: Solver) -> Any:
     """Return the starting points after the check of their shape and, where known, of their values."""
-    if not hasattr(x0, "shape"):
-        fail(owner, "x0", "an array", type(x0).__name__, "Convert it to an array first.", TypeError)
     x0 = x0 if is_tensor(x0) else as_numbers(owner, "x0", x0)
     shape = tuple(x0.shape)
     try:

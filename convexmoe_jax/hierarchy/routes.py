@@ -23,7 +23,7 @@ def read_values(routes: Any) -> np.ndarray | None:
 def _narrow(routes: Any) -> Any:
     """Return routes that may be wider as int32; those that int32 does not hold become -1, which is no expert's."""
     if isinstance(routes, jax.Array) and (routes.dtype.itemsize < 4 or routes.dtype == jnp.int32):
-        return routes
+        return routes.astype(jnp.int32)
     if not isinstance(routes, jax.Array):
         routes = np.asarray(routes)
         return np.where((routes >= 0) & (routes < 2**31), routes, -1).astype(np.int32)

@@ -185,7 +185,7 @@ def array_of(tensor: Tensor) -> np.ndarray:
     tensor = tensor.detach().cpu()
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
-    return tensor.resolve_conj().numpy()
+    return tensor.resolve_conj().resolve_neg().numpy()
 
 
 def lower_call(

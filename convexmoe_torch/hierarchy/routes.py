@@ -25,10 +25,9 @@ def read_values(routes: Any) -> np.ndarray | None:
 def _as_tensor(routes: Any) -> torch.Tensor:
     if not isinstance(routes, torch.Tensor):
         return torch.from_numpy(np.array(routes, np.int64))
-    # PyTorch does not compare them; what int64 does not hold becomes negative, which is no expert's
-    return routes.to(torch.int64) if routes.dtype in (torch.uint16, torch.uint32, torch.uint64) else routes
+    return routes.to(torch.int64)  # what it does not hold becomes negative, which is no expert's
 
 
-_functions = RouteFunctions(read_values, _as_tensor, lambda parts: torch.cat([p.to(torch.int64) for p in parts]))
+_functions = RouteFunctions(read_values, _as_tensor, torch.cat)
 encode_routes, constant_routes = _functions.encode_routes, _functions.constant_routes
 merged_routes, routing_summary = _functions.merged_routes, _functions.routing_summary

@@ -72,6 +72,18 @@ def test_what_a_file_would_change_is_refused(name):
     )
 
 
+def test_a_message_names_a_deep_place_in_few_characters():
+    deep = {"k" * 500: 0.5j}
+    for depth in range(40):
+        deep = {f"level {depth}": deep}
+    for metadata in (deep, {"a" * 500: {1: 2}}, {("a",) * 500: 1}, nest(60)):
+        with pytest.raises((TypeError, ValueError)) as error:
+            ExpertConfig("a", metadata=metadata)
+        assert len(str(error.value)) < 400 and str(error.value).startswith("ExpertConfig.metadata")
+    with pytest.raises(TypeError, match=r"ExpertConfig.metadata\['level 39'\].*\.\.\.k+'\]: expected text"):
+        ExpertConfig("a", metadata=deep)
+
+
 def changed_by_json(metadata):
     """Whether JSON, without these checks, would refuse a value by itself, or give back another."""
     try:

@@ -52,7 +52,35 @@ class Nulls:
         return np.array(self.cells, float)
 
 
+class Masks:
+    """A variable of a library whose array is masked: numpy.asarray would read behind the mask."""
+
+    def __init__(self, mask):
+        self.mask = mask
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ma.array(X, mask=self.mask)
+
+
+def objects(*cells):
+    """Rows of two cells each; numpy itself would open arrays among them, or refuse."""
+    array = np.empty(len(cells), object)
+    for at, cell in enumerate(cells):
+        array[at] = cell
+    return array.reshape(-1, 2)
+
+
+VIEW = torch.complex(torch.zeros(3, 2).double(), -torch.tensor(X)).conj().imag  # torch keeps its sign apart
+
 TAKEN = {
+    "scalars of any library": objects(
+        torch.tensor(0.0, requires_grad=True), jnp.float32(1), np.ma.array(2.0), jnp.bfloat16(3), 4, torch.tensor(5)
+    ),
+    "scalars of ml_dtypes": objects(*X.ravel().astype(ml_dtypes.bfloat16)),
+    "an object with a mask of none": Masks(False),
+    "negative view": VIEW,
+    "negative views in a list": list(VIEW),
+    "scalars of a negative view": objects(*VIEW.ravel()),
     "masked nowhere": np.ma.array(X, mask=False),
     "whole": X.astype(int),
     "big-endian": X.astype(">f4"),
@@ -91,6 +119,17 @@ REFUSED = {
     "NA": (Frame([[1, NAType()]], ["Int64", np.dtype(float)]), ValueError, COUNT.format("1 missing cell")),
     "nullable": (Frame([[NAType(), NAType()]], ["Int64"]), ValueError, COUNT.format("2 missing cells")),
     "null": (Nulls([1, None, None]), ValueError, COUNT.format("2 missing cells") + ", the first at row 1"),
+    "masked scalars": (
+        objects(np.ma.masked, 1, np.ma.array(2, mask=True), 3),
+        ValueError,
+        COUNT.format("2 missing cells") + ", the first at row 0, column 0",
+    ),
+    "one masked": (np.ma.masked, ValueError, COUNT.format("1 missing cell") + ", as a scalar"),
+    "an object with a mask": (Masks(MASKED.mask), ValueError, COUNT.format("2 missing cells")),
+    "objects with a mask": ([Masks(MASKED.mask)], ValueError, COUNT.format("2 missing cells")),
+    "signaling NaN": (objects(1, Decimal("sNaN")), ValueError, "a Decimal that float() refuses at row 0, column 1"),
+    "a fraction too large": ([Fraction(10**5000)], ValueError, "a Fraction that float() refuses at row 0"),
+    "conjugate view": (torch.tensor([1j]).conj(), TypeError, "Pass the real part."),
     "text": (X.astype(str), TypeError, TEXT.format("<U32[3, 2]")),
     "text among objects": (np.array([[1, "red"]], object), TypeError, TEXT.format("'red' at row 0, column 1")),
     "dates": (np.array(["2020-01-01"], "M8[D]"), TypeError, "got dates, datetime64[D][1]. Subtract one, then divide"),
@@ -134,8 +173,27 @@ def test_control_numpy_reads_behind_the_mask(backend, monkeypatch):
         backend.package.predict(model, hidden)
     with pytest.raises(ValueError, match=r"Box.lower: expected a number in every cell"):
         backend.package.Box(hidden[3], np.ones(2))
+    with pytest.raises(ValueError, match=r"Ball.radius: expected a number in every cell; got 1 missing cell"):
+        backend.package.Ball([0, 0], np.ma.masked)
+    with pytest.raises(ValueError, match=r"Simplex.total: expected a number in every cell; got 1 missing cell"):
+        backend.package.Simplex(np.ma.masked)
+    with pytest.raises(ValueError, match=r"minimize.x0: expected a number in every cell; got 1 missing cell"):
+        backend.package.minimize(model, backend.package.Box([0, 0], [1, 1]), x0=[None, 0.0])
     monkeypatch.setattr(convexmoe.training.data, "as_numbers", lambda owner, argument, value: np.asarray(value, float))
     backend.package.fit(model, hidden, np.ones(10), **options)
+
+
+def test_control_numpy_reads_behind_the_mask_of_an_object():
+    np.testing.assert_array_equal(np.asarray(Masks(True)), X)
+
+
+def test_a_starting_point_may_be_a_list(backend):
+    model = backend.model(FIELDS, cases.random_weights(FIELDS), "float64")
+    box = backend.package.Box([-1, -1], [1, 1])
+    given, wanted = (backend.package.minimize(model, box, x0=x0) for x0 in ([0.5, 0.25], np.array([0.5, 0.25])))
+    np.testing.assert_array_equal(np.asarray(given.x), np.asarray(wanted.x))
+    with pytest.raises(ValueError, match=r"minimize.x0: expected \[..., in_dim=2\]"):
+        backend.package.minimize(model, box, x0=[0.5])
 
 
 def test_numbers_that_are_not_finite_are_counted(backend):

@@ -1,5 +1,7 @@
 """Routes are checked before they are narrowed: an integer beyond 32 bits is never another sample's expert."""
 
+import warnings
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -78,6 +80,35 @@ def test_the_model_and_everything_else_that_takes_routes_refuse_them(engine):
     wanted = numpy(model(engine.array(X), {"a": [1, 2]}).fused_hidden)
     for routes in (np.array([1, 2], np.uint64), [np.uint64(1), 2], np.array([1, 2], object), range(1, 3)):
         assert np.array_equal(numpy(model(engine.array(X), {"a": routes}).fused_hidden), wanted)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"])
+def test_encoded_routes_have_one_dtype(engine, dtype):
+    """Whatever they were: uint8 selects as a mask where PyTorch indexes, int8 overflows where they are counted on."""
+    config = model_of(engine).config
+    for routes in (np.array([1, 2], dtype), engine.array(np.array([1, 2], dtype))):
+        encoded = engine.package.encode_routes(config, {"a": routes}, 2)["a"]
+        assert str(encoded.dtype).endswith("int64" if engine.name == "torch" else "int32")
+        assert encoded.tolist() == [1, 2]
+    with warnings.catch_warnings(action="ignore"):
+        chosen = torch.arange(3.0)[torch.tensor([1, 0, 1], dtype=torch.uint8)]
+    assert chosen.tolist() == [0, 2]  # control: it is no index
+
+
+def test_the_summary_broadcasts_a_level_as_a_call_does(engine):
+    package = engine.package
+    levels = [
+        package.HierarchyLevelConfig("a", [package.ExpertConfig(name) for name in "xyz"]),
+        package.HierarchyLevelConfig("b", [package.ExpertConfig("only")]),
+    ]
+    config = package.CELMoEConfig(5, levels, use_learned_fusion=False)
+    wanted = {"a": {"x": 0, "y": 1, "z": 1}, "b": {"only": 2}}
+    for routes in ([1, 2], engine.array(np.array([1, 2])), ["y", "z"]):
+        assert package.routing_summary(config, {"a": routes}) == wanted
+    with pytest.raises(ValueError, match=r"routing\['a'\]: expected one of \['x', 'y', 'z'\] a sample; got no routes"):
+        package.routing_summary(config, {"b": [0, 0]})
+    with pytest.raises(ValueError, match=r"routing: expected levels among .* got \['c'\]"):
+        package.routing_summary(config, {"a": [1], "c": [0]})
 
 
 def test_routes_of_numpy_are_int32_when_they_are_encoded():
