@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .walk import Walk
 
 LARGEST_CHAIN, LARGEST_PIECES, LARGEST_KINDS = 60, 32, 64
+LARGEST_NUMBER = 4096  # bits of a rational number; powers of powers have no end
 
 Number = Any  # a `Fraction`, or a tuple: an expression
 ZERO, ONE, HALF, QUARTER = Fraction(0), Fraction(1), Fraction(1, 2), Fraction(1, 4)
@@ -47,15 +48,21 @@ def _rational(number: Number) -> Fraction:
     return number
 
 
+def _short(number: Fraction) -> Fraction:
+    if number.numerator.bit_length() + number.denominator.bit_length() > LARGEST_NUMBER:
+        raise Undecided
+    return number
+
+
 def _plus(a: Number, b: Number) -> Number:
     if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return a + b
+        return _short(a + b)
     return b if a == 0 else a if b == 0 else ("+", a, b)
 
 
 def _times(a: Number, b: Number) -> Number:
     if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return a * b
+        return _short(a * b)
     return Fraction(0) if 0 in (a, b) else b if a == 1 else a if b == 1 else ("*", a, b)
 
 
@@ -78,7 +85,7 @@ def _power(base: Jet, exponent: Fraction) -> Jet:
         return Jet(ZERO, ZERO, BENT)
     if exponent == 1 or not (at > 0 or (whole and at < 0)):
         return base if exponent == 1 else _undecided()
-    value, steep = (at ** int(p) if whole or at == 1 else ("power", at, p) for p in (exponent, exponent - 1))
+    value, steep = (_short(at ** int(p)) if whole or at == 1 else ("power", at, p) for p in (exponent, exponent - 1))
     bend = ZERO if base.slope == base.bend == 0 else BENT
     return Jet(value, _times(_times(exponent, steep), base.slope), bend)
 

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from convexity_table import MONOTONE, TABLE, Monotone
+import torch
+from convexity_table import DOWN, MONOTONE, TABLE, Monotone
 from torch_engine import Torch
 from torch_programs import contradictions, random_program, traced, traced_function, walked
-from torch_table import TORCH_TABLE
+from torch_table import TORCH_TABLE, TorchRow
 
 from convexmoe.convexity import atoms, calculus
 from convexmoe.convexity.certificate import monotonicity
@@ -52,13 +53,28 @@ NOT_CAUGHT = {
 }
 
 
+def pick(u):
+    """Elements of a square whose columns are curved differently."""
+    square = torch.stack([torch.exp(u[0]), -torch.exp(u[1]), -torch.exp(u[2])]).expand(2, 3)
+    return (square * torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])).sum()
+
+
+# What the tables leave to chance.
+FALLING = {"exp2": torch.exp2, "sinh": torch.sinh, "amin": lambda u: u.amin(0), "amax": lambda u: u.amax(0)}
+HERE = [
+    *(Monotone(f"{name} falls", DOWN, lambda xp, u, of=of: of(-u)) for name, of in FALLING.items()),
+    TorchRow("a truth that is turned", "refuted", "concave", lambda u: torch.where(torch.logical_not(u > 0), u, -u)),
+    TorchRow("elements of a square", "proved", "convex", pick),
+]
+
+
 def rows():
     """What the tables say, the function and its shape."""
-    for row in (*TABLE, *MONOTONE):
+    for row in (*TABLE, *MONOTONE, *HERE[: len(FALLING)]):
         shape = getattr(row, "shape", (3,))
         if np.prod(shape) <= 12:
             yield row, lambda x, row=row: row.function(ENGINE.xp, x), shape
-    for row in TORCH_TABLE:
+    for row in (*TORCH_TABLE, *HERE[len(FALLING) :]):
         if row.name not in NOT_CAUGHT:
             yield row, row.function, (3,)
 
