@@ -124,7 +124,7 @@ def find_conjugate(
         x = x + hull.input_scale * moved
     broken = ~xp.isfinite(value)
     x = xp.where(broken[:, None], xp.nan, x)
-    margin = still.rounding(xp.abs(z) + 2 * xp.abs(still.input_mean / still.input_scale))
+    margin = still.rounding(xp.abs(z))
     gap = xp.clip(path.best - path.low, min=0.0) + 2 * margin
     gap = xp.where(broken, xp.nan, gap)
     error = xp.sqrt(2 * gap / config.strong_convexity)

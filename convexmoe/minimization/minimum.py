@@ -182,8 +182,7 @@ def minimize_within(cut: Cut, start: Array | None, last: Minimum) -> tuple[Minim
     if start is not None:
         v = approach(space, v, start)
     offset, factor = hull.output_mean, hull.output_scale
-    reach = space.extent() + 2 * xp.abs(hull.input_mean / hull.input_scale)
-    margin = hull.rounding(reach)
+    margin = hull.rounding(space.extent())
     far = (cut.far >= FAR) & ~xp.any(space.open & ~cut.endless, axis=-1)  # beyond is nothing, or no end
     tight = far & xp.any(space.open, axis=-1) & ~falls & convex
 
@@ -198,7 +197,7 @@ def minimize_within(cut: Cut, start: Array | None, last: Minimum) -> tuple[Minim
     def early(best: Array, low: Array) -> Array:
         return space.empty | cut.idle | cut.asks
 
-    path = follow_path(Problem(hull, space, xp.zeros_like(reach), goal, early, margin), v)
+    path = follow_path(Problem(hull, space, xp.zeros_like(space.center), goal, early, margin), v)
     minimum = record(path, cut, space, margin)
     if not cut.endless.shape[-1]:
         return minimum, xp.ones_like(space.empty), fall

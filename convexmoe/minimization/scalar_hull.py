@@ -193,18 +193,23 @@ class ScalarHull:
     def rounding(self, reach_ND: Array) -> Array:
         """Return a bound, to first order in the unit of rounding, on the error of value, and of slope times reach.
 
+        An offset of the inputs only moves z, by the rounding of x, so it counts times a bound on the slope: that of
+        the square is `mu reach`. The computation itself goes on in z, and `x - mean` is rounded in units of its result.
+
         Args:
-            reach_ND: the largest size of each coordinate of z, of what it is computed from too.
+            reach_ND: the largest size of each coordinate of z, and of what it is computed from but the mean.
         """
         xp, act = namespace(reach_ND), self.activation
         config, size = self.config, None
+        offset = 2 * xp.abs(self.input_mean / self.input_scale)
+        far_ND = reach_ND + offset
         for k, layer in enumerate(self.layers):
-            u = _affine(reach_ND, xp.abs(layer["weight"]), xp.abs(layer["bias"]))
+            u = _affine(far_ND, xp.abs(layer["weight"]), xp.abs(layer["bias"]))
             u = u if size is None else u + self._mixed(k, size)
             size = (u + math.log(2.0) + act.mean) / act.deviation
         assert size is not None
-        g_NP = xp.abs(self.bias) + reach_ND @ xp.abs(self.weight) + self._read(size) + xp.abs(self.shifts)
-        square = 0.5 * config.strong_convexity * xp.sum(reach_ND * reach_ND, axis=-1)
+        g_NP = xp.abs(self.bias) + far_ND @ xp.abs(self.weight) + self._read(size) + xp.abs(self.shifts)
+        square = 0.5 * config.strong_convexity * xp.sum(reach_ND * (reach_ND + 2 * offset), axis=-1)
         entropy = 0.0 if self.temperature is None else self.temperature * (math.log(config.petals) + 1)
         operations = 2 * (config.in_dim + config.hidden_dim + 8) * (len(self.layers) + 1) + 4 * config.petals
         own = EPSILON * operations * (xp.max(g_NP, axis=-1) + square + entropy)

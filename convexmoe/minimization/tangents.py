@@ -57,8 +57,7 @@ def find_tangents(weights: Tree, points: Array, rows: Array, *, config: HullConf
     tangent = hull.tangent(hull.expand(z, width), z, xp.zeros_like(z), xp.zeros_like(width))
     height, slope = hull.minorant(z, tangent)
     rise, lean = hull.square(z, tangent)
-    reach = xp.max(xp.abs(z), axis=0) + 2 * xp.abs(hull.input_mean / hull.input_scale)
-    height = height + rise - hull.rounding(reach[None])
+    height = height + rise - hull.rounding(xp.max(xp.abs(z), axis=0)[None])
     slopes = hull.output_scale * (slope + lean) / hull.input_scale
     intercepts = hull.output_mean + hull.output_scale * height - xp.sum(slopes * x, axis=-1)
     value = hull.output_mean + hull.output_scale * hull.value(hull.normalize(rows))

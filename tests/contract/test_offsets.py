@@ -11,6 +11,8 @@ import cases
 import numpy as np
 import pytest
 
+from convexmoe.minimization.scalar_hull import ScalarHull
+
 FIELDS = cases.fields(in_dim=1, out_dim=1, hidden_dim=13, petals=5, temperature="learned")
 T = np.linspace(0.0, 30.0, 211)[:, None]
 Y = 0.1 * (T - 12.0) ** 2
@@ -92,3 +94,48 @@ def test_rows_of_another_width_are_refused(backend):
             backend.package.predict(model, wrong)
     with pytest.raises(TypeError, match=r"predict.model: expected a VectorHull or FoldedHull; got "):
         backend.package.predict(len, x)
+
+
+STRONG = cases.fields(in_dim=2, out_dim=1, hidden_dim=13, petals=4, temperature="learned", strong_convexity=0.1)
+WEIGHTS = cases.random_weights(STRONG, 3)
+CORNER = np.array([0.75, -2.0])  # the lower corner of the box, in input scales from the mean; one side of it binds
+SETS = ("Box", "Ball")
+
+
+def minimum(backend, ratio, kind):
+    """The record for a set at the same place in input scales, with means of so many scales."""
+    mean, scale = np.array([ratio * 16.0, -ratio * 4.0]), np.array([16.0, 4.0])
+    units = dict(input_mean=mean.tolist(), input_scale=scale.tolist(), output_mean=[0.0], output_scale=[1.0])
+    model = backend.model(STRONG | {"normalization": units}, WEIGHTS)
+    low, package = mean + scale * CORNER, backend.package
+    given = package.Box(low, low + 4 * scale) if kind == "Box" else package.Ball(low, 8.0)
+    return {name: backend.numpy(part) for name, part in package.minimize(model, given)._asdict().items()}
+
+
+def misses(found, wanted):
+    """Whether the two intervals have no point in common; the sets are the same up to 1e-9."""
+    return not (wanted["lower_bound"] - 1e-9 <= found["value"] and found["lower_bound"] <= wanted["value"] + 1e-9)
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_the_gap_of_a_strongly_convex_hull_closes_on_an_offset_column(backend, kind, monkeypatch):
+    wanted = minimum(backend, 0.0, kind)
+    for ratio in (1e5, 1e6):
+        found = minimum(backend, ratio, kind)
+        assert found["status"] == 0 and found["gap"] <= 1e-6 * (1 + abs(found["value"]))
+        assert not misses(found, wanted)
+    own, raised = ScalarHull.rounding, ScalarHull.minorant
+
+    def rounding(hull, reach):  # the control: the square of the offset, which is not of first order
+        offset = abs(hull.input_mean / hull.input_scale)
+        return own(hull, reach) + 4e-14 * (offset * offset).sum()
+
+    def minorant(hull, z, tangent):  # and a bound that is wrong by a little
+        value, slope = raised(hull, z, tangent)
+        return value + 1e-4, slope
+
+    monkeypatch.setattr(ScalarHull, "rounding", rounding)
+    assert minimum(backend, 1e6, kind)["status"] == 1
+    monkeypatch.setattr(ScalarHull, "rounding", own)
+    monkeypatch.setattr(ScalarHull, "minorant", minorant)
+    assert misses(minimum(backend, 1e6, kind), wanted)
