@@ -25,7 +25,7 @@ MINUS = -1  # among the factors, which are values of a graph: the number -1
 Power = tuple[Fraction, bool]  # an exponent, and whether it is a product of whole ones
 ONE: Power = Fraction(1), True
 UNIT = facts.literal(1.0)
-OWN, OTHER, SHIFTED = "own", "other", "shifted"
+OWN, OTHER, SHIFTED, LESS_ONE = "own", "other", "shifted", "other, of which 1 less is given"
 
 
 def recognize_products(graph: Graph, number: int) -> Iterator[tuple[Atom, list[int]]]:
@@ -43,7 +43,7 @@ def recognize_products(graph: Graph, number: int) -> Iterator[tuple[Atom, list[i
     for first, second in permutations([base for base in bases[:DEPTH] if factors[base] == ONE], 2):
         rest = [base for base in bases if base not in (first, second)]
         terms = list(_terms(graph, second, Fraction(1), DEPTH))
-        kinds = [(_kind(graph, first, value) if is_log else "", factor) for value, factor, is_log in terms]
+        kinds = [(_kind(graph, first, value, log), factor) for value, factor, log in terms]
         if any(kind for kind, _ in kinds):
             of_logarithms = partial(log_product, turned, [factors[base] for base in rest], kinds)
             inputs = [first, *rest, *(value for value, *_ in terms)]
@@ -107,8 +107,8 @@ def power_product(turned: Any, powers: list[Power], values: list[Value]) -> Valu
     return _curvature(turned, convex & ((rising == 0) | ((rising == 1) & (total >= 1))), concave & (total <= 1))
 
 
-def _terms(graph: Graph, number: int, factor: Fraction, depth: int) -> Iterator[tuple[int, Fraction, bool]]:
-    """Yield the terms of a sum, each with its factor: values, and values whose logarithm is meant."""
+def _terms(graph: Graph, number: int, factor: Fraction, depth: int) -> Iterator[tuple[int, Fraction, str]]:
+    """Yield the terms of a sum, each with its factor: values, and values whose "log" or "log1p" is meant."""
     made = _maker(graph, number, depth)
     for given, sign in zip(made.inputs, SIGNS.get(made.name, ()), strict=False):
         yield from _terms(graph, given, sign * factor, depth - 1)
@@ -116,18 +116,35 @@ def _terms(graph: Graph, number: int, factor: Fraction, depth: int) -> Iterator[
         factors = _factors(graph, made.inputs[0], depth - 1)
         positive = all(base != MINUS for base, _ in factors)
         for base, (power, _) in factors if positive else [(made.inputs[0], ONE)]:
-            yield base, factor * power / Fraction(math.log({"log2": 2, "log10": 10}.get(made.name, math.e))), True
+            yield base, factor * power / Fraction(math.log({"log2": 2, "log10": 10}.get(made.name, math.e))), "log"
+    elif made.name == "log1p":
+        yield made.inputs[0], factor, "log1p"
     elif made.name not in SIGNS:
-        yield number, factor, made.name == "log1p"
+        yield number, factor, ""
 
 
-def _kind(graph: Graph, first: int, value: int) -> str:
+def _kind(graph: Graph, first: int, value: int, log: str) -> str:
     """Return what the logarithm of a value is beside the factor `first`: its own, one of a shift of it, or another."""
-    made = _maker(graph, value, 1)
-    if made.name == "log1p":  # which is the value itself, and not its argument
-        return SHIFTED if made.inputs == (first,) else ""
-    shifts = made.name in ("add", "max", "maximum") and any(_number(graph, given) > 0 for given in made.inputs)
-    return OWN if value == first else SHIFTED if shifts and first in made.inputs else OTHER
+    if not log:
+        return ""
+    made, shift = _maker(graph, value, 1), _difference(graph, value, first) + (log == "log1p")
+    bounds = log == "log" and made.name in ("max", "maximum") and any(_number(graph, at) > 0 for at in made.inputs)
+    if shift == 0:
+        return OWN
+    return SHIFTED if shift > 0 or (bounds and first in made.inputs) else LESS_ONE if log == "log1p" else OTHER
+
+
+def _difference(graph: Graph, value: int, other: int) -> Fraction | float:
+    """Return the number by which a value is above another one, NaN where their terms show none."""
+    number, rest = Fraction(0), dict[tuple[int, str], Fraction]()
+    for given, sign in ((value, Fraction(1)), (other, Fraction(-1))):
+        for term, factor, log in _terms(graph, given, sign, 3):
+            known = math.nan if log else _number(graph, term)
+            if math.isfinite(known):
+                number += factor * Fraction(known)
+            else:
+                rest[term, log] = rest.get((term, log), Fraction(0)) + factor
+    return math.nan if any(rest.values()) else number
 
 
 def log_product(turned: Any, powers: list[Power], kinds: list[tuple[str, Fraction]], values: list[Value]) -> Value:
@@ -147,11 +164,12 @@ def log_product(turned: Any, powers: list[Power], kinds: list[tuple[str, Fractio
     rising = u.has(CONVEX) & (u.lower >= RISES_FROM) & all(kind == OWN for kind, _ in kinds)
     convex = concave | (allowed & rising)
     for (kind, factor), w in zip(kinds, others[len(powers) :], strict=True):
-        fixed, hollow = w.constant, w.nonnegative & w.has(CONCAVE) & (kind == OTHER)
+        least = {OTHER: 0.0, LESS_ONE: -1.0}.get(kind, np.inf)
+        fixed, hollow = w.constant, (w.lower >= least) & w.has(CONCAVE)
         if kind != OWN:
             convex = convex & (fixed | ((kind == SHIFTED) & (factor > 0)) | (hollow & (factor < 0)))
             concave = concave & (fixed | ((kind == SHIFTED) & (factor < 0)) | (hollow & (factor > 0)))
-        total = total + ~fixed * factor * (kind in (OWN, OTHER))
+        total = total + ~fixed * factor * (kind in (OWN, OTHER, LESS_ONE))
     return _curvature(turned, convex & (total >= 0), concave & (total <= 0))
 
 

@@ -79,6 +79,8 @@ def _write(graph: Graph, jaxpr: Any, consts: Any, inputs: list[int], caller: str
             outputs = _write(graph, inner, getattr(body, "consts", ()), arguments, source)
         elif _is_identity(name, equation, graph, arguments):
             outputs = arguments
+        elif name == "convert_element_type" and (known := _converted(graph.array(arguments[0]), equation)) is not None:
+            outputs = [graph.constant(known)]
         else:
             params = {key: value for key, value in equation.params.items() if key not in SILENT}
             kinds = [_kind(variable.aval) for variable in equation.outvars]
@@ -116,6 +118,12 @@ def _is_identity(name: str, equation: Any, graph: Graph, arguments: list[int]) -
     if name == "convert_element_type":
         return graph.dtypes[arguments[0]] == str(equation.outvars[0].aval.dtype)
     return name in IDENTITIES and len(arguments) == len(equation.outvars)
+
+
+def _converted(array: np.ndarray | None, equation: Any) -> np.ndarray | None:
+    """Return a constant in the dtype of an equation's output, as the literal 1 beside floats; None if it is rounded."""
+    known = None if array is None else array.astype(equation.outvars[0].aval.dtype)
+    return known if known is not None and np.array_equal(known, array) else None
 
 
 def _array(const: Any) -> np.ndarray:

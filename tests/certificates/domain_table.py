@@ -32,6 +32,11 @@ def guarded(xp, x):
     return xp.where(x > 0, x * xp.log(xp.where(x > 0, x, 1.0)), 0.0)
 
 
+def guarded_by_integers(xp, x, below=0):
+    """The same with numbers that are written as integers."""
+    return xp.where(x > 0, x * xp.log(xp.where(x > 0, x, 1)), below)
+
+
 P, R, U = "proved", "refuted", "unknown"
 CONVEX, AFFINE, CONCAVE, NONE = "convex", "affine", "concave", "unknown"
 
@@ -102,11 +107,17 @@ TABLE = [
     DomainRow("x log x, 0 included", U, NONE, lambda xp, x: x * xp.log(x), NONNEGATIVE),
     DomainRow("x log x, a number at 0", P, CONVEX, lambda xp, x: xp.xlogy(x, x), NONNEGATIVE),
     DomainRow("x log x, guarded", P, CONVEX, guarded, NONNEGATIVE),
+    DomainRow("x log x, guarded by integers", P, CONVEX, guarded_by_integers, Box(0, 1)),
+    DomainRow("x log x, another integer at 0", U, NONE, lambda xp, x: guarded_by_integers(xp, x, -1), Box(0, 1)),
     DomainRow("x log x by where", P, CONVEX, lambda xp, x: xp.where(x > 0, x * xp.log(x), 0.0), NONNEGATIVE),
     DomainRow("x log x, 0 below", R, NONE, guarded, SIGNED),
     DomainRow("entropy", R, CONCAVE, lambda xp, x: -xp.sum(x * xp.log(x)), POSITIVE),
     DomainRow("entropy of a library", R, CONCAVE, lambda xp, x: xp.sum(xp.entr(x)), NONNEGATIVE),
     DomainRow("binary entropy", P, CONVEX, lambda xp, x: x * xp.log(x) + (1.0 - x) * xp.log(1.0 - x), UNIT),
+    DomainRow("binary entropy by log1p", P, CONVEX, lambda xp, x: x * xp.log(x) + (1.0 - x) * xp.log1p(-x), UNIT),
+    DomainRow("times log1p of itself less 1", P, CONVEX, lambda xp, x: x * xp.log1p(x - 1), UNIT),
+    DomainRow("times log1p of less than itself", R, NONE, lambda xp, x: (2.0 - x) * xp.log1p(-x), UNIT),
+    DomainRow("times log1p of the other sign", R, NONE, lambda xp, x: (1.0 - x) * xp.log1p(x) - x, UNIT),
     DomainRow("weighted entropy", P, CONVEX, lambda xp, x: xp.array(SCALES) * x * xp.log(2.0 * x) / 3.0, POSITIVE),
     DomainRow("weights of two signs", R, NONE, lambda xp, x: xp.array([1.0, -1.0, 1.0]) * x * xp.log(x), POSITIVE),
     DomainRow("entropy less a value", P, CONVEX, lambda xp, x: x * (xp.log(x) - 1.0), POSITIVE),
@@ -119,6 +130,8 @@ TABLE = [
     DomainRow("relative entropy, by parts", P, CONVEX, lambda xp, x: x[0] * (xp.log(x[0]) - xp.log(x[1])), POSITIVE),
     DomainRow("relative entropy, turned", P, CONVEX, lambda xp, x: -x[0] * xp.log(x[1] / x[0]), POSITIVE),
     DomainRow("relative entropy to a concave", P, CONVEX, lambda xp, x: x[0] * xp.log(x[0] / xp.sqrt(x[1])), POSITIVE),
+    DomainRow("relative entropy, by log1p", P, CONVEX, lambda xp, x: x[0] * (xp.log(x[0]) - xp.log1p(x[1])), POSITIVE),
+    DomainRow("another's log1p", R, NONE, lambda xp, x: x[0] * (xp.log(x[0]) - xp.log1p(x[1] ** 2 * 9)), SOME),
     DomainRow("relative entropy to a convex", R, NONE, lambda xp, x: x[0] * xp.log(x[0] / x[1] ** 2), SOME),
     DomainRow("a value times another's logarithm", R, NONE, lambda xp, x: x[0] * xp.log(x[1]), SOME),
     DomainRow("cross entropy", P, CONVEX, lambda xp, x: -xp.sum(xp.array(SCALES) * xp.log(x)), POSITIVE),
