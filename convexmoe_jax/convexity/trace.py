@@ -122,8 +122,10 @@ def _is_identity(name: str, equation: Any, graph: Graph, arguments: list[int]) -
 
 def _converted(array: np.ndarray | None, equation: Any) -> np.ndarray | None:
     """Return a constant in the dtype of an equation's output, as the literal 1 beside floats; None if it is rounded."""
-    known = None if array is None else array.astype(equation.outvars[0].aval.dtype)
-    return known if known is not None and np.array_equal(known, array) else None
+    if array is None:
+        return None
+    known = array.astype(equation.outvars[0].aval.dtype)
+    return known if np.array_equal(known, array) else None
 
 
 def _array(const: Any) -> np.ndarray:
