@@ -286,7 +286,7 @@ def test_faults_have_the_same_words_in_both_packages():
             lambda: package.Box("a", "b"),
             lambda: package.minimize(small(backend), SETS["empty"][0](package)),
             lambda: package.minimize(model, box, x0=backend.array(np.full(3, np.nan))),
-            lambda: package.minimize(model, box, x0=[0.0, 0.0, 0.0]),
+            lambda: package.minimize(model, box, x0=[0.0, None, 0.0]),
             lambda: package.Box([1e308], [1e308]),
             lambda: package.minimize(model, package.Box(-3, 3)),
             lambda: package.Polytope([1.0, 1.0], 1.0),
