@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_tricks as tricks
+import reference_tricks_jax
+import reference_tricks_torch
 import torch
 from engines_of_proof import ENGINES
 from flax import linen, nnx
@@ -38,8 +40,8 @@ def _numpy(value):
 
 
 CASES = [
-    *(pytest.param("jax", make, id=f"jax-{name}") for name, make in tricks.JAX.items()),
-    *(pytest.param("torch", make, id=f"torch-{name}") for name, make in tricks.TORCH.items()),
+    *(pytest.param("jax", make, id=f"jax-{name}") for name, make in reference_tricks_jax.JAX.items()),
+    *(pytest.param("torch", make, id=f"torch-{name}") for name, make in reference_tricks_torch.TORCH.items()),
     *(
         pytest.param(engine.name, make, id=f"{engine.name}-{make.__name__}")
         for engine in ENGINES
@@ -114,18 +116,18 @@ def test_what_holds_nothing_is_proved_for_every_value(engine):
 
 def test_modules_that_hold_nothing_are_proved_for_every_value():
     """A bound method of a module's own part reaches the parameters that are replaced; in Flax it reaches others."""
-    own = tricks.Tricky(lambda self, x: torch.relu(x) * torch.exp(self.of_part(torch.ones(SIZE))))
-    own.part = tricks.Scaled()
+    own = reference_tricks_torch.Tricky(lambda self, x: torch.relu(x) * torch.exp(self.of_part(torch.ones(SIZE))))
+    own.part = reference_tricks_torch.Scaled()
     own.of_part = own.part.forward
-    counted = tricks.Tricky(lambda self, x: torch.relu(x))
+    counted = reference_tricks_torch.Tricky(lambda self, x: torch.relu(x))
     counted.calls, counted.slope, counted.names = 0, 0.5, ["a"]
     for module in (own, counted, nn.Sequential(nn.Linear(SIZE, 3)), nn.Sequential(TorchHull(SIZE, petals=3))):
         found = convexmoe_torch.certify(module, torch.ones(1, SIZE), segments=0)
         assert (found.verdict, found.strength) == ("proved", "structural"), str(found)
-    named = tricks.buffer_of_a_module().function
+    named = reference_tricks_torch.buffer_of_a_module().function
     found = convexmoe_torch.certify(named, torch.ones(SIZE), segments=0, fixed=named.held)
     assert (found.verdict, found.strength) == ("proved", "structural"), str(found)
-    for module in (tricks.Static(jax.nn.relu), nnx.Linear(SIZE, 3, rngs=nnx.Rngs(0))):
+    for module in (reference_tricks_jax.Static(jax.nn.relu), nnx.Linear(SIZE, 3, rngs=nnx.Rngs(0))):
         found = convexmoe_jax.certify(module, jnp.ones(SIZE), segments=0)
         assert (found.verdict, found.strength) == ("proved", "structural"), str(found)
     dense = linen.Dense(3)
