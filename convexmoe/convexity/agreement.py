@@ -23,6 +23,8 @@ FACTORS = (1.5, -0.5, -3.0, 0.1)  # what parameters and fixed arguments are mult
 APART, FROM_EXACT, MOST = 10, 1000, 0.3
 FLOATS = ("float", "bfloat")
 NEAR = 5.0  # how far from the example, in units of its size, a function must give numbers
+STEEP = (0, 5)  # the points at which slopes are compared, beside those of other parameters
+ASIDE = 1e-3  # how far from a point, in units of its size, slopes that differ must differ too: at a kink all are right
 LARGEST_WALK = 100_000  # elements of all values of a program that is walked once more
 LOOPS = ("scan", "while")  # which are not
 
@@ -54,11 +56,16 @@ def find_difference(engine: Engine, problem: Problem, trace: Trace, walk: Walk, 
                 continue
             compared |= not way
             bad = [value for part in values for value in part[~np.isfinite(part)] if is_large or np.isnan(value)]
-            if is_near and bad:
+            if is_near and leaves is None and bad:
                 return f"the function gives {bad[0]} at {_format(row)}: convexity is of real numbers"
             for what, lower, upper, slack in expected:
                 if pair := _find_outside(values, lower, upper, slack):
                     return f"the function gives {pair[0]} at {_format(row)}{way}, where {what} {pair[1]}"
+        share = FROM_EXACT * tolerance
+        is_steep = (number in STEEP or leaves is not None) and share < MOST  # half precision rounds slopes too far
+        if is_steep and (pair := _find_other_slope(problem, trace, row, leaves, arguments, share)):
+            where = f"at {_format(row)}, where that of its traced program has"
+            return f"the function's gradient has {pair[0]} {where} {pair[1]}"
     return "" if compared else "the function and its traced program could not be compared at any point"
 
 
@@ -71,6 +78,26 @@ def _find_bounds(
     sizes = (max(_size_of(value.lower), _size_of(value.upper)) for value in walk.values.values())
     lower, upper = [value.lower for value in outputs], [value.upper for value in outputs]
     return "by the rules it is", lower, upper, max(sizes) * share
+
+
+def _find_other_slope(
+    problem: Problem, trace: Trace, row: Array, leaves: list[Any] | None, arguments: list[Any], share: float
+) -> tuple[str, str] | None:
+    """Return an entry of the function's gradient and that of its program, which differ here and on both sides."""
+    aside, found = ASIDE * np.maximum(1.0, np.abs(row)) * np.cos(np.arange(row.size)), None
+    for shift in (0.0, aside, -aside):
+        moved = problem.place(row + shift)
+        given = [moved[k] if k in problem.chosen else part for k, part in enumerate(arguments)]
+        try:
+            own = problem.slopes(leaves, given)
+            program = trace.slopes(problem.leaves if leaves is None else leaves, given)
+        except Exception:  # one has no derivative
+            return None
+        if not all(np.isfinite(part).all() for part in (*own, *program)):
+            return None
+        if not (found := _find_outside(own, program, program, max(map(_size_of, (*own, *program))) * share)):
+            return None
+    return found
 
 
 def _draw_points(problem: Problem, structural: bool) -> Iterator[tuple[Array, list[Any] | None, list[Any]]]:

@@ -38,12 +38,14 @@ class Trace(NamedTuple):
         graph: its inputs are the leaves and the arguments.
         names: of its outputs.
         run: (leaves, arguments) -> its outputs in numpy: the program by itself, without the function.
+        slopes: (leaves, arguments) -> derivatives of a weighted sum of its outputs by the chosen arguments, in numpy.
         doubt: why it may be another program than the function, "" for no reason.
     """
 
     graph: Graph
     names: list[str]
     run: Callable[[list[Any], list[Any]], list[np.ndarray]]
+    slopes: Callable[[list[Any], list[Any]], list[np.ndarray]]
     doubt: str = ""
 
 
@@ -119,6 +121,14 @@ class Problem:
         """Return the ways to call the function itself, told in words; leaves are None for those that it has."""
         raise NotImplementedError
 
+    def slopes(self, leaves: list[Any] | None, arguments: list[Any]) -> list[np.ndarray]:
+        """Return what `Trace.slopes` gives, of the function itself; leaves as for `calls`.
+
+        Raises:
+            Exception: whatever the package raises where there is no derivative.
+        """
+        raise NotImplementedError
+
     def evaluator(self, corners: np.ndarray) -> Evaluator:
         """Return the function of rows of the chosen arguments, to be searched around two corners, `[2, in_dim]`."""
         raise NotImplementedError
@@ -139,6 +149,11 @@ def convert_arguments(convert: Callable[[Any], Any], x_example: Any, argnum: Any
         fix = "Pass argnum=0, or a tuple of examples."
         fail("certify", "argnum", f"indices of {count} arguments, each once", repr(argnum), fix)
     return arguments, chosen
+
+
+def output_weights(count: int) -> np.ndarray:
+    """Return the weights of an output's elements in the sum whose slopes are compared."""
+    return np.cos(1.0 + np.arange(count))
 
 
 def check_no_params(params: Any) -> None:

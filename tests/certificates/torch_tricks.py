@@ -171,8 +171,6 @@ class Square(torch.autograd.Function):
 
 
 class WrongSlope(Square):
-    """A derivative that lies leaves the values convex."""
-
     @staticmethod
     def backward(ctx, slope):
         return -slope
@@ -300,15 +298,36 @@ def checks(x):
     return convex(x)
 
 
+def through(x):
+    return x + (convex(x) - x).detach()
+
+
+def where_differentiated(function: Any) -> Any:
+    return lambda: lambda x: function(x) if x.requires_grad else convex(x)
+
+
+# Their values are those of the trace, and their gradients are not.
+SLOPES = {
+    "custom function with a wrong slope": lambda: WrongSlope.apply,
+    "without gradient in part": lambda: without_gradient,
+    "straight through": where_differentiated(through),
+    "hook of the gradient": hooked(lambda x, y: y.register_hook(torch.neg) and y if y.requires_grad else y),
+}
+
+
+def off(x):
+    with torch.no_grad():
+        return convex(x)
+
+
 HONEST = {
+    "without gradient": lambda: off,
     "counter": Counts,
     "clamped parameter": ClampsParameter,
     "hook": hooked(lambda x, y: y),
     "custom function": lambda: Square.apply,
-    "custom function with a wrong slope": lambda: WrongSlope.apply,
     "in place": changed(lambda y, z: y.add_(1.0).relu_()),
     "in place behind a view": changed(lambda y, z: y.view(3, 1).mul_(2.0)),
-    "without gradient": lambda: without_gradient,
     "asks, and does the same": lambda: another_way,
     "checks its input": lambda: checks,
 }
