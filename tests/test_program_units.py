@@ -171,6 +171,21 @@ def test_an_output_below_the_tolerance_of_solvers_is_said(mean, scale):
         to_cvxpy(hull(3, in_dim=2), x)
 
 
+def test_a_variable_far_from_zero_is_said():
+    """The remedy of the warning finds the minimum."""
+    mean, scale = np.array([1e6, -1.0, 3e2]), np.array([1.0, 1.0, 1e2])
+    model = hull(3, in_dim=3, normalization=Normalization(mean, scale, (0.0,), (1.0,)))
+    with pytest.warns(UserWarning, match=r"to_cvxpy.variable: .* got one near 1e\+06 with a scale of 1. Pass m"):
+        to_cvxpy(model, cp.Variable(3))
+    u = cp.Variable(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        problem = cp.Problem(cp.Minimize(to_cvxpy(model, mean + cp.multiply(scale, u), output=0)), [cp.abs(u) <= 1])
+        to_cvxpy(hull(3, in_dim=3, normalization=Normalization(1e3 * scale, scale, (0.0,), (1.0,))), cp.Variable(3))
+    problem.solve(solver=cp.CLARABEL)
+    assert abs(problem.value - float(minimize(model, Box(mean - scale, mean + scale), tol=1e-9).value)) < 1e-7
+
+
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 def test_both_packages_give_one_program(backend):
     """And a folded hull; the other tests take PyTorch's."""

@@ -8,6 +8,7 @@ everywhere, u of order one, and x itself stands in one equation, `x / s - u = m 
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import cvxpy as cp
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 ATTRIBUTE = "convexmoe_units"  # of a variable
+FAR = 1e4  # beyond so many units from 0 solvers round what is left of a variable
 FAIR = 10.0  # as far from 0 and from 1 a variable may be, in its own units
 BOUNDS = ("nonneg", "nonpos", "pos", "neg", "bounds")  # the attributes of a variable that its image can have
 
@@ -63,6 +65,16 @@ def scale_variables(expression: Any, mean: Vector, scale: Vector) -> None:
         if max(unit.max(), 1 / unit.min(), (np.abs(center) / unit).max()) > FAIR:
             center, unit = (part.reshape(variable.shape, order="F") for part in (center, unit))
             setattr(variable, ATTRIBUTE, Units(center, unit, cp.Variable(variable.shape)))
+            _warn_of_offset(center.flat, unit.flat)
+
+
+def _warn_of_offset(center: Any, unit: Any) -> None:
+    k = int(np.argmax(np.abs(np.divide(center, unit))))
+    if abs(center[k]) > FAR * unit[k]:
+        got = f"one near {center[k]:.6g} with a scale of {unit[k]:.3g}"
+        fix = "Pass m + cvxpy.multiply(s, u) in its place, m and s such numbers, and state the constraints of u."
+        rule = f"variables that solvers tell apart, within {FAR:g} scales of 0"
+        warnings.warn(f"to_cvxpy.variable: expected {rule}; got {got}. {fix}", stacklevel=4)
 
 
 def linearize(expression: Any, variables: list[Any]) -> tuple[dict[Any, Any], Vector | None]:
