@@ -1,8 +1,11 @@
 """What every test gets: one thread to a process, seeds, no deadlines; and a fixture for JAX in float64."""
 
+import gc
 import os
+import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
 # Before any framework starts: workers share the cores, and torch's sums differ between one thread and two.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,15 +15,25 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Compiling is most of what tests in JAX cost: workers, the commands they start and later runs share what was compiled.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
-os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**31))  # a bound also makes it lock its files
+# No bound there: with one, JAX looks at every file, under a lock, before it adds another. `pytest_configure` holds it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")
 
 import hypothesis
 import numpy as np
 import pytest
 
+gc.disable()  # until all modules are imported, which stay
+
 # The first call of a jitted function is slow, which is no failure; the same examples each time.
 hypothesis.settings.register_profile("convexmoe", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("convexmoe")
+
+
+def pytest_configure(config):
+    """Before the workers start, an overgrown cache of compiled programs goes."""
+    cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    if not hasattr(config, "workerinput") and sum(file.stat().st_size for file in cache.glob("*")) > 2**31:
+        shutil.rmtree(cache)
 
 
 def pytest_ignore_collect(collection_path):
@@ -37,12 +50,41 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")
 
 
+def pytest_collection_finish():
+    """Nothing that was imported is looked at again for garbage."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Global generators start alike in every test, whatever ran before it."""
     np.random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation(request):
+    """JAX compiles with little optimization in `make test`: for modules whose claims are not about rounding.
+
+    Compiling takes about half as long. `make test-all` compiles everything as users do.
+    """
+    if "not release" not in request.config.option.markexpr:
+        yield
+        return
+    import jax
+    from compilations import QUICK
+    from jax._src import compiler
+
+    optimized = compiler.get_compile_options
+
+    def quick(*args, env_options_overrides=None, **options):
+        return optimized(*args, env_options_overrides=QUICK | (env_options_overrides or {}), **options)
+
+    with mock.patch.object(compiler, "get_compile_options", quick):
+        yield
+    jax.clear_caches()  # another module compiles its own
 
 
 @pytest.fixture

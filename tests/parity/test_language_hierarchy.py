@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from compilations import QUICK
 from flax import nnx
 from tolerances import HISTORY, relative_error
 
@@ -47,9 +48,6 @@ STOPPED = {"family.mixed", "language.usk"}
 LOSS_WEIGHTS = {"universal.core": 0.02, "family.hill": 0.05, "family.coast": 0.05, "family.mixed": 0.1}
 LOSS_WEIGHTS |= {f"language.{name}": 0.03 for name in NAMES} | {"language.usk": 1.0}
 READ_OUT = {"universal": 0.3, "family": 0.2, "language": 0.5}
-
-# Optimized code takes twice as long to compile as all steps take without.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 class CompiledOnce(example.JaxTraining):
