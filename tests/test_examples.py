@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "languages.py"
 spec = importlib.util.spec_from_file_location("languages", SCRIPT)
 languages = importlib.util.module_from_spec(spec)

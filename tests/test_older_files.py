@@ -17,6 +17,8 @@ from tolerances import relative_error
 import convexmoe_jax
 import convexmoe_torch
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FOLDER = Path(__file__).parent / "data" / "version_0_1"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 STEPS, RATE = 5, 1e-3

@@ -15,6 +15,8 @@ from quality_scores import CHOSEN, FITTED, HULL, PLANES, Job, Score, Standard
 from convexmoe_jax import HullConfig, find_violation
 from convexmoe_jax.training.engine import HullFunction, train
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 QUADRATIC = quality_tasks.quadratic_50()
 
 

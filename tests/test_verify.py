@@ -11,6 +11,8 @@ from saved_models import hierarchy, hull
 import convexmoe_torch
 from interop import parity
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MODELS = {"hull": hull, "hull in float64": lambda: hull(dtype=torch.float64), "hierarchy": hierarchy}
 
 

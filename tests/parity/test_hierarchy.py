@@ -13,6 +13,8 @@ import convexmoe_jax
 import convexmoe_torch
 from interop import to_jax, to_torch
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZE, ROWS, LENGTH, TOKENS = 7, 11, 5, 13
 ROUTES = {"family": np.arange(ROWS) % 3, "language": np.arange(ROWS) % 2}
 
