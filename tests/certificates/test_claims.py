@@ -126,13 +126,13 @@ def test_the_step_that_stops_the_proof_is_the_first():
 
 def test_a_large_proof_is_cut_in_print_and_whole_in_json():
     def function(x):
-        for k in range(500):
+        for k in range(120):
             x = jax.nn.relu(x) + jnp.float32(k)
         return x
 
     found = certify(function, X)
     assert found.verdict == "proved" and "to_json()" in str(found)
-    assert len(json.loads(found.to_json())["steps"]) > 1000
+    assert len(json.loads(found.to_json())["steps"]) > 240
 
 
 # Programs.
@@ -162,10 +162,10 @@ def test_loops_and_branches():
     def steps(function, length):
         return lambda x: lax.scan(lambda carry, k: (function(carry, k), carry), x, jnp.arange(length))
 
-    for length in (0, 1, 5, 200):
+    for length in (0, 1, 5, 80):  # more than 64 are not walked step by step
         assert verdict(steps(lambda carry, k: jax.nn.relu(carry) + k, length)) == "proved"
         assert verdict(steps(lambda carry, k: jnp.exp(carry) * 0.5, length)) == "proved"
-    for length in (2, 200):
+    for length in (2, 80):
         assert verdict(steps(lambda carry, k: jax.nn.relu(carry) - carry * carry, length)) == "unknown"
         assert verdict(steps(lambda carry, k: -jax.nn.relu(carry), length)) == "unknown"
         assert verdict(steps(lambda carry, k: jnp.sin(carry), length)) == "unknown"
