@@ -19,10 +19,14 @@ from typing import NamedTuple
 from unittest import mock
 
 import pytest
+from typer.testing import CliRunner
 
 import convexmoe_jax.hull.petals
 import convexmoe_torch.hull.petals
 from convexmoe.hull.activations import ACTIVATIONS
+from interop import cli
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs" / "pages").glob("*.md"))]
@@ -87,10 +91,9 @@ def commands(block: Block) -> list[list[str]]:
 @functools.cache
 def command_help(*subcommand: str) -> str | None:
     """What `convexmoe SUBCOMMAND --help` prints, or None if there is no such subcommand."""
-    program = [sys.executable, "-c", "from interop.cli import main; main()", *subcommand, "--help"]
-    wide = {**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
-    result = subprocess.run(program, capture_output=True, text=True, timeout=120, env=wide)
-    return result.stdout if result.returncode == 0 else None
+    wide = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    result = CliRunner().invoke(cli.app, [*subcommand, "--help"], env=wide)
+    return result.stdout if result.exit_code == 0 else None
 
 
 def problem(command: list[str]) -> str | None:
