@@ -18,6 +18,8 @@ import interop
 from interop import frameworks
 from interop.command.tables import embedded_table, read_table
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # What is wrong with the table: (change, parts of the message: what came, the remedy).
 BAD_TABLES = {
     "missing value": (put(3, 0, ""), ["no missing values", "'a'", "line 4", "Fill in or remove"]),

@@ -15,9 +15,12 @@ import convexmoe_torch
 from interop import frameworks
 from interop.command import resume as unfinished
 
-STEPS = 120
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STEPS, HALF = 40, 20
 # With this seed the best step comes after the middle, where the runs are stopped: the result shows what goes on.
-RUN = ("fit", "--steps", str(STEPS), "--seed", "3")
+# The sizes are those of test_cli.py, so that both share what JAX compiles.
+RUN = ("fit", "--steps", str(STEPS), "--petals", "3", "--seed", "4")
 
 
 def metrics(folder):
@@ -33,7 +36,7 @@ def whole(tmp_path_factory):
         result = invoke(*RUN, "--framework", framework, "--out", folder)
         assert result.exit_code == 0, result.output
         found[framework] = metrics(folder)
-        assert found[framework]["best_step"] > 60
+        assert found[framework]["best_step"] > HALF
     return found
 
 
@@ -44,18 +47,18 @@ def pause(folder, framework, at):
 
 
 @pytest.fixture(scope="module")
-def runs_at_60(tmp_path_factory):
-    """A run in each framework that is paused at step 60."""
+def runs_at_half(tmp_path_factory):
+    """A run in each framework that is paused half-way."""
     folders = {name: tmp_path_factory.mktemp("paused") / "run" for name in ("jax", "torch")}
     for name, folder in folders.items():
-        pause(folder, name, 60)
+        pause(folder, name, HALF)
     return folders
 
 
 @pytest.fixture
-def paused(runs_at_60, tmp_path):
-    """Gives a copy, `tmp_path / "run"`, of the run of a framework that is paused at step 60."""
-    return lambda framework: shutil.copytree(runs_at_60[framework], tmp_path / "run")
+def paused(runs_at_half, tmp_path):
+    """Gives a copy, `tmp_path / "run"`, of the run of a framework that is paused half-way."""
+    return lambda framework: shutil.copytree(runs_at_half[framework], tmp_path / "run")
 
 
 @pytest.mark.parametrize("second", ["jax", "torch"])
@@ -63,9 +66,9 @@ def paused(runs_at_60, tmp_path):
 def test_a_paused_run_goes_on_in_either_framework(first, second, whole, paused, tmp_path):
     paused(first)
     result = invoke("fit", "--resume", tmp_path / "run", "--framework", second)
-    assert result.exit_code == 0 and "Going on from step 60 of 120" in result.stdout, result.output
+    assert result.exit_code == 0 and f"Going on from step {HALF} of {STEPS}" in result.stdout, result.output
     got, wanted = metrics(tmp_path / "run"), whole[first]
-    assert got["parts"] == [{"framework": first, "from_step": 0}, {"framework": second, "from_step": 60}]
+    assert got["parts"] == [{"framework": first, "from_step": 0}, {"framework": second, "from_step": HALF}]
     assert got["best_step"] == wanted["best_step"] and got["steps_run"] == wanted["steps_run"]
     bound = 0.0 if first == second else 1e-4
     assert abs(got["test_rmse"]["hull"] / wanted["test_rmse"]["hull"] - 1) <= bound
@@ -97,7 +100,7 @@ def test_an_interrupted_run_says_how_to_go_on(framework, whole, tmp_path, monkey
 
     def interrupted(self, state):
         call(self, state)
-        if self.step >= 60:
+        if self.step >= HALF:
             raise KeyboardInterrupt
         return False
 
@@ -190,15 +193,15 @@ NOTES = {
     "endless": put("plan", "steps", value=10**12),
     "fewer than taken": put("plan", "steps", value=6),
     "another field of the plan": put("plan", "width", value=3),
-    "other petals": put("plan", "petals", value=3),
+    "other petals": put("plan", "petals", value=4),
     "a number for a name": put("target", value=5),
     "nested names": put("drop", value=[["a"]]),
     "no history": put("history", value={}),
-    "losses that are none": put("history", "train_loss", value=[None] * 20),
+    "losses that are none": put("history", "train_loss", value=[None] * HALF),
     "unequal lists": put("history", "validation_loss", value=[0.1]),
-    "steps that fall": put("history", "step", value=list(range(60, 0, -3))),
-    "another step": put("history", "step", value=[*range(3, 60, 3), 61]),
-    "a best step that was not": put("best_step", value=7),
+    "steps that fall": put("history", "step", value=list(range(HALF, 0, -1))),
+    "another step": put("history", "step", value=[*range(1, HALF), HALF + 1]),
+    "a best step that was not": put("best_step", value=HALF + 1),
     "parts": put("parts", value="abc"),
     "nothing": dict.clear,
 }
@@ -227,7 +230,7 @@ def test_models_that_are_not_of_one_run_are_refused(change, paused, tmp_path):
     if change == "no optimizer":
         optimizer = None
     elif change == "sgd":
-        optimizer = convexmoe_torch.OptimizerState("sgd", 60, {"trace": optimizer.moments["mu"]})
+        optimizer = convexmoe_torch.OptimizerState("sgd", HALF, {"trace": optimizer.moments["mu"]})
     elif change == "float64":
         model = model.double()
     else:
@@ -246,7 +249,7 @@ def test_refusals_are_one_line(paused, tmp_path):
         ("--resume", run, "--out", tmp_path): "got --out beside it",
         ("--resume", tmp_path): "expected a directory with an unfinished run",
         ("--resume", run, "--pause-at", 0): "--pause-at: expected a whole number from 1",
-        ("--resume", run, "--pause-at", 60): "expected a step after 60, where the run stands; got 60",
+        ("--resume", run, "--pause-at", HALF): f"expected a step after {HALF}, where the run stands; got {HALF}",
     }
     for arguments, words in refusals.items():
         assert_one_line_refusal(invoke("fit", *arguments), words)
