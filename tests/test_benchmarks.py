@@ -15,6 +15,8 @@ import pytest
 import rounding
 import timing
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 BOUND = 1.5
 MODELS = {"jax": hull_cost.jax_models, "torch": hull_cost.torch_models}

@@ -11,6 +11,8 @@ from flax import nnx
 import convexmoe_jax
 import convexmoe_jax.hierarchy.records
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROWS, LENGTH, WIDTH, OTHER = 5, 2, 3, 7
 ROUTES = [1, 0, 0, 1, 0]
 EACH, ALL = np.arange(ROWS, dtype=np.float32) + 1, np.arange(OTHER, dtype=np.float32) + 1

@@ -12,6 +12,8 @@ from flax import linen, nnx
 from convexmoe_jax import FoldedHull, HullConfig, VectorHull
 from convexmoe_jax.hull import module as hull
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BACKEND = BACKENDS[0]
 FIELDS = cases.fields(gate=True, temperature="learned", depth=2)
 

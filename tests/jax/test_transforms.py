@@ -14,6 +14,8 @@ from tolerances import VALUES, relative_error
 
 from convexmoe_jax.hull import module as hull
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HULLS = {
     "hard": cases.fields(gate=True, trunk="private", activation="huber_relu"),
     "smooth": cases.fields(normalization=cases.UNITS, temperature="learned", depth=2),

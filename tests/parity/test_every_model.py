@@ -14,6 +14,8 @@ import convexmoe_jax
 import convexmoe_torch
 from interop import from_torch_mice, to_jax, to_torch
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 OPTIONS = {
     "hard": {},
     "smooth": {"temperature": "learned", "gate": True, "strong_convexity": 0.5, "trunk": "private", "depth": 2},

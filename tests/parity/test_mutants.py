@@ -11,6 +11,8 @@ import convexmoe_torch
 from interop import check_parity, to_jax
 from interop.parity import relative_error
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SEEDS = range(5)
 
 

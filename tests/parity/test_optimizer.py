@@ -15,6 +15,8 @@ from hierarchies import Case, Level, random_inputs, random_weights
 import convexmoe_jax
 from interop import adam_to_optax, adam_to_torch, to_jax, to_torch
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HALF, RATE = 200, 2e-3  # at a larger rate Adam swings about a minimum, and rounding grows from step to step
 BOUNDS = {"float64": 1e-12, "float32": 1e-5}
 CASE = Case((Level("a", ("linear", "mlp7", "linear")), Level("b", ("linear",) * 2)))
