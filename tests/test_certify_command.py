@@ -11,6 +11,8 @@ from saved_models import hierarchy, hull
 import convexmoe_torch
 from interop import frameworks
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def saved(folder, model=None):
     path = folder / "model.safetensors"

@@ -17,6 +17,8 @@ from convexmoe_torch import Box, Polytope, minimize
 from interop import set_weights, to_cvxpy
 from interop.cvxpy import units
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # scales of the inputs, mean in scales, scale and mean of the output, options of the hull
 HULLS = {
     "one": ([1e5], 1.0, 1.0, 0.0, {"temperature": "learned"}),

@@ -14,6 +14,8 @@ from interop.cvxpy.expressions import ConstantProgram
 from interop.cvxpy.matrices import hull_matrices
 from interop.cvxpy.programs import hull_weights
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROWS = 3
 PARAMETRIC = {
     case: HULLS[case]

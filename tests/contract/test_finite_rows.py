@@ -12,6 +12,8 @@ from tolerances import relative_error
 
 import convexmoe_torch
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WIDTH, ROWS, LENGTH, ROW = 5, 7, 3, 4
 ROUTES = {"a": np.array([0, 1, 0, 1, 0, 1, 0], np.int32), "b": np.array([0, 0, 1, 1, 1, 0, 0], np.int32)}
 SETTINGS = {  # kinds of the two experts of each level, fusion, whether of sequences

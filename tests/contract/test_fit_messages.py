@@ -7,6 +7,8 @@ from backends import BACKENDS
 
 from convexmoe.training import HullEngine
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FIELDS = cases.fields(in_dim=3, petals=5, out_dim=2, hidden_dim=13)
 X, Y = np.random.default_rng(0).normal(size=(23, 3)), np.random.default_rng(1).normal(size=(23, 2))
 

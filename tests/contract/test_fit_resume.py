@@ -7,6 +7,8 @@ import cases
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TORCH = backends.BACKENDS[1]  # for what the core refuses, which no framework changes
 STEPS, HALF = 120, 60  # evaluated every three steps
 SCHEDULE = {"steps": STEPS, "batch_size": 67, "seed": 3, "learning_rate": 0.05, "start": "affine"}

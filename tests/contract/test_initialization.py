@@ -12,6 +12,8 @@ import convexmoe.hull.activations
 from convexmoe import HullConfig
 from convexmoe.hull.parameters import initial_law
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROWS, SEEDS = 211, range(3)
 DEEP = cases.fields(in_dim=61, hidden_dim=127, depth=12, petals=5, out_dim=3, temperature="learned")
 

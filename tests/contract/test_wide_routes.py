@@ -12,6 +12,8 @@ from flax import nnx
 
 import convexmoe_jax
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WIDE = 2**32 + np.array([1, 2])  # as int32 they are 1 and 2
 X = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
 HEAD = "HierarchicalCELMoE.routing['a']: expected"
