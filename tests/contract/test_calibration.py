@@ -8,6 +8,8 @@ import reference
 from convexmoe import HullConfig
 from convexmoe.training.starts.affine import calibrate
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROWS = 211
 
 

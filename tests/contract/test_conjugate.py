@@ -9,6 +9,8 @@ import torch
 
 from convexmoe.minimization import central_path
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SHAPES = ("default", "relu", "learned", "gate_private")
 
 

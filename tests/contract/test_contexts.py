@@ -17,6 +17,8 @@ from engines import ENGINES
 import convexmoe_jax
 import convexmoe_torch
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROWS, WIDTH, OTHER = 5, 3, 7
 ROUTES = [1, 0, 0, 1, 0]
 JAX = ENGINES[0]

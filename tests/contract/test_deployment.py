@@ -10,6 +10,8 @@ from flax import nnx
 from hierarchies import Case, Level, random_inputs, random_weights, uniform
 from tolerances import relative_error
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BOUNDS = {"float64": 1e-12, "float32": 1e-5}
 
 

@@ -17,6 +17,8 @@ import convexmoe.hierarchy.module
 import convexmoe_jax
 import convexmoe_torch
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 JAX, WIDTH = ENGINES[0], documented.WIDTH
 ONE_FRAMEWORK_ALONE = {"unfreeze", "adam", "adamw"}  # staged training and optimizers, which differ
 

@@ -12,6 +12,8 @@ from convexmoe import HullConfig
 from convexmoe.training import Schedule
 from convexmoe.training.data import check_data, held_out_rows
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FIELDS = cases.fields(in_dim=3, petals=5, out_dim=2, hidden_dim=13, temperature="learned")
 STEPS = 120
 

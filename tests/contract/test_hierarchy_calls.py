@@ -9,6 +9,8 @@ from flax import nnx
 from hierarchies import CASES, Case, Level, config_of, random_inputs, random_weights, uniform
 from tolerances import relative_error
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CASE = Case((Level("a", ("linear",) * 3, fallback=2), Level("b", ("linear",))), fusion=False)
 
 

@@ -28,6 +28,8 @@ from fusions import (
 )
 from tolerances import VALUES, relative_error
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GRADIENTS = 1e-12
 
 

@@ -15,6 +15,8 @@ from flax import nnx
 from convexmoe import hierarchy as core
 from convexmoe.hierarchy.loss_forms import loss_form
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GIVEN = {"output": "O", "targets": "T", "context": "C", "level_output": "L", "parent_output": "P", "child_output": "H"}
 w = "w"
 

@@ -8,6 +8,8 @@ from hierarchies import Case, Level, random_inputs, random_weights
 
 import convexmoe_jax
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def output_of(engine):
     """The output of a hierarchy whose second level has losses, of all rows on e1; `loss_weight` 3."""
