@@ -12,6 +12,8 @@ from convexmoe.convexity.walk import Walk
 from convexmoe_jax import Certificate, certify
 from convexmoe_jax.convexity import control as control_rules
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 X = jnp.asarray([0.5, -1.0, 2.0])
 
 
@@ -162,10 +164,10 @@ def test_loops_and_branches():
     def steps(function, length):
         return lambda x: lax.scan(lambda carry, k: (function(carry, k), carry), x, jnp.arange(length))
 
-    for length in (0, 1, 5, 80):  # more than 64 are not walked step by step
+    for length in (0, 1, 5, 200):
         assert verdict(steps(lambda carry, k: jax.nn.relu(carry) + k, length)) == "proved"
         assert verdict(steps(lambda carry, k: jnp.exp(carry) * 0.5, length)) == "proved"
-    for length in (2, 80):
+    for length in (2, 200):
         assert verdict(steps(lambda carry, k: jax.nn.relu(carry) - carry * carry, length)) == "unknown"
         assert verdict(steps(lambda carry, k: -jax.nn.relu(carry), length)) == "unknown"
         assert verdict(steps(lambda carry, k: jnp.sin(carry), length)) == "unknown"

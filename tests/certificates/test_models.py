@@ -25,6 +25,8 @@ from convexmoe_jax import (
 )
 from convexmoe_jax.hull import legacy
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Configs that have every part of a hull between them; the others of `cases.HULLS` are for a release where it says so.
 PARTS = ("default", "private", "smooth", "huber_relu", "one_petal_learned", "everything")
 WIDEST = [name if name in PARTS else pytest.param(name, marks=pytest.mark.release) for name in cases.HULLS]
