@@ -11,6 +11,8 @@ from scipy.optimize import linprog
 from convexmoe.minimization import cuts, minimum
 from convexmoe.minimization.minimum import minimize_unchecked
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NAN, INF = np.nan, np.inf
 
 
