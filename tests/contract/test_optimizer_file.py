@@ -21,6 +21,8 @@ import convexmoe_jax
 import convexmoe_torch
 from interop import to_torch
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SEEDS = (0, 1)
 CASE = Case((Level("a", ("linear", "mlp7", "linear")), Level("b", ("linear",) * 2)))
 RULES = {

@@ -14,6 +14,8 @@ from tolerances import relative_error
 import convexmoe_jax
 import convexmoe_torch
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CASE = Case((Level("a", ("linear", "mlp7", "linear")), Level("b", ("linear",) * 2)))
 RATE, STEPS = 1e-2, 3
 NAMES = {
