@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-# Controls but tab and newline, marks that turn the direction of text, and lone surrogates.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Controls but tab and newline, marks that turn the direction of text or the shapes of digits, and lone surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
 
 
 def printable(text: str) -> str:

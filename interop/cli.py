@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
+import traceback
 from typing import Any
 
 import interop
@@ -23,14 +24,14 @@ def startup_problem() -> str | None:
     if getattr(interop, "__distribution__", None) != "convexmoe":
         place = getattr(interop, "__file__", None) or list(interop.__path__)
         return (
-            f"convexmoe: expected its own package `interop`; found another distribution's at {place}. "
+            f"convexmoe: expected its own package `interop`; found another distribution's at {place!a}. "
             "Install convexmoe in a fresh environment."
         )
     missing = [name for name in ("typer", "rich") if not interop.is_installed(name)]
     if missing:
         return (
             f"convexmoe: expected the packages typer and rich; {' and '.join(missing)} not installed. "
-            'Run: pip install "convexmoe[jax]" (or "convexmoe[torch]").'
+            'Run, in a clone of convexmoe: pip install -e ".[jax]" (or ".[torch]").'
         )
     return None
 
@@ -46,7 +47,15 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     from .command import app
 
+    sys.excepthook = _show_fault
     app()
+
+
+def _show_fault(*fault: Any) -> None:
+    """Print a fault of our own in full, but for what a terminal would obey."""
+    from convexmoe.errors import printable
+
+    print(printable("".join(traceback.format_exception(*fault))), end="", file=sys.stderr)
 
 
 def __getattr__(name: str) -> Any:

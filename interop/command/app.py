@@ -14,6 +14,7 @@ from .convert import convert_file
 from .fit import fit_table
 from .inspect import inspect_file
 from .minimize import minimize_file
+from .output import emit, say
 from .predict import predict_rows
 from .verify import verify_files
 
@@ -39,7 +40,7 @@ class OneLineErrors(TyperGroup):
             message = f"convexmoe: {error.format_message().rstrip('.')}. Run convexmoe --help for the options."
         else:
             raise SystemExit(code if isinstance(code, int) else 0)
-        typer.echo(" ".join(printable(message).split()), err=True)
+        say(" ".join(printable(message).split()), error=True)
         raise SystemExit(2)
 
 
@@ -57,4 +58,4 @@ app.command("convert")(convert_file)
 def start(context: typer.Context) -> None:
     """Convex mixtures of experts: fit one to a table of numbers, predict from the saved file."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        emit(context.get_help())

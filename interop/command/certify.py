@@ -8,7 +8,6 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 
 from convexmoe.errors import printable, refuse
 from convexmoe.files import inspect
@@ -48,9 +47,9 @@ def certify_file(
     text = json.dumps(record | {"model": source}, indent=1, sort_keys=True, allow_nan=False) + "\n"
     target = model.with_name(model.name.removesuffix(".safetensors") + ".certificate.json")
     write_whole(target, text.encode())
-    console, lines = Console(), str(certificate).splitlines()
+    lines = str(certificate).splitlines()
     shown = lines if proof else lines[: 1 + len(certificate.outputs)]  # the verdict alone, or the tree below it as well
     for line in [*shown, f"sha256 of the model's file {digest}", f"Written to {target}"]:
-        say(console, line)
+        say(line)
     if certificate.verdict != "proved":
         raise typer.Exit(1)

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from convexmoe.errors import printable
-
 from ..convert import convert
+from .output import say
 from .tables import shorten
 
 
@@ -25,4 +24,4 @@ def convert_file(
     words = f"{target}: {conversion.form}{', without its optimizer' * conversion.dropped}"
     if conversion.infinite:
         words += f", with NaN or infinity in {shorten(conversion.infinite)}: nothing can be computed with it"
-    typer.echo(printable(words), err=True)
+    say(words, error=True)

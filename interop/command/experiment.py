@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from convexmoe.errors import InputError, refuse
 from convexmoe.files.atomic import write_whole
@@ -23,12 +22,14 @@ from ..frameworks import Framework
 from .baselines import fit_linear, fit_mlp
 from .group_map import importance, map_groups, rmse
 from .output import say
+from .remarks import remarks
 from .report import draw_report, print_results
 from .resume import Keeper, Plan, RunRecord, Unfinished, fingerprint
 from .saved_model import notes_of, read_model
 from .tables import MIN_ROWS, Table, check_varies, require_columns, shorten
 
 SEGMENTS = 100_000
+ROUNDING = 1e-10, 1e-13  # an error below these parts of the deviation, or of the size, of the target is none
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Run:
         plan: the options of the fit.
         directory: for the results; folder: for what is needed to go on.
         drop: the columns left out.
+        go_on: the command that goes on with it after a stop.
         pause_at: the step to pause at, or None.
         resumed: the unfinished run that goes on, or None.
     """
@@ -76,6 +78,7 @@ class Run:
     directory: Path
     folder: Path
     drop: tuple[str, ...]
+    go_on: str
     pause_at: int | None
     resumed: Unfinished | None
 
@@ -109,7 +112,7 @@ def prepare(table: Table, target: str, drop: Sequence[str], seed: int) -> Datase
     return Dataset(table.name, columns, target, x, y[:, 0], train, validation, test)
 
 
-def run_fit(run: Run, console: Console) -> int | None:
+def run_fit(run: Run) -> int | None:
     """Train a hull and its baselines, write model.safetensors, metrics.json and report.png, print the results.
 
     Return the step at which the run paused, None where it came to its end.
@@ -119,12 +122,13 @@ def run_fit(run: Run, console: Console) -> int | None:
     prints = fingerprint(names, data.x, data.y, data.train, data.validation, data.test)
     first_step = _check_start(run, prints)
     say(
-        console,
         f"{data.name}: {data.target} from {shorten(data.columns)}; rows: {len(data.train)} to train, "
-        f"{len(data.validation)} to validate, {len(data.test)} to test. In {frameworks.LABELS[run.framework.name]}.",
+        f"{len(data.validation)} to validate, {len(data.test)} to test. In {frameworks.LABELS[run.framework.name]}."
     )
     if run.resumed is not None:
-        console.print(f"Going on from step {first_step} of {plan.steps}.", highlight=False)
+        say(f"Going on from step {first_step} of {plan.steps}.")
+    for line in remarks(data):
+        say(line)
     earlier = () if run.resumed is None else run.resumed.record.parts
     parts = (*earlier, {"framework": run.framework.name, "from_step": first_step})
     record = RunRecord(plan, data.target, run.drop, data.name, prints, parts)
@@ -132,8 +136,7 @@ def run_fit(run: Run, console: Console) -> int | None:
     keeper = Keeper(run.framework, run.folder, notes, record, run.pause_at)
     fitted = _train(run, keeper)
     if keeper.paused and keeper.step < plan.steps:
-        go_on = f"Go on, in either framework: convexmoe fit --resume {run.folder.parent}"
-        say(console, f"Stopped at step {keeper.step} of {plan.steps}: {run.folder}. {go_on}")
+        say(f"Stopped at step {keeper.step} of {plan.steps}: {run.folder}. Go on, in either framework: {run.go_on}")
         return keeper.step
     keeper.write_where_long()
     path = run.directory / "model.safetensors"
@@ -145,8 +148,10 @@ def run_fit(run: Run, console: Console) -> int | None:
         refuse(data.name, "finite results", "NaN or infinity", "Remove the outliers of the table.")
     write_whole(run.directory / "metrics.json", (text + "\n").encode())
     group_map = map_groups(run.framework, fitted.model, data.columns, growth, data.x, *data.rows(data.test))
-    draw_report(metrics, fitted.history, predicted, group_map, run.directory / "report.png")
-    print_results(metrics, console)
+    legend = draw_report(metrics, fitted.history, predicted, group_map, run.directory / "report.png")
+    print_results(metrics)
+    if legend:
+        say(f"No font is installed for some names; in report.png {legend}.")
     return None
 
 
@@ -207,6 +212,8 @@ def _measure(
     growth = importance(framework, model, *validation, plan.seed)
     violation = framework.largest_violation(model, train[0], segments=SEGMENTS, seed=plan.seed)
     predictions = {"hull": predicted, "linear": linear(x_test), "mlp": mlp(x_test)}
+    errors = {name: rmse(values, y_test) for name, values in predictions.items()}
+    rounding = max(ROUNDING[0] * data.y.std(), ROUNDING[1] * np.abs(data.y).max())
     metrics = {
         "framework": framework.name,
         "parts": parts,
@@ -219,7 +226,8 @@ def _measure(
         "plan": asdict(plan),
         "best_step": int(fitted.best_step),
         "steps_run": fitted.history.last_step,
-        "test_rmse": {name: rmse(values, y_test) for name, values in predictions.items()},
+        "test_rmse": errors,
+        "exact": [name for name, error in errors.items() if error <= rounding],
         "parameters": {"hull": size, "linear": linear_size, "mlp": mlp_size},
         "importance": dict(zip(data.columns, growth.tolist(), strict=True)),
         "convexity": {"segments": SEGMENTS, "violation": violation},
@@ -237,5 +245,5 @@ def compare_frameworks(framework: Framework, path: Path, x: NDArray[np.float64])
     with there.quiet():
         theirs = there.predict(read_model(path, there)[0], x)
     ours = framework.predict(read_model(path, framework)[0], x)
-    difference, largest = float(np.abs(ours - theirs).max()), float(np.abs(ours).max())
+    difference, largest = (float(np.abs(values).max()) for values in (ours - theirs, (ours, theirs)))
     return {"framework": other, "max_difference": difference / largest if difference else 0.0}

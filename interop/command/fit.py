@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from convexmoe.errors import InputError, refuse
 
@@ -23,6 +23,8 @@ FILES = ("model.safetensors", "metrics.json", "report.png")
 DATA_HELP = "Table to learn from; without it, the embedded Auto MPG data."
 RESUME_HELP = "Go on with the unfinished run of this directory."
 PAUSE_HELP = "Stop at the first evaluation from this step on, to be resumed."
+# What a run keeps of its options: none of them is given again beside --resume.
+KEPT = ("target", "petals", "depth", "steps", "seed", "out", "drop")
 DROP_HELP = "Column to leave out; may be repeated."
 
 
@@ -45,7 +47,7 @@ def fit_table(
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help=RESUME_HELP, show_default=False)] = None,
 ) -> None:
     """Fit a convex mixture of experts to a table: writes model.safetensors, metrics.json and report.png."""
-    for name in ("target", "petals", "depth", "steps", "seed", "out", "drop") if resume is not None else ():
+    for name in KEPT if resume is not None else ():
         if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE":  # the run itself has set it
             got, fix = f"--{name} beside it", f"Leave --{name} out."
             refuse("convexmoe fit --resume", "the options of the run itself", got, fix)
@@ -63,7 +65,7 @@ def fit_table(
         record, out = earlier.record, resume
         plan, target, dropped = record.plan, record.target, record.drop
         if data is None and record.table != embedded_table().name:
-            fix = f"Name it: convexmoe fit {record.table} --resume {resume}."
+            fix = f"Name it: {shlex.join(['convexmoe', 'fit', record.table, '--resume', str(resume)])}."
             refuse("convexmoe fit --resume", "the table that the run was begun with", "none", fix)
     if data is None:
         table, target = embedded_table(), target or EMBEDDED_TARGET
@@ -73,26 +75,38 @@ def fit_table(
         fix = f"Choose one of {shorten(table.columns)}: for example --target {table.columns[-1]}."
         refuse("convexmoe fit --target", "the column to predict", "none", fix)
     dataset = prepare(table, target, dropped, plan.seed)
-    console = Console()
     with claim(out) as place, side.quiet():
         folder = place / unfinished.FOLDER
         unfinished.check_folder(place, resume is not None)
+        go_on = resume_command(context, data, place)
         with write_together(place, FILES) as staging:
-            run = Run(dataset, side, plan, staging, folder, dropped, pause_at, earlier)
-            if _run(run, place, console) is not None:
+            run = Run(dataset, side, plan, staging, folder, dropped, go_on, pause_at, earlier)
+            if _run(run, place) is not None:
                 return
         shutil.rmtree(folder, ignore_errors=True)
-    say(console, f"Written to {place}: {', '.join(FILES)}")
+    say(f"Written to {place}: {', '.join(FILES)}")
 
 
-def _run(run: Run, out: Path, console: Console) -> int | None:
+def resume_command(context: typer.Context, data: Path | None, out: Path) -> str:
+    """Return the command that goes on with a run: its table, the options of which it keeps nothing, its directory."""
+    words, again = ["convexmoe", "fit"], {*KEPT, "data", "framework", "pause_at", "resume"}
+    if data is not None:
+        words.append(f"./{data}" if str(data).startswith("-") else str(data))
+    for option in context.command.params:
+        name = option.name or ""
+        if name not in again and getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE":
+            words += [option.opts[0], str(context.params[name])]
+    return shlex.join([*words, "--resume", str(out)])
+
+
+def _run(run: Run, out: Path) -> int | None:
     """Fit, and say how to go on where that is interrupted."""
     try:
-        return run_fit(run, console)
+        return run_fit(run)
     except KeyboardInterrupt:
-        go_on = f"Go on, in either framework: convexmoe fit --resume {out}"
+        go_on = f"Go on, in either framework: {run.go_on}"
         nothing = "Before the first evaluation there is nothing to go on from."
-        say(console, f"Stopped. {go_on if unfinished.exists(out) else nothing}")
+        say(f"Stopped. {go_on if unfinished.exists(out) else nothing}")
         raise
     except InputError:  # nothing to go on from; what stood there before stays
         if run.resumed is None:

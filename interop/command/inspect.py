@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from convexmoe.files import inspect
 
 from .options import JsonOption
-from .output import say
+from .output import emit, say, tabulate
 
 FILE_HELP = "A file that `save` or `convexmoe fit` wrote."
 
@@ -24,22 +22,17 @@ def inspect_file(
     """Show what a saved model is: config, names, shapes, dtypes, sizes. Reads no weights and needs no framework."""
     inspection = inspect(file)
     if as_json:
-        typer.echo(inspection.to_json())
+        emit(inspection.to_json())
         return
-    console = Console()
-    say(console, f"{inspection.path}: {inspection.kind}, schema {inspection.schema}")
-    say(console, f"sha256 of the content {inspection.sha256}")
-    say(console, f"config {json.dumps(inspection.config)}")
-    say(console, f"notes {json.dumps(inspection.notes)}")
-    table = Table("name", "dtype", "shape", "bytes", title_justify="left")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for tensor in inspection.parameters:
-        table.add_row(tensor.name, tensor.dtype, "x".join(map(str, tensor.shape)) or "-", f"{tensor.bytes:,}")
-    console.print(table, markup=False)
+    say(f"{inspection.path}: {inspection.kind}, schema {inspection.schema}")
+    say(f"sha256 of the content {inspection.sha256}")
+    say(f"config {json.dumps(inspection.config)}")
+    say(f"notes {json.dumps(inspection.notes)}")
+    rows = [(t.name, t.dtype, "x".join(map(str, t.shape)) or "-", f"{t.bytes:,}") for t in inspection.parameters]
+    tabulate({"name": "left", "dtype": "left", "shape": "right", "bytes": "right"}, rows)
     total = sum(tensor.bytes for tensor in inspection.parameters)
-    say(console, f"{inspection.num_parameters:,} parameters, {total:,} bytes")
+    say(f"{inspection.num_parameters:,} parameters, {total:,} bytes")
     if inspection.optimizer is not None:
         moments = sum(tensor.bytes for tensor in inspection.tensors) - total
         rule, step = inspection.optimizer["rule"], inspection.optimizer["step"]
-        say(console, f"optimizer {rule} after {step:,} steps, {moments:,} bytes")
+        say(f"optimizer {rule} after {step:,} steps, {moments:,} bytes")

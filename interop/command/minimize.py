@@ -14,15 +14,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from convexmoe.errors import InputError, refuse
 from convexmoe.minimization.minimum import UNBOUNDED
 
 from ..frameworks import LABELS, Framework, choose
 from .options import FrameworkOption, HullArgument
-from .output import digits_of, say
+from .output import digits_of, say, tabulate, terminal
 from .saved_model import columns_of, read_hull
 from .tables import shorten
 
@@ -71,20 +69,19 @@ def minimize_file(
     if not 0 < tol <= 1:
         refuse(f"{OWNER} --tol", "a number in (0, 1]", f"{tol:g}", "Try --tol 1e-6.")
     side = choose(framework)
-    with side.quiet(), Console(stderr=True).status(f"Minimizing in {LABELS[side.name]}"):
+    with side.quiet(), terminal(stderr=True).status(f"Minimizing in {LABELS[side.name]}"):
         minimum = minimize(model, side, box or (), tol, output)
-    table, console = Table(box=None), Console()
-    for title in ("column", "lower", "minimum at", "upper", "binds"):
-        table.add_column(title, justify="left" if title in ("column", "binds") else "right")
-    rows = zip(minimum.columns, minimum.lower, minimum.x, minimum.upper, minimum.binding, strict=True)
-    for name, low, x, high, binds in rows:
+    lines = []
+    for name, low, x, high, binds in zip(
+        minimum.columns, minimum.lower, minimum.x, minimum.upper, minimum.binding, strict=True
+    ):
         more = digits_of(x, high - low, 0) if 0 < high - low < math.inf else 0
         numbers = (f"{low:.{6 + more}g}", f"{x:.{8 + more}g}", f"{high:.{6 + more}g}")
-        table.add_row(shorten([name]), *numbers, binds)
-    console.print(table, markup=False)
-    say(console, f"{minimum.target} = {minimum.value:.9g}")
+        lines.append((shorten([name]), *numbers, binds))
+    tabulate({"column": "left", "lower": "right", "minimum at": "right", "upper": "right", "binds": "left"}, lines)
+    say(f"{minimum.target} = {minimum.value:.9g}")
     words, bound = "certified" if minimum.certified else "wider than asked for", minimum.value - minimum.gap
-    say(console, f"No point of the box is lower than {bound:.9g}: a gap of {minimum.gap:.3g}, {words}.")
+    say(f"No point of the box is lower than {bound:.9g}: a gap of {minimum.gap:.3g}, {words}.")
     if not minimum.certified:
         raise typer.Exit(1)
 

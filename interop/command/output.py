@@ -1,24 +1,58 @@
-"""What a command prints, and files that are there whole or not at all: written beside their place, then renamed."""
+"""The one door for what a command prints; and files that are there whole or not at all, written beside their place.
+
+No other file of the command prints: names, notes and paths are anybody's, and a terminal obeys what it reads.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import NoReturn
 
-from rich.console import Console
+import typer
+from rich.console import Console, JustifyMethod
+from rich.table import Table
 
 from convexmoe.errors import printable, refuse
 from convexmoe.files.atomic import follow, hold, make_staging, put_in_place, write_whole
 
 
-def say(console: Console, text: str) -> None:
-    """Print a line as it is, of any length, but for what a terminal would obey."""
-    console.print(printable(text), soft_wrap=True, highlight=False, markup=False)
+def terminal(*, stderr: bool = False) -> Console:
+    """Return a console that shows text as it is: no markup, no codes of emoji, no colors for numbers."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def in_one_line(text: object) -> str:
+    """Return text with its line breaks and tabs written out, and all else that a terminal would obey.
+
+    >>> print(in_one_line("a" + chr(10) + chr(27) + "[31mb"))
+    a\\n\\x1b[31mb
+    """
+    return printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print one line of any length, to stderr if it is an `error`."""
+    terminal(stderr=error).print(in_one_line(text), soft_wrap=True)
+
+
+def emit(text: str) -> None:
+    """Print lines that another program may read, JSON among them, where \\u007f is the one control it leaves bare."""
+    typer.echo(printable(text.replace("\x7f", "\\u007f")))
+
+
+def tabulate(columns: Mapping[str, JustifyMethod], rows: Iterable[Iterable[object]], title: str = "") -> None:
+    """Print a table, its columns aligned as stated."""
+    table = Table(title=in_one_line(title) or None, title_justify="left")
+    for heading, justify in columns.items():
+        table.add_column(in_one_line(heading), justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*map(in_one_line, row))
+    terminal().print(table)
 
 
 def digits_of(offset: float, spread: float, least: int = 9) -> int:

@@ -8,11 +8,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from convexmoe.errors import printable, refuse
+from convexmoe.errors import refuse
 
 from ..frameworks import choose
 from .options import FrameworkOption
-from .output import digits_of, write_text
+from .output import digits_of, emit, say, write_text
 from .saved_model import read_model
 from .tables import read_table, require_columns
 
@@ -45,14 +45,14 @@ def predict_rows(
     digits = 9 if units is None else digits_of(units.output_mean[0], units.output_scale[0])
     heading, values = _cell(f"predicted_{target}"), [f"{value:.{digits}g}" for value in predictions]
     if out is None:
-        typer.echo("\n".join([printable(heading), *values]))
+        emit("\n".join([heading, *values]))
         return
     for other in (data, model):
         if out.exists() and other.exists() and out.samefile(other):
             got, fix = f"{out}, which is an input", "Name another file."
             refuse("convexmoe predict --out", "a file of its own", got, fix)
     write_text(out, "\n".join([heading, *values, ""]))
-    typer.echo(printable(f"{len(predictions)} predictions written to {out}"), err=True)
+    say(f"{len(predictions)} predictions written to {out}", error=True)
 
 
 def _cell(text: str) -> str:

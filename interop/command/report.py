@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from convexmoe.files.atomic import write_whole
 from convexmoe.training import History
 
 from ..frameworks import LABELS
+from .fonts import choose_fonts
 from .group_map import GroupMap
-from .output import say
+from .output import say, tabulate
 from .tables import shorten
 
 if TYPE_CHECKING:
@@ -29,8 +28,10 @@ _INK = "#222222"
 Vector = NDArray[np.float64]
 
 
-def draw_report(metrics: dict[str, Any], history: History, predicted: Vector, group_map: GroupMap, path: Path) -> None:
+def draw_report(metrics: dict[str, Any], history: History, predicted: Vector, group_map: GroupMap, path: Path) -> str:
     """Write the three panels as a PNG: loss curves, predicted against true, which group wins where.
+
+    Return what stands for names that no font can draw, "" where there are none.
 
     Args:
         metrics: what metrics.json holds.
@@ -39,46 +40,63 @@ def draw_report(metrics: dict[str, Any], history: History, predicted: Vector, gr
         group_map: which group wins where; it has the true targets.
         path: of the file.
     """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16.5, 5.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)  # no display, no global state
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 0.95, 1.35))
-    target = _plain(metrics["data"]["target"])
-    _draw_loss(left, history, metrics["best_step"])
-    _draw_predictions(middle, target, group_map.point_value, predicted, metrics["test_rmse"]["hull"])
-    _draw_groups(right, group_map, target)
-    for axes in (left, middle, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    picture = BytesIO()
-    figure.savefig(picture, format="png", metadata={"Software": None})
+    columns, target = metrics["data"]["columns"], metrics["data"]["target"]
+    places = {name: f"column {columns.index(name) + 1}" for name in group_map.names} | {target: "the target"}
+    families, strange = choose_fonts(map(_plain, places))
+    numbered = {name: label for name, label in places.items() if strange & set(_plain(name))}
+    labels = {name: numbered.get(name, _plain(name)) for name in places}
+    with rc_context({"font.family": families}):
+        figure = Figure(figsize=(16.5, 5.4), dpi=120, layout="constrained")
+        FigureCanvasAgg(figure)  # no display, no global state
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 0.95, 1.35))
+        _draw_loss(left, history, metrics["best_step"])
+        _draw_predictions(middle, labels[target], group_map.point_value, predicted, metrics["test_rmse"]["hull"])
+        _draw_groups(right, group_map, labels, labels[target])
+        for axes in (left, middle, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.supxlabel("\n".join(f"{label}: {_plain(ascii(name))}" for name, label in numbered.items()), fontsize=8)
+        picture = BytesIO()
+        figure.savefig(picture, format="png", metadata={"Software": None})
     write_whole(path, picture.getvalue())
+    return ", ".join(f"{label} is {shorten([name])}" for name, label in numbered.items())
 
 
-def print_results(metrics: dict[str, Any], console: Console) -> None:
+def print_results(metrics: dict[str, Any]) -> None:
     """Print what metrics.json holds: the test errors side by side, the convexity check, the parity."""
     target, errors = metrics["data"]["target"], metrics["test_rmse"]
-    table = Table(title=f"Test error on {metrics['data']['rows']['test']} rows", title_justify="left")
-    for heading in ("model", "parameters", "RMSE", "against linear"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
+    rows = []
     for key, name in {"hull": "convex mixture", "linear": "linear regression", "mlp": "MLP"}.items():
         figure = f"{errors[key]:.2f}" if 0.1 <= errors[key] < 1000 else f"{errors[key]:.3g}"
-        against = f"{errors[key] / errors['linear'] - 1:+.1%}" if errors["linear"] else ""
-        row = (name, f"{metrics['parameters'][key]:,}", figure, against)
-        table.add_row(*row, style="bold" if key == "hull" else None)
-    console.print(table)
+        figure = "exact" if key in metrics["exact"] else figure
+        rows.append((name, f"{metrics['parameters'][key]:,}", figure, _against(metrics, key)))
+    title = f"Test error on {metrics['data']['rows']['test']} rows"
+    tabulate({"model": "left", "parameters": "right", "RMSE": "right", "against linear": "right"}, rows, title)
     gap, parity = metrics["convexity"]["violation"], metrics["parity"]
-    say(console, f"RMSE in units of {target}.")
-    say(console, f"Trained {metrics['steps_run']} steps; kept the best on validation, step {metrics['best_step']}.")
+    say(f"RMSE in units of {target}.")
+    say(f"Trained {metrics['steps_run']} steps; kept the best on validation, step {metrics['best_step']}.")
     outcome = "no violation" if gap is None else f"VIOLATED by {gap:.2g}"
-    say(console, f"Convexity: {outcome} in {metrics['convexity']['segments']:,} segments.")
+    say(f"Convexity: {outcome} in {metrics['convexity']['segments']:,} segments.")
     if parity is None:
         other = "PyTorch" if metrics["framework"] == "jax" else "JAX"
-        say(console, f'Parity: not checked, {other} is not installed (pip install "convexmoe[interop]").')
+        say(f'Parity: not checked, {other} is not installed (in a clone: pip install -e ".[interop]").')
     else:
         start = f"Parity: the saved file, read in {LABELS[parity['framework']]}, predicts the same"
-        say(console, f"{start} within {parity['max_difference']:.1e} of the largest value.")
+        within = (
+            f"within {parity['max_difference']:.1e} of the largest value" if parity["max_difference"] else "exactly"
+        )
+        say(f"{start} {within}.")
+
+
+def _against(metrics: dict[str, Any], key: str) -> str:
+    """Return a test error beside that of linear regression; in proportion to rounding it would say nothing."""
+    if "linear" in metrics["exact"]:
+        return "" if key in metrics["exact"] else "linear is exact"
+    ratio = metrics["test_rmse"][key] / metrics["test_rmse"]["linear"]
+    return f"{ratio - 1:+.1%}" if ratio < 10 else f"{ratio:.3g} times"
 
 
 def _draw_loss(axes: Axes, history: History, best_step: int) -> None:
@@ -105,7 +123,7 @@ def _draw_predictions(axes: Axes, target: str, true: Vector, predicted: Vector, 
     axes.legend(frameon=False, loc="upper left")
 
 
-def _draw_groups(axes: Axes, group_map: GroupMap, target: str) -> None:
+def _draw_groups(axes: Axes, group_map: GroupMap, labels: dict[str, str], target: str) -> None:
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
@@ -119,7 +137,7 @@ def _draw_groups(axes: Axes, group_map: GroupMap, target: str) -> None:
     index[shown] = np.arange(len(shown))
     title = "Which group of petals wins where\n"
     if len(group_map.axes) == 2:
-        heights, ylabel = group_map.points[:, 1], _plain(group_map.names[1])
+        heights, ylabel = group_map.points[:, 1], labels[group_map.names[1]]
         areas = axes.pcolormesh(*group_map.axes, index[group_map.group], shading="nearest", alpha=0.45, rasterized=True)
         areas.set(cmap=ListedColormap(colors), clim=(-0.5, len(colors) - 0.5))
         lines = axes.contour(*group_map.axes, group_map.value, levels=7, colors=_INK, linewidths=0.6, alpha=0.7)
@@ -129,7 +147,7 @@ def _draw_groups(axes: Axes, group_map: GroupMap, target: str) -> None:
         heights, ylabel = group_map.point_value, target
         axes.scatter(group_map.axes[0], group_map.value, c=colors[index[group_map.group]], s=9, zorder=2)
         title += f"(curve: predicted {target}; points: test rows)"
-    axes.set(xlabel=_plain(group_map.names[0]), ylabel=ylabel)
+    axes.set(xlabel=labels[group_map.names[0]], ylabel=ylabel)
     dots = colors[index[group_map.point_group]]
     axes.scatter(group_map.points[:, 0], heights, s=30, color=dots, edgecolor=_INK, linewidth=0.8, zorder=3)
     axes.set_title(title)
@@ -138,14 +156,14 @@ def _draw_groups(axes: Axes, group_map: GroupMap, target: str) -> None:
         fraction = count / group_map.group.size
         return "under 1%" if 0 < fraction < 0.005 else f"{fraction:.0%}"
 
-    labels = []
+    shares = []
     for group in shown:
         members = group_map.members[group]
         petals = f"petal{'s' * (len(members) > 1)} {' + '.join(map(str, members))}"
-        labels.append(f"group {group} ({petals}): {share(wins[group])}")
+        shares.append(f"group {group} ({petals}): {share(wins[group])}")
     if len(order) > len(shown):
-        labels.append(f"{len(order) - len(shown)} other groups: {share(wins.sum() - wins[shown].sum())}")
-    entries = zip(colors, labels, strict=False)
+        shares.append(f"{len(order) - len(shown)} other groups: {share(wins.sum() - wins[shown].sum())}")
+    entries = zip(colors, shares, strict=False)
     axes.legend(
         handles=[Patch(facecolor=color, edgecolor=_INK, label=label) for color, label in entries],
         title="share of the map\n(points: test rows, in the\ncolor of their own group)",

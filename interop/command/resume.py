@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -80,7 +81,7 @@ def check_folder(directory: Path, resumes: bool) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         refuse("convexmoe fit", f"a folder of its own for the run at {folder}", "a link or a file", "Remove it.")
     if exists(directory) and not resumes:
-        fix = f"Go on with --resume {directory}, or remove {folder}."
+        fix = f"Go on with --resume {shlex.quote(str(directory))}, or remove {folder}."
         refuse("convexmoe fit --out", "a directory without an unfinished run", str(directory), fix)
     if resumes and not exists(directory):
         refuse("convexmoe fit --resume", f"an unfinished run in {folder}", "one that is done", "Begin again.")

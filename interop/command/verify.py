@@ -7,14 +7,13 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from convexmoe.errors import InputError
 from convexmoe.files import Inspection, inspect
 
 from .. import frameworks
 from .options import JsonOption, check_whole_number
+from .output import emit, say, tabulate
 from .saved_model import precision_of, read_any
 
 EXPLANATION = (
@@ -55,16 +54,16 @@ def verify_files(
         x, routing = draw_inputs(inspection, rows, seed)
         report = check_parity(models[0], models[1], x, routing=routing, steps=steps, floor=True)
     if as_json:
-        typer.echo(report.to_json())
+        emit(report.to_json())
     else:
-        table, console = Table("quantity", "error", "bound", "one ulp", ""), Console()
-        for column in table.columns[1:4]:
-            column.justify = "right"
-        for c in report.comparisons:
-            table.add_row(c.name, f"{c.error:.1e}", f"{c.bound:.0e}", f"{c.floor:.1e}", "ok" if c.ok else "MISS")
-        console.print(table, markup=False)
-        verdict = f"JAX and PyTorch in {report.dtype}: {'parity' if report.ok else 'MISS'}."
-        console.print(verdict, EXPLANATION, highlight=False, markup=False)
+        tabulate(
+            {"quantity": "left", "error": "right", "bound": "right", "one ulp": "right", "": "left"},
+            [
+                (c.name, f"{c.error:.1e}", f"{c.bound:.0e}", f"{c.floor:.1e}", "ok" if c.ok else "MISS")
+                for c in report.comparisons
+            ],
+        )
+        say(f"JAX and PyTorch in {report.dtype}: {'parity' if report.ok else 'MISS'}. {EXPLANATION}")
     if not report.ok:
         raise typer.Exit(1)
 
