@@ -5,7 +5,7 @@ Each network is judged for every value of its parameters (structural), and for t
 searches anew, around the rows that it trained on. "kernels >= 0" is what the documentation of ott-jax asks for where
 `pos_weights=False`: here kernels of the path through the hidden layers are clipped, before and after every step.
 
-    pip install "convexmoe[jax,peers]"
+    pip install -e ".[jax,peers]"
     python benchmarks/named_networks.py
 """
 
@@ -77,7 +77,7 @@ def published_networks() -> list[Network]:
     try:
         from ott.neural.networks.icnn import ICNN
     except ImportError as error:
-        raise SystemExit(f'named_networks needs ott-jax ({error}): pip install "convexmoe[jax,peers]"') from error
+        raise SystemExit(f'named_networks needs ott-jax ({error}): pip install -e ".[jax,peers]"') from error
     example = jnp.ones(DIM)
 
     def icnn(name: str, positive: bool, project: Callable[[Any], Any] = lambda params: params) -> Network:

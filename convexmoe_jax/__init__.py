@@ -3,7 +3,7 @@
 from importlib.util import find_spec as _find_spec
 
 if any(_find_spec(_name) is None for _name in ("jax", "flax", "optax")):
-    raise ImportError('convexmoe_jax needs JAX: pip install "convexmoe[jax]"')
+    raise ImportError('convexmoe_jax needs JAX; in a clone of convexmoe: pip install -e ".[jax]"')
 
 from convexmoe.hierarchy import (
     BridgeLossCallable,

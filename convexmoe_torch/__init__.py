@@ -3,7 +3,7 @@
 from importlib.util import find_spec as _find_spec
 
 if _find_spec("torch") is None:
-    raise ImportError('convexmoe_torch needs PyTorch: pip install "convexmoe[torch]"')
+    raise ImportError('convexmoe_torch needs PyTorch; in a clone of convexmoe: pip install -e ".[torch]"')
 
 from convexmoe.hierarchy import (
     BridgeLossCallable,

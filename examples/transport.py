@@ -15,7 +15,7 @@ The check: at most 1 % for the map and 2 % for its inverse, and a squared distan
 In ott-jax 0.6.0 the potentials that `W2NeuralDual` returns are those of half the squared distance, their `transport`
 that of the whole, so that it goes half of the way, and their `distance` is half. This script takes gradients of f.
 
-    pip install "convexmoe[peers]"
+    pip install -e ".[peers]"
     python examples/transport.py            # a minute; a table and transport.png
     python examples/transport.py --quick    # does it run?
 """
@@ -42,7 +42,7 @@ from rich.table import Table
 import convexmoe_jax as cm
 
 if any(importlib.util.find_spec(name) is None for name in ("ott", "diffrax")):
-    sys.exit('examples/transport.py needs ott-jax with its networks: pip install "convexmoe[peers]"')
+    sys.exit('examples/transport.py needs ott-jax with its networks: pip install -e ".[peers]"')
 
 from ott.neural.methods.neuraldual import W2NeuralDual
 from ott.neural.networks.layers.conjugate import ConjugateResults, FenchelConjugateSolver

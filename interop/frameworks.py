@@ -20,9 +20,8 @@ Framework = ModuleType
 
 def not_installed(owner: str, expected: str, missing: str, extra: str) -> NoReturn:
     """Raise an `InputError` about a package that is not installed, with the extra of convexmoe that brings it."""
-    raise InputError(
-        f'{owner}: expected {expected}; {missing} is not installed. Run: pip install "convexmoe[{extra}]".'
-    )
+    run = f'Run, in a clone of convexmoe: pip install -e ".[{extra}]".'
+    raise InputError(f"{owner}: expected {expected}; {missing} is not installed. {run}")
 
 
 def installed() -> tuple[str, ...]:
@@ -36,8 +35,8 @@ def choose(wanted: str | None) -> Framework:
         refuse("convexmoe --framework", "jax or torch", repr(wanted), "Try --framework jax.")
     names = installed()
     if wanted is None and not names:
-        message = 'expected JAX or PyTorch; neither is installed. Run: pip install "convexmoe[jax]"'
-        raise InputError(f'convexmoe: {message} (or "convexmoe[torch]").')
+        message = 'expected JAX or PyTorch; neither is installed. Run, in a clone of convexmoe: pip install -e ".[jax]"'
+        raise InputError(f'convexmoe: {message} (or ".[torch]").')
     name = wanted or names[0]
     if name not in names:
         not_installed("convexmoe --framework", f"{LABELS[name]} for {name}", "it", name)

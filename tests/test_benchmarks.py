@@ -184,5 +184,5 @@ def test_projected_weights_stay_so_while_they_train():
 
 def test_without_its_peer_the_script_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ott", None)
-    with pytest.raises(SystemExit, match=r"needs ott-jax .* pip install \"convexmoe\[jax,peers\]\""):
+    with pytest.raises(SystemExit, match=r"needs ott-jax .* pip install -e \".\[jax,peers\]\""):
         named_networks.published_networks()

@@ -316,7 +316,7 @@ def in_a_new_interpreter(program, blocked=()):
 
 # What is amiss with the installation: (modules that cannot be imported, a program run first, parts of the message).
 BAD_INSTALLATIONS = {
-    "base only": ({"typer", "rich", "jax", "torch"}, "", ["typer and rich", 'pip install "convexmoe[jax]"']),
+    "base only": ({"typer", "rich", "jax", "torch"}, "", ["typer and rich", 'pip install -e ".[jax]"']),
     "another distribution's interop": (
         (),
         "import interop; del interop.__distribution__",
@@ -346,10 +346,10 @@ def hide(monkeypatch, *modules):
 
 
 MISSING = {
-    "no framework": (["jax", "torch"], [], ["JAX or PyTorch", 'pip install "convexmoe[jax]"']),
-    "no torch": (["torch"], ["--framework", "torch"], ["PyTorch", 'pip install "convexmoe[torch]"']),
-    "no optax": (["optax"], ["--framework", "jax"], ["JAX", 'pip install "convexmoe[jax]"']),
-    "no matplotlib": (["matplotlib"], [], ["matplotlib", 'pip install "convexmoe[plot]"']),
+    "no framework": (["jax", "torch"], [], ["JAX or PyTorch", 'pip install -e ".[jax]"']),
+    "no torch": (["torch"], ["--framework", "torch"], ["PyTorch", 'pip install -e ".[torch]"']),
+    "no optax": (["optax"], ["--framework", "jax"], ["JAX", 'pip install -e ".[jax]"']),
+    "no matplotlib": (["matplotlib"], [], ["matplotlib", 'pip install -e ".[plot]"']),
 }
 
 
@@ -367,7 +367,7 @@ def test_torch_serves_where_jax_is_not_installed(tmp_path, monkeypatch):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["framework"] == "torch"
     assert metrics["parity"] is None
-    assert 'pip install "convexmoe[interop]"' in result.stdout
+    assert 'pip install -e ".[interop]"' in result.stdout
 
 
 def test_help_names_both_commands():

@@ -176,7 +176,7 @@ def test_without_jax_a_directory_is_refused_and_files_are_converted(tmp_path, mo
     assert invoke("convert", path, tmp_path / "folder").exit_code == 0
     monkeypatch.setattr(frameworks, "is_installed", lambda module: False)
     for source, target in [(path, "other"), (tmp_path / "folder", "back.safetensors")]:
-        assert_one_line_refusal(invoke("convert", source, tmp_path / target), 'pip install "convexmoe[jax]"')
+        assert_one_line_refusal(invoke("convert", source, tmp_path / target), 'pip install -e ".[jax]"')
     assert invoke("convert", path, tmp_path / "state.safetensors").exit_code == 0
 
 

@@ -17,8 +17,8 @@ FOREIGN = {
 }
 FRAMEWORKS = frozenset.union(*FOREIGN.values())
 MISSING = {
-    "convexmoe_jax": ("jax", 'convexmoe_jax needs JAX: pip install "convexmoe[jax]"'),
-    "convexmoe_torch": ("torch", 'convexmoe_torch needs PyTorch: pip install "convexmoe[torch]"'),
+    "convexmoe_jax": ("jax", 'convexmoe_jax needs JAX; in a clone of convexmoe: pip install -e ".[jax]"'),
+    "convexmoe_torch": ("torch", 'convexmoe_torch needs PyTorch; in a clone of convexmoe: pip install -e ".[torch]"'),
 }
 # Public names that one package has and the other has not, each with its reason.
 # In JAX nothing is switched: another optimizer, made by another freeze, is what unfreezes. PyTorch has its own Adam.

@@ -135,7 +135,9 @@ def run(program, blocked, folder):
 def test_without_cvxpy_it_says_what_to_install(tmp_path):
     program = "from interop import to_cvxpy\ntry:\n    to_cvxpy('x', 0)\nexcept ImportError as error:\n    print(error)"
     result = run("import sys; sys.modules['cvxpy'] = None\n" + program, set(), tmp_path)
-    assert result.stdout.strip() == 'interop.to_cvxpy needs CVXPY: pip install "convexmoe[solve]"', result.stderr
+    assert (
+        result.stdout.strip() == 'interop.to_cvxpy needs CVXPY; in a clone of convexmoe: pip install -e ".[solve]"'
+    ), result.stderr
 
 
 def test_a_file_is_read_without_any_framework(tmp_path):

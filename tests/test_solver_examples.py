@@ -73,7 +73,7 @@ def test_a_controller_with_a_hull_at_the_end_plans_otherwise_than_without():
 def test_transport_says_what_to_install():
     result = run("transport", "--quick")
     assert result.returncode == 1
-    assert result.stderr.strip().endswith('pip install "convexmoe[peers]"')
+    assert result.stderr.strip().endswith('pip install -e ".[peers]"')
 
 
 @pytest.mark.parametrize("plant", dispatch.PLANTS, ids=lambda plant: plant.name)

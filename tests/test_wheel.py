@@ -81,11 +81,11 @@ def test_alone(wheel, tmp_path):
         result = base.python(f"import {package}")
         assert result.returncode == 1
         last = result.stderr.strip().splitlines()[-1]
-        assert last.startswith("ImportError: ") and f'pip install "convexmoe[{extra}]"' in last
+        assert last.startswith("ImportError: ") and f'pip install -e ".[{extra}]"' in last
 
     command = base.run("convexmoe", "--help")
     assert command.returncode != 0
-    assert 'pip install "convexmoe[' in command.stderr
+    assert 'pip install -e ".[' in command.stderr
     assert "Traceback" not in command.stderr and len(command.stderr.strip().splitlines()) == 1
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from convexmoe import hierarchy as core
 from convexmoe.errors import share, whole_number
 
+from ..hull.initialization import check_rngs
 from .dropout import sample_dropout
 from .finite import keep_apart
 
@@ -30,11 +31,17 @@ class LearnedFusion(nnx.Module):
     """
 
     def __init__(
-        self, hidden_size: int, num_levels: Widths, dropout: float = 0.0, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self,
+        hidden_size: int,
+        num_levels: Widths,
+        dropout: float = 0.0,
+        *,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs | None = None,
     ) -> None:
         self.dropout = share("LearnedFusion", "dropout", dropout)
         widths = core.level_widths("LearnedFusion", hidden_size, num_levels)
-        self.gates = nnx.data(_gates(widths, hidden_size, dtype, rngs))
+        self.gates = nnx.data(_gates("LearnedFusion", rngs, widths, hidden_size, dtype))
         self.norm = nnx.data(_norm(hidden_size, dtype))
 
     def __call__(self, hiddens: Sequence[jax.Array], key: jax.Array | None = None) -> jax.Array:
@@ -71,12 +78,12 @@ class PositionAwareFusion(nnx.Module):
         *,
         max_positions: int = 512,
         dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None = None,
     ) -> None:
         number = whole_number("PositionAwareFusion", "num_levels", num_levels, 1)
         self.max_positions = whole_number("PositionAwareFusion", "max_positions", max_positions, 1)
         self.dropout = share("PositionAwareFusion", "dropout", dropout)
-        self.gates = nnx.data(_gates((hidden_size,) * number, 1, dtype, rngs))
+        self.gates = nnx.data(_gates("PositionAwareFusion", rngs, (hidden_size,) * number, 1, dtype))
         self.position_bias = nnx.Param(jnp.zeros((self.max_positions, number), dtype))
         self.norm = nnx.data(_norm(hidden_size, dtype))
 
@@ -99,9 +106,11 @@ class PositionAwareFusion(nnx.Module):
         return sample_dropout(keep_apart(fuse, *hiddens), self.dropout, key)
 
 
-def _gates(widths: Sequence[int], out_dim: int, dtype: Any, rngs: nnx.Rngs) -> dict[str, Any]:
+def _gates(owner: str, rngs: nnx.Rngs | None, widths: Sequence[int], out_dim: int, dtype: Any) -> dict[str, Any]:
     """Return one weight (width, out_dim) a level, drawn from N(0, 1 / width)."""
-    weights = [jax.random.normal(rngs.params(), (width, out_dim), dtype) / width**0.5 for width in widths]
+    weights = [
+        jax.random.normal(check_rngs(owner, rngs).params(), (width, out_dim), dtype) / width**0.5 for width in widths
+    ]
     return {str(i): {"weight": nnx.Param(weight)} for i, weight in enumerate(weights)}
 
 

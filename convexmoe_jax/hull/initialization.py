@@ -8,10 +8,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from convexmoe.errors import fail
+from convexmoe.errors import describe, fail
 from convexmoe.hull.config import HullConfig
 from convexmoe.hull.parameters import Law, initial_law, parameter_shapes
+
+
+def check_rngs(owner: str, rngs: nnx.Rngs | None) -> nnx.Rngs:
+    """Return the source of initial values, which has to be given: JAX has none of its own."""
+    if not isinstance(rngs, nnx.Rngs) or not hasattr(rngs, "params"):
+        rule, fix = "nnx.Rngs with a stream for params, the source of the initial values", "Pass rngs=nnx.Rngs(0)."
+        fail(owner, "rngs", rule, describe(rngs), fix, TypeError)
+    return rngs
 
 
 def draw(law: Law, shape: tuple[int, ...], key: jax.Array, dtype: Any) -> jax.Array:

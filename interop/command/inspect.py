@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from convexmoe.files import inspect
+from convexmoe.files.inspect import is_intact
 
 from .options import JsonOption
 from .output import emit, say, tabulate
@@ -19,13 +20,14 @@ FILE_HELP = "A file that `save` or `convexmoe fit` wrote."
 def inspect_file(
     file: Annotated[Path, typer.Argument(metavar="FILE", help=FILE_HELP)], as_json: JsonOption = False
 ) -> None:
-    """Show what a saved model is: config, names, shapes, dtypes, sizes. Reads no weights and needs no framework."""
-    inspection = inspect(file)
+    """Show what a saved model is: config, names, shapes, dtypes, sizes. Exit code 1 where its sha256 does not hold."""
+    inspection, intact = inspect(file), is_intact(file)
     if as_json:
-        emit(inspection.to_json())
-        return
+        emit(json.dumps(json.loads(inspection.to_json()) | {"intact": intact}, indent=2, sort_keys=True))
+        raise typer.Exit(int(not intact))
     say(f"{inspection.path}: {inspection.kind}, schema {inspection.schema}")
-    say(f"sha256 of the content {inspection.sha256}")
+    outcome = "as computed" if intact else "but the content has ANOTHER: fetch the file again or save the model anew"
+    say(f"sha256 of the content {inspection.sha256}, {outcome}")
     say(f"config {json.dumps(inspection.config)}")
     say(f"notes {json.dumps(inspection.notes)}")
     rows = [(t.name, t.dtype, "x".join(map(str, t.shape)) or "-", f"{t.bytes:,}") for t in inspection.parameters]
@@ -36,3 +38,4 @@ def inspect_file(
         moments = sum(tensor.bytes for tensor in inspection.tensors) - total
         rule, step = inspection.optimizer["rule"], inspection.optimizer["step"]
         say(f"optimizer {rule} after {step:,} steps, {moments:,} bytes")
+    raise typer.Exit(int(not intact))

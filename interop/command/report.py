@@ -45,7 +45,7 @@ def draw_report(metrics: dict[str, Any], history: History, predicted: Vector, gr
     from matplotlib.figure import Figure
 
     columns, target = metrics["data"]["columns"], metrics["data"]["target"]
-    places = {name: f"column {columns.index(name) + 1}" for name in group_map.names} | {target: "the target"}
+    places = {name: f"column {columns.index(name) + 1}" for name in group_map.names} | {target: "target"}
     families, strange = choose_fonts(map(_plain, places))
     numbered = {name: label for name, label in places.items() if strange & set(_plain(name))}
     labels = {name: numbered.get(name, _plain(name)) for name in places}

@@ -51,7 +51,7 @@ def to_cvxpy(model_or_path: Any, variable: Any, *, output: int | None = None, pa
     ((3,), True, True)
     """
     if not is_installed("cvxpy"):  # nothing else needs it
-        raise ImportError('interop.to_cvxpy needs CVXPY: pip install "convexmoe[solve]"')
+        raise ImportError('interop.to_cvxpy needs CVXPY; in a clone of convexmoe: pip install -e ".[solve]"')
     import cvxpy as cp
 
     from .expressions import ConstantProgram, ParameterProgram
