@@ -45,17 +45,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to stop
             stream.reconfigure(errors="replace")
-    from .command import app
-
-    sys.excepthook = _show_fault
-    app()
-
-
-def _show_fault(*fault: Any) -> None:
-    """Print a fault of our own in full, but for what a terminal would obey."""
     from convexmoe.errors import printable
 
-    print(printable("".join(traceback.format_exception(*fault))), end="", file=sys.stderr)
+    from .command import app
+
+    sys.excepthook = lambda *fault: print(printable("".join(traceback.format_exception(*fault))), file=sys.stderr)
+    app()
 
 
 def __getattr__(name: str) -> Any:

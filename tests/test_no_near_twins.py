@@ -34,7 +34,7 @@ PATTERNS = [
         (r"\b(jax\.lax|lax|jax\.numpy|jnp|torch|np|numpy|jax)\.", "xp."),
         (r"\bconvexmoe(_jax|_torch)?\b", "convexmoe"),
         (r"\.detach\(\)|\.item\(\)|\.contiguous\(\)", ""),
-        (r", \*, rngs: nnx\.Rngs( \| None = None)?\b|, rngs=rngs\b", ""),
+        (r", \*, rngs: (nnx\.Rngs|Rngs = None)\b|, rngs=rngs\b", ""),
     ]
 ]
 NAMES = {

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InputError, refuse
-from .format import read, read_header
+from .format import read_header
 from .schema import DAMAGED, OPTIMIZER, PREFIX, open_tensors
 
 
@@ -32,7 +32,7 @@ class Inspection:
         kind: the class of the model.
         schema: the version of the format.
         config, notes: as the model was saved with.
-        sha256: of the content, as the file states it; `load` and `is_intact` compute it.
+        sha256: of the content, as the file states it; only `load` computes it.
         optimizer: rule and step of the optimizer whose moments the file holds, or None.
         tensors: by name; the name of a moment begins with `opt/`.
     """
@@ -84,12 +84,3 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         for key, place in file.places.items()
     )
     return Inspection(name, tensors=tensors, **{"optimizer": None} | header)
-
-
-def is_intact(path: str | os.PathLike[str]) -> bool:
-    """Return whether the content of a neutral file has the sha256 that it states; reads all of it, no framework."""
-    try:
-        read(path, None)
-    except ValueError:
-        return False
-    return True

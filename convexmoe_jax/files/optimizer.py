@@ -93,14 +93,11 @@ def _states(state: Any) -> list[Any]:
 
 def _moments_of(state: Any) -> tuple[str, Any]:
     """Return the rule of an optax state, and the part of it that holds the moments."""
-    wanted, made = "the state of an optax optimizer", "Pass what its init(params) or update gave."
-    if isinstance(state, nnx.Optimizer):
-        fail("OptimizerState", "optimizer", wanted, "the nnx.Optimizer around it", "Pass its opt_state.", TypeError)
-    if isinstance(state, optax.GradientTransformation):
-        fail("OptimizerState", "optimizer", wanted, "the optimizer", made, TypeError)
     states = _states(state)
-    if not states:
-        fail("OptimizerState", "optimizer", wanted, f"{type(state).__name__} without one", made, TypeError)
+    if not states or isinstance(state, optax.GradientTransformation):
+        rule, got = "the state of an optax optimizer", f"an instance of {type(state).__name__}"
+        made = "Pass what init(params) of the optimizer gave" + ", here opt_state." * isinstance(state, nnx.Optimizer)
+        fail("OptimizerState", "optimizer", rule, got, made, TypeError)
     known = [part for part in states if type(part) in RULES]
     unlike = [type(p).__name__ for p in states if type(p) not in KNOWN and p._fields != ("count",)]
     if len(known) != 1 or unlike:

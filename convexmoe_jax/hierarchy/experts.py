@@ -13,7 +13,7 @@ from flax import nnx
 
 from convexmoe.hierarchy import ExpertBatch, ExpertResult
 
-from ..hull.initialization import check_rngs
+from ..hull.initialization import Rngs, check_rngs
 from ..hull.module import VectorHull
 
 
@@ -24,7 +24,7 @@ class ExpertModule(nnx.Module):
         raise NotImplementedError(f"{type(self).__name__} must define __call__(batch) -> ExpertResult")
 
 
-def draw_weight(owner: str, rngs: nnx.Rngs | None, in_dim: int, out_dim: int, dtype: Any) -> nnx.Param:
+def draw_weight(owner: str, rngs: Rngs, in_dim: int, out_dim: int, dtype: Any) -> nnx.Param:
     """Return a weight (in, out) drawn from N(0, 1 / in_dim)."""
     draws = jax.random.normal(check_rngs(owner, rngs).params(), (in_dim, out_dim), dtype)
     return nnx.Param(draws / jnp.sqrt(jnp.asarray(in_dim, dtype)))
@@ -40,9 +40,7 @@ class LinearExpert(ExpertModule):
         rngs: the source of the initial values.
     """
 
-    def __init__(
-        self, in_dim: int, out_dim: int | None = None, *, dtype: Any = jnp.float32, rngs: nnx.Rngs | None = None
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int | None = None, *, dtype: Any = jnp.float32, rngs: Rngs = None) -> None:
         out_dim = in_dim if out_dim is None else out_dim
         self.weight = draw_weight("LinearExpert", rngs, in_dim, out_dim, dtype)
         self.bias = nnx.Param(jnp.zeros(out_dim, dtype))
@@ -63,13 +61,7 @@ class MLPExpert(ExpertModule):
     """
 
     def __init__(
-        self,
-        in_dim: int,
-        hidden_dim: int,
-        out_dim: int | None = None,
-        *,
-        dtype: Any = jnp.float32,
-        rngs: nnx.Rngs | None = None,
+        self, in_dim: int, hidden_dim: int, out_dim: int | None = None, *, dtype: Any = jnp.float32, rngs: Rngs = None
     ) -> None:
         out_dim = in_dim if out_dim is None else out_dim
         self.weight_1 = draw_weight("MLPExpert", rngs, in_dim, hidden_dim, dtype)

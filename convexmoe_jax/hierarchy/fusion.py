@@ -12,7 +12,7 @@ from flax import nnx
 from convexmoe import hierarchy as core
 from convexmoe.errors import share, whole_number
 
-from ..hull.initialization import check_rngs
+from ..hull.initialization import Rngs, check_rngs
 from .dropout import sample_dropout
 from .finite import keep_apart
 
@@ -31,13 +31,7 @@ class LearnedFusion(nnx.Module):
     """
 
     def __init__(
-        self,
-        hidden_size: int,
-        num_levels: Widths,
-        dropout: float = 0.0,
-        *,
-        dtype: Any = jnp.float32,
-        rngs: nnx.Rngs | None = None,
+        self, hidden_size: int, num_levels: Widths, dropout: float = 0.0, *, dtype: Any = jnp.float32, rngs: Rngs = None
     ) -> None:
         self.dropout = share("LearnedFusion", "dropout", dropout)
         widths = core.level_widths("LearnedFusion", hidden_size, num_levels)
@@ -78,7 +72,7 @@ class PositionAwareFusion(nnx.Module):
         *,
         max_positions: int = 512,
         dtype: Any = jnp.float32,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
     ) -> None:
         number = whole_number("PositionAwareFusion", "num_levels", num_levels, 1)
         self.max_positions = whole_number("PositionAwareFusion", "max_positions", max_positions, 1)
@@ -106,7 +100,7 @@ class PositionAwareFusion(nnx.Module):
         return sample_dropout(keep_apart(fuse, *hiddens), self.dropout, key)
 
 
-def _gates(owner: str, rngs: nnx.Rngs | None, widths: Sequence[int], out_dim: int, dtype: Any) -> dict[str, Any]:
+def _gates(owner: str, rngs: Rngs, widths: Sequence[int], out_dim: int, dtype: Any) -> dict[str, Any]:
     """Return one weight (width, out_dim) a level, drawn from N(0, 1 / width)."""
     weights = [
         jax.random.normal(check_rngs(owner, rngs).params(), (width, out_dim), dtype) / width**0.5 for width in widths

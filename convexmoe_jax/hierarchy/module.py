@@ -15,7 +15,7 @@ from flax import nnx
 from convexmoe import hierarchy as core
 from convexmoe.errors import fail, one_of
 
-from ..hull.initialization import check_rngs
+from ..hull.initialization import Rngs, check_rngs
 from .dispatch import Tree, dispatch, join
 from .experts import HullExpert, LinearExpert, MLPExpert
 from .finite import keep_apart
@@ -104,7 +104,7 @@ class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
         fusion_module: nnx.Module | None = None,
         *,
         differentiation: str = "reverse",
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
     ) -> None:
         check_rngs(core.OWNER, rngs)
         self.config = config
@@ -200,9 +200,7 @@ def _mean_over(rows: jax.Array, value: jax.Array) -> jax.Array:
     return mean.astype(value.dtype) if jnp.issubdtype(value.dtype, jnp.inexact) else mean
 
 
-def _stack_experts(
-    level: core.HierarchyLevelConfig, factory: Callable[..., Any], rngs: nnx.Rngs | None
-) -> tuple[Any, Any]:
+def _stack_experts(level: core.HierarchyLevelConfig, factory: Callable[..., Any], rngs: Rngs) -> tuple[Any, Any]:
     """Build a level's experts, and stack those of equal structure."""
     by_structure: dict[Any, list[tuple[int, Any]]] = {}
     for index, expert in enumerate(level.expert_configs):

@@ -14,9 +14,11 @@ from convexmoe.errors import describe, fail
 from convexmoe.hull.config import HullConfig
 from convexmoe.hull.parameters import Law, initial_law, parameter_shapes
 
+Rngs = nnx.Rngs | None  # an argument that has to be given: without it a TypeError names the remedy
 
-def check_rngs(owner: str, rngs: nnx.Rngs | None) -> nnx.Rngs:
-    """Return the source of initial values, which has to be given: JAX has none of its own."""
+
+def check_rngs(owner: str, rngs: Rngs) -> nnx.Rngs:
+    """Return the source of initial values after a check."""
     if not isinstance(rngs, nnx.Rngs) or not hasattr(rngs, "params"):
         rule, fix = "nnx.Rngs with a stream for params, the source of the initial values", "Pass rngs=nnx.Rngs(0)."
         fail(owner, "rngs", rule, describe(rngs), fix, TypeError)

@@ -24,7 +24,7 @@ from convexmoe.hull.parameters import nest as nest
 from convexmoe.hull.rows import warn_of_rounding
 
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
-from .initialization import check_rngs, initial_parameters
+from .initialization import Rngs, check_rngs, initial_parameters
 from .petals import effective, petal_values
 
 
@@ -227,7 +227,7 @@ class VectorHull(nnx.Module):
         normalization: Normalization | None = None,
         invert: None = None,
         dtype: Any = None,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
     ) -> None:
         refuse_inversion(invert)
         self.config = HullConfig(
@@ -249,7 +249,7 @@ class VectorHull(nnx.Module):
             setattr(self, name, nnx.data(jax.tree.map(nnx.Param, value)))
 
     @classmethod
-    def from_config(cls, config: HullConfig, *, dtype: Any = None, rngs: nnx.Rngs | None = None) -> VectorHull:
+    def from_config(cls, config: HullConfig, *, dtype: Any = None, rngs: Rngs = None) -> VectorHull:
         """Return a new hull with this config."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(config)}, dtype=dtype, rngs=rngs)
 

@@ -89,14 +89,13 @@ def fit_table(
 
 def resume_command(context: typer.Context, data: Path | None, out: Path) -> str:
     """Return the command that goes on with a run: its table, the options of which it keeps nothing, its directory."""
-    words, again = ["convexmoe", "fit"], {*KEPT, "data", "framework", "pause_at", "resume"}
-    if data is not None:
-        words.append(f"./{data}" if str(data).startswith("-") else str(data))
+    words = [] if data is None else [f"./{data}" if str(data).startswith("-") else str(data)]
+    again = {*KEPT, "data", "framework", "pause_at", "resume"}
     for option in context.command.params:
         name = option.name or ""
         if name not in again and getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE":
             words += [option.opts[0], str(context.params[name])]
-    return shlex.join([*words, "--resume", str(out)])
+    return shlex.join(["convexmoe", "fit", *words, "--resume", str(out)])
 
 
 def _run(run: Run, out: Path) -> int | None:

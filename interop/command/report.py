@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,6 @@ from convexmoe.files.atomic import write_whole
 from convexmoe.training import History
 
 from ..frameworks import LABELS
-from .fonts import choose_fonts
 from .group_map import GroupMap
 from .output import say, tabulate
 from .tables import shorten
@@ -46,7 +46,7 @@ def draw_report(metrics: dict[str, Any], history: History, predicted: Vector, gr
 
     columns, target = metrics["data"]["columns"], metrics["data"]["target"]
     places = {name: f"column {columns.index(name) + 1}" for name in group_map.names} | {target: "target"}
-    families, strange = choose_fonts(map(_plain, places))
+    families, strange = _choose_fonts(map(_plain, places))
     numbered = {name: label for name, label in places.items() if strange & set(_plain(name))}
     labels = {name: numbered.get(name, _plain(name)) for name in places}
     with rc_context({"font.family": families}):
@@ -97,6 +97,27 @@ def _against(metrics: dict[str, Any], key: str) -> str:
         return "" if key in metrics["exact"] else "linear is exact"
     ratio = metrics["test_rmse"][key] / metrics["test_rmse"]["linear"]
     return f"{ratio - 1:+.1%}" if ratio < 10 else f"{ratio:.3g} times"
+
+
+def _choose_fonts(names: Iterable[str]) -> tuple[list[str], set[str]]:
+    """Return the families of fonts to draw names with, and the letters that none of them can draw."""
+    from matplotlib import font_manager, rcParams
+
+    get, letters = font_manager.get_font, {letter for name in names for letter in name}
+    plain = get(font_manager.findfont(font_manager.FontProperties())).get_charmap()
+    families, missing = list(rcParams["font.family"]), {letter for letter in letters if ord(letter) not in plain}
+    for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.name, entry.fname)):
+        usual = entry.style == "normal" and entry.weight in (400, "normal", "regular") and entry.stretch == "normal"
+        if missing and usual and "Last Resort" not in entry.name:  # which has a box for each letter
+            try:
+                font = get(font_manager.findfont(entry.name))
+                drawn = {letter for letter in missing if ord(letter) in font.get_charmap()}
+                for letter in drawn:
+                    font.load_char(ord(letter))
+            except (OSError, RuntimeError):  # a damaged font, or one of colored pictures
+                continue
+            families, missing = families + [entry.name] * bool(drawn), missing - drawn
+    return families, missing
 
 
 def _draw_loss(axes: Axes, history: History, best_step: int) -> None:
@@ -164,16 +185,10 @@ def _draw_groups(axes: Axes, group_map: GroupMap, labels: dict[str, str], target
     if len(order) > len(shown):
         shares.append(f"{len(order) - len(shown)} other groups: {share(wins.sum() - wins[shown].sum())}")
     entries = zip(colors, shares, strict=False)
-    axes.legend(
-        handles=[Patch(facecolor=color, edgecolor=_INK, label=label) for color, label in entries],
-        title="share of the map\n(points: test rows, in the\ncolor of their own group)",
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        frameon=False,
-        fontsize=9,
-        title_fontsize=9,
-        alignment="left",
-    )
+    patches = [Patch(facecolor=color, edgecolor=_INK, label=label) for color, label in entries]
+    legend = axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9)
+    legend.set_title("share of the map\n(points: test rows, in the\ncolor of their own group)", {"size": 9})
+    legend.set_alignment("left")
 
 
 def _plain(name: str) -> str:

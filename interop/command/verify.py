@@ -56,13 +56,9 @@ def verify_files(
     if as_json:
         emit(report.to_json())
     else:
-        tabulate(
-            {"quantity": "left", "error": "right", "bound": "right", "one ulp": "right", "": "left"},
-            [
-                (c.name, f"{c.error:.1e}", f"{c.bound:.0e}", f"{c.floor:.1e}", "ok" if c.ok else "MISS")
-                for c in report.comparisons
-            ],
-        )
+        done = report.comparisons
+        lines = [(c.name, f"{c.error:.1e}", f"{c.bound:.0e}", f"{c.floor:.1e}", "ok" if c.ok else "MISS") for c in done]
+        tabulate({"quantity": "left", "error": "right", "bound": "right", "one ulp": "right", "": "left"}, lines)
         say(f"JAX and PyTorch in {report.dtype}: {'parity' if report.ok else 'MISS'}. {EXPLANATION}")
     if not report.ok:
         raise typer.Exit(1)
