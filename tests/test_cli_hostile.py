@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -101,18 +102,21 @@ def test_predict_follows_links_and_leaves_pipes_alone(tmp_path):
 
 
 def test_any_name_of_a_column_is_drawn_and_printed(tmp_path, monkeypatch):
-    cells = rows(change=lambda cells: cells.__setitem__(0, ["$a_{$", "größe λ $", r"\$\frac$"]))
+    cells = rows(change=lambda cells: cells.__setitem__(0, ["$a_{$", "größe λ $", "\\$\\frac$\U000f0001"]))
     data, out = write(tmp_path / "t.csv", cells), tmp_path / "run"
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2)]
     monkeypatch.setattr(sys, "stdout", streams[0])
     monkeypatch.setattr(sys, "stderr", streams[1])
     options = ["--target", cells[0][2], "--framework", "torch", "--out", str(out), *QUICK]
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(sys, "argv", ["convexmoe", "fit", str(data), *options])
-    with pytest.raises(SystemExit) as ended:
+    with warnings.catch_warnings(record=True) as seen, pytest.raises(SystemExit) as ended:
         cli.main()
+    assert not [warning for warning in seen if "lyph" in str(warning.message)]  # of letters that no font has
     assert ended.value.code == 0
     streams[0].flush()
-    assert b"gr??e ?" in streams[0].buffer.getvalue()
+    printed = streams[0].buffer.getvalue()
+    assert b"gr??e ?" in printed and b"report.png target is \\$\\frac$?" in printed
     assert (out / "report.png").stat().st_size > 10_000
 
 

@@ -69,6 +69,18 @@ def test_it_reads_no_weights(path):
     assert inspect(path).num_parameters > 0
 
 
+def test_the_command_computes_the_sha256(path):
+    assert "as computed" in invoke("inspect", path).stdout
+    assert json.loads(invoke("inspect", path, "--json").stdout)["intact"]
+    header, rest = parts(path)
+    for changed in (lambda: put(path, header, bytes(len(rest))), lambda: entry(notes={"target": "z"})(path)):
+        changed()
+        shown, told = invoke("inspect", path), invoke("inspect", path, "--json")
+        assert shown.exit_code == told.exit_code == 1 and not json.loads(told.stdout)["intact"]
+        assert "the content has ANOTHER: fetch the file again" in shown.stdout
+        put(path, header, rest)
+
+
 def edited(change):
     """A damage to the header."""
 

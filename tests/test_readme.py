@@ -21,8 +21,12 @@ from unittest import mock
 import pytest
 from typer.testing import CliRunner
 
+import convexmoe
+import convexmoe_jax
 import convexmoe_jax.hull.petals
+import convexmoe_torch
 import convexmoe_torch.hull.petals
+import interop
 from convexmoe.hull.activations import ACTIVATIONS
 from interop import cli
 
@@ -150,6 +154,29 @@ def test_shell_blocks_name_only_what_exists(page):
     assert problems(blocks(TEXTS[page])) == []
 
 
+def from_an_index(text: str) -> list[str]:
+    """The lines that would install convexmoe from a package index, where it is not."""
+    return [line for line in text.splitlines() if re.search(r"pip3? install(?!.*git\+)[^#]*[\s\"']convexmoe\b", line)]
+
+
+def test_what_is_said_of_installing_works_in_a_clone():
+    folders = ("convexmoe", "convexmoe_jax", "convexmoe_torch", "interop", "examples", "benchmarks", "docs")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md")]
+    paths += [*ROOT.glob("*.md"), ROOT / "Makefile"]
+    assert len(paths) > 200 and {str(p): f for p in paths if (f := from_an_index(p.read_text()))} == {}
+    assert from_an_index('Run: pip install "convexmoe[jax]".') and from_an_index(
+        "$ pip install -U convexmoe"
+    )  # control
+    assert not from_an_index('in a clone of convexmoe: pip install -e ".[jax]"')
+
+
+@pytest.mark.parametrize("package", [convexmoe, convexmoe_jax, convexmoe_torch, interop])
+def test_every_public_name_is_on_the_page(package):
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`]*`", TEXTS["docs/pages/api.md"]))))
+    assert set(package.__all__) - named == set()
+    assert not {"NoSuchName"} & named  # control: words are told apart
+
+
 def test_readme_starts_with_the_two_commands():
     first = blocks(README)[0]
     assert [args for name, *args in commands(first) if name == "make"] == [["demo"], ["test"]]
@@ -200,7 +227,7 @@ def test_control_a_failing_block_is_found(tmp_path, monkeypatch):
     "line",
     [
         "make nothing",
-        "pip install 'convexmoe[jax,nothing]'",
+        "pip install -e '.[jax,nothing]'",
         "convexmoe nothing",
         "convexmoe fit --nothing",
         "python benchmarks/nothing.py",
@@ -213,5 +240,5 @@ def test_control_a_command_that_cannot_run_is_found(line):
 
 
 def test_control_what_can_run_is_not_flagged():
-    lines = "make test  # all\nmake demo && pip install 'convexmoe[torch]'\nconvexmoe fit data.csv --petals 4\n"
+    lines = "make test  # all\nmake demo && pip install -e '.[torch]'\nconvexmoe fit data.csv --petals 4\n"
     assert problems(blocks(f"```bash\n{lines}```\n")) == []

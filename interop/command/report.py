@@ -85,9 +85,8 @@ def print_results(metrics: dict[str, Any]) -> None:
         say(f'Parity: not checked, {other} is not installed (in a clone: pip install -e ".[interop]").')
     else:
         start = f"Parity: the saved file, read in {LABELS[parity['framework']]}, predicts the same"
-        within = (
-            f"within {parity['max_difference']:.1e} of the largest value" if parity["max_difference"] else "exactly"
-        )
+        difference = parity["max_difference"]
+        within = f"within {difference:.1e} of the largest value" if difference else "exactly"
         say(f"{start} {within}.")
 
 
@@ -186,9 +185,11 @@ def _draw_groups(axes: Axes, group_map: GroupMap, labels: dict[str, str], target
         shares.append(f"{len(order) - len(shown)} other groups: {share(wins.sum() - wins[shown].sum())}")
     entries = zip(colors, shares, strict=False)
     patches = [Patch(facecolor=color, edgecolor=_INK, label=label) for color, label in entries]
-    legend = axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9)
-    legend.set_title("share of the map\n(points: test rows, in the\ncolor of their own group)", {"size": 9})
+    title = "share of the map\n(points: test rows, in the\ncolor of their own group)"
+    legend = axes.legend(handles=patches, title=title, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
     legend.set_alignment("left")
+    for text in (legend.get_title(), *legend.get_texts()):
+        text.set_fontsize(9)
 
 
 def _plain(name: str) -> str:

@@ -23,6 +23,12 @@ from interop import to_torch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+NOT_STATES = {
+    "params": (lambda model, optimizer: nnx.state(model, nnx.Param).to_pure_dict(), "gave"),
+    "an optimizer": (lambda model, optimizer: optimizer, "gave"),
+    "an nnx.Optimizer": (lambda model, optimizer: nnx.Optimizer(model, optimizer, wrt=nnx.Param), "here opt_state"),
+    "nothing": (lambda model, optimizer: None, "gave"),
+}
 SEEDS = (0, 1)
 CASE = Case((Level("a", ("linear", "mlp7", "linear")), Level("b", ("linear",) * 2)))
 RULES = {
@@ -343,3 +349,14 @@ def test_an_optimizer_of_a_copy_is_refused(tmp_path):
     one, other = convexmoe_torch.load(tmp_path / "file"), convexmoe_torch.load(tmp_path / "file")
     with pytest.raises(ValueError, match="expected an optimizer of the model's parameters; got one of others"):
         convexmoe_torch.load_optimizer(tmp_path / "file", torch.optim.Adam(other.parameters()), one)
+
+
+@pytest.mark.parametrize("name", NOT_STATES)
+def test_load_optimizer_of_jax_says_what_it_wants(tmp_path, name):
+    model, optimizer = in_jax("hull"), convexmoe_jax.adam(1e-3)
+    state, path = random_state(optimizer, model, 3, seed=0), tmp_path / "run.safetensors"
+    convexmoe_jax.save(model, path, optimizer=state)
+    make, fix = NOT_STATES[name]
+    with pytest.raises(TypeError, match=rf"expected the state of an optax optimizer; got .*init\(params\).*{fix}"):
+        convexmoe_jax.load_optimizer(path, make(model, optimizer), model)
+    convexmoe_jax.load_optimizer(path, optimizer.init(nnx.state(model, nnx.Param)), model)  # control

@@ -9,6 +9,7 @@ import pytest
 from backends import BACKENDS
 from flax import linen, nnx
 
+import convexmoe_jax
 from convexmoe_jax import FoldedHull, HullConfig, VectorHull
 from convexmoe_jax.hull import module as hull
 
@@ -142,3 +143,25 @@ def test_a_folded_hull_is_a_pytree(model, x):
     assert np.allclose(y, folded(x), rtol=1e-5, atol=1e-4)
     gradients = jax.jit(jax.grad(lambda folded: jnp.sum(folded(x))))(folded)
     assert isinstance(gradients, FoldedHull) and gradients.params["readout"]["weight"].any()
+
+
+BUILDS = {
+    "VectorHull": lambda **rngs: VectorHull(3, petals=2, **rngs),
+    "LinearExpert": lambda **rngs: convexmoe_jax.LinearExpert(3, **rngs),
+    "MLPExpert": lambda **rngs: convexmoe_jax.MLPExpert(3, 5, **rngs),
+    "LearnedFusion": lambda **rngs: convexmoe_jax.LearnedFusion(3, 2, **rngs),
+    "PositionAwareFusion": lambda **rngs: convexmoe_jax.PositionAwareFusion(3, 2, **rngs),
+    "HierarchicalCELMoE": lambda **rngs: convexmoe_jax.HierarchicalCELMoE(
+        convexmoe_jax.CELMoEConfig(3, [convexmoe_jax.HierarchyLevelConfig("a", [convexmoe_jax.ExpertConfig("x")])]),
+        lambda *_, rngs: convexmoe_jax.LinearExpert(3, rngs=rngs),
+        **rngs,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_missing_rngs_names_the_remedy(name):
+    for rngs in ({}, {"rngs": jax.random.key(0)}, {"rngs": nnx.Rngs(dropout=0)}):
+        with pytest.raises(TypeError, match=rf"^{name}\.rngs: expected nnx\.Rngs .* Pass rngs=nnx\.Rngs\(0\)\."):
+            BUILDS[name](**rngs)
+    nnx.eval_shape(lambda: BUILDS[name](rngs=nnx.Rngs(0)))  # control

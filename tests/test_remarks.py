@@ -1,0 +1,69 @@
+"""What `convexmoe fit` says of a table before it is fitted, of errors that are none, and of names without a font."""
+
+import numpy as np
+import pytest
+from commands import rows, write
+
+from interop.command import experiment, report
+from interop.command.tables import read_table
+
+
+def remarks(tmp_path, n=300, change=None):
+    return experiment._remarks(experiment.prepare(read_table(write(tmp_path / "t.csv", rows(n, change))), "y", (), 0))
+
+
+def column(name, values):
+    def change(cells):
+        cells[0].append(name)
+        for row, value in zip(cells[1:], values, strict=True):
+            row.append(str(value))
+
+    return change
+
+
+def test_of_a_plain_table_nothing_is_said(tmp_path):
+    assert remarks(tmp_path) == []
+    assert remarks(tmp_path, change=column("width", [k % 299 for k in range(300)])) == []  # whole, not all different
+    assert remarks(tmp_path, change=column("valid", np.random.default_rng(0).random(300))) == []
+
+
+@pytest.mark.parametrize("name", ["id", "ID", "user_id", "userId", "index", "Unnamed: 0", "row number", "k"])
+def test_an_id_is_said(tmp_path, name):
+    values = np.random.default_rng(0).permutation(300) if name == "k" else np.random.default_rng(0).random(300)
+    [line] = remarks(tmp_path, change=column(name, values))
+    assert line.startswith("Perhaps an id") and name in line
+    assert f"--drop '{name}'" in line if " " in name else f"--drop {name}." in line
+
+
+def test_duplicates_on_both_sides_are_said_and_an_id_hides_none(tmp_path):
+    def twice(cells):
+        cells.extend([list(row) for row in cells[1:101]])
+        column("id", range(400))(cells)
+
+    _, line = remarks(tmp_path, change=twice)
+    assert line.startswith("Duplicates:") and "to train as well" in line
+
+    def apart(cells):  # control: the same inputs with other targets
+        cells.extend([[*row[:2], f"{float(row[2]) + 1}"] for row in cells[1:101]])
+
+    assert remarks(tmp_path, change=apart) == []
+
+
+def test_a_small_test_part_is_said(tmp_path):
+    [line] = remarks(tmp_path, 27)
+    assert line.startswith("Only 4 rows to test: the errors are uncertain by 35% or more")
+
+
+def test_an_error_is_compared_with_one_that_is_no_rounding():
+    metrics = {"exact": [], "test_rmse": {"hull": 0.2, "linear": 0.4, "mlp": 6.0}}
+    assert [report._against(metrics, name) for name in ("hull", "linear", "mlp")] == ["-50.0%", "+0.0%", "15 times"]
+    metrics = {"exact": ["linear"], "test_rmse": {"hull": 0.2, "linear": 0.0, "mlp": 6.0}}
+    assert [report._against(metrics, name) for name in ("hull", "linear")] == ["linear is exact", ""]
+
+
+def test_letters_are_drawn_by_a_font_that_has_them_or_by_none():
+    from matplotlib import rcParams
+
+    assert report._choose_fonts(["mpg", "größe λ"]) == (list(rcParams["font.family"]), set())
+    families, missing = report._choose_fonts(["a\u1d84", "\U000f0001b"])  # the first in a font beside the default
+    assert families[:-1] == list(rcParams["font.family"]) and missing == {"\U000f0001"}
