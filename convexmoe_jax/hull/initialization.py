@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from convexmoe.errors import describe, fail
+from convexmoe.errors import fail
 from convexmoe.hull.config import HullConfig
 from convexmoe.hull.parameters import Law, initial_law, parameter_shapes
 
@@ -21,7 +21,7 @@ def check_rngs(owner: str, rngs: Rngs) -> nnx.Rngs:
     """Return the source of initial values after a check."""
     if not isinstance(rngs, nnx.Rngs) or not hasattr(rngs, "params"):
         rule, fix = "nnx.Rngs with a stream for params, the source of the initial values", "Pass rngs=nnx.Rngs(0)."
-        fail(owner, "rngs", rule, describe(rngs), fix, TypeError)
+        fail(owner, "rngs", rule, "none" if rngs is None else f"an instance of {type(rngs).__name__}", fix, TypeError)
     return rngs
 
 
