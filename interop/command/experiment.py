@@ -31,7 +31,6 @@ from .tables import MIN_ROWS, Table, check_varies, require_columns, shorten
 
 SEGMENTS = 100_000
 ROUNDING = 1e-10, 1e-13  # an error below these parts of the deviation, or of the size, of the target is none
-
 FEW_ROWS = 30  # the RMSE of fewer is off by 13 % and more
 _ID = re.compile(r"(?i:(.*[_ .-])?(id|uuid|guid)|index|unnamed: ?\d+|row([_ .-]?(no|nr|num|number))?)|.*[a-z0-9]I[dD]")
 
@@ -71,7 +70,7 @@ class Run:
         plan: the options of the fit.
         directory: for the results; folder: for what is needed to go on.
         drop: the columns left out.
-        go_on: the command that goes on with it after a stop.
+        go_on: what is said after a stop, with the command that goes on.
         pause_at: the step to pause at, or None.
         resumed: the unfinished run that goes on, or None.
     """
@@ -140,7 +139,7 @@ def run_fit(run: Run) -> int | None:
     keeper = Keeper(run.framework, run.folder, notes, record, run.pause_at)
     fitted = _train(run, keeper)
     if keeper.paused and keeper.step < plan.steps:
-        say(f"Stopped at step {keeper.step} of {plan.steps}: {run.folder}. Go on, in either framework: {run.go_on}")
+        say(f"Stopped at step {keeper.step} of {plan.steps}: {run.folder}. {run.go_on}")
         return keeper.step
     keeper.write_where_long()
     path = run.directory / "model.safetensors"
@@ -202,17 +201,10 @@ def _train(run: Run, keeper: Keeper) -> Any:
         state, model = None, run.framework.new_hull(config, plan.seed)
     else:
         state, model = run.resumed.state, run.resumed.state.model
+    options = {"steps": plan.steps, "seed": plan.seed, "progress": True, "resume": state, "on_evaluation": keeper}
+    held_out = data.rows(data.validation)
     try:
-        return run.framework.package.fit(
-            model,
-            *data.rows(data.train),
-            validation=data.rows(data.validation),
-            steps=plan.steps,
-            seed=plan.seed,
-            progress=True,
-            resume=state,
-            on_evaluation=keeper,
-        )
+        return run.framework.package.fit(model, *data.rows(data.train), validation=held_out, **options)
     except FloatingPointError:
         raise InputError(
             f"{data.name}: expected training to converge; its loss became infinite. "

@@ -78,7 +78,7 @@ def fit_table(
     with claim(out) as place, side.quiet():
         folder = place / unfinished.FOLDER
         unfinished.check_folder(place, resume is not None)
-        go_on = resume_command(context, data, place)
+        go_on = f"Go on, in either framework: {resume_command(context, data, place)}"
         with write_together(place, FILES) as staging:
             run = Run(dataset, side, plan, staging, folder, dropped, go_on, pause_at, earlier)
             if _run(run, place) is not None:
@@ -103,9 +103,8 @@ def _run(run: Run, out: Path) -> int | None:
     try:
         return run_fit(run)
     except KeyboardInterrupt:
-        go_on = f"Go on, in either framework: {run.go_on}"
         nothing = "Before the first evaluation there is nothing to go on from."
-        say(f"Stopped. {go_on if unfinished.exists(out) else nothing}")
+        say(f"Stopped. {run.go_on if unfinished.exists(out) else nothing}")
         raise
     except InputError:  # nothing to go on from; what stood there before stays
         if run.resumed is None:

@@ -1,7 +1,4 @@
-"""The one door for what a command prints; and files that are there whole or not at all, written beside their place.
-
-No other file of the command prints: names, notes and paths are anybody's, and a terminal obeys what it reads.
-"""
+"""The one door for what a command prints, as a terminal obeys what it reads; and files that are there whole or not."""
 
 from __future__ import annotations
 

@@ -85,9 +85,7 @@ def print_results(metrics: dict[str, Any]) -> None:
         say(f'Parity: not checked, {other} is not installed (in a clone: pip install -e ".[interop]").')
     else:
         start = f"Parity: the saved file, read in {LABELS[parity['framework']]}, predicts the same"
-        difference = parity["max_difference"]
-        within = f"within {difference:.1e} of the largest value" if difference else "exactly"
-        say(f"{start} {within}.")
+        say(f"{start} within {parity['max_difference']:.1e} of the largest value.")
 
 
 def _against(metrics: dict[str, Any], key: str) -> str:
