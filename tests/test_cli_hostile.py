@@ -102,7 +102,7 @@ def test_predict_follows_links_and_leaves_pipes_alone(tmp_path):
 
 
 def test_any_name_of_a_column_is_drawn_and_printed(tmp_path, monkeypatch):
-    cells = rows(change=lambda cells: cells.__setitem__(0, ["$a_{$", "größe λ $", "\\$\\frac$\U000f0001"]))
+    cells = rows(change=lambda cells: cells.__setitem__(0, ["$a_{$", "größe λ $", "\\$\\frac$\U0010fffd"]))
     data, out = write(tmp_path / "t.csv", cells), tmp_path / "run"
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2)]
     monkeypatch.setattr(sys, "stdout", streams[0])

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 import traceback
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -60,7 +61,9 @@ def run_python(found: list[Block]) -> list[str]:
     for block in found:
         if block.language in ("python", "py"):
             try:
-                exec(compile(block.text, f"block of line {block.line}", "exec"), {"__name__": "__main__"})
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", UserWarning)  # a reader who pastes a block is not warned
+                    exec(compile(block.text, f"block of line {block.line}", "exec"), {"__name__": "__main__"})
             except Exception:
                 failures.append(f"line {block.line}: {traceback.format_exc()}")
     return failures
@@ -218,9 +221,11 @@ def test_control_a_failing_block_is_found(tmp_path, monkeypatch):
         "```python\nopen('made', 'w').close()\n```\n\n"
         "```python\nopen('made').close()\n```\n\n"
         "```text\nnot run\n```\n\n```python\nassert 1 == 2\n```\n"
+        "```python\nimport warnings\nwarnings.warn('w')\n```\n"
     )
-    [failure] = run_python(blocks(sample))
+    failure, warned = run_python(blocks(sample))
     assert failure.startswith("line 13:") and "AssertionError" in failure
+    assert warned.startswith("line 16:") and "UserWarning" in warned
 
 
 @pytest.mark.parametrize(

@@ -65,5 +65,5 @@ def test_letters_are_drawn_by_a_font_that_has_them_or_by_none():
     from matplotlib import rcParams
 
     assert report._choose_fonts(["mpg", "größe λ"]) == (list(rcParams["font.family"]), set())
-    families, missing = report._choose_fonts(["a\u1d84", "\U000f0001b"])  # the first in a font beside the default
-    assert families[:-1] == list(rcParams["font.family"]) and missing == {"\U000f0001"}
+    families, missing = report._choose_fonts(["a\u1d84", "\U0010fffdb"])  # the first in a font beside the default
+    assert families[:-1] == list(rcParams["font.family"]) and missing == {"\U0010fffd"}

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from commands import QUICK, invoke, rows, write
 from test_cli_hostile import hull_file
 
 from convexmoe import errors
+from interop import cli
 from interop.command.saved_model import notes_of
 
 NAMES = ("a\x1b[31m[red]", "b\u202e[/]:car:", "y\x9b1m\x07[b]")
@@ -84,6 +86,15 @@ def test_a_terminal_is_given_nothing_to_obey(paths, name):
 def test_control_without_the_door_it_is_seen(paths, name, monkeypatch):
     monkeypatch.setattr(errors, "_UNPRINTABLE", re.compile("(?!)"))
     assert OBEYED.findall(run(paths, COMMANDS[name][0])[1])
+
+
+def test_a_fault_of_our_own_is_shown_in_full_and_written_out(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr("interop.command.app", lambda: None)
+    cli.main()
+    fault = LookupError("\x1b[5m")
+    sys.excepthook(type(fault), fault, None)
+    assert capsys.readouterr().err.strip() == r"LookupError: \x1b[5m"
 
 
 def printing(text):
