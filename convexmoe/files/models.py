@@ -115,7 +115,7 @@ class Package:
         Args:
             path: the file.
             optimizer: the one that goes on; its rates, decays and schedule are its own. In PyTorch an optimizer of the
-                model's parameters, changed in place; in JAX `init(params)` of one of optax.
+                model's parameters, changed in place; in JAX `init(params)` of optax, or `opt_state` of `nnx.Optimizer`.
             model: the model of the file.
 
         Raises:
