@@ -28,6 +28,7 @@ class Library(NamedTuple):
         logsumexp, softmax: over the last axis.
         stop_gradient: the array without its derivatives.
         gradient: (f, z) -> the gradient of `sum f(z)` by z with its derivatives, None where none are recorded.
+        place: (made, beside) -> an array that was made of constants, for the devices that the other one is on.
     """
 
     while_loop: Callable[[Callable, Callable, Any], Any]
@@ -39,6 +40,7 @@ class Library(NamedTuple):
     softmax: Callable[[Array], Array]
     stop_gradient: Callable[[Array], Array]
     gradient: Callable[[Callable[[Array], Array], Array], Array | None]
+    place: Callable[[Array, Array], Array] = lambda made, beside: made
 
 
 LIBRARIES: dict[str, Library] = {}
@@ -69,12 +71,12 @@ def like(array: Array) -> dict[str, Any]:
 
 def eye(size: int, beside: Array) -> Array:
     """Return the identity matrix."""
-    return namespace(beside).eye(size, **like(beside))
+    return library(beside).place(namespace(beside).eye(size, **like(beside)), beside)
 
 
 def zeros(shape: int | tuple[int, ...], beside: Array) -> Array:
     """Return zeros of the dtype and on the device of another array."""
-    return namespace(beside).zeros(shape, **like(beside))
+    return library(beside).place(namespace(beside).zeros(shape, **like(beside)), beside)
 
 
 def as_array(value: Any, beside: Array) -> Array:
@@ -82,7 +84,7 @@ def as_array(value: Any, beside: Array) -> Array:
     xp = namespace(beside)
     if is_array_api_obj(value) and namespace(value) is xp:
         return xp.astype(value, beside.dtype, copy=False)
-    return xp.asarray(value, **like(beside))
+    return library(beside).place(xp.asarray(value, **like(beside)), beside)
 
 
 def einsum(formula: str, *arrays: Array) -> Array:

@@ -13,6 +13,8 @@ from jax.lax.linalg import triangular_solve
 from convexmoe.arrays import Library, register
 from convexmoe.minimization.sets import Ball, Box, Polytope, Simplex
 
+from .settings import vary
+
 
 def _factorize(system: jax.Array) -> Callable[[jax.Array], jax.Array]:
     root = jnp.linalg.cholesky(system)
@@ -51,6 +53,7 @@ register(
         softmax=lambda u: jax.nn.softmax(u, axis=-1),
         stop_gradient=jax.lax.stop_gradient,
         gradient=lambda function, z: jax.grad(lambda at: jnp.sum(function(at)))(z),
+        place=vary,
     ),
 )
 for _kind in (Ball, Box, Polytope, Simplex):

@@ -25,13 +25,14 @@ import numpy as np
 
 from convexmoe.errors import fail
 from convexmoe.hull.config import HullConfig
-from convexmoe.hull.parameters import Tree, averaged, effective, map_tree, positive_scale
+from convexmoe.hull.parameters import Tree, averaged, check_parameters, effective, map_tree, positive_scale
 from convexmoe.minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
 from convexmoe.minimization.solver import Arrays, Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers JAX)
 from .hull import FoldedHull, VectorHull, compiled_apply
 from .hull.positive import positive_weight
+from .settings import P, by_compiler, leading_spec, standard_promotion, vary
 
 __all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize"]
 
@@ -59,9 +60,11 @@ class HullSolver:
             z = z.astype(model.params["shifts"].dtype)
             return np.asarray(compiled_apply(model.params, z, config), np.float64)
 
+    @standard_promotion
     def solve(
         self, function: Callable[..., Record], model: Any, arrays: Arrays, static: dict[str, Any], beside: Any = None
     ) -> Record:
+        check_parameters(model.config, model.params)
         given = (model.params, arrays)
         with jax.enable_x64(True):
             if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
@@ -95,9 +98,16 @@ def _trace(
     """Return what `function` computes, compiled."""
     if not differentiable:
         params, arrays = _constant((params, arrays))
-    params = map_tree(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
-    weights, config = averaged(effective(params, config, positive_weight), config, jnp.roll)
-    return function(weights, *arrays, config=config, **dict(static))
+
+    def run(given: Any) -> Any:
+        params, arrays = vary(given, given)
+        params = map_tree(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+        weights, own_config = averaged(effective(params, config, positive_weight), config, jnp.roll)
+        return function(weights, *arrays, config=own_config, **dict(static))
+
+    problems = dict(static).get("problems") or (arrays[0].shape[:-1] if differentiable else ())
+    spec = leading_spec(arrays, problems[0]) if problems else P()
+    return by_compiler(run, (params, arrays), spec)
 
 
 @jax.custom_jvp

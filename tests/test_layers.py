@@ -11,10 +11,11 @@ FRAMEWORKS = {"convexmoe_jax": {"jax", "jaxlib", "flax", "optax", "chex"}, "conv
 # room -> the rooms of its own package that it may import; the package's own `__init__` and `names` may import all
 ROOMS = {
     "errors": set(),
-    "arrays": {"minimization"},  # of a package, which describes its library; the core's imports no room
-    "hull": {"errors", "arrays"},
-    "hierarchy": {"errors", "hull"},
-    "minimization": {"errors", "arrays", "hull"},
+    "settings": set(),  # of JAX
+    "arrays": {"settings", "minimization"},  # of a package, which describes its library; the core's imports no room
+    "hull": {"errors", "settings", "arrays"},
+    "hierarchy": {"errors", "settings", "hull"},
+    "minimization": {"errors", "settings", "arrays", "hull"},
     "convexity": {"errors", "hull", "hierarchy"},
     "files": {"errors", "hull", "hierarchy"},
     "training": {"errors", "hull", "files"},

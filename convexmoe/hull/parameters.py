@@ -180,17 +180,22 @@ def averaged(weights: Tree, config: HullConfig, roll: Callable[[Any, int, int], 
     return {**weights, "readout": readout}, replace(config, group_size=1)
 
 
-def check_parameters(config: HullConfig, params: Tree, kinds: tuple[Any, ...]) -> dict[str, Any]:
-    """Return parameters by dotted name after their checks: arrays of `kinds`, names, shapes, one floating dtype."""
+def check_parameters(config: HullConfig, params: Tree, kinds: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """Return parameters by dotted name after their checks: arrays, names, shapes.
+
+    Those to be stored are arrays of `kinds` of one floating dtype; without `kinds` effective ones are taken as well.
+    """
     flat = flatten(params)
     for name, value in flat.items():
-        if not isinstance(value, kinds):
+        if not (isinstance(value, kinds) if kinds else hasattr(value, "shape")):
             fix = "Convert it to an array of this framework first."
             fail("VectorHull", f"params[{name!r}]", "an array", type(value).__name__, fix, TypeError)
-    dtype = dtype_name(flat["shifts"].dtype) if "shifts" in flat else None
+    dtype = dtype_name(flat["shifts"].dtype) if kinds and "shifts" in flat else None
     if dtype not in (*DTYPES, None):
         fail("VectorHull", "params", f"one of {list(DTYPES)}", str(dtype), "Cast the parameters.", TypeError)
     expected = {name: (shape, dtype) for name, shape in parameter_shapes(config).items()}
+    if not kinds and any(name.endswith("positive_weight") for name in flat):
+        expected = {name.replace("raw_weight", "positive_weight"): entry for name, entry in expected.items()}
     got = {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in flat.items()}
     same_keys("VectorHull", expected, got)
     return {name: flat[name] for name in expected}

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..settings import each_shard, standard_promotion, vary
+
 Tree = Any
 Function = Callable[[Tree, Tree, Tree], Tree]  # (parameters of one expert, shared, one row) -> tree
 
@@ -88,6 +90,13 @@ def dispatch(
         num_experts: E, which the parameters do not tell where an expert has none.
         any_order: also differentiate forward and twice, at two to five times the cost.
     """
+    run = partial(_dispatch, function, num_experts, any_order)
+    return each_shard(run, (params, shared), (rows, routes))
+
+
+def _dispatch(function: Function, num_experts: int, any_order: bool, whole: Tree, own: Tree) -> Tree:
+    """Return the result of `dispatch` on one device."""
+    (params, shared), (rows, routes) = vary((whole, own), (whole, own))
     leaves = jax.tree.leaves(rows)
     count = leaves[0].shape[0]
     if count == 0:
@@ -154,7 +163,7 @@ def visit(starts: jax.Array, sizes: tuple[int, ...], params: Tree, block: Any, c
             at = at + number * size
         return carry
 
-    return lax.fori_loop(0, jnp.sum(counts > 0), one_expert, carry)
+    return lax.fori_loop(0, jnp.sum(counts > 0), one_expert, vary(carry, starts))
 
 
 def _is_floating(leaf: jax.Array) -> bool:
@@ -196,10 +205,12 @@ def _run_blocks(function: Function, sizes: tuple[int, ...], trained: Tree, fixed
     return _zero_spill(visit(starts, sizes, params, block, y), starts)
 
 
+@standard_promotion
 def _run_and_save(function: Function, sizes: tuple[int, ...], *trees: Any) -> Any:
     return _run_blocks(function, sizes, *trees), trees
 
 
+@standard_promotion
 def _pull_back(function: Function, sizes: tuple[int, ...], trees: Any, y: Tree) -> Any:
     """Return the gradients by every leaf: each block is computed again, and sums are in float32 at least."""
     (params, shared, rows), (params_fixed, shared_fixed, rows_fixed), starts = trees
@@ -280,8 +291,10 @@ def static_blocks(
     # A block more than the rows need would read a row of another expert.
     run_rows = jax.vmap(function, (None, None, 0))
     like = jax.eval_shape(one_block, jax.ShapeDtypeStruct((), jnp.int32))
+    zeros = vary(_zeros(like), starts)
     y = lax.map(
-        lambda i: lax.cond(i < ends[-1], one_block, lambda _: _zeros(like), i), jnp.arange(blocks, dtype=jnp.int32)
+        lambda i: lax.cond(i < ends[-1], lambda i: vary(one_block(i), starts), lambda _: zeros, i),
+        jnp.arange(blocks, dtype=jnp.int32),
     )
     place = jnp.arange(places)
     expert = jnp.minimum(jnp.searchsorted(starts[1:], place, side="right"), num_experts - 1)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from convexmoe import hierarchy as core
 
+from ..settings import on_any_mesh
 from .dispatch import expert_slice
 from .fusion import PositionAwareFusion
 from .gradient_scale import scale_gradient
@@ -56,6 +57,7 @@ class FixedHierarchy(nnx.Module):
         self.level_modules = nnx.data(experts)
         self.fusion = nnx.data(None if model.fusion is None else nnx.clone(model.fusion))
 
+    @on_any_mesh
     def __call__(
         self,
         hidden: jax.Array,

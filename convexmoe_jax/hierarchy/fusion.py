@@ -13,6 +13,7 @@ from convexmoe import hierarchy as core
 from convexmoe.errors import share, whole_number
 
 from ..hull.initialization import Rngs, check_rngs
+from ..settings import on_any_mesh
 from .dropout import sample_dropout
 from .finite import keep_apart
 
@@ -38,6 +39,7 @@ class LearnedFusion(nnx.Module):
         self.gates = nnx.data(_gates("LearnedFusion", rngs, widths, hidden_size, dtype))
         self.norm = nnx.data(_norm(hidden_size, dtype))
 
+    @on_any_mesh
     def __call__(self, hiddens: Sequence[jax.Array], key: jax.Array | None = None) -> jax.Array:
         """Return the fusion of the levels' outputs, `[rows, ..., hidden_size]`."""
         core.check_levels("LearnedFusion", hiddens, len(self.gates))
@@ -85,6 +87,7 @@ class PositionAwareFusion(nnx.Module):
         """Return the number of positions of `hidden`, `[rows, hidden_size]` or `[rows, length, hidden_size]`."""
         return core.check_length(hidden, self.max_positions)
 
+    @on_any_mesh
     def __call__(self, hiddens: Sequence[jax.Array], key: jax.Array | None = None) -> jax.Array:
         """Return the fusion of the levels' outputs, `[rows, ..., hidden_size]`."""
         core.check_levels("PositionAwareFusion", hiddens, len(self.gates))

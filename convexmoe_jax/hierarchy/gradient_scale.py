@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from ..settings import pick
 from .dispatch import expand
 
 
@@ -36,7 +37,7 @@ def scale_gradient_of_rows(x: jax.Array, routes: jax.Array, scales: Sequence[flo
     """
     if len(set(scales)) == 1:
         return scale_gradient(x, scales[0])
-    factor = expand(jnp.asarray(scales, x.dtype)[jnp.clip(routes, 0, len(scales) - 1)], x)
+    factor = expand(pick(jnp.asarray(scales, x.dtype), jnp.clip(routes, 0, len(scales) - 1)), x)
     if 0.0 in scales:
         x = jnp.where(factor == 0, jax.lax.stop_gradient(x), x)
     return x if set(scales) <= {0.0, 1.0} else _scale(x, factor)

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 
 from convexmoe import hierarchy as core
 
+from ..settings import standard_promotion
 
+
+@standard_promotion
 def _add(total: jax.Array, weight: float, value: jax.Array) -> jax.Array:
     return total + weight * value.astype(jnp.promote_types(value.dtype, jnp.float32))
 
 
+@standard_promotion
 def _fetch(values: list[jax.Array]) -> list[float]:
     return jax.device_get(jnp.stack(values)).tolist()
 

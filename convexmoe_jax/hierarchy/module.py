@@ -16,6 +16,7 @@ from convexmoe import hierarchy as core
 from convexmoe.errors import fail, one_of
 
 from ..hull.initialization import Rngs, check_rngs
+from ..settings import divide_rows, pick, standard_promotion
 from .dispatch import Tree, dispatch, join
 from .experts import HullExpert, LinearExpert, MLPExpert
 from .finite import keep_apart
@@ -45,7 +46,7 @@ class ExpertGroup:
         table = np.full(num_experts + 1, -1, np.int32)
         table[list(self.members)] = np.arange(len(self.members))
         valid = (routes >= 0) & (routes < num_experts)
-        return jnp.asarray(table)[jnp.where(valid, routes, num_experts)]
+        return pick(jnp.asarray(table), jnp.where(valid, routes, num_experts))
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
             core.check_module("fusion_module", fusion_module, nnx.Module, "nnx.Module")
         self.fusion = nnx.data(fusion_module)
 
+    @standard_promotion
     def __call__(
         self,
         hidden: jax.Array,
@@ -147,6 +149,7 @@ class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
         rows = core.check_hidden(hidden, self.config, ARRAYS)
         routes = encode_routes(self.config, routing, rows)
         own, shared = split_inputs(rows, context, mask, state)
+        routes, own = divide_rows((routes, own), hidden)
         if isinstance(self.fusion, PositionAwareFusion):
             self.fusion.check_length(hidden)
         return self._run_levels(hidden, routes, (own, shared, key))

@@ -10,6 +10,8 @@ from flax import nnx
 from convexmoe.hull.legacy import apply, check_parameters, parameter_shapes
 from convexmoe.hull.parameters import Tree, nest
 
+from ..settings import standard_promotion
+
 __all__ = ["NonConvexHull", "parameter_shapes"]
 
 
@@ -33,6 +35,7 @@ class NonConvexHull(nnx.Module):
         """The parameters as a nested dict of arrays."""
         return nnx.to_pure_dict(nnx.state(self, nnx.Param))
 
+    @standard_promotion
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the value at `x`, `[..., in_dim]` -> `[..., out_dim]`, of the dtype of the parameters."""
         return apply(self.params, x, (jax.Array, np.ndarray))

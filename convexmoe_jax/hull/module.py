@@ -23,6 +23,7 @@ from convexmoe.hull.parameters import flatten as flatten
 from convexmoe.hull.parameters import nest as nest
 from convexmoe.hull.rows import warn_of_rounding
 
+from ..settings import by_compiler, on_any_mesh, standard_promotion
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .initialization import Rngs, check_rngs, initial_parameters
 from .petals import effective, petal_values
@@ -45,6 +46,7 @@ def init(config: HullConfig, key: jax.Array, *, dtype: Any = jnp.float32) -> Tre
     return nest(initial_parameters(config, key, dtype))
 
 
+@on_any_mesh
 def apply(params: Tree, x: jax.Array, config: HullConfig) -> jax.Array:
     """Return the hull of `x`.
 
@@ -52,7 +54,7 @@ def apply(params: Tree, x: jax.Array, config: HullConfig) -> jax.Array:
     in exact arithmetic (tests/properties/test_convexity.py).
 
     Args:
-        params: the parameters, as `init` gives them.
+        params: the parameters, as `init` or `fold_parameters` gives them.
         x: `[..., in_dim]`, of the dtype of the parameters.
         config: the hull; static under jit.
 
@@ -61,25 +63,21 @@ def apply(params: Tree, x: jax.Array, config: HullConfig) -> jax.Array:
 
     Raises:
         TypeError: x is no array, or has another dtype than the parameters.
-        ValueError: the last axis of x is not in_dim wide.
+        ValueError: the last axis of x is not in_dim wide, or the parameters are not those of the config.
 
     >>> config = HullConfig(3, petals=4, out_dim=2)
     >>> apply(init(config, jax.random.key(0)), jnp.ones((5, 3)), config).shape
     (5, 2)
     """
-    return evaluate(effective(params, config), x, config)
-
-
-compiled_apply = jax.jit(apply, static_argnums=2)
-
-
-def evaluate(params: Tree, x: Any, config: HullConfig) -> jax.Array:
-    """Return the hull of `x` from `effective` parameters."""
+    params = effective(params, config)
     x_ND = normalized_rows(params, x, config)
     # a symbolic number of rows is no int, and cannot be compared
     many = isinstance(x_ND.shape[0], int) and x_ND.shape[0] > config.in_dim + config.hidden_dim
     y_NO = fused(*(averaged(params, config) if many else (params, config)), x_ND)
     return rescaled(y_NO, config.normalization).reshape(*x.shape[:-1], config.out_dim)
+
+
+compiled_apply = jax.jit(apply, static_argnums=2)
 
 
 def fused(params: Tree, config: HullConfig, x_ND: jax.Array) -> jax.Array:
@@ -108,6 +106,7 @@ def half_square(x_ND: jax.Array, factor: float) -> jax.Array:
     return (0.5 * factor * jnp.sum(wide * wide, axis=-1, keepdims=True)).astype(x_ND.dtype)
 
 
+@on_any_mesh
 def winners(params: Tree, x: Any, config: HullConfig) -> Winners:
     """Return which group is the maximum at `x` and by how much (arguments as for `apply`)."""
     tree = effective(params, config)
@@ -125,9 +124,14 @@ def winners(params: Tree, x: Any, config: HullConfig) -> Winners:
 
 def averaged(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:
     """Return effective parameters, and a config without means, that give the same function."""
-    return parameters.averaged(params, config, jnp.roll)
+
+    def roll(weight: jax.Array, *where: int) -> jax.Array:
+        return by_compiler(lambda w: jnp.roll(w, *where), weight, jax.typeof(weight).sharding.spec)
+
+    return parameters.averaged(params, config, roll)
 
 
+@standard_promotion
 def fold_parameters(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:
     """Return effective parameters and a config for inference that give the same function.
 
@@ -182,7 +186,7 @@ class FoldedHull:
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the hull of `x`, `[..., in_dim]` -> `[..., out_dim]`."""
-        return evaluate(self.params, x, self.config)
+        return apply(self.params, x, self.config)
 
 
 class VectorHull(nnx.Module):

@@ -51,7 +51,8 @@ def add_mix(start: jax.Array, z: jax.Array, weight: jax.Array, trunk: str) -> ja
 
 
 def effective(params: Tree, config: HullConfig) -> Tree:
-    """Return the tree with each `raw_weight` replaced by its `positive_weight`."""
+    """Return the tree, checked, with each `raw_weight` replaced by its `positive_weight`."""
+    parameters.check_parameters(config, params)
     return parameters.effective(params, config, positive_weight)
 
 

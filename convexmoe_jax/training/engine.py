@@ -64,7 +64,7 @@ def _train_steps(model: Any, carry: Any, x: jax.Array, y: jax.Array, rows: jax.A
         mean = jax.tree.map(lambda m, p: m + share.astype(p.dtype) * (p - m), mean, params)
         return ((params, state), mean), loss
 
-    shares = 1.0 / jnp.arange(1, len(rows) + 1)
+    shares = 1.0 / jnp.arange(1.0, len(rows) + 1.0)
     zeros = jax.tree.map(jnp.zeros_like, carry[0])
     (carry, mean), losses = jax.lax.scan(body, (carry, zeros), (rows, rates, shares))
     return carry, mean, losses

@@ -1,0 +1,112 @@
+"""What a caller has set around our functions: switches of JAX, and meshes of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Tree = Any
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def standard_promotion(function: Function) -> Function:
+    """Decorate a function so that its body follows JAX's standard promotion of dtypes and ranks under every switch."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if (jax.config.jax_numpy_dtype_promotion, jax.config.jax_numpy_rank_promotion) == ("standard", "allow"):
+            return function(*args, **kwargs)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def on_any_mesh(function: Function) -> Function:
+    """Decorate a function of `(params, array, ...)`: standard promotion, and `by_compiler`, divided as the array is."""
+    inner = standard_promotion(function)
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if find_mesh((args, kwargs)) is None:
+            return inner(*args, **kwargs)
+        spec = P(*jax.typeof(jax.tree.leaves(args[1])[0]).sharding.spec[:-1])
+        return by_compiler(lambda given: inner(*given[0], **given[1]), (args, kwargs), spec)
+
+    return run  # type: ignore[return-value]
+
+
+def by_compiler(function: Callable[[Tree], Tree], given: Tree, spec: P) -> Tree:
+    """Return `function(given)`, divided by `spec`: the compiler divides the work, Explicit axes are Auto inside."""
+    mesh = find_mesh(given)
+    if mesh is None:
+        return function(given)
+    leaves, structure = jax.tree.flatten(given)
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
+
+    def call(arrays: dict[int, jax.Array]) -> Tree:
+        return function(structure.unflatten(arrays.get(i, leaf) for i, leaf in enumerate(leaves)))
+
+    return jax.sharding.auto_axes(call, out_sharding=NamedSharding(mesh, spec))(arrays)
+
+
+def each_shard(function: Callable[[Tree, Tree], Tree], whole: Tree, own: Tree) -> Tree:
+    """Return `function(whole, own)`: each device its own rows, where `own` is divided by rows over Explicit axes."""
+    mesh = find_mesh((whole, own))
+    if mesh is None:
+        return function(whole, own)
+    rows = leading_spec(own)
+    axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
+    run = jax.shard_map(function, mesh=mesh, axis_names=axes, in_specs=(P(), rows), out_specs=rows)
+    return run(reshard(whole, mesh, P()), reshard(own, mesh, rows))
+
+
+def divide_rows(tree: Tree, like: Tree) -> Tree:
+    """Return a tree of arrays whose leading rows are divided over Explicit axes as those of another."""
+    mesh = find_mesh((tree, like))
+    return tree if mesh is None else reshard(tree, mesh, leading_spec(like))
+
+
+def reshard(tree: Tree, mesh: Any, spec: P) -> Tree:
+    """Return a tree of arrays that are all divided by `spec`."""
+    return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, NamedSharding(mesh, spec)), tree)
+
+
+def leading_spec(tree: Tree, rows: int | None = None) -> P:
+    """Return by what the leading axis, of `rows` if that is given, of the first such array that is divided is."""
+    types = [jax.typeof(leaf) for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    leading = [kind.sharding.spec[0] for kind in types if kind.ndim and rows in (None, kind.shape[0])]
+    return P(next((axis for axis in leading if axis is not None), None))
+
+
+def find_mesh(tree: Tree) -> Any:
+    """Return the mesh over whose Explicit axes an array of a tree is divided; None where none is."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and any(axis is not None for axis in jax.typeof(leaf).sharding.spec):
+            return (jax.typeof(leaf) if isinstance(leaf, jax.core.Tracer) else leaf).sharding.mesh
+    return None
+
+
+def pick(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Return `table[index]`, divided over a mesh as the index."""
+    return table.at[index].get(out_sharding=None if find_mesh(index) is None else jax.typeof(index).sharding)
+
+
+def vary(tree: Tree, like: Tree) -> Tree:
+    """Return a tree that differs along the Manual axes along which `like` does, as carries of loops in `shard_map`."""
+
+    def axes_of(tree: Tree) -> set[str]:
+        types = [jax.typeof(leaf) for leaf in jax.tree.leaves(tree)]
+        return set().union(*(kind.vma if hasattr(kind, "vma") else kind.mat.varying for kind in types))
+
+    axes = axes_of(like)
+    return (
+        jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes - axes_of(leaf)), to="varying"), tree)
+        if axes
+        else tree
+    )
