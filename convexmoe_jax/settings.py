@@ -19,7 +19,8 @@ def standard_promotion(function: Function) -> Function:
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if (jax.config.jax_numpy_dtype_promotion, jax.config.jax_numpy_rank_promotion) == ("standard", "allow"):
+        switches: Any = jax.config
+        if (switches.jax_numpy_dtype_promotion, switches.jax_numpy_rank_promotion) == ("standard", "allow"):
             return function(*args, **kwargs)
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return function(*args, **kwargs)
@@ -50,7 +51,7 @@ def by_compiler(function: Callable[[Tree], Tree], given: Tree, spec: P) -> Tree:
     arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
 
     def call(arrays: dict[int, jax.Array]) -> Tree:
-        return function(structure.unflatten(arrays.get(i, leaf) for i, leaf in enumerate(leaves)))
+        return function(jax.tree.unflatten(structure, (arrays.get(i, leaf) for i, leaf in enumerate(leaves))))
 
     return jax.sharding.auto_axes(call, out_sharding=NamedSharding(mesh, spec))(arrays)
 
@@ -84,17 +85,18 @@ def leading_spec(tree: Tree, rows: int | None = None) -> P:
     return P(next((axis for axis in leading if axis is not None), None))
 
 
-def find_mesh(tree: Tree) -> Any:
+def find_mesh(tree: Any) -> Any:
     """Return the mesh over whose Explicit axes an array of a tree is divided; None where none is."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and any(axis is not None for axis in jax.typeof(leaf).sharding.spec):
-            return (jax.typeof(leaf) if isinstance(leaf, jax.core.Tracer) else leaf).sharding.mesh
+            place: Any = jax.typeof(leaf) if isinstance(leaf, jax.core.Tracer) else leaf
+            return place.sharding.mesh
     return None
 
 
 def pick(table: jax.Array, index: jax.Array) -> jax.Array:
     """Return `table[index]`, divided over a mesh as the index."""
-    return table.at[index].get(out_sharding=None if find_mesh(index) is None else jax.typeof(index).sharding)
+    return table[index] if find_mesh(index) is None else table.at[index].get(out_sharding=jax.typeof(index).sharding)
 
 
 def vary(tree: Tree, like: Tree) -> Tree:
@@ -102,11 +104,11 @@ def vary(tree: Tree, like: Tree) -> Tree:
 
     def axes_of(tree: Tree) -> set[str]:
         types = [jax.typeof(leaf) for leaf in jax.tree.leaves(tree)]
-        return set().union(*(kind.vma if hasattr(kind, "vma") else kind.mat.varying for kind in types))
+        return set().union(
+            *(getattr(getattr(kind, "mat", None), "varying", getattr(kind, "vma", ())) for kind in types)
+        )
 
     axes = axes_of(like)
-    return (
-        jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes - axes_of(leaf)), to="varying"), tree)
-        if axes
-        else tree
-    )
+    if not axes:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes - axes_of(leaf)), to="varying"), tree)
