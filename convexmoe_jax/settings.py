@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Tree = Any
@@ -62,8 +62,8 @@ def each_shard(function: Callable[[Tree, Tree], Tree], whole: Tree, own: Tree) -
     if mesh is None:
         return function(whole, own)
     rows = leading_spec(own)
-    axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
-    run = jax.shard_map(function, mesh=mesh, axis_names=axes, in_specs=(P(), rows), out_specs=rows)
+    specs = {"in_specs": (P(), rows), "out_specs": rows}
+    run = jax.shard_map(function, mesh=mesh, axis_names=set(mesh.explicit_axes), **specs)
     return run(reshard(whole, mesh, P()), reshard(own, mesh, rows))
 
 
@@ -88,7 +88,7 @@ def leading_spec(tree: Tree, rows: int | None = None) -> P:
 def find_mesh(tree: Any) -> Any:
     """Return the mesh over whose Explicit axes an array of a tree is divided; None where none is."""
     for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array) and any(axis is not None for axis in jax.typeof(leaf).sharding.spec):
+        if isinstance(leaf, jax.Array) and any(jax.typeof(leaf).sharding.spec):
             place: Any = jax.typeof(leaf) if isinstance(leaf, jax.core.Tracer) else leaf
             return place.sharding.mesh
     return None

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..settings import each_shard, standard_promotion, vary
+from ..settings import each_shard, vary
 
 Tree = Any
 Function = Callable[[Tree, Tree, Tree], Tree]  # (parameters of one expert, shared, one row) -> tree
@@ -205,12 +205,10 @@ def _run_blocks(function: Function, sizes: tuple[int, ...], trained: Tree, fixed
     return _zero_spill(visit(starts, sizes, params, block, y), starts)
 
 
-@standard_promotion
 def _run_and_save(function: Function, sizes: tuple[int, ...], *trees: Any) -> Any:
     return _run_blocks(function, sizes, *trees), trees
 
 
-@standard_promotion
 def _pull_back(function: Function, sizes: tuple[int, ...], trees: Any, y: Tree) -> Any:
     """Return the gradients by every leaf: each block is computed again, and sums are in float32 at least."""
     (params, shared, rows), (params_fixed, shared_fixed, rows_fixed), starts = trees

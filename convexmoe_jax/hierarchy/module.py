@@ -63,6 +63,7 @@ class ExpertFunction:
     level: str
     apart: bool = False
 
+    @standard_promotion  # its derivatives are traced outside of the call of the hierarchy
     def __call__(self, params: Tree, shared: Tree, row: Tree) -> Tree:
         context = join(row["context"], unmark(shared["context"]))
         state = unmark(shared["state"]) | {"level": self.level, "expert": params["index"]}

@@ -73,22 +73,17 @@ def apply(params: Tree, x: jax.Array, config: HullConfig) -> jax.Array:
     x_ND = normalized_rows(params, x, config)
     # a symbolic number of rows is no int, and cannot be compared
     many = isinstance(x_ND.shape[0], int) and x_ND.shape[0] > config.in_dim + config.hidden_dim
-    y_NO = fused(*(averaged(params, config) if many else (params, config)), x_ND)
+    y_NO = fused_petals(*(averaged(params, config) if many else (params, config)), x_ND)
+    if config.strong_convexity > 0:
+        y_NO = y_NO + half_square(x_ND, config.strong_convexity)
     return rescaled(y_NO, config.normalization).reshape(*x.shape[:-1], config.out_dim)
 
 
 compiled_apply = jax.jit(apply, static_argnums=2)
 
 
-def fused(params: Tree, config: HullConfig, x_ND: jax.Array) -> jax.Array:
-    """Return the fused petals and `mu / 2 ||x||^2`, (N, O), from effective parameters, in normalized units."""
-    y_NO = fused_petals(params, config, x_ND)
-    mu = config.strong_convexity
-    return y_NO if mu == 0.0 else y_NO + half_square(x_ND, mu)
-
-
 def fused_petals(params: Tree, config: HullConfig, x_ND: jax.Array) -> jax.Array:
-    """Return the fused petals, (N, O)."""
+    """Return the fused petals, (N, O), from effective parameters, in normalized units."""
     f_NPO = petal_values(params, x_ND, config)
     if config.petals == 1:
         return f_NPO[:, 0]

@@ -77,19 +77,14 @@ def evaluate(params: Tree, x: Any, config: HullConfig, units: Units | None = Non
     x_ND = normalized_rows(params, x, config, units)
     # a compiler fuses the mean over values, and may not know the number of rows
     many = not torch.compiler.is_compiling() and x_ND.shape[0] > config.in_dim + config.hidden_dim
-    y_NO = fused(*(averaged(params, config) if many else (params, config)), x_ND)
+    y_NO = fused_petals(*(averaged(params, config) if many else (params, config)), x_ND)
+    if config.strong_convexity > 0:
+        y_NO = y_NO + half_square(x_ND, config.strong_convexity)
     return rescaled(y_NO, units).reshape(*x.shape[:-1], config.out_dim)
 
 
-def fused(params: Tree, config: HullConfig, x_ND: Tensor) -> Tensor:
-    """Return the fused petals and `mu / 2 ||x||^2`, (N, O), from effective parameters, in normalized units."""
-    y_NO = fused_petals(params, config, x_ND)
-    mu = config.strong_convexity
-    return y_NO if mu == 0.0 else y_NO + half_square(x_ND, mu)
-
-
 def fused_petals(params: Tree, config: HullConfig, x_ND: Tensor) -> Tensor:
-    """Return the fused petals, (N, O)."""
+    """Return the fused petals, (N, O), from effective parameters, in normalized units."""
     f_NPO = petal_values(params, x_ND, config)
     if config.petals == 1:
         return f_NPO[:, 0]
