@@ -53,7 +53,8 @@ def by_compiler(function: Callable[[Tree], Tree], given: Tree, spec: P) -> Tree:
     def call(arrays: dict[int, jax.Array]) -> Tree:
         return function(jax.tree.unflatten(structure, (arrays.get(i, leaf) for i, leaf in enumerate(leaves))))
 
-    return jax.sharding.auto_axes(call, out_sharding=NamedSharding(mesh, spec))(arrays)
+    sharding = NamedSharding(mesh, spec)
+    return jax.sharding.auto_axes(call, axes=mesh.explicit_axes, out_sharding=sharding)(arrays)
 
 
 def each_shard(function: Callable[[Tree, Tree], Tree], whole: Tree, own: Tree) -> Tree:
@@ -62,8 +63,8 @@ def each_shard(function: Callable[[Tree, Tree], Tree], whole: Tree, own: Tree) -
     if mesh is None:
         return function(whole, own)
     rows = leading_spec(own)
-    specs = {"in_specs": (P(), rows), "out_specs": rows}
-    run = jax.shard_map(function, mesh=mesh, axis_names=set(mesh.explicit_axes), **specs)
+    axes = set(mesh.explicit_axes)
+    run = jax.shard_map(function, mesh=mesh, axis_names=axes, in_specs=(P(), rows), out_specs=rows)
     return run(reshard(whole, mesh, P()), reshard(own, mesh, rows))
 
 
@@ -86,9 +87,9 @@ def leading_spec(tree: Tree, rows: int | None = None) -> P:
 
 
 def find_mesh(tree: Any) -> Any:
-    """Return the mesh over whose Explicit axes an array of a tree is divided; None where none is."""
+    """Return the mesh with Explicit axes that an array of a tree is on; None where none is."""
     for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array) and any(jax.typeof(leaf).sharding.spec):
+        if isinstance(leaf, jax.Array) and jax.typeof(leaf).sharding.mesh.explicit_axes:
             place: Any = jax.typeof(leaf) if isinstance(leaf, jax.core.Tracer) else leaf
             return place.sharding.mesh
     return None
