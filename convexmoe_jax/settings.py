@@ -87,9 +87,11 @@ def leading_spec(tree: Tree, rows: int | None = None) -> P:
 
 
 def find_mesh(tree: Any) -> Any:
-    """Return the mesh with Explicit axes that an array of a tree is on; None where none is."""
+    """Return the mesh with Explicit axes by which an array is divided, or on which one stands outside of its context."""
+    inside = jax.sharding.get_abstract_mesh().explicit_axes
     for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array) and jax.typeof(leaf).sharding.mesh.explicit_axes:
+        sharding = jax.typeof(leaf).sharding if isinstance(leaf, jax.Array) else None
+        if sharding and (any(sharding.spec) or (sharding.mesh.explicit_axes and not inside)):
             place: Any = jax.typeof(leaf) if isinstance(leaf, jax.core.Tracer) else leaf
             return place.sharding.mesh
     return None

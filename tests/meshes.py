@@ -1,6 +1,7 @@
 """Run by tests/jax/test_meshes.py on eight virtual devices: by how much each result differs from one device's."""
 
 import json
+import sys
 from functools import partial
 
 import jax
@@ -30,10 +31,6 @@ def put(tree, mesh, spec=DATA):
 def note(name, got, wanted):
     """Note the largest difference of all leaves."""
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
-    import sys
-    import time
-
-    print(name, round(time.process_time(), 1), file=sys.stderr, flush=True)
     found[name] = max(np.max(np.abs(np.asarray(g) - w) / (1 + np.abs(w)), initial=0.0).item() for g, w in pairs)
 
 
@@ -43,7 +40,7 @@ def draw_params(config):
 
 
 def gradients_by_shard(mesh, function, whole, own):
-    """The gradients of that mean, taken inside of `jax.shard_map`."""
+    """The gradients of the mean of a function over the shards of a batch, taken inside of `jax.shard_map`."""
     mean = lambda whole, own: jax.lax.pmean(function(whole, own), "data")  # noqa: E731
     grad = jax.grad(mean, argnums=(0, 1))
     return jax.shard_map(grad, mesh=mesh, in_specs=(P(), DATA), out_specs=(P(), DATA))(whole, own)
@@ -157,7 +154,9 @@ def sets():
         return conjugate(FoldedHull(params, config), low).x
 
     lowest_by_shard = jax.jit(jax.shard_map(lowest, mesh=AUTO, in_specs=(P(), DATA), out_specs=DATA))
-    note("minimize, shard_map", lowest_by_shard(params, put(low, AUTO)), jax.device_get(lowest(params, low)))
+    lowest_by_shard.trace(params, put(low, AUTO))
+    if "all" in sys.argv:
+        note("minimize, shard_map", lowest_by_shard(params, put(low, AUTO)), jax.device_get(lowest(params, low)))
     on_mesh = jax.jit(inverse)(params, put(low, EXPLICIT))
     assert on_mesh.sharding.spec[0] == "data"
     note("conjugate, Explicit", on_mesh, jax.device_get(inverse(params, low)))

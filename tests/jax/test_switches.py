@@ -69,7 +69,7 @@ def trace_solver():
         lambda y: jax.grad(lambda y: conjugate(model, y).value.sum())(y),
         lambda y: max_affine(model, y),
     )
-    return [jnp.zeros(jax.eval_shape(function, y)[0].shape) for function in functions]
+    return [jnp.zeros(jax.tree.leaves(jax.eval_shape(function, y))[0].shape) for function in functions]
 
 
 def run_fit():
