@@ -87,7 +87,7 @@ def leading_spec(tree: Tree, rows: int | None = None) -> P:
 
 
 def find_mesh(tree: Any) -> Any:
-    """Return the mesh with Explicit axes by which an array is divided, or on which one stands outside of its context."""
+    """Return the mesh whose Explicit axes divide an array, or on which one stands outside of its context."""
     inside = jax.sharding.get_abstract_mesh().explicit_axes
     for leaf in jax.tree.leaves(tree):
         sharding = jax.typeof(leaf).sharding if isinstance(leaf, jax.Array) else None

@@ -51,6 +51,11 @@ def run_hull(fields):
     return run(model.params, x)
 
 
+def run_apply():
+    model = build(cases.fields())
+    return hull.apply(model.params, cases.random_inputs(cases.fields(), (3,)).astype(np.float32), model.config)
+
+
 def run_solver():
     fields = cases.fields(out_dim=1, in_dim=2, strong_convexity=0.5, temperature="learned")
     model, y = build(fields), jnp.asarray(cases.random_inputs(fields, (3,)), jnp.float32)
@@ -95,10 +100,13 @@ def run_hierarchy(every):
 
         return jax.grad(total, (0, 1), has_aux=True)(weights, x)
 
+    if every == "any":  # traced only
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(run, weights, x, inputs["routes"]))
     return run(weights, x, inputs["routes"]), FixedHierarchy(model, inputs["routes"])(x, **given)
 
 
 TASKS = {
+    "apply": run_apply,
     "shared": lambda: run_hull(OPTIONS["shared"]),
     "private": lambda: run_hull(OPTIONS["private"]),
     "solver": run_solver,
@@ -115,7 +123,7 @@ ROWS = [
     *(("debug", task) for task in ("shared", "private", "solver", "fit", "hierarchy")),
     ("leaks", "private"),
     ("leaks", "hierarchy"),
-    ("disable_jit", "private"),
+    ("disable_jit", "apply"),
     ("x64", "shared"),
 ]
 
