@@ -121,7 +121,7 @@ def hierarchy(case, every="reverse", sequence=False):
 
 
 def hierarchies():
-    case = Case((Level("a", ("linear",) * 3, scales=((0, 0.5),), stops=(1,)), Level("b", ("tanh",) * 3)), dropout=0.3)
+    case = Case((Level("a", ("tanh",) * 3, scales=((0, 0.5),), stops=(1,)),), dropout=0.3, cut_input=True)
     weights, own, run, gradients, over_shards, serve = hierarchy(case)
     key = jax.random.key(3)
     together = jax.jit(lambda weights, own: (run(weights, own, key), gradients(weights, own), serve(own)))

@@ -16,7 +16,7 @@ ROOMS = {
     "hull": {"errors", "settings", "arrays"},
     "hierarchy": {"errors", "settings", "hull"},
     "minimization": {"errors", "settings", "arrays", "hull"},
-    "convexity": {"errors", "hull", "hierarchy"},
+    "convexity": {"errors", "settings", "hull", "hierarchy"},
     "files": {"errors", "hull", "hierarchy"},
     "training": {"errors", "hull", "files"},
 }

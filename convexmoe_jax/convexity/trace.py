@@ -15,6 +15,8 @@ from jax.extend import core
 
 from convexmoe.convexity import Graph, NotTraced
 
+from ..settings import standard_promotion
+
 # Primitives that call a program with their own inputs, and where that stands in their parameters. What custom_jvp and
 # custom_vjp add is of derivatives, and the value is that of the program.
 CALLS = {
@@ -33,9 +35,11 @@ IDENTITIES = {"stop_gradient", "copy", "sharding_constraint", "optimization_barr
 SILENT = {"sharding", "out_sharding", "weak_type", "accuracy"}
 
 
+@standard_promotion
 def trace(function: Callable[..., Any], *examples: Any) -> Graph:
-    """Return the graph of a function of arrays, traced at the shapes and dtypes of the examples."""
-    return graph_of(jax.make_jaxpr(function)(*examples))
+    """Return the graph of a function of arrays at the shapes and dtypes of the examples, alike by any switch."""
+    with jax.disable_jit(False):
+        return graph_of(jax.make_jaxpr(function)(*examples))
 
 
 def graph_of(closed: Any) -> Graph:
