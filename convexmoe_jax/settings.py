@@ -36,7 +36,8 @@ def on_any_mesh(function: Function) -> Function:
     def run(*args: Any, **kwargs: Any) -> Any:
         if find_mesh((args, kwargs)) is None:
             return inner(*args, **kwargs)
-        spec = P(*jax.typeof(jax.tree.leaves(args[1])[0]).sharding.spec[:-1])
+        array = jax.tree.leaves([*args, *kwargs.values()][1])[0]
+        spec = P(*jax.typeof(array).sharding.spec[:-1])
         return by_compiler(lambda given: inner(*given[0], **given[1]), (args, kwargs), spec)
 
     return run  # type: ignore[return-value]

@@ -59,8 +59,8 @@ def run_apply():
 def run_solver():
     fields = cases.fields(out_dim=1, in_dim=2, strong_convexity=0.5, temperature="learned")
     model, y = build(fields), jnp.asarray(cases.random_inputs(fields, (3,)), jnp.float32)
-    assert certify(lambda x: model(x)[0], y[0]).verdict == "proved"
-    assert find_violation(model, np.asarray(y)) is None
+    assert certify(lambda x: model(x)[0], y[0], segments=64).verdict == "proved"
+    assert find_violation(model, np.asarray(y), segments=64) is None
     found = minimize(model, Box([-1.0, -1.0], [1.0, 1.0])), conjugate(model, y), max_affine(model, y)
     return found[0].value, found[1].x, found[2].slopes
 
