@@ -69,7 +69,7 @@ class FixedHierarchy(nn.Module):
         return super().train(False)
 
     def forward(
-        self, hidden: Tensor, *, context: core.ExpertContext = None, mask: Tensor | None = None, state: State = None
+        self, hidden: Tensor, context: core.ExpertContext = None, mask: Tensor | None = None, state: State = None
     ) -> Tensor:
         """Return the fused output, `[rows, ..., hidden_size]`; arguments as the model's."""
         rows = core.check_hidden(hidden, self.config, ARRAYS)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convexmoe import hierarchy as core
+from convexmoe.errors import fail
 
 from .dispatch import Plan, connect, is_transforming, make_plan, permute_rows
 from .dropout import sample_keys
@@ -71,7 +72,6 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
         routing: core.LevelRouting | None = None,
         context: core.ExpertContext = None,
         mask: Tensor | None = None,
-        *,
         state: Mapping[str, Any] | None = None,
     ) -> core.CELMoEOutput:
         """Run the levels and fuse their outputs.
@@ -87,6 +87,9 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
             state: name -> what every expert gets as it is, beside "level" and "expert", its own names.
         """
         rows = core.check_hidden(hidden, self.config, ARRAYS)
+        if torch.jit.is_tracing():
+            fix = "Trace, or export, FixedHierarchy(model, routing)."
+            fail(core.OWNER, "routing", "routes that are fixed, under torch.jit.trace", "a call of the model", fix)
         if not torch.compiler.is_compiling():
             warn_inside_a_checkpoint(self)
         routes = encode_routes(self.config, routing, rows)

@@ -75,8 +75,11 @@ def evaluate(params: Tree, x: Any, config: HullConfig, units: Units | None = Non
     """Return the hull of `x` from `effective` parameters."""
     units = units_of(config, params["shifts"]) if units is None else units
     x_ND = normalized_rows(params, x, config, units)
-    # a compiler fuses the mean over values, and may not know the number of rows
-    many = not torch.compiler.is_compiling() and x_ND.shape[0] > config.in_dim + config.hidden_dim
+    # a compiler fuses the mean over values, and may not know the number of rows; nor does a trace
+    many = (
+        not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and x_ND.shape[0] > config.in_dim + config.hidden_dim
+    )
     y_NO = fused(*(averaged(params, config) if many else (params, config)), x_ND)
     return rescaled(y_NO, units).reshape(*x.shape[:-1], config.out_dim)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from page_formulas import program
 
 import convexmoe_jax
 import convexmoe_torch
@@ -104,13 +105,20 @@ FACTORIES = {"ready": (ready_jax, None), "own": (own_jax, own_torch)}
 
 
 @pytest.mark.parametrize("kind", FACTORIES)
-def test_twins_agree(kind, x64):
+def test_twins_agree(kind, tmp_path, x64):
     model = jax_model(FACTORIES[kind][0])
     twin = to_torch(model, expert_factory=FACTORIES[kind][1])
     ours, theirs = outputs(model, twin, *inputs())
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
     back = to_jax(twin, expert_factory=None if kind == "ready" else own_jax)
     assert (outputs(back, twin, *inputs())[0] == ours).all()
+    if kind == "ready":  # so do the formulas of docs/pages/files.md
+        convexmoe_jax.save(model, tmp_path / "file")
+        page = program()
+        config, p = page["read"](tmp_path / "file")
+        routes = {lv.name: [lv.expert_names[i] for i in ROUTES.get(lv.name, [0] * ROWS)] for lv in model.levels}
+        found = page["hierarchy"](config, page["below"]("params/", p), inputs()[0], routes)
+        np.testing.assert_allclose(found, ours, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["family.b.out.0.weight", "language.y.conv.weight", "items_.train_.norm.bias"])
