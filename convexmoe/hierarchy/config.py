@@ -57,7 +57,7 @@ class ExpertConfig:
     """One expert of a level.
 
     Args:
-        name: unique in its level; not empty, without dots.
+        name: unique in its level; not empty, without dots and control characters.
         loss_weight: factor of the expert's own losses in a `LossBundle`, finite and >= 0.
         stop_gradient_from_parent: no gradient flows from this expert to the level before. On the first
             level there is no parent, and the caller's encoder is not cut: see
@@ -104,7 +104,7 @@ class HierarchyLevelConfig:
     """One level of the hierarchy.
 
     Args:
-        name: unique in the hierarchy; not empty, without dots.
+        name: unique in the hierarchy; not empty, without dots and control characters.
         experts: name -> `ExpertConfig`, or a sequence of them; one at least, of different names. It is kept as a
             mapping in that order, which defines the integers of routes.
         fallback_expert: serves the samples whose route is None, and the whole batch where the routing does
