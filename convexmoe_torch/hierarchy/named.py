@@ -44,17 +44,18 @@ class NamedModules(nn.ModuleDict):
     def __iter__(self) -> Iterator[str]:
         return iter(self._attributes)
 
-    def keys(self) -> KeysView[str]:  # type: ignore[override]
+    def keys(self) -> KeysView[str]:
         return self._attributes.keys()
 
-    def items(self) -> ItemsView[str, nn.Module]:  # type: ignore[override]
+    def items(self) -> ItemsView[str, nn.Module]:
         return {name: self[name] for name in self}.items()
 
-    def values(self) -> ValuesView[nn.Module]:  # type: ignore[override]
+    def values(self) -> ValuesView[nn.Module]:
         return {name: self[name] for name in self}.values()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name, attribute in self._attributes.items():
-            for key in [key for key in state_dict if attribute != name and key.startswith(f"{prefix}{name}.")]:
-                state_dict[f"{prefix}{attribute}{key[len(prefix + name) :]}"] = state_dict.pop(key)
+        renamed = {f"{prefix}{name}.": f"{prefix}{new}." for name, new in self._attributes.items() if name != new}
+        for old, new in renamed.items():
+            for key in [key for key in state_dict if key.startswith(old)]:
+                state_dict[new + key.removeprefix(old)] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *rest)
