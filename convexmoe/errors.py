@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 # Controls but tab and newline, marks that turn the direction of text or the shapes of digits, and lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
+# what takes numbers of any library and dtype, as minimize returns its point in float64, where a model does not
+OR_PREDICT = {"VectorHull": ", or call predict(model, x), which takes any numbers"}
 
 
 def printable(text: str) -> str:
@@ -131,7 +133,7 @@ def _is_unicode(text: str) -> bool:
 def last_axis(owner: str, argument: str, value: Any, size: int, kinds: tuple[Any, ...]) -> None:
     """Check that `value` is an array, of one of `kinds`, whose last axis has `size` entries."""
     if not isinstance(value, kinds):
-        fix = "Convert it to an array of this framework first."
+        fix = f"Convert it to an array of this framework first{OR_PREDICT.get(owner, '')}."
         fail(owner, argument, "an array", type(value).__name__, fix, TypeError)
     if len(value.shape) == 0:
         fail(owner, argument, f"last axis in_dim={size}", describe(value), "Give it one axis at least.")
@@ -150,7 +152,7 @@ def same_dtype(owner: str, argument: str, value: Any, dtype: Any) -> None:
     """Check that `value` has the dtype of the parameters: a silent cast would hide a loss of precision."""
     if value.dtype != dtype:
         name = dtype_name(dtype)
-        fix = f"Cast it to {name}, or build the model with its dtype."
+        fix = f"Cast it to {name}{OR_PREDICT.get(owner, ', or build the model with its dtype')}."
         fail(owner, argument, f"dtype {name}, as the parameters have", describe(value), fix, TypeError)
 
 

@@ -245,13 +245,13 @@ BAD_INPUTS = [
         "float16",
         TypeError,
         "VectorHull.x: expected dtype float32, as the parameters have; got float16[11, 5]. "
-        "Cast it to float32, or build the model with its dtype.",
+        "Cast it to float32, or call predict(model, x), which takes any numbers.",
     ),
     (
         (ROWS, 5),
         "int32",
         TypeError,
         "VectorHull.x: expected dtype float32, as the parameters have; got int32[11, 5]. "
-        "Cast it to float32, or build the model with its dtype.",
+        "Cast it to float32, or call predict(model, x), which takes any numbers.",
     ),
 ]

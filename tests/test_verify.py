@@ -1,6 +1,8 @@
 """`convexmoe verify`: parity of saved models, hulls and hierarchies; a miss is told, and is exit code 1."""
 
+import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from commands import assert_one_line_refusal, invoke
 from saved_models import hierarchy, hull
 
 import convexmoe_torch
-from interop import parity
+from interop import parity, to_jax
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -49,6 +51,63 @@ def test_another_model_is_a_miss(kind, tmp_path):
     assert invoke("verify", paths[1], paths[1], "--steps", 5).exit_code == 0
 
 
+@pytest.fixture(scope="module")
+def sharp():
+    """A hull whose maximum is as sharp as one that was fitted: rounding is far above the bounds of others."""
+    torch.manual_seed(0)
+    return convexmoe_torch.VectorHull(3, 8, out_dim=1, hidden_dim=7, temperature=0.003)
+
+
+def moved(model, change):
+    """A copy of a hull with other parameters."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            parameter.copy_(change(name, parameter))
+    return other
+
+
+def by_ulps(number):
+    signs = torch.Generator().manual_seed(3)
+    return lambda _, w: (
+        w
+        + number
+        * (torch.nextafter(w.abs(), torch.tensor(torch.inf)) - w.abs())
+        * (2 * torch.randint(2, w.shape, generator=signs) - 1)
+    )
+
+
+CHANGES = {
+    "none": (lambda _, w: w, True),
+    "a unit in the last place": (by_ulps(1), True),
+    "sixty-four": (by_ulps(64), False),
+    "one shift": (lambda name, w: w + 1e-4 * (torch.arange(len(w)) == 2) if name == "shifts" else w, False),
+    "one unit": (
+        lambda name, w: w * (1 + 1e-3 * (torch.arange(w.shape[-1]) == 5)) if "trunk.0.w" in name else w,
+        False,
+    ),
+    "swapped petals": (lambda name, w: w[..., [1, 0, *range(2, 8)], :] if name.startswith("readout") else w, False),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_bounds_are_of_the_noise_of_the_model(name, sharp):
+    change, close = CHANGES[name]
+    x = np.random.default_rng(1).normal(size=(16, 3))
+    report = parity.check_parity(to_jax(sharp), moved(sharp, change), x, steps=5, floor=True)
+    assert report.ok == close, str(report)
+    known = {c.name: parity.BOUNDS["float32"][c.name.split()[0]] for c in report.comparisons}
+    assert all(
+        c.bound >= parity.NOISE * c.floor and c.bound <= max(known[c.name], 4 * c.floor) for c in report.comparisons
+    )
+    assert any(c.error > known[c.name] for c in report.comparisons)
+
+
+def test_another_activation_is_seen(sharp):
+    other = convexmoe_torch.VectorHull.from_params(replace(sharp.config, activation="huber_relu"), sharp.params)
+    assert not parity.check_parity(to_jax(sharp), other, np.eye(3), floor=True).ok
+
+
 def test_the_table_names_every_quantity(path):
     convexmoe_torch.save(hull(), path)
     shown = invoke("verify", path, "--steps", 5).stdout
@@ -63,10 +122,13 @@ def test_the_floor_is_what_one_ulp_makes():
     from convexmoe_jax import VectorHull
 
     model = VectorHull(1, 1, hidden_dim=1, out_dim=1, rngs=nnx.Rngs(0))
-    moved = parity.nudge(model)
+    moved, signs = parity.nudge(model), set()
     for name, leaf in nnx.to_flat_state(nnx.state(moved, nnx.Param)):
         was = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))[name]
-        assert np.array_equal(leaf[...], np.nextafter(was[...], np.float32(np.inf))), name
+        ends = [np.nextafter(np.asarray(was[...]), np.float32(end)) for end in (-np.inf, np.inf)]
+        signs |= {end for end in (0, 1) if np.array_equal(leaf[...], ends[end])}
+        assert np.asarray(leaf[...]).tolist() in [end.tolist() for end in ends], name
+    assert signs == {0, 1}
 
 
 def test_two_configs(tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
-from ..errors import copy_plain, fail, finite_number, one_of, share, whole_number
+from ..errors import copy_plain, fail, finite_number, one_of, printable, share, whole_number
 from ..hull.config import check_fields
 
 LEARNED, POSITION_AWARE = "learned", "position_aware"  # kinds of fusion
@@ -57,7 +57,7 @@ class ExpertConfig:
     """One expert of a level.
 
     Args:
-        name: unique in its level; not empty, without dots.
+        name: unique in its level; not empty, without dots and control characters.
         loss_weight: factor of the expert's own losses in a `LossBundle`, finite and >= 0.
         stop_gradient_from_parent: no gradient flows from this expert to the level before. On the first
             level there is no parent, and the caller's encoder is not cut: see
@@ -104,7 +104,7 @@ class HierarchyLevelConfig:
     """One level of the hierarchy.
 
     Args:
-        name: unique in the hierarchy; not empty, without dots.
+        name: unique in the hierarchy; not empty, without dots and control characters.
         experts: name -> `ExpertConfig`, or a sequence of them; one at least, of different names. It is kept as a
             mapping in that order, which defines the integers of routes.
         fallback_expert: serves the samples whose route is None, and the whole batch where the routing does
@@ -271,12 +271,16 @@ def _check_read(cls: type, values: Any) -> None:
 
 
 def _check_name(owner: str, name: Any) -> str:
-    """Return a name as plain text."""
+    """Return a name as plain text, such as a tensor of the neutral file can be called by."""
     rule = "a name that is not empty and has no dot"
     fix = "Dots separate level and expert in the names of losses."
     if not isinstance(name, str) or not name or "." in name:
         fail(owner, "name", rule, repr(name), fix, ValueError if isinstance(name, str) else TypeError)
-    return copy_plain(owner, "name", str.__str__(name))
+    name = copy_plain(owner, "name", str.__str__(name))
+    if printable(name) != name or {"\n", "\t"} & set(name):
+        rule = "a name without control characters and marks of direction"
+        fail(owner, "name", rule, repr(name), "Leave them out: a tensor of a file cannot be called so.")
+    return name
 
 
 def _check_distinct(owner: str, argument: str, names: list[str]) -> None:

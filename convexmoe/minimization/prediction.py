@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import describe, fail
-from ..hull.rows import as_numbers, bare_rows, check_finite
+from ..hull.rows import as_numbers, bare_rows, check_finite, is_tensor
 from .solver import check_hull
 
 
@@ -30,6 +30,9 @@ def predict(model: Any, x: Any) -> NDArray[np.float64]:
         TypeError, ValueError: no hull; no numbers, missing cells, not finite (docs/pages/fitting.md); another width.
     """
     solver, _ = check_hull("predict", model, 0)
+    if is_tensor(x) and solver.known(x) is None:
+        fix = "Inside jit, vmap or grad call model(x), with x in the dtype of its parameters."
+        fail("predict", "x", "values that are known", f"a traced {describe(x)}", fix, TypeError)
     x, config = as_numbers("predict", "x", x), model.config
     if x.ndim == 0 or x.shape[-1] != config.in_dim:
         rule, fix = f"[..., in_dim={config.in_dim}]", "Give one column for each input of the hull."

@@ -61,7 +61,6 @@ class FixedHierarchy(nnx.Module):
     def __call__(
         self,
         hidden: jax.Array,
-        *,
         context: core.ExpertContext = None,
         mask: jax.Array | None = None,
         state: Mapping[str, Any] | None = None,

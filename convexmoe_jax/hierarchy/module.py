@@ -130,8 +130,8 @@ class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
         routing: core.LevelRouting | None = None,
         context: core.ExpertContext = None,
         mask: jax.Array | None = None,
-        *,
         state: Mapping[str, Any] | None = None,
+        *,
         key: jax.Array | None = None,
     ) -> core.CELMoEOutput:
         """Run the levels and fuse their outputs.

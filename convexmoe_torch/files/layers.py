@@ -82,12 +82,19 @@ def leaves_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:
     return leaves
 
 
+def experts_of(model: HierarchicalCELMoE) -> dict[str, nn.Module]:
+    """Return "level.expert" -> the expert."""
+    levels: Any = model.level_modules.items()
+    return {f"{level}.{name}": expert for level, experts in levels for name, expert in experts.items()}
+
+
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """Return neutral name -> parameter of a hull, or of a hierarchy: its experts, then its fusion."""
     if not isinstance(model, HierarchicalCELMoE):
         return dict(model.named_parameters())
-    leaves = leaves_of(model.level_modules, "level_modules")
-    return leaves if model.fusion is None else leaves | leaves_of(model.fusion, "fusion")
+    parts = {f"level_modules.{name}": expert for name, expert in experts_of(model).items()}
+    parts |= {} if model.fusion is None else {"fusion": model.fusion}
+    return {name: value for part, module in parts.items() for name, value in leaves_of(module, part).items()}
 
 
 def neutral_arrays(model: nn.Module) -> dict[str, np.ndarray]:
@@ -111,12 +118,7 @@ def fill(model: HierarchicalCELMoE, arrays: dict[str, Any]) -> None:
 
 def recipes_of(model: HierarchicalCELMoE) -> dict[str, Any]:
     """Return what is needed to build the model's experts and fusion again: see `convexmoe.files.describe_parts`."""
-    experts = {
-        f"{level}.{name}": expert
-        for level, members in model.level_modules.items()
-        for name, expert in members.items()  # type: ignore[operator]
-    }
-    return describe_parts(experts, model.fusion, model.config, OURS)
+    return describe_parts(experts_of(model), model.fusion, model.config, OURS)
 
 
 def build(config: CELMoEConfig, recipes: dict[str, Any], expert_factory: Any, fusion_module: Any) -> HierarchicalCELMoE:

@@ -13,6 +13,7 @@ from convexmoe import hierarchy as core
 
 from .fusion import PositionAwareFusion
 from .module import ARRAYS, HierarchicalCELMoE, run_expert
+from .named import NamedModules
 from .routes import read_values
 from .selection import check_kind, split_batch
 
@@ -50,17 +51,17 @@ class FixedHierarchy(nn.Module):
         core.check_model("FixedHierarchy", model, HierarchicalCELMoE)
         self.config = model.config
         self.rows, self.plans = core.plan_levels(model.config, routing, read_values)
-        experts = nn.ModuleDict()
+        experts = {}
         device = next((parameter.device for parameter in model.parameters()), None)
         for index, (level, plan) in enumerate(zip(self.config.enabled_levels, self.plans, strict=True)):
             modules: Any = model.level_modules[level.name]
-            experts[level.name] = nn.ModuleDict({name: modules[name] for name in plan.experts})
+            experts[level.name] = NamedModules({name: modules[name] for name in plan.experts})
             # no part of `state_dict`: they say which experts there are, and go with them
             for name in ("take", "back") if plan.sizes else ():
                 order = torch.tensor(getattr(plan, name), dtype=torch.int64, device=device)
                 self.register_buffer(f"{name}_{index}", order, persistent=False)
         # copied together: what experts share they share again
-        self.level_modules, self.fusion = copy.deepcopy((experts, model.fusion))
+        self.level_modules, self.fusion = copy.deepcopy((NamedModules(experts), model.fusion))
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> FixedHierarchy:
@@ -68,7 +69,7 @@ class FixedHierarchy(nn.Module):
         return super().train(False)
 
     def forward(
-        self, hidden: Tensor, *, context: core.ExpertContext = None, mask: Tensor | None = None, state: State = None
+        self, hidden: Tensor, context: core.ExpertContext = None, mask: Tensor | None = None, state: State = None
     ) -> Tensor:
         """Return the fused output, `[rows, ..., hidden_size]`; arguments as the model's."""
         rows = core.check_hidden(hidden, self.config, ARRAYS)

@@ -16,6 +16,7 @@ from .dropout import sample_keys
 from .finite import keep_apart
 from .fusion import LearnedFusion, PositionAwareFusion
 from .gradient_scale import scale_gradient, scale_gradient_of_rows
+from .named import NamedModules
 from .routes import encode_routes, read_values
 from .selection import check_kind, split_batch
 from .wrapping import check_collectives, warn_inside_a_checkpoint, warn_of_lost_gradients
@@ -50,14 +51,15 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.level_modules = nn.ModuleDict()
+        levels = {}
         for level in config.enabled_levels:
-            experts = nn.ModuleDict()
+            experts = {}
             for expert in level.expert_configs:
                 module = expert_factory(level.name, expert.name, expert.copy_metadata())
                 core.check_module(f"{level.name}.{expert.name}", module, nn.Module, "nn.Module")
-                _add(experts, expert.name, module)
-            _add(self.level_modules, level.name, experts)
+                experts[expert.name] = module
+            levels[level.name] = NamedModules(experts)
+        self.level_modules = NamedModules(levels)
         if fusion_module is None:
             fusion_module = core.build_fusion(config, LearnedFusion, PositionAwareFusion)
         else:
@@ -70,7 +72,6 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
         routing: core.LevelRouting | None = None,
         context: core.ExpertContext = None,
         mask: Tensor | None = None,
-        *,
         state: Mapping[str, Any] | None = None,
     ) -> core.CELMoEOutput:
         """Run the levels and fuse their outputs.
@@ -86,6 +87,9 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
             state: name -> what every expert gets as it is, beside "level" and "expert", its own names.
         """
         rows = core.check_hidden(hidden, self.config, ARRAYS)
+        if torch.jit.is_tracing():
+            fix = "Trace, or export, FixedHierarchy(model, routing)."
+            fail(core.OWNER, "routing", "routes that are fixed, under torch.jit.trace", "a call of the model", fix)
         if not torch.compiler.is_compiling():
             warn_inside_a_checkpoint(self)
         routes = encode_routes(self.config, routing, rows)
@@ -124,13 +128,6 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
         total = permute_rows(sorted_hidden, plan.back, plan.take)
         shown = self._nan_unless(valid, total)
         return total, core.LevelOutput(level.name, shown, all_routes, losses, aux, level.expert_names)
-
-
-def _add(modules: nn.ModuleDict, name: str, module: nn.Module) -> None:
-    """Add a module under a name, unless PyTorch uses that name itself."""
-    if hasattr(modules, name):
-        fail(core.OWNER, "config", "names that nn.ModuleDict has no attribute of", repr(name), "Rename it.")
-    modules[name] = module
 
 
 def _can_be_grouped(experts: list[Any]) -> bool:

@@ -68,6 +68,8 @@ def log_mean_exp(u_NPO: Tensor, temperature: Tensor | float) -> Tensor:
         return torch.log(torch.sum(torch.exp(u_NPO), dim=-2)) - math.log(u_NPO.shape[-2])
 
     def flat() -> Tensor:
+        if torch.jit.is_tracing():  # whose exporter to ONNX has no expm1
+            return torch.log1p(torch.mean(torch.tanh(0.5 * u_NPO) * (torch.exp(u_NPO) + 1), dim=-2))
         return torch.log1p(torch.mean(torch.expm1(u_NPO), dim=-2))
 
     if isinstance(temperature, float):

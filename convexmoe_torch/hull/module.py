@@ -75,8 +75,9 @@ def evaluate(params: Tree, x: Any, config: HullConfig, units: Units | None = Non
     """Return the hull of `x` from `effective` parameters."""
     units = units_of(config, params["shifts"]) if units is None else units
     x_ND = normalized_rows(params, x, config, units)
-    # a compiler fuses the mean over values, and may not know the number of rows
-    many = not torch.compiler.is_compiling() and x_ND.shape[0] > config.in_dim + config.hidden_dim
+    # a compiler fuses the mean over values, and may not know the number of rows; nor does a trace
+    eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    many = eager and x_ND.shape[0] > config.in_dim + config.hidden_dim
     y_NO = fused_petals(*(averaged(params, config) if many else (params, config)), x_ND)
     if config.strong_convexity > 0:
         y_NO = y_NO + half_square(x_ND, config.strong_convexity)

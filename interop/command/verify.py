@@ -17,8 +17,8 @@ from .output import emit, say, tabulate
 from .saved_model import precision_of, read_any
 
 EXPLANATION = (
-    "Errors are relative to the largest value; one ulp: what moving every weight by one unit in the last place makes "
-    "of the quantity."
+    "Errors are relative to the largest value; one ulp: the noise, what moving every weight by one unit in the last "
+    "place makes of the quantity; the bound is four times that, or a few units of rounding."
 )
 
 

@@ -32,6 +32,11 @@ FAULTS = {
         lambda: HierarchyLevelConfig("a.", [ExpertConfig("a")]),
         f"HierarchyLevelConfig.name: expected {NAME.format(repr('a.'))}",
     ),
+    "expert that no tensor can be named by": (
+        lambda: ExpertConfig("a\x1b"),
+        "ExpertConfig.name: expected a name without control characters and marks of direction; got 'a\\x1b'. "
+        "Leave them out: a tensor of a file cannot be called so.",
+    ),
     "experts twice": (
         lambda: HierarchyLevelConfig("l", [ExpertConfig(n) for n in "aba"]),
         f"HierarchyLevelConfig.experts: expected {DISTINCT.format(['a', 'b', 'a'])}",

@@ -1,9 +1,12 @@
 """Wrong fields, inputs and weights raise the text of the table: the same in both packages."""
 
 import cases
+import jax
 import numpy as np
 import pytest
+from backends import BACKENDS
 
+import convexmoe_jax
 from convexmoe import HullConfig, Normalization
 
 
@@ -30,7 +33,8 @@ def test_a_wrong_input_is_refused(backend, shape, dtype, kind, message):
 def test_what_is_no_array_is_refused(backend):
     fields = cases.HULLS["default"]
     model = backend.model(fields, cases.random_weights(fields), "float32")
-    message = "VectorHull.x: expected an array; got list. Convert it to an array of this framework first."
+    message = "VectorHull.x: expected an array; got list. Convert it to an array of this framework first, or call "
+    message += "predict(model, x), which takes any numbers."
     with pytest.raises(TypeError) as error:
         model([[0.0] * 5])
     assert str(error.value) == message
@@ -65,3 +69,22 @@ def test_positional_and_unknown_options_are_refused(backend):
     for arguments, options in [((5, 3, 2, 7), {}), ((5, 3), {"grouping": 2})]:
         with pytest.raises(TypeError, match=r"positional argument|unexpected keyword"):
             backend.package.VectorHull(*arguments, **options)
+
+
+def test_the_point_of_a_minimum_is_for_predict(backend):
+    """It is in float64, as the solver is; a model in float32 does not cut it off in silence, and says what takes it."""
+    fields = cases.fields(out_dim=1)
+    model = backend.model(fields, cases.random_weights(fields), "float32")
+    found = backend.package.minimize(model, backend.package.Box(np.zeros((2, 5)), np.ones((2, 5))))
+    assert str(found.x.dtype).endswith("float64")
+    for hull in (model, backend.fold(model)):
+        with pytest.raises(TypeError, match=r"or call predict\(model, x\), which takes any numbers"):
+            hull(found.x)
+        np.testing.assert_allclose(backend.package.predict(hull, found.x)[:, 0], found.value, rtol=1e-5, atol=1e-5)
+
+
+def test_predict_under_a_compiler_names_the_model():
+    fields = cases.fields()
+    model = BACKENDS[0].model(fields, cases.random_weights(fields), "float32")
+    with pytest.raises(TypeError, match=r"predict\.x: expected values that are known; .* call model\(x\)"):
+        jax.jit(lambda x: convexmoe_jax.predict(model, x))(np.zeros((2, 5), np.float32))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from page_formulas import program
 
 import convexmoe_jax
 import convexmoe_torch
@@ -20,15 +21,17 @@ ROUTES = {"family": np.arange(ROWS) % 3, "language": np.arange(ROWS) % 2}
 
 
 def config_of(package):
+    """With names that modules of PyTorch, and of their containers, have already."""
+
     def level(name, names):
         return package.HierarchyLevelConfig(name, [package.ExpertConfig(each) for each in names])
 
-    levels = [level("all", ["core"]), level("family", ["a", "b", "c"]), level("language", ["x", "y"])]
+    levels = [level("items", ["train"]), level("family", ["a", "b", "keys"]), level("language", ["x", "y"])]
     return package.CELMoEConfig(SIZE, levels, fusion_dropout=0.0)
 
 
 def ready_jax(level, expert, metadata, *, rngs):
-    if level == "all":
+    if level == "items":
         return convexmoe_jax.HullExpert(convexmoe_jax.VectorHull(SIZE, 3, hidden_dim=5, dtype=jnp.float64, rngs=rngs))
     if expert == "b":
         return convexmoe_jax.LinearExpert(SIZE, dtype=jnp.float64, rngs=rngs)
@@ -102,16 +105,23 @@ FACTORIES = {"ready": (ready_jax, None), "own": (own_jax, own_torch)}
 
 
 @pytest.mark.parametrize("kind", FACTORIES)
-def test_twins_agree(kind, x64):
+def test_twins_agree(kind, tmp_path, x64):
     model = jax_model(FACTORIES[kind][0])
     twin = to_torch(model, expert_factory=FACTORIES[kind][1])
     ours, theirs = outputs(model, twin, *inputs())
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
     back = to_jax(twin, expert_factory=None if kind == "ready" else own_jax)
     assert (outputs(back, twin, *inputs())[0] == ours).all()
+    if kind == "ready":  # so do the formulas of docs/pages/files.md
+        convexmoe_jax.save(model, tmp_path / "file")
+        page = program()
+        config, p = page["read"](tmp_path / "file")
+        routes = {lv.name: [lv.expert_names[i] for i in ROUTES.get(lv.name, [0] * ROWS)] for lv in model.levels}
+        found = page["hierarchy"](config, page["below"]("params/", p), inputs()[0], routes)
+        np.testing.assert_allclose(found, ours, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["family.b.out.0.weight", "language.y.conv.weight", "all.core.norm.bias"])
+@pytest.mark.parametrize("name", ["family.b.out.0.weight", "language.y.conv.weight", "items_.train_.norm.bias"])
 def test_a_slip_in_one_layer_is_seen(name, x64):
     model = jax_model(own_jax)
     twin = to_torch(model, expert_factory=own_torch)
@@ -137,7 +147,7 @@ def test_the_file_is_the_same_from_both(kind, tmp_path, x64):
 @pytest.mark.parametrize("package", [convexmoe_jax, convexmoe_torch])
 def test_a_file_with_own_experts_asks_for_their_factory(package, tmp_path, x64):
     convexmoe_jax.save(jax_model(own_jax), tmp_path / "file")
-    with pytest.raises(ValueError, match=r"load\.expert_factory: expected a factory for the experts \['all\.core'"):
+    with pytest.raises(ValueError, match=r"load\.expert_factory: expected a factory for the experts \['family\.a'"):
         package.load(tmp_path / "file")
 
 

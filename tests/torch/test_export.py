@@ -218,3 +218,31 @@ def test_a_scaled_gradient_is_exported_as_it_is(names):
     whole = ENGINE.build(Case((case.levels[0], Level("b", ("linear",) * 3))), random_weights(case))
     _, other = by_input(convexmoe_torch.FixedHierarchy(whole, {"b": names}))
     assert not torch.allclose(other, by_x, rtol=1e-3, atol=0)  # control
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter's own, and of checks of shapes
+@pytest.mark.parametrize("name", ["everything", "temperature 30", *list(ROUTINGS)[:3:2]])
+def test_the_older_exporter_and_a_trace(name):
+    if name in ROUTINGS:
+        model = hierarchy(name)[1]
+        x = [torch.from_numpy(rows_of(CASE, ROWS if model.rows else rows)) for rows in (ROWS, 41)]
+    else:
+        model = hull(name) if name in HULLS else convexmoe_torch.VectorHull(5, 4, temperature=30.0)
+        x = [torch.randn(rows, model.config.in_dim) for rows in (7, 41)]
+    file, wanted = io.BytesIO(), model(x[1]).detach()
+    free = None if getattr(model, "rows", None) else {"x": {0: "rows"}}
+    torch.onnx.export(model, (x[0],), file, dynamo=False, input_names=["x"], dynamic_axes=free)
+    assert relative_error(run_onnx(onnx.load_from_string(file.getvalue()), x[1]), wanted) < 1e-5
+    assert relative_error(torch.jit.trace(model, (x[0],))(x[1]).detach(), wanted) < VALUES["float32"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hierarchy_whose_routes_are_not_fixed_is_not_traced():
+    """Their plan would be that of the routes of the trace, in silence."""
+    model, x = hierarchy("names")[0], torch.from_numpy(rows_of(CASE, ROWS))
+    routes = {"a": torch.zeros(ROWS, dtype=torch.int64), "b": torch.zeros(ROWS, dtype=torch.int64)}
+    for trace in (torch.jit.trace, lambda *given: torch.onnx.export(*given, io.BytesIO(), dynamo=False)):
+        with pytest.raises(
+            ValueError, match=r"HierarchicalCELMoE\.routing: expected .* FixedHierarchy\(model, routing\)"
+        ):
+            trace(model, (x, routes))

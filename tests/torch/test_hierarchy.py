@@ -107,15 +107,32 @@ def test_names_in_the_state_dict():
     assert tuple(state["level_modules.a.e0.weight"].shape) == (5, 3)
 
 
-def test_a_name_of_a_module_dict_is_refused():
-    level = convexmoe_torch.HierarchyLevelConfig("a", [convexmoe_torch.ExpertConfig("keys")])
-    with pytest.raises(ValueError) as error:
-        convexmoe_torch.HierarchicalCELMoE(
-            convexmoe_torch.CELMoEConfig(5, [level]), lambda *_: convexmoe_torch.LinearExpert(5)
-        )
-    assert str(error.value) == (
-        "HierarchicalCELMoE.config: expected names that nn.ModuleDict has no attribute of; got 'keys'. Rename it."
+def test_names_of_attributes(tmp_path):
+    """Every name that a `ModuleDict` has itself is one of an expert and of a level; "items_" keeps its place."""
+    names = ["items_", *sorted(set(dir(torch.nn.ModuleDict())) - {"items_"}), "other"]
+    members = [convexmoe_torch.ExpertConfig(name) for name in names]
+    levels = [
+        convexmoe_torch.HierarchyLevelConfig(name, members if name == "items" else members[1:3]) for name in names
+    ]
+    config = convexmoe_torch.CELMoEConfig(3, levels)
+    model = convexmoe_torch.HierarchicalCELMoE(config, lambda *_: convexmoe_torch.LinearExpert(3)).eval()
+    attributes = [name for name, _ in model.level_modules["items"].named_children()]
+    assert attributes[0] == "items_" and attributes[names.index("items")] == "items__" and attributes[-1] == "other"
+    x, routes = (
+        torch.randn(len(names), 3),
+        {name: names if name == "items" else [names[1]] * len(names) for name in names},
     )
+    y = model(x, routes).fused_hidden
+    swapped = torch.func.functional_call(model, dict(model.named_parameters()), (x, routes)).fused_hidden
+    assert torch.equal(swapped, y)
+    convexmoe_torch.save(model, tmp_path / "model")
+    again = convexmoe_torch.load(tmp_path / "model").eval()
+    assert torch.equal(again(x, routes).fused_hidden, y)
+    neutral = {name: value + 1 for name, value in convexmoe_torch.files.layers.parameters_of(again).items()}
+    again.load_state_dict(neutral)  # as `convexmoe convert` writes them
+    assert all(torch.equal(value, model.get_parameter(name) + 1) for name, value in again.named_parameters())
+    fixed = convexmoe_torch.FixedHierarchy(model, {name: "keys" if name == "items" else names[1] for name in names})
+    assert list(fixed.level_modules["items"].keys()) == ["keys"]
 
 
 def test_a_deep_copy_stands_alone():
