@@ -46,7 +46,10 @@ LAWS = {
     "sum": "a sum is convex where its terms are",
     "negative": "the negative of a concave value is convex",
     "product": "a constant factor keeps curvature or turns it by its sign, and the square of an affine value is convex",
-    "quotient": "a quotient by a constant that is not 0 is a product",
+    "quotient": "a quotient by a constant that is not 0 is a product, and one of affine values, a / b = c + d / b",
+    "perspective": "t f(u / t) is convex in t > 0 and u where f is, and concave where f is",
+    "mean": "(sum of u ** p) ** q for p <= 1 and 0 < p q <= 1, and a product of n factors u to the power 1 / n, "
+    "are concave and rise with u >= 0",
     "maximum": "a maximum is convex where its arguments are",
     "minimum": "a minimum is concave where its arguments are",
     "scalar": "a convex function of an affine value is convex, a rising one of a convex value, a falling one of a "
@@ -59,6 +62,7 @@ LAWS = {
     "such, is convex",
     "linear": "a linear map is a sum whose terms have constant factors",
     "factors": "factors and inverses of a known matrix are known; a solution is linear in the right side",
+    "folded": "what depends on no input is a number, which is computed in float64",
     "choice": "a choice that does not depend on the input is convex where all its cases are",
     "pieces": "a continuous function of one number is convex where its pieces are, and its slope rises from one to the "
     "next",
@@ -69,6 +73,7 @@ LAWS = {
     "its dtype",
     "smooth_maximum": "T log mean exp(g / T) is convex and rises in each g, for a constant T > 0",
     "quadratic": "a polynomial of degree 2 is convex where its Hessian is positive semidefinite",
+    "form": "c + y' P y is a sum of squares for c >= 0 and P that is positive semidefinite, and its root is a norm",
     "norm": "the root of order p >= 1 of a sum of powers of order p of values whose sizes are convex is a norm; "
     "1 / p may be rounded",
     "ordered": "a sum of sorted convex values is convex where its weights rise with the order and are >= 0, "
@@ -96,7 +101,7 @@ def add(a: Value, b: Value) -> Value:
     if not (a.zero.any() or b.zero.any()):
         return total
     a, b = a.broadcast(total.shape), b.broadcast(total.shape)
-    return merge(b.zero & a.has(REAL), a, merge(a.zero & b.has(REAL), b, total))
+    return merge(b.zero, a, merge(a.zero, b, total))
 
 
 def multiply(a: Value, b: Value) -> Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from operator import itemgetter
@@ -14,6 +15,9 @@ from .contraction import Axes, contract
 from .facts import Array, Value
 from .intervals import round_fraction
 
+# How far what is computed of known numbers in float64 may be from what it stands for, relative to the largest of both.
+# An inverse is off by some 1e-15 c for a condition number c, and is decided to be definite for c < 1 / MARGIN alone.
+MARGIN = 1e-7
 LARGEST_EXACT = 32  # rows of a matrix that is factored in rational numbers
 
 
@@ -46,6 +50,34 @@ def enclose(numbers: Array) -> Value:
     """Return what is known of rational numbers."""
     low, high = (np.vectorize(partial(round_fraction, end=end), otypes=[float])(numbers) for end in (-np.inf, np.inf))
     return facts.settle(low, high, np.full(numbers.shape, facts.REAL | facts.CONSTANT, np.uint16))
+
+
+def compute(
+    function: Callable[[list[Array]], list[Array]], inputs: list[Value], dtypes: list[str], of_matrices: bool
+) -> list[Value]:
+    """Return what is known of what a function of known numbers gives, computed in float64.
+
+    Args:
+        function: of arrays, floats as float64.
+        inputs: numbers, or next to them.
+        dtypes: of the inputs in the program.
+        of_matrices: the size of the inputs says nothing of the error, as in an inverse.
+
+    Raises:
+        ValueError: it gives what is no number, or whole numbers of numbers that are not exactly known.
+    """
+    kinds = (dtype if dtype.startswith(("int", "uint", "bool")) else "float64" for dtype in dtypes)
+    arrays = [((x.lower + x.upper) / 2).astype(kind) for x, kind in zip(inputs, kinds, strict=True)]
+    results, exact = [np.asarray(part) for part in function(arrays)], all(x.known.all() for x in inputs)
+    size = 0.0 if of_matrices else max(float(np.abs(part).max(initial=0.0)) for part in arrays)
+    values = []
+    for part in results:
+        if not np.isfinite(part).all() or (part.dtype.kind != "f" and len(results) == 1 and not exact):
+            raise ValueError("no numbers")
+        slack = MARGIN * max(size, float(np.abs(part).max(initial=0.0))) if part.dtype.kind == "f" else 0.0
+        claim = np.full(part.shape, facts.REAL | facts.CONSTANT, np.uint16)
+        values.append(facts.settle(part - slack, part + slack, claim))
+    return values
 
 
 def cholesky(matrix: Value) -> Value:
