@@ -45,7 +45,7 @@ def _rounding(walk: Walk, operation: Operation) -> float:
 def _exponent(walk: Walk, k: int) -> tuple[int, Array | float] | None:
     """Return the base and the exponent of a power that depends on the input, times a constant >= 0; else None."""
     operation = walk.graph.makers.get(k)
-    if operation is None or walk.values[k].constant.all():
+    if operation is None or not operation.inputs or walk.values[k].constant.all():
         return None
     name, (first, *_, last) = operation.name, (*operation.inputs, *operation.inputs[-1:])
     if name == "pow" and walk.values[last].known.all():

@@ -16,7 +16,7 @@ from .shifts import recognize_shift
 
 Inputs = list[Value]
 # The rule that computes an operation of known numbers, and the laws of those that may leave more open than that does.
-FOLD, FOLDED = "", ("none", "factors", "order")
+FOLD, FOLDED = "any-other", ("none", "factors", "order")
 NOT_REAL = "it may be no real number: `domain=Box(...)` can leave out where"
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend import core
 
 from convexmoe.convexity import Array, Inputs, Operation, Rule, Value, Walk, contraction, facts, moves, rules
 
@@ -142,7 +143,8 @@ def _reduce_windows(reduce: Rule, fill: float, walk: Walk, operation: Operation,
 
 def _reduce_windows_by_program(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     """A reduction by a program of one operation, whose start must leave every number as it is."""
-    (value, start), program = inputs, graph_of(operation.params["jaxpr"])
+    value, start = inputs
+    program = graph_of(core.ClosedJaxpr(operation.params["jaxpr"], operation.params["consts"]))
     [last] = program.operations
     reduce, fill = {name: row for name, *row in REDUCTIONS}[last.name.replace("add", "sum")]
     if not (start.lower == start.upper == fill and sorted(last.inputs) == program.inputs):

@@ -38,7 +38,6 @@ def _guarded_x_log_x(u: Tensor) -> Tensor:
 
 
 ELEMENTWISE = (
-    ("|u| for u >= 0", "same", lambda u: torch.sign(u) * torch.relu(torch.abs(u)), lambda values: values[0]),
     ("softplus", "log_sum_exp", _softplus_by_log1p, atoms.as_softplus),
     ("xlogx", "entropy", lambda u: torch.where(u > 0, u * torch.log(u), 0.0), atoms.as_relative_entropy),
     ("xlogx", "entropy", _guarded_x_log_x, atoms.as_relative_entropy),
@@ -74,7 +73,7 @@ FORMS = atoms.Forms(
 )
 # The last operation of an atom -> what it may be.
 FAMILIES = {
-    **dict.fromkeys(("where", "mul"), (atoms.elementwise_atoms,)),
+    "where": (atoms.elementwise_atoms,),
     "add": (atoms.elementwise_atoms, atoms.smooth_maxima),
     "to": (atoms.smooth_maxima,),
 }

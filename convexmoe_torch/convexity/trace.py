@@ -318,10 +318,12 @@ class Writer:
             arguments = arguments_of(target, args, kwargs)
             return lower_call(self.graph, target, arguments, kinds, source)
         except (Declined, TypeError, ValueError, KeyError, RuntimeError, IndexError) as error:
-            given = refs(arguments)
-            if self.strict and (not given or any(self.graph.before(k).intersection(self.graph.inputs) for k in given)):
+            given, tags = refs(arguments), getattr(target, "tags", ())
+            known = given and not (target._schema.is_mutable or torch.Tag.nondeterministic_seeded in tags)
+            moves = any(self.graph.before(k).intersection(self.graph.inputs) for k in given)
+            if self.strict and (moves or not known):
                 raise Declined(name) from error
-            if given and not (target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags):
+            if known:
                 return add_as_it_is(Call(self.graph, target, arguments, kinds, source))
         if getattr(getattr(target, "_schema", None), "is_mutable", False):
             raise NotTraced(f"torch.export leaves {name}, which changes a tensor in place, in the program")
