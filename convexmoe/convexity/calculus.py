@@ -46,7 +46,8 @@ LAWS = {
     "sum": "a sum is convex where its terms are",
     "negative": "the negative of a concave value is convex",
     "product": "a constant factor keeps curvature or turns it by its sign, and the square of an affine value is convex",
-    "quotient": "a quotient by a constant that is not 0 is a product, and one of affine values, a / b = c + d / b",
+    "quotient": "a quotient by a constant that is not 0 is a product",
+    "fraction": "a / b = c + d / b for affine values and constants c and d",
     "perspective": "t f(u / t) is convex in t > 0 and u where f is, and concave where f is",
     "mean": "(sum of u ** p) ** q for p <= 1 and 0 < p q <= 1, and a product of n factors u to the power 1 / n, "
     "are concave and rise with u >= 0",
@@ -98,10 +99,9 @@ def add(a: Value, b: Value) -> Value:
     nonzero = ((a.nonnegative & b.nonnegative) | (a.nonpositive & b.nonpositive)) & (a.has(NONZERO) | b.has(NONZERO))
     facts = facts | facts_where((NONZERO, nonzero))
     total = settle(intervals.add_down(a.lower, b.lower), intervals.add_up(a.upper, b.upper), facts)
-    if not (a.zero.any() or b.zero.any()):
-        return total
     a, b = a.broadcast(total.shape), b.broadcast(total.shape)
-    return merge(b.zero, a, merge(a.zero, b, total))
+    only_a, only_b = (x | (_is_minus_infinity(one) & y.has(REAL)) for x, one, y in ((b.zero, a, b), (a.zero, b, a)))
+    return merge(only_a, a, merge(only_b, b, total)) if only_a.any() or only_b.any() else total
 
 
 def multiply(a: Value, b: Value) -> Value:

@@ -128,7 +128,7 @@ class Refinements:
                     signed[k] = (first > share * second) - (first < share * second)
         below = walk.values[pair[1]]
         signed = np.where(below.positive, signed, np.where(below.negative, -signed, math.nan))
-        return claim_curvature("quotient", value, signed >= 0, signed <= 0)
+        return claim_curvature("fraction", value, signed >= 0, signed <= 0)
 
     def _hessians_of_products(self, walk: Walk, number: int, wanted: Array, size: int) -> Iterator[Hessian]:
         """Yield the Hessians of sums over products of affine values.

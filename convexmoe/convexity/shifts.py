@@ -46,7 +46,7 @@ def recognize_shift(walk: Walk, number: int) -> Value | None:
     graph = walk.graph
     for shift in _shifts(walk, number):
         places = 1 + np.arange(walk.values[shift].facts.size).reshape(graph.shapes[shift])
-        ties, between = {shift: Tie(False, Fraction(1), places)}, graph.before(number, lambda k, end=shift: k == end)
+        ties, between = {shift: Tie(False, Fraction(1), places)}, graph.before(number, shift.__eq__)
         try:
             for operation in graph.operations:
                 if between.intersection(operation.outputs) - {shift} and any(k in ties for k in operation.inputs):
@@ -152,7 +152,7 @@ def _degree(walk: Walk, operation: Operation, given: list[Tie], is_factor: bool)
     if name in ("abs", "sign") and is_factor:  # exp is positive
         return True, degrees[0] * (name == "abs")
     if name in ("mul", "div") and 0 in degrees:
-        factor = values[degrees.index(0)]
+        factor = values[degrees.index(Fraction(0))]
         number = factor.lower.flat[0]
         if (factor.known & (factor.lower == number)).all() and number != 0 and (name == "mul" or not degrees[1]):
             return False, sum(degrees, Fraction(0)) * Fraction(float(number)) ** sign

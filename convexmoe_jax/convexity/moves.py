@@ -146,7 +146,7 @@ def _reduce_windows_by_program(walk: Walk, operation: Operation, inputs: Inputs)
     value, start = inputs
     program = graph_of(core.ClosedJaxpr(operation.params["jaxpr"], operation.params["consts"]))
     [last] = program.operations
-    reduce, fill = {name: row for name, *row in REDUCTIONS}[last.name.replace("add", "sum")]
+    [(_, reduce, fill)] = [row for row in REDUCTIONS if row[0] == last.name.replace("add", "sum")]
     if not (start.lower == start.upper == fill and sorted(last.inputs) == program.inputs):
         raise ValueError("another start, or another program")
     return _reduce_windows(reduce, fill, walk, operation, [value])
@@ -169,7 +169,11 @@ def _along(value: Value, shape: tuple[int, ...]) -> Value:
     return facts.either_over(value, axes) if axes else value
 
 
-REDUCTIONS = (("sum", rules.SUM, 0.0), ("max", rules.LARGEST, -np.inf), ("min", rules.SMALLEST, np.inf))
+REDUCTIONS: list[tuple[str, Rule, float]] = [
+    ("sum", rules.SUM, 0.0),
+    ("max", rules.LARGEST, -np.inf),
+    ("min", rules.SMALLEST, np.inf),
+]
 MOVING_RULES: dict[str, Rule] = {
     "tile": moves.moving_rule(lambda part, params: np.tile(part, params["reps"])),
     "broadcast_in_dim": moves.moving_rule(_broadcast),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def _invert(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 
 
 OF_MATRICES = ("aten.linalg", "aten._linalg", "aten.lu", "aten.pinverse", "aten.svd", "aten.qr")
-NUMPY = {"cholesky": np.linalg.cholesky, "det": np.linalg.det, "inverse": np.linalg.inv}
+NUMPY: dict[str, Any] = {"cholesky": np.linalg.cholesky, "det": np.linalg.det, "inverse": np.linalg.inv}
 
 
 def _fold(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:

@@ -130,24 +130,19 @@ def _arithmetic(name: str, call: Call) -> list[int]:
     a, b = call.values("self", "other")
     if call.dtype == "bool":  # of truth values the sum is `or`, the product `and`
         return [call.op({"add": "logical_or", "mul": "logical_and"}[name], truth(call, a), truth(call, b))]
-    signs, sizes, floor = (call.graph.makers.get(k) for k in (a, b, _first(call, b)))
-    if (
-        name == "mul"
-        and signs
-        and sizes
-        and floor
-        and (signs.name, sizes.name, floor.name) == ("sign", "maximum", "abs")
-    ):
-        bound = call.graph.array(sizes.inputs[1])  # sign(u) relu(|u|) is u, as pools of order p have it
-        if signs.inputs == floor.inputs and bound is not None and not bound.any():
-            return [floor.inputs[0]]
+    made = call.graph.makers
+    names = [made[k].name if k in made else "" for k in (a, b)]
+    if name == "mul" and names == ["sign", "maximum"]:  # sign(u) relu(|u|), as in pools of order p, is u
+        (size, bound), (given,) = made[b].inputs, made[a].inputs
+        zero = call.graph.array(bound)
+        if (
+            size in made
+            and (made[size].name, made[size].inputs) == ("abs", (given,))
+            and zero is not None
+            and not zero.any()
+        ):
+            return [given]
     return [call.op(name, a, call.scaled(b, call.get("alpha", 1)))]
-
-
-def _first(call: Call, value: int) -> int:
-    """Return the first value from which a value is made, itself where there is none."""
-    made = call.graph.makers.get(value)
-    return made.inputs[0] if made is not None and made.inputs else value
 
 
 def _rsub(call: Call) -> list[int]:
