@@ -69,7 +69,6 @@ LAWS = {
     "next",
     "comparison": "a comparison has bounds, but no curvature",
     "log_sum_exp": "log-sum-exp is convex and rises in each argument",
-    "log_softmax": "x - log-sum-exp(x) is concave where x is affine",
     "softplus": "log(1 + exp(u)) is convex and rises; from its threshold on the program gives u, the same number of "
     "its dtype",
     "smooth_maximum": "T log mean exp(g / T) is convex and rises in each g, for a constant T > 0",
@@ -210,12 +209,6 @@ def log_sum_exp(value: Value, axes: tuple[int, ...]) -> Value:
     count = math.prod(value.shape[axis] for axis in axes)
     high = intervals.add_up(value.upper.max(axis=axes), np.nextafter(np.log(count), np.inf))
     return settle(value.lower.max(axis=axes), high, facts)
-
-
-def log_softmax(value: Value, axes: tuple[int, ...]) -> Value:
-    """Return v - log sum exp v, the sum over axes."""
-    difference = add(value, negate(log_sum_exp(value, axes).map(lambda part: np.expand_dims(part, axes))))
-    return settle(difference.lower, np.minimum(difference.upper, 0.0), difference.facts)
 
 
 def smooth_maximum(value: Value, temperature: Value, axis: int) -> Value:

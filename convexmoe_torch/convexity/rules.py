@@ -152,7 +152,6 @@ RULES: dict[str, Rule] = {
     "logaddexp": rules.elementwise("log_sum_exp", order.log_add),
     "xlogx": rules.elementwise("entropy", products.relative_entropy),
     "logsumexp": rules.over_axes("log_sum_exp", lambda u, axes: calculus.log_sum_exp(u, axes) if axes else u),
-    "log_softmax": rules.over_axes("log_softmax", calculus.log_softmax),
     "sum": rules.SUM,
     "prod": rules.PRODUCT,
     "amax": rules.LARGEST,

@@ -116,7 +116,7 @@ def _running(name: str, place: str | None, call: Call) -> list[int]:
 
 def _log_softmax(call: Call) -> list[int]:
     value = call.cast(call["self"], call.dtype)
-    return [call.op("log_softmax", value, axes=axes_of(call, value))]
+    return [call.op("sub", value, reduce_over(call, "logsumexp", value, axes_of(call, value), True))]
 
 
 def _softmax(call: Call) -> list[int]:
