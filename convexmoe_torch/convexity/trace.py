@@ -319,7 +319,8 @@ class Writer:
             return lower_call(self.graph, target, arguments, kinds, source)
         except (Declined, TypeError, ValueError, KeyError, RuntimeError, IndexError) as error:
             given, tags = refs(arguments), getattr(target, "tags", ())
-            known = given and not (target._schema.is_mutable or torch.Tag.nondeterministic_seeded in tags)
+            is_random = torch.Tag.nondeterministic_seeded in tags or "empty" in name
+            known = given and not (target._schema.is_mutable or is_random)
             moves = any(self.graph.before(k).intersection(self.graph.inputs) for k in given)
             if self.strict and (moves or not known):
                 raise Declined(name) from error
