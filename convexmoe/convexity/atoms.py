@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-import numpy as np
-
-from . import calculus, order, scalars
-from .facts import Value, literal, merge
+from . import calculus, order
+from .facts import Value, literal
 from .graph import Graph, Operation, match
 from .products import recognize_products, relative_entropy
 from .walk import Atom
@@ -37,9 +35,6 @@ class Forms:
         sum: the name of the operation that sums over axes.
         elementwise: functions of one array, each as name, law, function, and what is known of it.
         pairs: functions of two arrays, as `elementwise`.
-        log_sum_exp: (axes, shape of the input, shape of the output) -> ways of writing log-sum-exp.
-        weighted: (axes, whether they are kept) -> ways of writing log sum b exp(a), of a and b.
-        log_softmax: axes -> ways of writing log-softmax.
         smooth_maximum: T log mean exp(g / T) over the last axis but one, of g and T, a value or a literal.
     """
 
@@ -47,9 +42,6 @@ class Forms:
     sum: str
     elementwise: tuple[tuple[str, str, Function, Apply], ...]
     pairs: tuple[tuple[str, str, Function, Apply], ...]
-    log_sum_exp: Callable[[tuple[int, ...], tuple[int, ...], tuple[int, ...]], Iterable[Function]]
-    weighted: Callable[[tuple[int, ...], bool], Iterable[Function]]
-    log_softmax: Callable[[tuple[int, ...]], Iterable[Function]]
     smooth_maximum: Function
 
 
@@ -119,50 +111,6 @@ def _sums_behind(forms: Forms, graph: Graph, number: int) -> list[Operation]:
         sums |= {key: maker for key, maker in makers.items() if maker.name == forms.sum}
         layer = {value for maker in makers.values() for value in maker.inputs}
     return list(sums.values())
-
-
-def _over(function: Callable[[Value, tuple[int, ...]], Value], axes: tuple[int, ...], shape: tuple[int, ...]) -> Apply:
-    """Return what is known of a function over axes."""
-    return lambda values: function(values[0], axes).reshape(*shape)
-
-
-def log_sum_exps(forms: Forms, graph: Graph, number: int) -> Iterable[Atom]:
-    """Yield log-sum-exp over the axes of the sums in the program."""
-    shape, dtype = graph.shapes[number], graph.dtypes[number]
-    for reduction in _sums_behind(forms, graph, number):
-        axes, given = tuple(reduction.params["axes"]), graph.shapes[reduction.inputs[0]]
-        with_axes = tuple(1 if axis in axes else size for axis, size in enumerate(given))
-        without = tuple(size for axis, size in enumerate(given) if axis not in axes)
-        if shape in (with_axes, without):
-            apply = _over(calculus.log_sum_exp, axes, shape)
-            for form in forms.log_sum_exp(axes, given, shape):
-                yield Atom("logsumexp", "log_sum_exp", form, ((given, dtype),), apply)
-            maker = graph.makers.get(reduction.inputs[0])
-            factors = maker.inputs if maker is not None and maker.name == "mul" else ()
-            behind = [k for factor in factors if factor in graph.makers for k in graph.makers[factor].inputs[:1]]
-            for weights in dict.fromkeys(graph.shapes[k] for k in (*factors, *behind)):
-                for form in forms.weighted(axes, shape == with_axes):
-                    kinds = (given, dtype), (weights, dtype)
-                    yield Atom("logsumexp", "log_sum_exp", form, kinds, partial(_weighted, axes, shape))
-
-
-def _weighted(axes: tuple[int, ...], shape: tuple[int, ...], values: list[Value]) -> Value:
-    """Return what is known of log sum b exp(a), for constant b >= 0: a term with b = 0 is not there."""
-    exponent = calculus.add(values[0], scalars.apply("log", values[1]))
-    absent = values[1].zero & np.ones(exponent.shape, bool)
-    return calculus.log_sum_exp(merge(absent, literal(-np.inf).broadcast(exponent.shape), exponent), axes).reshape(
-        *shape
-    )
-
-
-def log_softmaxes(forms: Forms, graph: Graph, number: int) -> Iterable[Atom]:
-    """Yield log-softmax over the axes of the sums in the program."""
-    name, kind = "log_softmax", (graph.shapes[number], graph.dtypes[number])
-    for reduction in _sums_behind(forms, graph, number):
-        axes = tuple(reduction.params["axes"])
-        if graph.shapes[reduction.inputs[0]] == kind[0]:
-            for form in forms.log_softmax(axes):
-                yield Atom(name, name, form, (kind,), _over(calculus.log_softmax, axes, kind[0]))
 
 
 @lru_cache(maxsize=256)

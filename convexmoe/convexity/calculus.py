@@ -47,6 +47,10 @@ LAWS = {
     "negative": "the negative of a concave value is convex",
     "product": "a constant factor keeps curvature or turns it by its sign, and the square of an affine value is convex",
     "quotient": "a quotient by a constant that is not 0 is a product",
+    "fraction": "a / b = c + d / b for affine values and constants c and d",
+    "perspective": "t f(u / t) is convex in t > 0 and u where f is, and concave where f is",
+    "mean": "(sum of u ** p) ** q for p <= 1 and 0 < p q <= 1, and a product of n factors u to the power 1 / n, "
+    "are concave and rise with u >= 0",
     "maximum": "a maximum is convex where its arguments are",
     "minimum": "a minimum is concave where its arguments are",
     "scalar": "a convex function of an affine value is convex, a rising one of a convex value, a falling one of a "
@@ -59,16 +63,17 @@ LAWS = {
     "such, is convex",
     "linear": "a linear map is a sum whose terms have constant factors",
     "factors": "factors and inverses of a known matrix are known; a solution is linear in the right side",
+    "folded": "what depends on no input is a number, which is computed in float64",
     "choice": "a choice that does not depend on the input is convex where all its cases are",
     "pieces": "a continuous function of one number is convex where its pieces are, and its slope rises from one to the "
     "next",
     "comparison": "a comparison has bounds, but no curvature",
     "log_sum_exp": "log-sum-exp is convex and rises in each argument",
-    "log_softmax": "x - log-sum-exp(x) is concave where x is affine",
     "softplus": "log(1 + exp(u)) is convex and rises; from its threshold on the program gives u, the same number of "
     "its dtype",
     "smooth_maximum": "T log mean exp(g / T) is convex and rises in each g, for a constant T > 0",
     "quadratic": "a polynomial of degree 2 is convex where its Hessian is positive semidefinite",
+    "form": "c + y' P y is a sum of squares for c >= 0 and P that is positive semidefinite, and its root is a norm",
     "norm": "the root of order p >= 1 of a sum of powers of order p of values whose sizes are convex is a norm; "
     "1 / p may be rounded",
     "ordered": "a sum of sorted convex values is convex where its weights rise with the order and are >= 0, "
@@ -93,10 +98,9 @@ def add(a: Value, b: Value) -> Value:
     nonzero = ((a.nonnegative & b.nonnegative) | (a.nonpositive & b.nonpositive)) & (a.has(NONZERO) | b.has(NONZERO))
     facts = facts | facts_where((NONZERO, nonzero))
     total = settle(intervals.add_down(a.lower, b.lower), intervals.add_up(a.upper, b.upper), facts)
-    if not (a.zero.any() or b.zero.any()):
-        return total
     a, b = a.broadcast(total.shape), b.broadcast(total.shape)
-    return merge(b.zero & a.has(REAL), a, merge(a.zero & b.has(REAL), b, total))
+    only_a, only_b = (x | (_is_minus_infinity(one) & y.has(REAL)) for x, one, y in ((b.zero, a, b), (a.zero, b, a)))
+    return merge(only_a, a, merge(only_b, b, total)) if only_a.any() or only_b.any() else total
 
 
 def multiply(a: Value, b: Value) -> Value:
@@ -205,12 +209,6 @@ def log_sum_exp(value: Value, axes: tuple[int, ...]) -> Value:
     count = math.prod(value.shape[axis] for axis in axes)
     high = intervals.add_up(value.upper.max(axis=axes), np.nextafter(np.log(count), np.inf))
     return settle(value.lower.max(axis=axes), high, facts)
-
-
-def log_softmax(value: Value, axes: tuple[int, ...]) -> Value:
-    """Return v - log sum exp v, the sum over axes."""
-    difference = add(value, negate(log_sum_exp(value, axes).map(lambda part: np.expand_dims(part, axes))))
-    return settle(difference.lower, np.minimum(difference.upper, 0.0), difference.facts)
 
 
 def smooth_maximum(value: Value, temperature: Value, axis: int) -> Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from operator import itemgetter
@@ -14,6 +15,10 @@ from .contraction import Axes, contract
 from .facts import Array, Value
 from .intervals import round_fraction
 
+# How far what is computed of known numbers in float64 may be from what it stands for, relative to the largest of both;
+# at least ten times what noise of this size in the inputs changes, more than rounding does, whatever the condition is.
+NOISE = 1e-13
+MARGIN = 1e-7
 LARGEST_EXACT = 32  # rows of a matrix that is factored in rational numbers
 
 
@@ -46,6 +51,36 @@ def enclose(numbers: Array) -> Value:
     """Return what is known of rational numbers."""
     low, high = (np.vectorize(partial(round_fraction, end=end), otypes=[float])(numbers) for end in (-np.inf, np.inf))
     return facts.settle(low, high, np.full(numbers.shape, facts.REAL | facts.CONSTANT, np.uint16))
+
+
+def compute(
+    function: Callable[[list[Array]], list[Array]], inputs: list[Value], dtypes: list[str], of_matrices: bool
+) -> list[Value]:
+    """Return what is known of what a function of known numbers gives, computed in float64, or raise ValueError.
+
+    Args:
+        function: of arrays, floats as float64.
+        inputs: numbers, or next to them; where the results are whole numbers alone, they are exactly known.
+        dtypes: of the inputs in the program.
+        of_matrices: the size of the inputs says nothing of the error, as in an inverse.
+    """
+    kinds = (dtype if dtype.startswith(("int", "uint", "bool")) else "float64" for dtype in dtypes)
+    arrays = [((x.lower + x.upper) / 2).astype(kind) for x, kind in zip(inputs, kinds, strict=True)]
+    rng, is_float = np.random.default_rng(0), [part.dtype.kind == "f" for part in arrays]
+    noisy = [x * (1 + NOISE * rng.uniform(-1, 1, x.shape)) if f else x for x, f in zip(arrays, is_float, strict=True)]
+    size, values = max(float(np.abs(part).max(initial=0.0)) for part in arrays) * (not of_matrices), []
+    results = [list(map(np.asarray, function(given))) for given in (arrays, noisy)]
+    for part, other in zip(*results, strict=True):
+        whole = part.dtype.kind in "iub" and (len(results[0]) > 1 or all(x.known.all() for x in inputs))
+        if not (whole or part.dtype == np.float64) or not np.isfinite([part, other]).all():
+            raise ValueError("no numbers")
+        one, two = part.astype(np.float64), other.astype(np.float64)
+        slack = max(MARGIN * max(size, np.abs(one).max(initial=0.0)), 10 * np.abs(one - two).max(initial=0.0))
+        if whole and (one != two).any():
+            raise ValueError("places that rounding decides")
+        bounds = (one - slack * (not whole), one + slack * (not whole))
+        values.append(facts.settle(*bounds, np.full(part.shape, facts.REAL | facts.CONSTANT, np.uint16)))
+    return values
 
 
 def cholesky(matrix: Value) -> Value:

@@ -33,6 +33,7 @@ REAL, NONZERO, CONVEX, CONCAVE, RISING, FALLING = (1 << k for k in range(6))
 LOG_CONVEX, LOG_CONCAVE, ROOT_CONVEX, QUADRATIC = (1 << k for k in range(6, 10))
 AFFINE, CONSTANT = CONVEX | CONCAVE, RISING | FALLING
 EVERY = (1 << 10) - 1
+NARROW = 1e-6  # width of bounds that count as a number, relative to the largest
 LARGEST_INTEGER = 2.0**53  # of those that float64 holds without gaps
 
 
@@ -247,6 +248,13 @@ def mixture(values: list[Value]) -> Value:
     """Return what holds of a choice among values that depends on the input: bounds only."""
     value = either(values)
     return settle(value.lower, value.upper, value.facts & (REAL | NONZERO))
+
+
+def is_narrow(value: Value) -> bool:
+    """Return whether all elements are known numbers but for `NARROW` of the largest of them."""
+    if not (value.constant.all() and value.facts.size and np.isfinite([value.lower, value.upper]).all()):
+        return False
+    return bool((value.upper - value.lower).max() <= NARROW * np.abs([value.lower, value.upper]).max())
 
 
 def curvature_word(value: Value) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from .contraction import axes_of, pair_places
 from .domain import Domain
 from .facts import Array, Value
 from .graph import Operation
+from .homogeneous import claim_curvature, refine_homogeneous
 from .semidefinite import is_semidefinite
 from .walk import Walk
 
@@ -51,7 +53,8 @@ class Refinements:
         value = walk.values[number]
         if value.facts.size > LARGEST_VALUE:
             return None
-        refinement = self._quadratic(walk, number, value) or _power_norm(walk, operation, value)
+        refinement = self._form(walk, number, value) or self._quadratic(walk, number, value)
+        refinement = refinement or self._fraction(walk, operation, value) or refine_homogeneous(walk, operation, value)
         if refinement is None and any(map(self.sorts, walk.graph.operations)):
             return self._ordered(walk, number, value)
         return refinement
@@ -73,7 +76,59 @@ class Refinements:
         for k, (lower, upper) in hessians.items():
             convex.flat[k] = is_semidefinite(lower, upper)
             concave.flat[k] = is_semidefinite(-upper, -lower)
-        return _claim("quadratic", value, convex, concave)
+        return claim_curvature("quadratic", value, convex, concave)
+
+    def _form(self, walk: Walk, number: int, value: Value) -> tuple[str, Value] | None:
+        """Decide c + y' P y for c >= 0, by P, for the last affine y through which all depends on the input.
+
+        Where P is positive semidefinite it is c + |L y|^2 for some L, so that its root is a norm.
+        """
+        undecided = value.has(facts.QUADRATIC | facts.REAL) & ~value.affine
+        if not undecided.any():
+            return None
+        products, beside = _products_behind(walk, number)
+        source = next(_sources(walk, products), None)
+        if source is None or beside or walk.values[source].facts.size > LARGEST_INPUT:
+            return None
+        of_source, size = Refinements([source], self.sorts), walk.values[source].facts.size
+        for factor in {k for product in products for k in walk.graph.makers[product].inputs}:
+            free = walk.evaluate_again(factor, {source: facts.variable(walk.graph.shapes[source])})
+            at_zero = of_source._at(walk, factor, [source], np.zeros(size))
+            if not (free.affine.all() and (at_zero.zero.all() or walk.values[factor].constant.all())):
+                return None
+        nothing = {k: facts.literal(np.zeros(walk.graph.shapes[k])) for k in products}
+        start = walk.evaluate_again(number, nothing).nonnegative
+        try:
+            hessians = dict(of_source._hessians_of_products(walk, number, undecided, size))
+        except ValueError:  # made of something else
+            return None
+        rooted = np.zeros(value.shape, bool)
+        for k, bounds in hessians.items():
+            rooted.flat[k] = is_semidefinite(*bounds)
+        claim = value.facts | facts.facts_where((facts.ROOT_CONVEX, rooted & start))
+        return ("form", facts.settle(value.lower, value.upper, claim)) if (rooted & start).any() else None
+
+    def _fraction(self, walk: Walk, operation: Operation, value: Value) -> tuple[str, Value] | None:
+        """Decide a / b of affine values of one shape, as c + d / b where a = c b + d with rational numbers c and d."""
+        pair = [operation.inputs[0], operation.inputs[-1]] if operation.name == "div" else []
+        size = sum(math.prod(walk.graph.shapes[given]) for given in self.chosen)
+        alike = all(walk.values[k].affine.all() and walk.graph.shapes[k] == value.shape for k in pair)
+        if not (pair and alike) or size * value.facts.size > LARGEST_INPUT:
+            return None
+        start, signed = self._spread(self.chosen, size)[0], np.full(value.shape, math.nan)
+        a, b = ([self._at(walk, k, self.chosen, start), self._slopes(walk, k, self.chosen)] for k in pair)
+        for k in np.ndindex(value.shape):
+            ends = [[Value(*(part[..., *k] for part in x.parts)) for x in side] for side in (a, b)]
+            rows = [np.append(first.lower, slopes.lower) for first, slopes in ends]
+            known = all(x.known.all() for side in ends for x in side)
+            if known and rows[1][1:].any():
+                (first, *slopes), (second, *others) = (map(Fraction, row.tolist()) for row in rows)
+                share = next(x / y for x, y in zip(slopes, others, strict=True) if y)
+                if all(x == share * y for x, y in zip(slopes, others, strict=True)):
+                    signed[k] = (first > share * second) - (first < share * second)
+        below = walk.values[pair[1]]
+        signed = np.where(below.positive, signed, np.where(below.negative, -signed, math.nan))
+        return claim_curvature("fraction", value, signed >= 0, signed <= 0)
 
     def _hessians_of_products(self, walk: Walk, number: int, wanted: Array, size: int) -> Iterator[Hessian]:
         """Yield the Hessians of sums over products of affine values.
@@ -86,7 +141,7 @@ class Refinements:
         if not 0 < count <= LARGEST_INPUT:
             raise ValueError(f"{count} products")
         shapes = {k: walk.graph.shapes[k] for k in (*products, *beside)}
-        free = evaluate_again(walk, number, {k: facts.variable(shape) for k, shape in shapes.items()})
+        free = walk.evaluate_again(number, {k: facts.variable(shape) for k, shape in shapes.items()})
         weights = self._slopes(walk, number, products, {k: facts.literal(np.zeros(shapes[k])) for k in beside})
         sides: tuple[list[Value], list[Value]] = [], []
         places: list[Array] = []
@@ -126,7 +181,7 @@ class Refinements:
         ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
         parts = zip(sources, np.split(point, ends), shapes, strict=True)
         given = {source: facts.literal(part.reshape(shape)) for source, part, shape in parts}
-        return evaluate_again(walk, number, (fixed or {}) | given)
+        return walk.evaluate_again(number, (fixed or {}) | given)
 
     def _slopes(self, walk: Walk, number: int, sources: list[int], fixed: Any = None) -> Value:
         """Return the slopes of an affine value in each element of its sources, `[elements, *shape]`."""
@@ -158,7 +213,7 @@ class Refinements:
         axis %= max(len(shape), 1)
         if not 0 < math.prod(shape) <= LARGEST_SORT or source == number:
             return None
-        free = evaluate_again(walk, number, {source: facts.variable(shape)})
+        free = walk.evaluate_again(number, {source: facts.variable(shape)})
         if not free.affine.any():
             return None
         slopes = self._slopes(walk, number, [source]).reshape(*shape, *value.shape)
@@ -175,7 +230,7 @@ class Refinements:
         convex = growing & (straight | (up & above) | (down & below))
         concave = shrinking & (straight | (down & above) | (up & below))
         convex, concave = (holds & free.affine & value.has(facts.REAL) for holds in (convex, concave))
-        return _claim("ordered", value, convex, concave)
+        return claim_curvature("ordered", value, convex, concave)
 
     def _find_sorted(self, walk: Walk, number: int) -> tuple[int, Operation, int, bool] | None:
         """Return the one sorted value through which a value depends on the chosen input, if there is one."""
@@ -210,6 +265,20 @@ def _products_behind(walk: Walk, number: int) -> tuple[list[int], list[int]]:
     return products, [k for k in moving if is_affine(k)]
 
 
+def _sources(walk: Walk, numbers: list[int]) -> Iterator[int]:
+    """Yield the affine values, latest first, through which alone some values depend on the chosen inputs."""
+    graph = walk.graph
+
+    def moves(k: int) -> bool:
+        return not walk.values[k].constant.all()
+
+    before = set().union(*(graph.before(number, lambda k: not moves(k)) for number in numbers)) - {*numbers}
+    for source in sorted((k for k in before if moves(k) and walk.values[k].affine.all()), reverse=True):
+        behind = (graph.before(number, lambda k, end=source: k == end or not moves(k)) for number in numbers)  # type: ignore[misc]
+        if not any(k != source and k not in graph.makers and moves(k) for k in set().union(*behind)):
+            yield source
+
+
 def _factors(walk: Walk, product: int) -> tuple[tuple[int, int], tuple[Array, Array]]:
     """Return the factors of a product of affine values, and the places in them of its terms, `[elements, terms]`."""
     operation, shape = walk.graph.makers[product], walk.graph.shapes[product]
@@ -224,72 +293,3 @@ def _factors(walk: Walk, product: int) -> tuple[tuple[int, int], tuple[Array, Ar
     at = (np.arange(math.prod(size)).reshape(size) for size in (walk.graph.shapes[first], walk.graph.shapes[second]))
     one, two = (np.broadcast_to(places, shape).reshape(-1, 1) for places in at)
     return (first, second), (one, two)
-
-
-def _power_norm(walk: Walk, operation: Operation, value: Value) -> tuple[str, Value] | None:
-    """Decide (sum of f ** e) ** q, with q rounded from 1 / p and e >= p >= 1, for |f| that are convex.
-
-    What ROOT_CONVEX says of roots goes through sums, maxima and positive factors for every p as it does for p = 2.
-    """
-    if operation.name != "pow" or not walk.values[operation.inputs[1]].known.all():
-        return None
-    base, q = operation.inputs[0], walk.values[operation.inputs[1]].lower
-    rounding = 2.0 ** (-52 if walk.graph.dtypes[operation.outputs[0]] == "float64" else -23)
-    if not np.all(q == q.flat[0]) or not 0 < q.flat[0] <= 1:
-        return None
-    given: dict[int, Value] = {}
-    for k in walk.graph.before(base, lambda k: k in walk.reasons and _exponent(walk, k) is not None):
-        exponent = _exponent(walk, k)
-        if exponent is not None:
-            inner = walk.values[walk.graph.makers[k].inputs[0]]
-            even = (exponent % 2 == 0) | inner.nonnegative
-            holds = inner.root_is_convex & even & (exponent * q.flat[0] >= 1 - rounding)
-            claim = walk.values[k].facts & np.uint16(facts.REAL) | facts.facts_where((facts.ROOT_CONVEX, holds))
-            given[k] = facts.settle(*walk.values[k].parts[:2], claim)
-        elif not walk.values[k].constant.all() and not _is_homogeneous(walk, k):
-            return None
-    if not given:
-        return None
-    total = evaluate_again(walk, base, given)
-    return _claim("norm", value, total.has(facts.ROOT_CONVEX) & value.has(facts.REAL), np.zeros(value.shape, bool))
-
-
-def _exponent(walk: Walk, k: int) -> Array | float | None:
-    """Return the exponent of a power that depends on the input, None for another operation."""
-    operation = walk.graph.makers.get(k)
-    if operation is None or walk.values[k].constant.all():
-        return None
-    same = operation.name == "mul" and operation.inputs[0] == operation.inputs[1]
-    if operation.name == "pow" and walk.values[operation.inputs[1]].known.all():
-        return walk.values[operation.inputs[1]].lower
-    return {"integer_pow": float(operation.params.get("y", 0)), "square": 2.0, "mul": 2.0 if same else None}.get(
-        operation.name
-    )
-
-
-def _is_homogeneous(walk: Walk, k: int) -> bool:
-    """Return whether a value is a sum, a maximum or a rearrangement of what it depends on, or a multiple of it."""
-    operation = walk.graph.makers.get(k)
-    law = walk.rules[operation.name].law if operation and operation.name in walk.rules else ""
-    moving = [not walk.values[given].constant.all() for given in operation.inputs] if operation else []
-    scaled = (law in ("product", "linear") and sum(moving) == 1) or (law == "quotient" and moving == [True, False])
-    return scaled or law in ("sum", "moved", "same", "maximum")
-
-
-def _claim(law: str, value: Value, convex: Array, concave: Array) -> tuple[str, Value] | None:
-    """Return a value with curvature where it was decided, and the law; None where nothing was."""
-    if not (convex.any() or concave.any()):
-        return None
-    claim = value.facts | facts.facts_where((facts.CONVEX, convex), (facts.CONCAVE, concave))
-    return law, facts.settle(value.lower, value.upper, claim)
-
-
-def evaluate_again(walk: Walk, number: int, given: dict[int, Value]) -> Value:
-    """Return what is known of a value where some values are given anew, and others follow from them."""
-    part = Walk(walk.graph, walk.rules, walk.atoms)
-    part.values = {key: value for key, value in walk.values.items() if value.constant.all()} | given
-    needed = walk.graph.before(number, part.values.__contains__)
-    for operation in walk.graph.operations:
-        if any(output in needed and output not in part.values for output in operation.outputs):
-            part.step(operation)
-    return part.values[number]

@@ -70,6 +70,7 @@ SCALARS = {
     "round": Scalar(None, None, EVERYWHERE),
 }
 EXACT = {"sign", "floor", "ceil"}
+EXACT_AT = {"exp": 0.0, "exp2": 0.0, "log": 1.0}  # there numpy gives the very number
 ZERO_AT_ZERO = {"expm1", "log1p", "sqrt", "cbrt", "tanh", "atan", "asinh", "sinh"}
 KEEPS_NONZERO = {*ZERO_AT_ZERO, "erf", "abs", "sign"}
 # Facts of f(v) about logarithms and roots, each with the fact of v from which it follows.
@@ -127,7 +128,11 @@ def apply(name: str, value: Value) -> Value:
     lower, upper = _bounds(name, scalar, value)
     if name == "abs":  # of one sign: the value itself, or its negative, with all their facts
         claim |= np.where(value.nonnegative, value.facts, 0) | np.where(value.nonpositive, negate_facts(value.facts), 0)
-    return settle(lower, upper, claim)
+    result = settle(lower, upper, claim)
+    absent = np.isneginf(value.upper) & (value.lower == value.upper)  # a constant, such as a mask puts
+    if name in ("exp", "exp2") and absent.any():
+        return facts.merge(absent, facts.literal(np.zeros(value.shape)), result)
+    return result
 
 
 def _bounds(name: str, scalar: Scalar, value: Value) -> tuple[Array, Array]:
@@ -143,8 +148,11 @@ def _bounds(name: str, scalar: Scalar, value: Value) -> tuple[Array, Array]:
     with np.errstate(all="ignore"):
         lower, upper = scalar.value(value.lower), scalar.value(value.upper)
     lower, upper = np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper)
+    exact = EXACT_AT.get(name, np.nan)
     if name not in EXACT:
-        lower, upper = widen(lower, upper)
+        (low_exact, high_exact), (lower, upper) = (lower, upper), widen(lower, upper)
+        lower = np.where(value.lower == exact, low_exact, lower)
+        upper = np.where(value.upper == exact, high_exact, upper)
     if name in ZERO_AT_ZERO:  # they keep zeros and signs
         lower, upper = np.where(value.lower == 0, 0.0, lower), np.where(value.upper == 0, 0.0, upper)
         lower = np.where(value.nonnegative, np.maximum(lower, 0.0), lower)

@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .calculus import LAWS
-from .facts import CONSTANT, REAL, Value, array_value, compact, curvature_word, nothing, settle
+from .facts import CONSTANT, REAL, Value, array_value, compact, curvature_word, is_narrow, nothing, settle
 from .graph import CONSTANT_OPERATION, Graph, Operation
 from .piecewise import recognize_pieces
+from .shifts import recognize_shift
 
 Inputs = list[Value]
+# The rule that computes an operation of known numbers, and the laws of those that may leave more open than that does.
+FOLD, FOLDED = "any-other", ("none", "factors", "order")
 NOT_REAL = "it may be no real number: `domain=Box(...)` can leave out where"
 
 
@@ -98,7 +101,7 @@ class Walk:
         rules: primitive -> rule.
         atoms: recognizes parts of a program; None for no atoms.
         refine: what whole-program arguments add to a value that the rules leave open; None for nothing.
-        in_pieces: look at functions that are written in pieces.
+        in_pieces: look at functions that are written in pieces, or with a shift.
 
     Attributes:
         values: what is known of each value, by number.
@@ -152,9 +155,19 @@ class Walk:
         self.inside = next(notes, "")
         return outputs
 
+    def evaluate_again(self, number: int, given: dict[int, Value], in_pieces: bool = True) -> Value:
+        """Return what is known of a value where some values are given anew, and others follow from them."""
+        part = Walk(self.graph, self.rules, self.atoms, in_pieces=in_pieces)
+        part.values = {key: value for key, value in self.values.items() if value.constant.all()} | given
+        needed = self.graph.before(number, part.values.__contains__)
+        for operation in self.graph.operations:
+            if any(output in needed and output not in part.values for output in operation.outputs):
+                part.step(operation)
+        return part.values[number]
+
     def step(self, operation: Operation) -> None:
         """Find what is known of the outputs of one operation."""
-        values, law, note = self._apply_rule(operation)
+        values, law, note = self._fold(operation, *self._apply_rule(operation))
         for number, value in zip(operation.outputs, values, strict=True):
             self.values[number] = value
             reason = Reason(operation.name, LAWS[law], operation.inputs, operation.source, note)
@@ -179,11 +192,28 @@ class Walk:
             before, self.values[number] = self.values[number], combine(self.values[number], value)
             if (self.values[number].facts != before.facts).any():
                 return reason._replace(operation=atom.name, law=LAWS[atom.law], inputs=tuple(inputs))
-        pieces = recognize_pieces(self, number) if self.in_pieces else None
+        if not self.in_pieces:
+            return reason
+        shifted = recognize_shift(self, number)
+        if shifted is not None:
+            self.values[number] = combine(self.values[number], shifted)
+            return reason._replace(law=LAWS["log_sum_exp"])
+        pieces = recognize_pieces(self, number)
         if pieces is not None:
             self.values[number] = combine(self.values[number], pieces[1])
             return reason._replace(law=LAWS["pieces"], inputs=pieces[:1])
         return reason
+
+    def _fold(self, operation: Operation, values: list[Value], law: str, note: str) -> tuple[list[Value], str, str]:
+        """Return what the rule of an operation gives, or the numbers that it computes of known ones, and why."""
+        inputs = [self.values[number] for number in operation.inputs if number in self.values]
+        is_open = law in FOLDED and not all(map(is_narrow, values))
+        if is_open and FOLD in self.rules and len(inputs) == len(operation.inputs) and all(map(is_narrow, inputs)):
+            try:
+                return self.rules[FOLD].apply(self, operation, inputs), "folded", ""
+            except Exception as error:  # as in `_apply_rule`
+                note = note or f"{operation.name!r} of known numbers failed: {type(error).__name__}: {error}"
+        return values, law, note
 
     def _apply_rule(self, operation: Operation) -> tuple[list[Value], str, str]:
         """Return what the rule of an operation gives, its law, and a note where there is none that applies."""

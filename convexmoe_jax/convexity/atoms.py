@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -51,40 +51,6 @@ PAIRS = (
 )
 
 
-def _log_sum_exp_forms(axes: tuple[int, ...], given: tuple[int, ...], shape: tuple[int, ...]) -> Iterable[Function]:
-    return _log_sum_exp_by_hand(axes, len(axes) == len(given))
-
-
-@lru_cache(maxsize=256)
-def _log_sum_exp_by_hand(axes: tuple[int, ...], of_all: bool) -> tuple[Function, ...]:
-    """Return ways of writing log-sum-exp over axes: they differ in the shape of the maximum, and in the last sum."""
-
-    def write(keep_max: bool, keep: bool, expand: bool, sum_first: bool) -> Function:
-        def form(a: Any) -> Any:
-            top = jnp.max(a, axis=axes, keepdims=keep_max)
-            shift = jnp.expand_dims(top, axes) if expand else top
-            log = jnp.log(jnp.sum(jnp.exp(a - shift), axis=axes, keepdims=keep))
-            top = jnp.squeeze(top, axes) if keep_max and not keep else top
-            return log + top if sum_first else top + log
-
-        return form
-
-    # The maximum keeps its axes, or they are put back, or it is one number.
-    kinds = [(True, False, False), (True, True, False), (False, False, True), *[(False, False, False)] * of_all]
-    by_hand = (write(*kind, sum_first) for sum_first in (False, True) for kind in kinds)
-    return (*(partial(jax.nn.logsumexp, axis=axes, keepdims=keep) for keep in (False, True)), *by_hand)
-
-
-@lru_cache(maxsize=256)
-def _weighted_forms(axes: tuple[int, ...], keep: bool) -> tuple[Function, ...]:
-    return (lambda a, b: jax.nn.logsumexp(a, axis=axes, b=b, keepdims=keep),)
-
-
-@lru_cache(maxsize=256)
-def _log_softmax_forms(axes: tuple[int, ...]) -> tuple[Function, ...]:
-    return (partial(jax.nn.log_softmax, axis=axes),)
-
-
 def _smooth_maximum(g: Any, temperature: Any) -> Any:
     """T log mean exp(g / T) over the last axis but one; above T = 16 by way of expm1 and log1p."""
     wide = g.astype(jnp.promote_types(g.dtype, jnp.float32))
@@ -106,20 +72,12 @@ def _smooth_maximum(g: Any, temperature: Any) -> Any:
 
 
 FORMS = atoms.Forms(
-    trace=_trace,
-    sum="reduce_sum",
-    elementwise=ELEMENTWISE,
-    pairs=PAIRS,
-    log_sum_exp=_log_sum_exp_forms,
-    weighted=_weighted_forms,
-    log_softmax=_log_softmax_forms,
-    smooth_maximum=_smooth_maximum,
+    trace=_trace, sum="reduce_sum", elementwise=ELEMENTWISE, pairs=PAIRS, smooth_maximum=_smooth_maximum
 )
 # The last primitive of an atom -> what it may be.
 FAMILIES = {
-    "select_n": (atoms.elementwise_atoms, atoms.log_sum_exps),
-    "add": (atoms.elementwise_atoms, atoms.log_sum_exps, atoms.smooth_maxima),
-    "sub": (atoms.log_softmaxes,),
+    "select_n": (atoms.elementwise_atoms,),
+    "add": (atoms.elementwise_atoms, atoms.smooth_maxima),
     "convert_element_type": (atoms.smooth_maxima,),
 }
 recognize = partial(atoms.recognize_atoms, FORMS, FAMILIES)

@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend import core
 
 from convexmoe.convexity import Array, Inputs, Operation, Rule, Value, Walk, contraction, facts, moves, rules
+
+from .trace import graph_of
 
 
 def _broadcast(part: Array, params: moves.Params) -> Array:
@@ -138,6 +141,17 @@ def _reduce_windows(reduce: Rule, fill: float, walk: Walk, operation: Operation,
     return [_reduce_places(reduce, fill, inputs, flat.reshape(*out, -1), walk)]
 
 
+def _reduce_windows_by_program(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """A reduction by a program of one operation, whose start must leave every number as it is."""
+    value, start = inputs
+    program = graph_of(core.ClosedJaxpr(operation.params["jaxpr"], operation.params["consts"]))
+    [last] = program.operations
+    [(_, reduce, fill)] = [row for row in REDUCTIONS if row[0] == last.name.replace("add", "sum")]
+    if not (start.lower == start.upper == fill and sorted(last.inputs) == program.inputs):
+        raise ValueError("another start, or another program")
+    return _reduce_windows(reduce, fill, walk, operation, [value])
+
+
 def _at_unknown_places(operation: Operation, data: Inputs, at: Inputs, shape: tuple[int, ...]) -> Value:
     """Return what holds wherever the elements are taken from, or put."""
     by_index = operation.name in ("gather", "scatter")
@@ -155,7 +169,13 @@ def _along(value: Value, shape: tuple[int, ...]) -> Value:
     return facts.either_over(value, axes) if axes else value
 
 
+REDUCTIONS: list[tuple[str, Rule, float]] = [
+    ("sum", rules.SUM, 0.0),
+    ("max", rules.LARGEST, -np.inf),
+    ("min", rules.SMALLEST, np.inf),
+]
 MOVING_RULES: dict[str, Rule] = {
+    "tile": moves.moving_rule(lambda part, params: np.tile(part, params["reps"])),
     "broadcast_in_dim": moves.moving_rule(_broadcast),
     "reshape": moves.moving_rule(_reshape),
     "squeeze": moves.moving_rule(lambda part, params: np.squeeze(part, tuple(params["dimensions"]))),
@@ -172,12 +192,10 @@ MOVING_RULES: dict[str, Rule] = {
     "dynamic_update_slice": Rule("moved", partial(_by_index, lax.dynamic_update_slice_p, (0, 1))),
     "scatter": Rule("moved", partial(_by_index, lax.scatter_p, (0, 2))),
     **{
-        f"{kind}{name}": Rule(reduce.law, partial(function, reduce, fill))
+        f"{kind}{name}".replace("-sum", "-add"): Rule(reduce.law, partial(function, reduce, fill))
         for kind, function in (("scatter-", _reduce_at_index), ("reduce_window_", _reduce_windows))
-        for name, reduce, fill in (
-            ("add" if kind == "scatter-" else "sum", rules.SUM, 0.0),
-            ("max", rules.LARGEST, -np.inf),
-            ("min", rules.SMALLEST, np.inf),
-        )
+        for name, reduce, fill in REDUCTIONS
     },
+    "scatter-mul": Rule("product", partial(_reduce_at_index, rules.PRODUCT, 1.0)),
+    "reduce_window": Rule("sum", _reduce_windows_by_program),
 }

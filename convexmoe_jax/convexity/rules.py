@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -23,10 +24,12 @@ from convexmoe.convexity import (
     order,
     rules,
     scalars,
+    walk,
 )
 
 from .control import CONTROL_RULES
 from .moves import MOVING_RULES, known_integers
+from .trace import primitives_of_jax
 
 
 def _whole_numbers(primitive: Any, walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
@@ -121,10 +124,26 @@ def _top_k(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     return [order.order_statistics(value, axis, shape[axis], True), order.places_along(value, axis).broadcast(shape)]
 
 
+def _fold(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """A primitive of known numbers, computed in float64; one with a program of its own has that program's dtypes."""
+    primitive = primitives_of_jax()[operation.name]
+    if any(hasattr(part, "eqns") or hasattr(part, "jaxpr") for part in jax.tree.leaves(dict(operation.params))):
+        raise TypeError("a program")
+
+    def compute(arrays: list[Array]) -> list[Array]:
+        with jax.enable_x64(True):
+            results = primitive.bind(*map(jnp.asarray, arrays), **operation.params)
+            return list(map(np.asarray, results if primitive.multiple_results else [results]))
+
+    dtypes = [walk.graph.dtypes[number] for number in operation.inputs]
+    return factors.compute(compute, inputs, dtypes, primitive in vars(lax.linalg).values())
+
+
 OF_INTEGERS = (lax.rem_p, lax.shift_left_p, lax.shift_right_logical_p, lax.shift_right_arithmetic_p)
 LOGIC = (lax.and_p, lax.or_p, lax.not_p)
 
 RULES: dict[str, Rule] = {
+    walk.FOLD: Rule("folded", _fold),
     **{name: rules.scalar_rule(name) for name in scalars.SCALARS},
     **rules.SHARED_RULES,
     **{f"{name}_to": Rule("comparison", partial(_total_order, name)) for name in ("lt", "le", "eq")},

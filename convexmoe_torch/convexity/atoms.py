@@ -5,9 +5,8 @@ What PyTorch has as one operator, such as softplus, log-sum-exp and log-softmax,
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache, partial
 
 import torch
@@ -45,61 +44,6 @@ ELEMENTWISE = (
 )
 
 
-def _log_sum_exp_forms(axes: tuple[int, ...], given: tuple[int, ...], shape: tuple[int, ...]) -> Iterable[Function]:
-    if not axes:
-        return ()
-    keep = shape != tuple(size for axis, size in enumerate(given) if axis not in axes)
-    return _log_sum_exp_by_hand(axes, keep, len(axes) == len(given))
-
-
-@lru_cache(maxsize=256)
-def _log_sum_exp_by_hand(axes: tuple[int, ...], keep: bool, of_all: bool) -> tuple[Function, ...]:
-    """Return ways of writing log-sum-exp over axes, with a maximum over them or over all."""
-
-    def write(sum_first: bool, scalar: bool) -> Function:
-        def form(a: Tensor) -> Tensor:
-            if scalar:
-                top = torch.max(a)
-                log = torch.log(torch.sum(torch.exp(a - top)))
-            else:
-                top = torch.amax(a, dim=axes, keepdim=True)
-                log = torch.log(torch.sum(torch.exp(a - top), dim=axes, keepdim=keep))
-                top = top if keep else torch.squeeze(top, axes)
-            return log + top if sum_first else top + log
-
-        return form
-
-    kinds = (False, True) if of_all else (False,)
-    return tuple(write(sum_first, scalar) for scalar in kinds for sum_first in (False, True))
-
-
-@lru_cache(maxsize=256)
-def _weighted_forms(axes: tuple[int, ...], keep: bool) -> tuple[Function, ...]:
-    """Return ways of writing log sum b exp(a): with either factor, and either term, first."""
-
-    def write(weights_first: bool, sum_first: bool) -> Function:
-        def form(a: Tensor, b: Tensor) -> Tensor:
-            top = torch.amax(a, dim=axes, keepdim=True)
-            powers = torch.exp(a - top)
-            log = torch.log(torch.sum(b * powers if weights_first else powers * b, dim=axes, keepdim=keep))
-            top = top if keep else torch.squeeze(top, axes)
-            return log + top if sum_first else top + log
-
-        return form
-
-    return tuple(write(*order) for order in itertools.product((False, True), repeat=2)) if axes else ()
-
-
-def _log_softmax(a: Tensor, axes: tuple[int, ...]) -> Tensor:
-    centered = a - torch.amax(a, dim=axes, keepdim=True)
-    return centered - torch.log(torch.sum(torch.exp(centered), dim=axes, keepdim=True))
-
-
-@lru_cache(maxsize=256)
-def _log_softmax_forms(axes: tuple[int, ...]) -> tuple[Function, ...]:
-    return (partial(_log_softmax, axes=axes),) if axes else ()
-
-
 def _smooth_maximum(g: Tensor, temperature: Tensor | float) -> Tensor:
     """T log mean exp(g / T) over the last axis but one; above T = 16 by way of expm1 and log1p."""
     wide = g.to(torch.promote_types(g.dtype, torch.float32))
@@ -125,16 +69,12 @@ FORMS = atoms.Forms(
     sum="sum",
     elementwise=ELEMENTWISE,
     pairs=(("logaddexp", "log_sum_exp", _log_add, atoms.as_log_add),),
-    log_sum_exp=_log_sum_exp_forms,
-    weighted=_weighted_forms,
-    log_softmax=_log_softmax_forms,
     smooth_maximum=_smooth_maximum,
 )
 # The last operation of an atom -> what it may be.
 FAMILIES = {
     "where": (atoms.elementwise_atoms,),
-    "add": (atoms.elementwise_atoms, atoms.log_sum_exps, atoms.smooth_maxima),
-    "sub": (atoms.log_softmaxes,),
+    "add": (atoms.elementwise_atoms, atoms.smooth_maxima),
     "to": (atoms.smooth_maxima,),
 }
 recognize = partial(atoms.recognize_atoms, FORMS, FAMILIES)

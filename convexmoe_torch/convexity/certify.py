@@ -20,7 +20,7 @@ from ..hull.legacy import NonConvexHull
 from ..hull.module import FoldedHull, HullModule
 from .atoms import recognize
 from .rules import RULES, sorts
-from .search import Evaluator, in_float64, in_numpy
+from .search import Evaluator, in_float64, in_numpy, one_thread
 from .trace import LOCK, array_of, trace
 
 ONE_BY_ONE = 300  # segments, for a function that `vmap` does not take
@@ -80,7 +80,7 @@ def certify(
     >>> certify(lambda x: -torch.sum(x**2), torch.ones(3)).verdict
     'refuted'
     """
-    with LOCK:
+    with LOCK, one_thread():
         given = _problem(function, x_example, params, argnum, fixed)
         return certify_problem(Engine(RULES, recognize, sorts), given, strength, per_input, segments, seed, domain)
 

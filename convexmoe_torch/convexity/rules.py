@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ from convexmoe.convexity import (
     products,
     rules,
     scalars,
+    walk,
 )
 
 from .lowering.elementwise import SCALAR_OPERATIONS
+from .lowering.moves import fill_template
 from .moves import MOVING_RULES
 
 
@@ -53,6 +56,25 @@ def _resample(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 def _invert(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     lower, unit = operation.params["lower"], operation.params["unit"]
     return [factors.invert(inputs[0]) if lower is None else factors.invert_triangular(inputs[0], lower, unit)]
+
+
+OF_MATRICES = ("aten.linalg", "aten._linalg", "aten.lu", "aten.pinverse", "aten.svd", "aten.qr")
+NUMPY: dict[str, Any] = {"cholesky": np.linalg.cholesky, "det": np.linalg.det, "inverse": np.linalg.inv}
+
+
+def _fold(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
+    """An operator of known numbers, computed in float64."""
+    name, params = operation.name, operation.params
+
+    def compute(arrays: list[Array]) -> list[Array]:
+        if name in NUMPY and params.get("lower") is None:
+            return [NUMPY[name](*arrays)]
+        tensors = list(map(torch.from_numpy, arrays))
+        results = params["call"](**{key: fill_template(part, tensors) for key, part in params["template"]})
+        return [part.numpy() for part in (results if isinstance(results, (list, tuple)) else [results])]
+
+    dtypes = [walk.graph.dtypes[number] for number in operation.inputs]
+    return factors.compute(compute, inputs, dtypes, name in NUMPY or name.startswith(OF_MATRICES))
 
 
 def _convolve(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
@@ -112,6 +134,7 @@ def _cond(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 LOGIC = {name: rules.logic_rule(name, _refuse_bits) for name in ("and", "or", "not")}
 
 RULES: dict[str, Rule] = {
+    walk.FOLD: Rule("folded", _fold),
     **{name: rules.scalar_rule(name) for name in SCALAR_OPERATIONS},
     "sigmoid": rules.scalar_rule("logistic"),
     "log2": _logarithm(2.0),
@@ -129,7 +152,6 @@ RULES: dict[str, Rule] = {
     "logaddexp": rules.elementwise("log_sum_exp", order.log_add),
     "xlogx": rules.elementwise("entropy", products.relative_entropy),
     "logsumexp": rules.over_axes("log_sum_exp", lambda u, axes: calculus.log_sum_exp(u, axes) if axes else u),
-    "log_softmax": rules.over_axes("log_softmax", calculus.log_softmax),
     "sum": rules.SUM,
     "prod": rules.PRODUCT,
     "amax": rules.LARGEST,

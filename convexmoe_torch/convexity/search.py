@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -54,8 +55,19 @@ def find_violation(
     """
     search.check_search(points, segments)
     where = read_domain("find_violation", domain, [tuple(points.shape[1:])])
-    with LOCK:
+    with LOCK, one_thread():
         return search.search(Evaluator(function, points.detach()), segments, seed, tolerance, True, where)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: many small operations, such as `unfold` in a gradient, wait for each other in several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Evaluator:

@@ -28,7 +28,7 @@ from convexmoe.errors import dtype_name
 
 from .lowering import LOWERINGS
 from .lowering.elementwise import Call, Declined, Ref
-from .lowering.moves import refs
+from .lowering.moves import add_as_it_is, refs
 
 # `torch.export` changes what all threads share: the parameters of the module, whether PyTorch says that it compiles.
 LOCK = threading.RLock()
@@ -187,9 +187,13 @@ def array_of(tensor: Tensor) -> np.ndarray:
     return tensor.resolve_conj().resolve_neg().numpy()
 
 
-def lower_call(
-    graph: Graph, target: Any, args: list[Any], kwargs: dict[str, Any], kinds: list[Kind], source: str
-) -> list[int]:
+def arguments_of(target: Any, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an operator by name, those that are not given too."""
+    arguments = {argument.name: argument.default_value for argument in target._schema.arguments}
+    return arguments | dict(zip(arguments, args, strict=False)) | kwargs
+
+
+def lower_call(graph: Graph, target: Any, arguments: dict[str, Any], kinds: list[Kind], source: str) -> list[int]:
     """Add a call of an operator to a graph; return the numbers of what it gives.
 
     Raises:
@@ -198,8 +202,6 @@ def lower_call(
     lowering = LOWERINGS.get(getattr(target, "_opname", ""))
     if lowering is None or target.namespace != "aten" or target._schema.is_mutable:
         raise Declined(f"{target}")
-    arguments = {argument.name: argument.default_value for argument in target._schema.arguments}
-    arguments |= dict(zip(arguments, args, strict=False)) | kwargs
     numbers = _fold(graph, target, arguments, kinds) or lowering(Call(graph, target, arguments, kinds, source))
     for number, (shape, dtype) in zip(numbers, kinds, strict=True):
         is_constant = graph.array(number) is not None  # one of half precision is stored wider
@@ -307,15 +309,23 @@ class Writer:
     def _lower(self, node: Any, name: str, kinds: list[Kind]) -> list[int]:
         """Return the numbers of what an operator gives."""
         source, target = source_of(node), node.target
+        arguments: dict[str, Any] = {}
         try:
             if not self.is_own(target):
                 raise Declined(name)
             args = [self._argument(given) for given in node.args]
             kwargs = {key: self._argument(given) for key, given in node.kwargs.items()}
-            return lower_call(self.graph, target, args, kwargs, kinds, source)
+            arguments = arguments_of(target, args, kwargs)
+            return lower_call(self.graph, target, arguments, kinds, source)
         except (Declined, TypeError, ValueError, KeyError, RuntimeError, IndexError) as error:
-            if self.strict:
+            given, tags = refs(arguments), getattr(target, "tags", ())
+            is_random = torch.Tag.nondeterministic_seeded in tags or "empty" in name
+            known = given and not (target._schema.is_mutable or is_random)
+            moves = any(self.graph.before(k).intersection(self.graph.inputs) for k in given)
+            if self.strict and (moves or not known):
                 raise Declined(name) from error
+            if known:
+                return add_as_it_is(Call(self.graph, target, arguments, kinds, source))
         if getattr(getattr(target, "_schema", None), "is_mutable", False):
             raise NotTraced(f"torch.export leaves {name}, which changes a tensor in place, in the program")
         given = [self.numbers[taken] for taken in node.all_input_nodes]

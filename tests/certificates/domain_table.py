@@ -37,6 +37,11 @@ def guarded_by_integers(xp, x, below=0):
     return xp.where(x > 0, x * xp.log(xp.where(x > 0, x, 1)), below)
 
 
+def shifted(xp, x, outside, inside):
+    """A log-sum-exp, where the two temperatures are equal."""
+    return outside * xp.log(xp.sum(xp.exp((x - xp.max(x)) / inside))) + xp.max(x)
+
+
 P, R, U = "proved", "refuted", "unknown"
 CONVEX, AFFINE, CONCAVE, NONE = "convex", "affine", "concave", "unknown"
 
@@ -102,6 +107,19 @@ TABLE = [
     DomainRow("geometric mean", R, CONCAVE, lambda xp, x: xp.sqrt(x[0] * x[1]), NONNEGATIVE),
     DomainRow("product of roots", P, CONVEX, lambda xp, x: -xp.sqrt(x[0]) * xp.sqrt(x[1]), NONNEGATIVE),
     DomainRow("powers of sum above 1", R, NONE, lambda xp, x: -(x[0] ** 0.75) * x[1] ** 0.5, NONNEGATIVE),
+    DomainRow("odds", P, CONVEX, lambda xp, x: x / (1.0 - x), Box(0, 0.9)),
+    DomainRow("saturation", R, CONCAVE, lambda xp, x: 3.0 * x / (2.0 + x), NONNEGATIVE),
+    DomainRow("odds of another", R, NONE, lambda xp, x: x[0] / (1.0 - x[1]), UNIT),
+    DomainRow("perspective of exp", P, CONVEX, lambda xp, x: x[2] * xp.exp(x[0] / x[2]), POSITIVE),
+    DomainRow("perspective of log-sum-exp", P, CONVEX, lambda xp, x: x[2] * xp.logsumexp(x[:2] / x[2], 0), POSITIVE),
+    DomainRow("perspective by another", R, NONE, lambda xp, x: x[2] * xp.exp(x[0] / x[1]), SOME),
+    DomainRow("harmonic mean", R, CONCAVE, lambda xp, x: 3.0 / xp.sum(1.0 / x), POSITIVE),
+    DomainRow("power mean", P, CONVEX, lambda xp, x: -(xp.sum(xp.array(SCALES) * xp.sqrt(x)) ** 2), NONNEGATIVE),
+    DomainRow("power mean, too steep", R, NONE, lambda xp, x: -(xp.sum(xp.sqrt(x)) ** 3), NONNEGATIVE),
+    DomainRow("geometric mean of all", P, CONVEX, lambda xp, x: -(xp.prod(x) ** (1.0 / 3.0)), NONNEGATIVE),
+    DomainRow("root of a product of all", R, NONE, lambda xp, x: -(xp.prod(x) ** 0.5), NONNEGATIVE),
+    DomainRow("shift at a temperature", P, CONVEX, lambda xp, x: shifted(xp, x, 0.1, 0.1), Box(-INF, INF)),
+    DomainRow("shift at another temperature", R, NONE, lambda xp, x: shifted(xp, x, 0.2, 0.1), Box(-INF, INF)),
     # entropies
     DomainRow("x log x", P, CONVEX, lambda xp, x: x * xp.log(x), POSITIVE),
     DomainRow("x log x, 0 included", U, NONE, lambda xp, x: x * xp.log(x), NONNEGATIVE),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+from jax import lax
 from torch.nn import functional as F
 
 RNG = np.random.default_rng(0)
@@ -22,6 +23,8 @@ LARGE = RNG.normal(size=(40, 30)).astype(np.float32)
 FORM = LARGE.T @ LARGE / 40 + 0.1 * np.eye(30, dtype=np.float32)
 BENT_FORM = FORM - np.diag(np.where(np.arange(30) == 4, 9.0, 0.0).astype(np.float32))
 WIDE_EYE = 9 * np.eye(30, dtype=np.float32)
+LARGE_FORM = LARGE @ LARGE.T / 40 + np.eye(40, dtype=np.float32)
+KEPT = np.array([True, False, True])
 SINGULAR = np.full((3, 3), 0.1, np.float32)
 
 
@@ -73,6 +76,18 @@ def log_cosh(sign):
     return lambda xp, x: sign * xp.abs(x) + xp.log1p(xp.exp(-2.0 * xp.abs(x))) - xp.log(xp.array(2.0))
 
 
+def shifted(outside, inside, weights=(1.0, 0.5, 2.0)):
+    def function(xp, x):
+        top = xp.max(x)
+        return outside * xp.log(xp.sum(xp.array(weights) * xp.exp((x - top) / inside))) + top
+
+    return function
+
+
+def distance(matrix, constant):
+    return lambda xp, x: xp.sqrt((x - 1.0) @ xp.array(matrix) @ (x - 1.0) + constant)
+
+
 SLOPES = [0.1, 0.25, -0.5]
 SHARED = [
     *choices(),
@@ -89,6 +104,9 @@ SHARED = [
     Case("log cosh, stable", log_cosh(1.0), log_cosh(-1.0)),
     Case("log cosh, softplus", lambda xp, x: x + xp.softplus(-2 * x) - 0.7, lambda xp, x: x - xp.softplus(-2 * x)),
     Case("log cosh, logaddexp", lambda xp, x: xp.logaddexp(x, -x), lambda xp, x: -xp.logaddexp(x, -x)),
+    Case("weights and a shift", shifted(1.0, 1.0), shifted(1.5, 1.0)),
+    Case("a temperature and a shift", shifted(0.1, 0.1), shifted(0.2, 0.1)),
+    Case("distance by a form", distance(POSITIVE, 0.5), distance(INDEFINITE, 99.0)),
     Case("form of 30", quadratic(FORM), quadratic(BENT_FORM), (30,)),
     Case("sum of forms of 30", lambda xp, x: quadratic(FORM)(xp, x) + quadratic(BENT_FORM + WIDE_EYE)(xp, x),
          lambda xp, x: quadratic(FORM)(xp, x) + 3 * quadratic(BENT_FORM)(xp, x), (30,)),
@@ -121,6 +139,21 @@ JAX = [
          lambda x: jax.ops.segment_min(jnp.abs(x), jnp.array([0, 1, 0]), 2)),
     Case("added at places", lambda x: (x * x).at[jnp.array([1, 1])].add(jnp.abs(x[:2])),
          lambda x: x.at[jnp.array([1, 1])].add(-jnp.abs(x[:2]))),
+    Case("shift without gradient", lambda x: jnp.log(jnp.exp(x - lax.stop_gradient(x.max())).sum()) + x.max(),
+         lambda x: jnp.log(jnp.exp(x - lax.stop_gradient(x.max())).sum()) - 2 * x.max()),
+    Case("logsumexp of some", lambda x: jax.nn.logsumexp(x, where=KEPT), lambda x: -jax.nn.logsumexp(x, where=KEPT)),
+    Case("multiplied at places", lambda x: jnp.abs(x).at[jnp.array([0, 2])].mul(2.0),
+         lambda x: jnp.abs(x).at[jnp.array([0, 2])].mul(-2.0)),
+    Case("window with a start", lambda x: lax.reduce_window(jnp.abs(x), 0.0, lambda a, b: a + b, (2,), (1,), "SAME"),
+         lambda x: lax.reduce_window(-jnp.abs(x), 0.5, lambda a, b: a + b, (2,), (1,), "SAME")),
+    Case("pseudoinverse", lambda x: jnp.sum((jnp.linalg.pinv(LARGE) @ jnp.tile(x, 14)[:40]) ** 2),
+         lambda x: x @ jnp.linalg.pinv(INDEFINITE) @ x),
+    Case("least squares", lambda x: jnp.abs(jnp.linalg.lstsq(LARGE[:3, :2], x)[0]),
+         lambda x: jnp.linalg.lstsq(LARGE[:3, :2], jnp.abs(x))[0]),
+    Case("by eigenvectors", lambda x: jnp.sum(jnp.linalg.eigh(POSITIVE)[0] * (x @ jnp.linalg.eigh(POSITIVE)[1]) ** 2),
+         lambda x: jnp.sum(jnp.linalg.eigh(INDEFINITE)[0] * (x @ jnp.linalg.eigh(INDEFINITE)[1]) ** 2)),
+    Case("form of a large inverse", lambda x: x @ jnp.linalg.inv(LARGE_FORM) @ x,
+         lambda x: x @ jnp.linalg.inv(LARGE_FORM - 9 * np.eye(40, dtype=np.float32)) @ x, (40,)),
     Case("solve", lambda x: jnp.abs(jnp.linalg.solve(GENERAL, x)), lambda x: jnp.linalg.solve(GENERAL, jnp.abs(x))),
     Case("form of an inverse", lambda x: x @ jnp.linalg.inv(POSITIVE) @ x,
          lambda x: x @ jnp.linalg.inv(INDEFINITE) @ x),
@@ -184,6 +217,18 @@ TORCH = [
          lambda x: torch.zeros(3).scatter_reduce(0, INDEX, x, "amin")),
     Case("accumulated", lambda x: torch.zeros(3).index_put((INDEX,), x * x, accumulate=True),
          lambda x: torch.zeros(3).index_put((INDEX,), x * x.abs(), accumulate=True)),
+    Case("shift without gradient", lambda x: (x - x.max().detach()).exp().sum().log() + x.max(),
+         lambda x: (x - x.max().detach()).exp().sum().log() - 2 * x.max()),
+    Case("pool of order 3", lambda x: F.lp_pool1d(x.abs()[None], 3.0, 2), lambda x: -F.lp_pool1d(x[None], 2, 2), (4,)),
+    Case("bilinear", lambda x: F.bilinear(x[None], A[:1], A[None]).abs(),
+         lambda x: F.bilinear(x[None], x[None], I[None])),
+    Case("distances", lambda x: torch.cdist(x[None], A), lambda x: -torch.cdist(x[None], A)),
+    Case("pseudoinverse", lambda x: (torch.linalg.pinv(A[:, :2]) @ x).square().sum(),
+         lambda x: x @ torch.linalg.pinv(I) @ x),
+    Case("by eigenvectors", lambda x: (torch.linalg.eigh(Q)[0] * (x @ torch.linalg.eigh(Q)[1]) ** 2).sum(),
+         lambda x: (torch.linalg.eigh(I)[0] * (x @ torch.linalg.eigh(I)[1]) ** 2).sum()),
+    Case("by an LU factorization", lambda x: x @ torch.linalg.lu_solve(*torch.linalg.lu_factor(Q), x[:, None])[:, 0],
+         lambda x: x @ torch.linalg.lu_solve(*torch.linalg.lu_factor(I), x[:, None])[:, 0]),
     Case("solve", lambda x: torch.linalg.solve(A, x).abs(), lambda x: torch.linalg.solve(A, x.abs())),
     Case("form of an inverse", lambda x: x @ torch.linalg.inv(Q) @ x, lambda x: x @ torch.linalg.inv(I) @ x),
     Case("form of a solution", lambda x: x @ torch.linalg.solve(Q, x), lambda x: x @ torch.linalg.solve(I, x)),

@@ -15,7 +15,7 @@ from engines_of_proof import ENGINES, Jax
 from random_programs import Instruction
 
 from convexmoe import Ball, Box
-from convexmoe.convexity import products, search
+from convexmoe.convexity import homogeneous, products, search, shifts
 from convexmoe.convexity.domain import Domain
 from convexmoe.convexity.facts import CONCAVE, CONVEX, Value, curvature_word, variable
 from convexmoe.convexity.refinements import Refinements
@@ -91,6 +91,7 @@ def wrong_rows():
             yield row.name, row.verdict != "proved"
 
 
+DEGREE = shifts._degree
 POWER_PRODUCT, LOG_PRODUCT, MIRROR = products.power_product, products.log_product, products._mirror
 
 
@@ -125,6 +126,15 @@ FAULTS = {
         ),
     ),
     "x log x rises everywhere": put(products, "RISES_FROM", 0.0),
+    "the order of a mean does not count": put(homogeneous, "_rounding", lambda walk, operation: 9.0),
+    "every divisor makes a perspective": put(
+        homogeneous,
+        "_quotients",
+        lambda walk, inner, t: (k for k, made in walk.graph.makers.items() if made.name == "div"),
+    ),
+    "a temperature does not count": put(
+        shifts, "_degree", lambda *given: (DEGREE(*given)[0], Fraction(int(np.sign(DEGREE(*given)[1]))))
+    ),
 }
 
 

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from convexmoe.convexity import contraction, intervals, scalars
+from convexmoe.convexity import contraction, factors, intervals, scalars
 from convexmoe.convexity import facts as curvature
 from convexmoe.convexity.contraction import Axes, contract
 from convexmoe.convexity.facts import (
@@ -153,3 +153,25 @@ def test_counting_terms_claims_no_more_than_adding_them(seed):
         assert (counted.has(fact) == added.has(fact)).all()
     assert (counted.lower <= added.lower).all() and (counted.upper >= added.upper).all()
     assert (turned.facts == counted.facts.swapaxes(1, 2)).all()
+
+
+@pytest.mark.parametrize("n", [2, 5, 9, 11])
+def test_what_is_computed_encloses_what_it_stands_for(n, monkeypatch):
+    """Inverses of Hilbert's matrices, whose condition number grows by 30 with each row."""
+    hilbert = curvature.literal(1.0 / (1 + np.add.outer(np.arange(n), np.arange(n))))
+    exact = factors.invert(hilbert)
+
+    def encloses():
+        [found] = factors.compute(lambda given: [np.linalg.inv(*given)], [hilbert], ["float64"], of_matrices=True)
+        return bool(((found.lower <= exact.upper) & (found.upper >= exact.lower)).all())
+
+    assert encloses()
+    monkeypatch.setattr(factors, "NOISE", 0.0)
+    assert encloses() == (n < 9)  # a control: without a look at the condition it would not
+
+
+def test_whole_numbers_are_computed_of_what_is_known_alone():
+    known = np.full(2, curvature.REAL | curvature.CONSTANT)
+    near = curvature.settle(np.array([1.0 - 1e-12, 2.0]), np.array([1.0 + 1e-12, 2.0]), known)
+    with pytest.raises(ValueError, match="no numbers"):
+        factors.compute(lambda given: [np.argsort(*given)], [near], ["float64"], of_matrices=False)

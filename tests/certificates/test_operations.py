@@ -22,7 +22,9 @@ PLAIN = {
     ),
     *("logsumexp with weights", "norm of order 3", "norms below order 1", "max pool", "max pool 2d", "mean pool"),
     *("resized", "interpolated", "sum of segments", "scatter add", "largest of segments", "largest at places"),
-    *("solve", "form of a solution", "whitened", "density"),
+    *("solve", "form of a solution", "whitened", "density", "a temperature and a shift", "distance by a form"),
+    *("logsumexp of some", "multiplied at places", "window with a start", "by eigenvectors", "pool of order 3"),
+    *("bilinear", "distances"),
 }
 SEARCHED = ("x > c, c = 1.0", "norm of order 3", "form of a solution")
 

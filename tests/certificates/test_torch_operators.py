@@ -88,3 +88,11 @@ def test_own_operators_are_known():
         map(trace.is_own, (torch.ops.aten.relu.default, torch.ops.aten.add.Tensor, torch.ops.aten.linear.default))
     )
     assert not trace.is_own(torch.ops.convexmoe_tests.peek.default)
+
+
+@pytest.mark.parametrize("name", ["rand_like", "bernoulli", "empty_like"])
+def test_what_has_no_value_of_its_own_is_not_computed(name):
+    known = torch.eye(3) / 2
+    assert certify(lambda x: torch.linalg.pinv(known).abs() @ x.abs(), torch.ones(3), segments=0).verdict == "proved"
+    drawn = getattr(torch, name)
+    assert certify(lambda x: drawn(known).abs() @ x.abs(), torch.ones(3), segments=0).verdict == "unknown"

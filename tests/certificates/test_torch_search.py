@@ -129,3 +129,21 @@ def test_a_function_that_draws_random_numbers_is_unknown(name):
 @pytest.mark.parametrize("waves", [30.0, 1000.0])
 def test_short_waves_are_refuted_though_the_segment_is_shaken(waves):
     assert certify(lambda x: torch.sin(waves * x), torch.ones(3)).verdict == "refuted"
+
+
+def test_a_search_takes_one_thread_and_gives_the_others_back():
+    before, seen = torch.get_num_threads(), []
+
+    def counted(x):
+        seen.append(torch.get_num_threads())
+        return x.sum(1, keepdim=True)
+
+    torch.set_num_threads(3)
+    try:
+        find_violation(counted, torch.eye(2), segments=10)
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ValueError, match="finite"):
+            find_violation(lambda x: counted(x) / 0, torch.eye(2), segments=10)
+        assert torch.get_num_threads() == 3 and set(seen) == {1}
+    finally:
+        torch.set_num_threads(before)

@@ -21,7 +21,7 @@ from convexmoe.convexity.walk import Walk
 from convexmoe_torch.convexity import atoms
 from convexmoe_torch.convexity.lowering.elementwise import Declined, Ref
 from convexmoe_torch.convexity.rules import RULES, sorts
-from convexmoe_torch.convexity.trace import array_of, kind_of, lower_call
+from convexmoe_torch.convexity.trace import arguments_of, array_of, kind_of, lower_call
 
 
 def spread(reduce):
@@ -247,7 +247,7 @@ class Caught(TorchDispatchMode):
         kinds = [kind_of(tensor) for tensor in results]
         try:
             source = func._opname  # by which a test tells the operators of a program
-            found = lower_call(self.graph, func, self._refs(list(args)), arguments, kinds, source)
+            found = lower_call(self.graph, func, arguments_of(func, self._refs(list(args)), arguments), kinds, source)
         except Declined:  # an operator without a rule
             given = [self.number(part) for part in (*args, *arguments) if isinstance(part, torch.Tensor)]
             found = list(self.graph.add(str(func), tuple(given), {}, kinds, pure=False))

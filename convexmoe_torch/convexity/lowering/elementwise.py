@@ -130,6 +130,18 @@ def _arithmetic(name: str, call: Call) -> list[int]:
     a, b = call.values("self", "other")
     if call.dtype == "bool":  # of truth values the sum is `or`, the product `and`
         return [call.op({"add": "logical_or", "mul": "logical_and"}[name], truth(call, a), truth(call, b))]
+    made = call.graph.makers
+    names = [made[k].name if k in made else "" for k in (a, b)]
+    if name == "mul" and names == ["sign", "maximum"]:  # sign(u) relu(|u|), as in pools of order p, is u
+        (size, bound), (given,) = made[b].inputs, made[a].inputs
+        zero = call.graph.array(bound)
+        if (
+            size in made
+            and (made[size].name, made[size].inputs) == ("abs", (given,))
+            and zero is not None
+            and not zero.any()
+        ):
+            return [given]
     return [call.op(name, a, call.scaled(b, call.get("alpha", 1)))]
 
 

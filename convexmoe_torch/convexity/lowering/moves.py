@@ -200,6 +200,14 @@ def _template(value: Any, given: list[int]) -> Any:
     return tuple(_template(part, given) for part in value) if isinstance(value, (list, tuple)) else value
 
 
+def add_as_it_is(call: Call) -> list[int]:
+    """Add an operator that is computed where what it takes is known, and of which nothing is known elsewhere."""
+    given = refs(call.arguments)
+    template = tuple((name, _template(value, given)) for name, value in call.arguments.items())
+    params: dict[str, Any] = {"call": call.target, "template": template}
+    return list(call.graph.add(f"aten.{call.target._opname}", tuple(given), params, call.kinds, call.source))
+
+
 def fill_template(template: Any, tensors: list[torch.Tensor]) -> Any:
     """Return an argument with the tensors in their slots."""
     if isinstance(template, Slot):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from convexmoe.convexity import contraction
 
-from .elementwise import Call, Declined, Lowering
-from .moves import refs
+from .elementwise import Call, Declined, Lowering, Ref
+from .moves import add_as_it_is, refs
 
 
 def add_dot(call: Call, left: int, right: int, axes: contraction.Axes) -> int:
@@ -69,6 +71,27 @@ def _einsum(call: Call) -> list[int]:
     if dims == tuple(range(len(dims))):
         return [result]
     return [call.op("permute", result, shape=call.shape, dims=dims)]
+
+
+def _bilinear(call: Call) -> list[int]:
+    """The sum of x_i W_oij y_j, first over i and then over j."""
+    one, two, weight = (int(call[name]) for name in ("input1", "input2", "weight"))
+    rank, shape = len(call.shape) - 1, call.shape_of(weight)
+    inner = add_dot(call, one, weight, contraction.Axes((rank,), (1,)))
+    right = call.reshape(two, (*call.shape[:-1], 1, shape[2]))
+    product = call.op("mul", inner, right)
+    result = call.op("sum", product, shape=call.shape, axes=(rank + 1,))
+    return [result if call.get("bias") is None else call.op("add", result, call["bias"])]
+
+
+def _lu_solve(call: Call) -> list[int]:
+    """The inverse, which the operator gives for the identity, times the right side."""
+    if not (call.get("left", True) and not call.get("adjoint", False)):
+        raise Declined("another side")
+    factors = call.shape_of(call["LU"])
+    eye = Ref(call.graph.constant(np.eye(factors[-1], dtype=call.dtype)))
+    solver = Call(call.graph, call.target, call.arguments | {"B": eye}, [(factors, call.dtype)], call.source)
+    return [product(call, add_as_it_is(solver)[0], call["B"])]
 
 
 def _convolution(call: Call) -> list[int]:
@@ -135,6 +158,8 @@ PRODUCTS: dict[str, Lowering] = {
     "outer": _outer,
     "einsum": _einsum,
     "convolution": _convolution,
+    "bilinear": _bilinear,
+    "linalg_lu_solve": _lu_solve,
     **dict.fromkeys(("linalg_solve", "linalg_solve_ex", "_linalg_solve_ex"), _solve),
     **dict.fromkeys(("linalg_inv", "linalg_inv_ex", "inverse"), _invert),
     **dict.fromkeys(("det", "linalg_det"), lambda call: [call.op("det", refs(call.arguments)[0], shape=())]),

@@ -74,6 +74,16 @@ def _norm(call: Call) -> list[int]:
     return [call.op("pow", total, call.number(1 / order, "float64"))]
 
 
+def _distances(call: Call) -> list[int]:
+    """Norms of the differences of the rows of two matrices."""
+    one, two = (int(call[name]) for name in ("x1", "x2"))
+    left, right = call.shape_of(one), call.shape_of(two)
+    left, right = (*left[:-1], 1, left[-1]), (*right[:-2], 1, *right[-2:])
+    difference = call.op("sub", call.reshape(one, left), call.reshape(two, right))
+    of_rows = {"self": difference, "p": call["p"], "dim": len(call.shape)}
+    return _norm(Call(call.graph, call.target, of_rows, call.kinds, call.source))
+
+
 def _extreme(name: str, place: str, call: Call) -> list[int]:
     """max and min: of two tensors, of all elements, or along an axis with the places."""
     value = int(call["self"])
@@ -106,7 +116,7 @@ def _running(name: str, place: str | None, call: Call) -> list[int]:
 
 def _log_softmax(call: Call) -> list[int]:
     value = call.cast(call["self"], call.dtype)
-    return [call.op("log_softmax", value, axes=axes_of(call, value))]
+    return [call.op("sub", value, reduce_over(call, "logsumexp", value, axes_of(call, value), True))]
 
 
 def _softmax(call: Call) -> list[int]:
@@ -175,6 +185,7 @@ REDUCTIONS: dict[str, Lowering] = {
     "var": partial(_variance, False),
     "std": partial(_variance, True),
     "linalg_vector_norm": _norm,
+    **dict.fromkeys(("cdist", "_cdist_forward"), _distances),
     "max": partial(_extreme, "amax", "argmax"),
     "min": partial(_extreme, "amin", "argmin"),
     **{name: partial(_place, name) for name in ("argmax", "argmin")},
