@@ -47,7 +47,7 @@ def main() -> None:
     steps = 5 if parser.parse_args().quick else STEPS
     table = embedded_table()
     columns = [name for name in table.columns if name != EMBEDDED_TARGET]
-    x, y = table.numbers(columns), table.numbers([EMBEDDED_TARGET])[:, 0]
+    x, y = table.numbers(columns)[0], table.numbers([EMBEDDED_TARGET])[0][:, 0]
     order = np.random.default_rng(0).permutation(len(x))
     folds, errors = np.array_split(order, FOLDS), []
     print(f"{'fold':<6}{'hull':>8}{'linear':>8}{'MLP':>8}")

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -72,12 +73,10 @@ def test_a_bad_table_is_refused_in_one_line(tmp_path, change, parts):
 
 NOT_CSV = {
     "binary": (b"\x89PNG\r\n\x1a\n\x00\x01\x02\x03", ["binary data", "Export"]),
-    "UTF-16": ("a,b,y\n1,2,3\n".encode("utf-16"), ["UTF-8", "Export"]),
     "empty": (b"", ["empty file", "Export"]),
     "blank lines": (b"\n\n\n", ["empty file"]),
-    "semicolons": (b"a;b;y\n1;2;3\n", ["commas", "Export"]),
     "an open quote": (b'a,b,y\n1,"2,3\n1,2,3\n', ["fault on line", "quotes"]),
-    "prose": (b"It was the best of times,\nit was the worst of times, and, well,\n", ["Name it"]),
+    "prose": (b"It was the best of times,\nit was the worst of times, and, well,\n", ["a name for every column"]),
 }
 
 
@@ -212,7 +211,7 @@ def test_predict_reads_the_file_in_either_framework(trained, tmp_path, reader):
     table = embedded_table()
     columns = list(reversed(table.columns))  # by name, whatever the order; mpg and an extra one are ignored
     shuffled = [[*columns, "note"]] + [
-        [*(row[table.columns.index(column)] for column in columns), "text"] for row in table.rows
+        [*(row[table.columns.index(column)] for column in columns), "text"] for _, row in table.rows()
     ]
     data, target = write(tmp_path / "cars.csv", shuffled), tmp_path / "p.csv"
     result = invoke("predict", out / "model.safetensors", data, "--framework", reader, "--out", target)
@@ -221,19 +220,25 @@ def test_predict_reads_the_file_in_either_framework(trained, tmp_path, reader):
     assert predicted.columns == ("predicted_mpg",)
 
     inputs = [column for column in table.columns if column != "mpg"]
-    x = np.float32(table.numbers(inputs))
+    x = np.float32(table.numbers(inputs)[0])
     if name == "jax":
         expected = np.asarray(convexmoe_jax.load(out / "model.safetensors")(x))
     else:
         expected = convexmoe_torch.load(out / "model.safetensors")(torch.from_numpy(x)).detach().numpy()
-    np.testing.assert_allclose(predicted.numbers(["predicted_mpg"]), expected, rtol=2e-6)
+    np.testing.assert_allclose(predicted.numbers(["predicted_mpg"])[0], expected, rtol=2e-6)
     assert sorted(os.listdir(tmp_path)) == ["cars.csv", "p.csv"]
+
+
+def first_cars():
+    """The names of the columns of the embedded data, and the cells of three rows."""
+    table = embedded_table()
+    return table.columns, [cells for _, cells in islice(table.rows(), 3)]
 
 
 def test_predict_prints_without_out(trained, tmp_path):
     _, out, _ = trained
-    table = embedded_table()
-    data = write(tmp_path / "cars.csv", [table.columns, *table.rows[:2]])
+    columns, cars = first_cars()
+    data = write(tmp_path / "cars.csv", [columns, *cars[:2]])
     result = invoke("predict", out / "model.safetensors", data)
     assert result.exit_code == 0, result.output
     heading, *values = result.stdout.splitlines()
@@ -243,13 +248,11 @@ def test_predict_prints_without_out(trained, tmp_path):
 
 def test_bad_input_to_predict_is_refused_in_one_line(trained, tmp_path):
     _, out, _ = trained
-    model, table = out / "model.safetensors", embedded_table()
-    good = write(tmp_path / "good.csv", [table.columns, *table.rows[:3]])
-    renamed = write(
-        tmp_path / "renamed.csv", [["wait" if c == "weight" else c for c in table.columns], *table.rows[:3]]
-    )
-    gap = write(tmp_path / "gap.csv", [table.columns, *table.rows[:2], ["", *table.rows[2][1:-1], ""]])
-    empty = write(tmp_path / "empty.csv", [table.columns])
+    model, (columns, cars) = out / "model.safetensors", first_cars()
+    good = write(tmp_path / "good.csv", [columns, *cars])
+    renamed = write(tmp_path / "renamed.csv", [["wait" if c == "weight" else c for c in columns], *cars])
+    gap = write(tmp_path / "gap.csv", [columns, *cars[:2], ["", *cars[2][1:-1], ""]])
+    empty = write(tmp_path / "empty.csv", [columns])
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(model.read_bytes()[:-40])
     before = sorted(os.listdir(tmp_path))

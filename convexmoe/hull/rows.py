@@ -23,6 +23,7 @@ OTHERS = {  # kinds of dtypes that are no numbers: what they are, and what to do
 }
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 CARRIED, HALF = 1e-4, 32
+AT_ONCE = 2**13  # rows of which all hidden units are in memory
 TEXT = "Encode text and missing values first."
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import describe, fail
-from ..hull.rows import as_numbers, bare_rows, check_finite, is_tensor
+from ..hull.rows import AT_ONCE, as_numbers, bare_rows, check_finite, is_tensor
 from .solver import check_hull
 
 
@@ -38,5 +38,6 @@ def predict(model: Any, x: Any) -> NDArray[np.float64]:
         rule, fix = f"[..., in_dim={config.in_dim}]", "Give one column for each input of the hull."
         fail("predict", "x", rule, describe(x), fix)
     check_finite("predict", "x", x, "Remove that row or fill it.")
-    y, units = solver.values(model, *bare_rows(config, x)), config.normalization
+    parts = [x] if x.ndim < 2 else np.split(x, range(AT_ONCE, len(x), AT_ONCE))
+    y, units = np.concatenate([solver.values(model, *bare_rows(config, part)) for part in parts]), config.normalization
     return y if units is None else np.asarray(units.output_mean) + np.asarray(units.output_scale) * y

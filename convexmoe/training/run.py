@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import fail, one_of
 from ..hull.config import HullConfig
+from ..hull.rows import AT_ONCE
 from .data import HELD_OUT, Data, check_data, check_held_out, hold_out, normalization_of, normalize_rows
 from .history import History, progress_bar
 from .schedule import LEARNING_RATE, Schedule, default_rate
@@ -128,7 +129,11 @@ def run(
 
 def held_out_loss(engine: Engine) -> float | None:
     """Return the loss on the rows held out, None where there are none."""
-    return None if engine.held_out is None else engine.loss(*engine.held_out)
+    if engine.held_out is None:
+        return None
+    x, y = engine.held_out
+    parts = [slice(start, start + AT_ONCE) for start in range(0, len(x), AT_ONCE)]
+    return sum(engine.loss(x[part], y[part]) * (len(y[part]) / len(x)) for part in parts)
 
 
 def check_finite(finite: bool, fix: str) -> None:
@@ -176,6 +181,7 @@ class HullEngine(Engine, Protocol):
     ) -> FitResult[Model]:
         """Fit a hull to data by least squares and return it; the given model stays as it is.
 
+        A column that is constant in the rows to train on has no effect in the fitted model.
         The data are normalized; means and deviations go into the config of the fitted model, which takes and gives
         original units. A model that has a normalization keeps it; one in half precision is fitted in float32 and cast
         back.
@@ -218,18 +224,29 @@ class HullEngine(Engine, Protocol):
             fail("fit", "model", f"a {rule}", got, "Pass such a model.", TypeError)
         given: HullConfig = model.config  # type: ignore[attr-defined]
         x, y = check_data("x", x, y, given)
+        parts, constant = hold_out(x, y, validation, given, seed), np.zeros(given.in_dim, bool)
+        if given.normalization is None:
+            constant = parts[0][0].min(axis=0) == parts[0][0].max(axis=0)
+            x[:, constant] = parts[0][0][0, constant]  # 0 in training, whatever it is in rows held out
         normalization = given.normalization or normalization_of(x, y, *cls.limits(model))
-        rows, held_out = (normalize_rows(*part, normalization) for part in hold_out(x, y, validation, given, seed))
+        rows, held_out = (normalize_rows(*part, normalization) for part in parts)
         config = replace(given, normalization=normalization)
         engine = cls(model, config, rows, held_out if len(held_out[0]) else None, schedule)
         if resume is None:
             bare = replace(config, normalization=None)
-            engine.weights = choose_start(engine.weights, bare, *rows, start, engine.values)
+            weights = choose_start(engine.weights, bare, *rows, start, engine.values)
+            engine.weights = {name: without_inputs(name, weight, constant) for name, weight in weights.items()}
         else:
             check_resumed(resume, cls.kind, config)
             engine.resume(resume)
             check_held_out(resume.history.validation_loss, held_out_loss(engine))
         return run(engine, schedule, resume, on_evaluation, default_rate(len(rows[0]), config.in_dim))
+
+
+def without_inputs(name: str, weight: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """Return a weight that does not read some inputs, `bool[D]`: without gradients there it never will."""
+    reads = name.endswith(".weight") and inputs.any()
+    return np.where(inputs.reshape(-1, *[1] * (weight.ndim - 1)), 0.0, weight) if reads else weight
 
 
 def check_resumed(state: Any, kind: Any, config: HullConfig) -> None:

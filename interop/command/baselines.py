@@ -27,7 +27,7 @@ def fit_linear(x: Rows, y: Rows) -> Baseline:
     >>> bool(np.allclose(predict(rows), rows[:, 0] - 2))
     True
     """
-    mean, scale = x.mean(axis=0), x.std(axis=0)
+    mean, scale = x.mean(axis=0), _scale(x)
 
     def design(rows: Rows) -> Rows:
         return np.column_stack([(rows - mean) / scale, np.ones(len(rows))])
@@ -58,7 +58,7 @@ def fit_mlp(
         num_parameters: how many it should have, as nearly as its width allows.
         steps, seed: as for the hull.
     """
-    mean, scale, y_mean, y_scale = x.mean(axis=0), x.std(axis=0), y.mean(), y.std()
+    mean, scale, y_mean, y_scale = x.mean(axis=0), _scale(x), y.mean(), y.std()
 
     def normalize(rows: Rows, targets: Rows) -> tuple[Rows, Rows]:
         return (rows - mean) / scale, ((targets - y_mean) / y_scale)[:, None]
@@ -68,6 +68,11 @@ def fit_mlp(
     forward = framework.train_mlp(weights, *normalize(x, y), validation=normalize(*validation), **schedule)
     size = sum(value.size for value in weights.values())
     return lambda rows: forward((rows - mean) / scale)[:, 0] * y_scale + y_mean, size
+
+
+def _scale(x: Rows) -> Rows:
+    """Return the deviation of each column, infinite for a constant one, which then has no effect."""
+    return np.where(np.ptp(x, axis=0) > 0, x.std(axis=0), np.inf)
 
 
 def _initial_weights(in_dim: int, width: int, seed: int) -> dict[str, Any]:

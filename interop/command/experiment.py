@@ -27,7 +27,7 @@ from .output import say
 from .report import draw_report, print_results
 from .resume import Keeper, Plan, RunRecord, Unfinished, fingerprint
 from .saved_model import notes_of, read_model
-from .tables import MIN_ROWS, Table, check_varies, require_columns, shorten
+from .tables import MIN_ROWS, Table, check_varies, fill_gaps, require_columns, shorten
 
 SEGMENTS = 100_000
 ROUNDING = 1e-10, 1e-13  # an error below these parts of the deviation, or of the size, of the target is none
@@ -45,6 +45,7 @@ class Dataset:
         target: name of the column to predict.
         x: `[N, in_dim]`; y: `[N]`.
         train, validation, test: indices of rows, disjoint, about 70, 15 and 15 % of them.
+        remarks: what was recognized, left out or filled, in sentences.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Dataset:
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
+    remarks: tuple[str, ...]
 
     def rows(self, part: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return inputs and targets of some rows."""
@@ -86,8 +88,11 @@ class Run:
     resumed: Unfinished | None
 
 
-def prepare(table: Table, target: str, drop: Sequence[str], seed: int) -> Dataset:
+def prepare(table: Table, target: str, drop: Sequence[str], seed: int, missing: str | None = None) -> Dataset:
     """Return the checked, split numbers of a table.
+
+    Rows with missing cells are refused, or with `missing` "drop" left out; "mean" fills them with means of the training
+    rows, and leaves out the rows without a target.
 
     Raises:
         InputError: an unknown column, too few rows, a cell that is no number, a column that does not vary.
@@ -101,18 +106,29 @@ def prepare(table: Table, target: str, drop: Sequence[str], seed: int) -> Datase
     if not columns:
         rule = f"at least one input column beside the target {target!r}"
         refuse(table.name, rule, f"the columns {shorten(table.columns)}", "Add a column of inputs.")
-    if len(table.rows) < MIN_ROWS:
-        refuse(table.name, f"at least {MIN_ROWS} rows", str(len(table.rows)), "Add rows.")
-    y = table.numbers([target], may_drop=False)
-    x = table.numbers(columns)
-    names, values = (*columns, target), np.hstack([x, y])
-    check_varies(values, names, target, table.name)
-    order = np.random.default_rng(seed).permutation(len(x))
-    held_out = round(0.15 * len(x))
+    names = (*columns, target)
+    values, gaps, remarks = table.numbers(names, keep=(target,), may_miss=missing is not None)
+    if gaps:
+        lacks = np.isnan(values if missing == "drop" else values[:, -1:]).any(axis=1)
+        values = values[~lacks]
+        filled = "" if missing == "drop" else ", the other cells filled with means of the training rows"
+        remarks += (f"Missing cells: {gaps}. Rows left out: {lacks.sum()}{filled}.",)
+    if len(values) < MIN_ROWS:
+        refuse(table.name, f"at least {MIN_ROWS} rows", str(len(values)), "Add rows.")
+    order = np.random.default_rng(seed).permutation(len(values))
+    held_out = round(0.15 * len(values))
     validation, test, train = np.split(order, [held_out, 2 * held_out])
-    where = f"{table.name}, the {len(train)} rows that --seed {seed} chose for training"
-    check_varies(values[train], names, target, where)
-    return Dataset(table.name, columns, target, x, y[:, 0], train, validation, test)
+    if gaps:
+        fill_gaps(values, names, train, table.name)
+    check_varies(values, names, target, table.name)
+    where = f"the {len(train)} rows that --seed {seed} chose for training"
+    varies = np.array([column[train].min() < column[train].max() for column in values.T])
+    kept = [k for k, name in enumerate(names) if varies[k] or name == target or not varies[:-1].any()]
+    check_varies(values[train][:, kept], [names[k] for k in kept], target, f"{table.name}, {where}")
+    if not varies.all():
+        constant = shorten([name for name, moves in zip(names, varies, strict=True) if not moves])
+        remarks += (f"Left out, as constant in {where}: {constant}. The model takes it, to no effect.",)
+    return Dataset(table.name, columns, target, values[:, :-1], values[:, -1], train, validation, test, remarks)
 
 
 def run_fit(run: Run) -> int | None:
@@ -130,7 +146,7 @@ def run_fit(run: Run) -> int | None:
     )
     if run.resumed is not None:
         say(f"Going on from step {first_step} of {plan.steps}.")
-    for line in _remarks(data):
+    for line in (*data.remarks, *_remarks(data)):
         say(line)
     earlier = () if run.resumed is None else run.resumed.record.parts
     parts = (*earlier, {"framework": run.framework.name, "from_step": first_step})

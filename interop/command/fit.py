@@ -14,7 +14,7 @@ from convexmoe.errors import InputError, refuse
 from .. import frameworks
 from . import resume as unfinished
 from .experiment import Run, prepare, run_fit
-from .options import FrameworkOption, check_whole_number
+from .options import DecimalOption, EncodingOption, FrameworkOption, SepOption, check_table_options, check_whole_number
 from .output import claim, say, write_together
 from .resume import LIMITS, Plan
 from .tables import EMBEDDED_TARGET, embedded_table, read_table, shorten
@@ -25,6 +25,7 @@ RESUME_HELP = "Go on with the unfinished run of this directory."
 PAUSE_HELP = "Stop at the first evaluation from this step on, to be resumed."
 # What a run keeps of its options: none of them is given again beside --resume.
 KEPT = ("target", "petals", "depth", "steps", "seed", "out", "drop")
+MISSING_HELP = "Rows with missing cells: drop them, or fill in the mean of the column in the training rows."
 DROP_HELP = "Column to leave out; may be repeated."
 
 
@@ -43,6 +44,10 @@ def fit_table(
         Path | None, typer.Option(help="Directory to write to.", show_default="a new ./convexmoe-fit")
     ] = None,
     drop: Annotated[list[str] | None, typer.Option(help=DROP_HELP, show_default=False)] = None,
+    missing: Annotated[str | None, typer.Option(help=MISSING_HELP, show_default="they are refused")] = None,
+    sep: SepOption = None,
+    decimal: DecimalOption = None,
+    encoding: EncodingOption = None,
     pause_at: Annotated[int | None, typer.Option(help=PAUSE_HELP, show_default=False)] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help=RESUME_HELP, show_default=False)] = None,
 ) -> None:
@@ -56,7 +61,9 @@ def fit_table(
         check_whole_number("fit", name, getattr(plan, name), *limits)
     if pause_at is not None:
         check_whole_number("fit", "pause-at", pause_at, 1, 10**7, 1000)
-    side, earlier = frameworks.choose(framework), None
+    if missing not in (None, "drop", "mean"):
+        refuse("convexmoe fit --missing", "drop or mean", repr(missing), "Try --missing drop.")
+    side, earlier, options = frameworks.choose(framework), None, check_table_options(sep, decimal, encoding)
     if not frameworks.is_installed("matplotlib"):
         frameworks.not_installed("convexmoe fit", "matplotlib for report.png", "it", "plot")
     if resume is not None:
@@ -68,13 +75,13 @@ def fit_table(
             fix = f"Name it: {shlex.join(['convexmoe', 'fit', record.table, '--resume', str(resume)])}."
             refuse("convexmoe fit --resume", "the table that the run was begun with", "none", fix)
     if data is None:
-        table, target = embedded_table(), target or EMBEDDED_TARGET
+        table, target = embedded_table(options), target or EMBEDDED_TARGET
     else:
-        table = read_table(data)
+        table = read_table(data, options)
     if target is None:
         fix = f"Choose one of {shorten(table.columns)}: for example --target {table.columns[-1]}."
         refuse("convexmoe fit --target", "the column to predict", "none", fix)
-    dataset = prepare(table, target, dropped, plan.seed)
+    dataset = prepare(table, target, dropped, plan.seed, missing)
     with claim(out) as place, side.quiet():
         folder = place / unfinished.FOLDER
         unfinished.check_folder(place, resume is not None)

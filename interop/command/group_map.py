@@ -65,10 +65,11 @@ def importance(framework: Framework, model: Any, x: Rows, y: Rows, seed: int) ->
     growth = np.empty(x.shape[1])
     exact = rmse(framework.predict(model, x), y)
     for column in range(x.shape[1]):
-        shuffled = np.tile(x, (_SHUFFLES, 1))
-        shuffled[:, column] = np.concatenate([x[order, column] for order in orders])
-        predicted = framework.predict(model, shuffled).reshape(_SHUFFLES, len(x))
-        growth[column] = np.mean([rmse(row, y) for row in predicted]) - exact
+        shuffled, errors = x.copy(), []
+        for order in orders:
+            shuffled[:, column] = x[order, column]
+            errors.append(rmse(framework.predict(model, shuffled), y))
+        growth[column] = np.mean(errors) - exact
     return growth
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -13,7 +14,32 @@ FrameworkOption = Annotated[
     str | None, typer.Option(help="jax or torch.", show_default="jax where installed, else torch")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SepOption = Annotated[str | None, typer.Option(help="Between cells: one character.", show_default="recognized")]
+DecimalOption = Annotated[str | None, typer.Option(help='Decimal mark, "." or ",".', show_default="recognized")]
+EncodingOption = Annotated[str | None, typer.Option(help="Of the table.", show_default="recognized")]
 HullArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A saved hull.")]
+
+
+class TableOptions(NamedTuple):
+    """What options say of a table: the character between cells, its decimal mark, its encoding."""
+
+    sep: str | None = None
+    decimal: str | None = None
+    encoding: str | None = None
+
+
+def check_table_options(sep: str | None, decimal: str | None, encoding: str | None) -> TableOptions:
+    """Return the options of a table after their checks."""
+    sep = "\t" if sep in ("tab", "\\t") else sep
+    if sep is not None and (len(sep) != 1 or sep in '"\r\n' or sep.isalnum()):
+        refuse("--sep", "one character between cells", repr(sep), 'Try --sep ";", or --sep tab.')
+    if decimal not in (None, ".", ","):
+        refuse("--decimal", '"." or ","', repr(decimal), 'Try --decimal ",".')
+    try:
+        io.TextIOWrapper(io.BytesIO(), encoding or "utf-8")
+    except LookupError:
+        refuse("--encoding", "an encoding of text", repr(encoding), "Try --encoding cp1252.")
+    return TableOptions(sep, decimal, encoding)
 
 
 def check_whole_number(command: str, name: str, value: int, least: int, most: int, usual: int) -> None:

@@ -221,6 +221,21 @@ def test_constant_columns_do_no_harm(backend):
     assert units.input_scale[1] == units.output_scale[0] == 1.0
     fit = backend.apply(result.model, x.astype(np.float32))
     assert np.isfinite(fit).all() and np.abs(fit[:, 0] + 123.456).max() < 1.0
+    predict, others = backend.package.predict, x + [[0, 1e3, 0]] * len(x)
+    assert np.array_equal(predict(result.model, others), predict(result.model, x))
+    assert not np.array_equal(predict(model, others), predict(model, x))  # control: the hull that it began with
+
+
+def test_a_column_that_is_constant_in_the_rows_to_train_on_has_no_effect(backend):
+    x, y = data()
+    x[:, 1] = [0.0] * (len(x) - 1) + [7.0]
+    seed = next(seed for seed in range(99) if len(x) - 1 in held_out_rows(len(x), 0.2, seed)[1])
+    model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), "float32")
+    for kwargs in ({"seed": seed}, {"validation": (x[-9:], y[-9:])}):
+        rows = (x, y) if "seed" in kwargs else (x[:-9], y[:-9])
+        result = backend.package.fit(model, *rows, steps=7, **kwargs).model
+        values = backend.package.predict(result, [[1.0, 0.0, 2.0], [1.0, 7.0, 2.0], [1.0, 0.0, 3.0]])
+        assert np.array_equal(values[0], values[1]) and not np.array_equal(values[0], values[2])
 
 
 def test_one_output_takes_a_flat_target():
