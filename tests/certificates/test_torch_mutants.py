@@ -174,7 +174,7 @@ TRUTH = ("lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logic
 # Of whole or truth values, of places, of pieces of models: nothing but bounds can be wrong there.
 PLACES = ("argmax", "argmin", "argcummax", "argcummin", "any", "all", "isfinite", "bitwise_or", "bitwise_not")
 SEEN_TWICE = ("to", "where", "cond", "convolution", "round", "ceil", "lgamma", "digamma", "erf", "erfc", "cos")
-OF_CONSTANTS = ("inverse", "cholesky", "det")
+OF_CONSTANTS = ("inverse", "cholesky", "det", "any-other")
 
 CURVED = [
     name
