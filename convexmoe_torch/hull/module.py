@@ -62,13 +62,20 @@ def apply(params: Tree, x: Tensor, config: HullConfig, units: Units | None = Non
 
     Raises:
         TypeError: x is no tensor, or has another dtype than the parameters.
-        ValueError: the last axis of x is not in_dim wide.
+        ValueError: the last axis of x is not in_dim wide, or the parameters are not those of the config.
 
     >>> config = HullConfig(3, petals=4, out_dim=2)
     >>> apply(init(config), torch.ones(5, 3), config).shape
     torch.Size([5, 2])
     """
-    return evaluate(effective(params, config), x, config, units)
+    return evaluate(checked_effective(params, config), x, config, units)
+
+
+def checked_effective(params: Tree, config: HullConfig) -> Tree:
+    """Return what `effective` does of parameters that are the config's by name and shape."""
+    if not torch.compiler.is_compiling():
+        parameters.check_parameters(config, params)
+    return effective(params, config)
 
 
 def evaluate(params: Tree, x: Any, config: HullConfig, units: Units | None = None) -> Tensor:
@@ -106,7 +113,7 @@ def half_square(x_ND: Tensor, factor: float) -> Tensor:
 def winners(params: Tree, x: Any, config: HullConfig, units: Units | None = None) -> Winners:
     """Return which group is the maximum at `x` and by how much (arguments as for `apply`)."""
     units = units_of(config, params["shifts"]) if units is None else units
-    tree = effective(params, config)
+    tree = checked_effective(params, config)
     x_ND = normalized_rows(tree, x, config, units)
     f_NPO = petal_values(tree, x_ND, config)
     g_NPO = f_NPO if config.petals == 1 else group_values(f_NPO, tree["shifts"], config.group_size)
@@ -129,7 +136,7 @@ def fold_parameters(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]
 
     Non-negative weights are computed once; with a shared trunk the read-outs are `averaged` as well.
     """
-    return averaged(effective(params, config), config)
+    return averaged(checked_effective(params, config), config)
 
 
 def units_of(config: HullConfig, like: Tensor) -> Units | None:
@@ -232,12 +239,15 @@ class FoldedHull(HullModule):
     """A hull for inference: the same function, its weights computed once and frozen.
 
     Args:
-        params: effective parameters, a nested dict of tensors.
+        params: as `init` or `fold_parameters` gives them.
         config: the hull they belong to.
+
+    Raises:
+        ValueError: the parameters are not those of the config.
     """
 
     def __init__(self, params: Tree, config: HullConfig) -> None:
-        own = {name: value.detach().clone() for name, value in flatten(params).items()}
+        own = {name: value.detach().clone() for name, value in flatten(checked_effective(params, config)).items()}
         super().__init__(config, nest(own), trainable=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -329,7 +339,7 @@ class VectorHull(HullModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the hull of `x`, `[..., in_dim]` -> `[..., out_dim]`, of the dtype of the parameters."""
-        return apply(self.tree, x, self.config, self.units)
+        return evaluate(effective(self.tree, self.config), x, self.config, self.units)
 
     def winners(self, x: Tensor) -> Winners:
         """Return which group is the maximum at `x`, and its margin, for every output coordinate."""
