@@ -56,7 +56,7 @@ class Comparison(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        return self.error <= self.bound
+        return self.error <= self.bound < float("inf")
 
 
 @dataclass(frozen=True)

@@ -115,18 +115,33 @@ def _root_of_product(walk: Walk, operation: Operation, value: Value, base: int, 
 
 
 def _perspective(walk: Walk, operation: Operation, value: Value) -> Refinement:
-    """Decide t f(u / t) for affine t > 0 and u, by f."""
-    for t, inner in (operation.inputs, operation.inputs[::-1]):
-        scale = walk.values[t]
+    """Decide c t f(u / t) for affine t > 0 and u, and a constant c, by f."""
+    for scaled, inner in (operation.inputs, operation.inputs[::-1]):
+        t = _unscaled(walk, scaled)
+        scale, turned = walk.values[t], walk.values[scaled].nonpositive
         if not (scale.positive & scale.affine).all() or scale.constant.all() or walk.values[inner].constant.all():
+            continue
+        if not (turned | walk.values[scaled].nonnegative).all():
             continue
         quotients = list(_quotients(walk, inner, t))
         if quotients:
             bounds = ((k, walk.graph.shapes[k], *walk.values[k].parts[:2]) for k in quotients)
             given = {k: facts.variable(shape, *ends) for k, shape, *ends in bounds}
             of_quotients = walk.evaluate_again(inner, given).broadcast(value.shape)
-            return claim_curvature("perspective", value, of_quotients.has(CONVEX), of_quotients.has(CONCAVE))
+            holds = [of_quotients.has(CONVEX), of_quotients.has(CONCAVE)]
+            return claim_curvature("perspective", value, np.where(turned, *holds[::-1]), np.where(turned, *holds))
     return None
+
+
+def _unscaled(walk: Walk, k: int) -> int:
+    """Return the value of which another is a constant multiple, element by element."""
+    while (made := walk.graph.makers.get(k)) is not None and made.name in ("neg", "mul", "div"):
+        moving = [given for given in made.inputs if not walk.values[given].constant.all()]
+        is_multiple = len(moving) == 1 and (made.name != "div" or moving == [made.inputs[0]])
+        if not is_multiple or walk.graph.shapes[moving[0]] != walk.graph.shapes[k]:
+            break
+        k = moving[0]
+    return k
 
 
 def _quotients(walk: Walk, inner: int, t: int) -> Iterator[int]:

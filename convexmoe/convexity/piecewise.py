@@ -248,7 +248,15 @@ class Chain(NamedTuple):
         return jets[operation.outputs[0]]
 
     def _apply(self, operation: Operation, jets: dict[int, Jet], choices: dict[int, int] | None) -> Jet:
-        """Return the value and the slope that an operation gives."""
+        """Return the value and the slope that an operation gives; whole numbers that do not fit their dtype wrap."""
+        jet, dtype = self._compute(operation, jets, choices), self.walk.graph.dtypes[operation.outputs[0]]
+        if dtype.startswith(("int", "uint")):
+            limits = np.iinfo(dtype)
+            if jet.slope != 0 or not limits.min <= _rational(jet.value) <= limits.max:
+                raise Undecided
+        return jet
+
+    def _compute(self, operation: Operation, jets: dict[int, Jet], choices: dict[int, int] | None) -> Jet:
         name, [number], given = operation.name, operation.outputs, [jets[k] for k in operation.inputs]
         dtype = self.walk.graph.dtypes[number]
         if name in CHOICES:

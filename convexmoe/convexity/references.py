@@ -21,7 +21,9 @@ from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from importlib.util import resolve_name
+from io import IOBase
 from itertools import takewhile
+from numbers import Integral, Number
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType, WrapperDescriptorType
 from typing import Any, NamedTuple
 
@@ -53,8 +55,10 @@ class Reference(NamedTuple):
 
     @property
     def holds_numbers(self) -> bool:
-        """Whether it is an array, a list, dict or set of floats or of tuples of them, or may lead to any."""
+        """Whether it is an array, a file, a list, dict or set of numbers beside whole ones, or may lead to any."""
         thing = self.thing
+        if isinstance(thing, IOBase):
+            return True
         if isinstance(thing, (list, deque, dict, set)):
             return _has_floats(thing.values() if isinstance(thing, dict) else thing)
         if isinstance(thing, FrameType) or any(thing is each for each in EVERYTHING):
@@ -71,9 +75,10 @@ class Reference(NamedTuple):
 
 
 def _has_floats(values: Iterable[Any]) -> bool:
-    return any(
-        isinstance(value, (float, np.floating)) or (isinstance(value, tuple) and _has_floats(value)) for value in values
-    )
+    def is_number(value: Any) -> bool:
+        return isinstance(value, Number) and not isinstance(value, Integral)
+
+    return any(_has_floats(value) if isinstance(value, tuple) else is_number(value) for value in values)
 
 
 def look_through(roots: Iterable[tuple[Any, Iterable[Any]]], fixed: Any) -> tuple[list[str], list[Normalization]]:

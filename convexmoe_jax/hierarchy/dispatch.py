@@ -41,15 +41,14 @@ def make_plan(routes: jax.Array, num_experts: int, padding: int) -> Plan:
     """Return the plan of `routes`, int32 `[B]`; a route outside [0, E) has no expert."""
     rows = routes.shape[0]
     valid = (routes >= 0) & (routes < num_experts)
-    place, experts = jnp.arange(rows, dtype=jnp.int32), jnp.arange(num_experts + 1, dtype=jnp.int32)
+    place = jnp.arange(rows, dtype=jnp.int32)
     routes = jnp.where(valid, routes, num_experts).astype(jnp.int32)
     if (num_experts + 1) * rows < 2**31:  # one key of both sorts some times faster than a stable sort
-        keys = jnp.sort(routes * rows + place)
-        order, starts = keys % max(rows, 1), jnp.searchsorted(keys, experts * rows)
+        order = jnp.sort(routes * rows + place) % max(rows, 1)
     else:
-        keys, order = lax.sort((routes, place), num_keys=1, is_stable=True)
-        starts = jnp.searchsorted(keys, experts)
-    starts = starts.astype(jnp.int32)
+        _, order = lax.sort((routes, place), num_keys=1, is_stable=True)
+    counts = jnp.zeros(num_experts, jnp.int32).at[routes].add(1, mode="drop")
+    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts)])
     back = jnp.zeros(rows, jnp.int32).at[order].set(place, unique_indices=True)
     return Plan(jnp.concatenate([order, jnp.zeros(padding, jnp.int32)]), back, starts)
 

@@ -79,9 +79,10 @@ def minimize_file(
         numbers = (f"{low:.{6 + more}g}", f"{x:.{8 + more}g}", f"{high:.{6 + more}g}")
         lines.append((shorten([name]), *numbers, binds))
     tabulate({"column": "left", "lower": "right", "minimum at": "right", "upper": "right", "binds": "left"}, lines)
-    say(f"{minimum.target} = {minimum.value:.9g}")
+    digits = max(9, digits_of(minimum.value, minimum.gap or 1e-6, 2))
+    say(f"{minimum.target} = {minimum.value:.{digits}g}")
     words, bound = "certified" if minimum.certified else "wider than asked for", minimum.value - minimum.gap
-    say(f"No point of the box is lower than {bound:.9g}: a gap of {minimum.gap:.3g}, {words}.")
+    say(f"No point of the box is lower than {bound:.{digits}g}: a gap of {minimum.gap:.3g}, {words}.")
     if not minimum.certified:
         raise typer.Exit(1)
 

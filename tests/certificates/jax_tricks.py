@@ -225,6 +225,7 @@ SEEN = {
     "reference": lambda: in_a_reference,
     "closed reference": closed_reference,
     "by platform": lambda: by_platform,
+    "bytes that wrap": lambda: lambda x: -(1 - 2 * (x > 0).astype(jnp.uint8)) * x,
 }
 
 
@@ -249,6 +250,7 @@ SLOPES = {
     "scaled": where_differentiated(lambda x: 2 * convex(x) - jax.lax.stop_gradient(convex(x))),
 }
 HONEST = {
+    "whole numbers that fit": lambda: lambda x: ((x > 0).astype(jnp.int8) * 2 - 1) * x,
     "counter": Counts,
     "custom derivative": with_derivative(convex),
     "custom derivative that lies": with_tangent(convex, -1.0),

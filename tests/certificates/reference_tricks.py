@@ -9,7 +9,9 @@ import types
 import weakref
 from collections import deque
 from contextvars import ContextVar
+from decimal import Decimal
 from importlib import import_module
+from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -160,6 +162,27 @@ def numbers_in_a_list(of):
     return Trick(lambda p, x: of(FLOATS[0], p, x), lambda: FLOATS.insert(0, -FLOATS[0]))
 
 
+def decimals_in_a_list(of):
+    held = [Decimal(1)]
+    return Trick(lambda p, x: of(float(held[0]), p, x), lambda: held.insert(0, -held[0]))
+
+
+def complex_numbers_in_a_list(of):
+    held = [1.0 + 0.0j]
+    return Trick(lambda p, x: of(held[0].real, p, x), lambda: held.insert(0, -held[0]))
+
+
+def a_file_in_memory(of):
+    held = BytesIO(b"+1.0")
+
+    def train():
+        turned = b"%+.1f" % -float(held.getvalue())
+        held.seek(0)
+        held.write(turned)
+
+    return Trick(lambda p, x: of(float(held.getvalue()), p, x), train)
+
+
 def a_decorated_function(of):
     w = ones()
 
@@ -276,6 +299,9 @@ SHARED = [
     a_number_taken_at_each_call,
     an_item_taken_at_each_call,
     numbers_in_a_list,
+    decimals_in_a_list,
+    complex_numbers_in_a_list,
+    a_file_in_memory,
     a_decorated_function,
     a_function_in_a_function,
     a_weak_reference,

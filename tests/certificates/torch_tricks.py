@@ -229,6 +229,7 @@ def change_numbers(y, z):
         y.detach().numpy()[:] = z.detach().numpy()
 
 
+NARROW = torch.diag(torch.tensor([1.0, 1e-8]))
 # Those whose trace is convex.
 TRICKS = {
     "data": changed(lambda y, z: setattr(y, "data", z)),
@@ -281,6 +282,8 @@ SEEN = {
     "subclass": lambda: lambda x: torch.abs(x.as_subclass(Turned)).as_subclass(torch.Tensor),
     "array that turns": weights_that_turn,
     "tensor that turns": turning_in_place,
+    "bytes that wrap": lambda: lambda x: ((x > 0).byte() * 2 - 1) * x,
+    "a rank that the dtype decides": lambda: lambda x: (torch.linalg.pinv(NARROW) @ NARROW)[1, 1] * x * x - 0.5 * x * x,
 }
 
 
@@ -321,6 +324,7 @@ def off(x):
 
 
 HONEST = {
+    "whole numbers that fit": lambda: lambda x: ((x > 0).to(torch.int8) * 2 - 1) * x,
     "without gradient": lambda: off,
     "counter": Counts,
     "clamped parameter": ClampsParameter,
