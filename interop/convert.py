@@ -108,7 +108,12 @@ def _check_sum(header: Header, arrays: Arrays) -> None:
 
 def _write_torch(target: Path, header: Header, arrays: Arrays) -> None:
     state = {name.removeprefix(PREFIX): value for name, value in arrays.items() if name.startswith(PREFIX)}
-    state |= _units(header, state)
+    with np.errstate(over="ignore"):
+        units = _units(header, state)
+    for name, value in units.items():
+        if not np.isfinite(value).all() or (name.endswith("scale") and not value.all()):
+            refuse(target, f"units that {value.dtype} holds", f"another number in {name}", "Use --to neutral.")
+    state |= units
     described = {name: value for name, value in header.items() if name != "optimizer"}
     text = json.dumps(described | {"sha256": digest(described, state)}, sort_keys=True, allow_nan=False)
     write_whole(target, to_safetensors(state, {ENTRY: text}))
@@ -167,7 +172,8 @@ def _write_orbax(target: Path, header: Header, arrays: Arrays) -> None:
         old = beside.with_suffix(".old")  # not a leftover: were we killed here, it is all that is left of the target
         if target.exists():
             os.replace(target, old)
-            shutil.copymode(old, fresh)
+            for name in ("", DESCRIPTION):
+                shutil.copymode(old / name, fresh / name)
         os.replace(fresh, target)
         shutil.rmtree(old, ignore_errors=True)
 

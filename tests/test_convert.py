@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from saved_models import hierarchy, hull, stepped
 
 import convexmoe_torch
+from convexmoe import Normalization
 from interop import conversion, convert, frameworks
 
 MODELS = {
@@ -164,10 +165,12 @@ def test_a_directory_without_a_sum_is_read_and_its_mode_stays(tmp_path):
     assert invoke("convert", path, tmp_path / "folder").exit_code == 0
     edited(lambda header: None)(tmp_path / "folder")
     (tmp_path / "folder").chmod(0o700)
+    (tmp_path / "folder" / "convexmoe.json").chmod(0o600)
     assert invoke("convert", tmp_path / "folder", tmp_path / "back.safetensors").exit_code == 0
     assert (tmp_path / "back.safetensors").read_bytes() == path.read_bytes()
     assert invoke("convert", path, tmp_path / "folder").exit_code == 0  # replaced
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "folder" / "convexmoe.json").stat().st_mode & 0o777 == 0o600
     assert sorted(os.listdir(tmp_path)) == ["back.safetensors", "folder", "model.safetensors"]
 
 
@@ -182,6 +185,16 @@ def test_without_jax_a_directory_is_refused_and_files_are_converted(tmp_path, mo
 
 def test_the_former_name_of_the_module():
     assert conversion.convert is convert.convert
+
+
+@pytest.mark.parametrize("units", [{"input_mean": (1e300, 0.0)}, {"input_scale": (1e-60, 1.0)}])
+def test_units_that_the_dtype_does_not_hold_are_not_written(units, tmp_path):
+    fair = {"input_mean": (1.0, 0.0), "input_scale": (2.0, 1.0), "output_mean": (0.0,), "output_scale": (1.0,)}
+    for name, values, code in (("bad", fair | units, 2), ("control", fair, 0)):
+        model = convexmoe_torch.VectorHull(2, petals=3, out_dim=1, normalization=Normalization(**values))
+        convexmoe_torch.save(model, tmp_path / f"{name}.safetensors")
+        result = invoke("convert", tmp_path / f"{name}.safetensors", tmp_path / "state", "--to", "torch")
+        assert (result.exit_code, (tmp_path / "state").exists()) == (code, not code), result.output
 
 
 def test_refusals(tmp_path):

@@ -61,6 +61,9 @@ class Inspection:
         return json.dumps(asdict(self) | {"parameters": self.num_parameters}, indent=2, sort_keys=True)
 
 
+OF_DIRECTORIES = "Name the model.safetensors in it; convexmoe convert makes one of a directory of Orbax."
+
+
 def inspect(path: str | os.PathLike[str]) -> Inspection:
     """Return what the header of a neutral file says; no framework is needed.
 
@@ -70,7 +73,10 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     """
     name = os.fsdecode(path)
     if not os.path.isfile(name):
-        raise InputError(f"{name}: expected a file; found none. Check the path.")
+        found, fix = "none", "Check the path."
+        if os.path.isdir(name):
+            found, fix = "a directory", OF_DIRECTORIES
+        raise InputError(f"{name}: expected a file; found {found}. {fix}")
     try:
         with open_tensors(name, "inspect") as file:
             header = read_header(name, file, "inspect")

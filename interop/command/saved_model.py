@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from convexmoe.errors import refuse
 from convexmoe.files import Inspection
 from convexmoe.files.format import infinite
+from convexmoe.files.inspect import OF_DIRECTORIES
 
 from ..frameworks import Framework
 from .tables import shorten
@@ -83,7 +84,7 @@ def read_any(path: Path, framework: Framework) -> tuple[Any, dict[str, Any]]:
     if not path.exists():
         refuse(path, "a model", "no such file", "Check the path.")
     if path.is_dir():
-        refuse(path, "a model", "a directory", "Name the model.safetensors in it.")
+        refuse(path, "a model", "a directory", OF_DIRECTORIES)
     try:
         model, notes = framework.package.load(path), framework.package.read_notes(path)
     except UNREADABLE as error:
