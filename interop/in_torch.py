@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,24 +16,11 @@ from convexmoe.files.format import own_copy
 from convexmoe.hull import HullConfig
 from convexmoe.hull.rows import bare_rows
 from convexmoe_torch.files.layers import from_numpy
+from convexmoe_torch.settings import one_thread
 
 Rows = NDArray[np.float64]
 name = "torch"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Give a context with one thread.
-
-    Layers this small gain nothing from a second one, and threads that wait for each other on a busy machine take ten
-    times as long; the results then do not depend on the number of cores either.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+quiet = one_thread  # the results then do not depend on the number of cores either
 
 
 def precision(wide: bool) -> AbstractContextManager[Any]:

@@ -11,14 +11,14 @@ FRAMEWORKS = {"convexmoe_jax": {"jax", "jaxlib", "flax", "optax", "chex"}, "conv
 # room -> the rooms of its own package that it may import; the package's own `__init__` and `names` may import all
 ROOMS = {
     "errors": set(),
-    "settings": set(),  # of JAX
+    "settings": set(),  # of a framework
     "arrays": {"settings", "minimization"},  # of a package, which describes its library; the core's imports no room
     "hull": {"errors", "settings", "arrays"},
     "hierarchy": {"errors", "settings", "hull"},
     "minimization": {"errors", "settings", "arrays", "hull"},
     "convexity": {"errors", "settings", "hull", "hierarchy"},
     "files": {"errors", "hull", "hierarchy"},
-    "training": {"errors", "hull", "files"},
+    "training": {"errors", "settings", "hull", "files"},
 }
 # Where a package needs what the core has of a room, it may be the same room or one below it.
 DOORS = {"__init__", "names"}

@@ -18,9 +18,10 @@ from convexmoe.convexity import SEGMENTS, Certificate, Engine, Problem, Trace, V
 from ..hierarchy.experts import ExpertBatch, ExpertModule
 from ..hull.legacy import NonConvexHull
 from ..hull.module import FoldedHull, HullModule
+from ..settings import one_thread
 from .atoms import recognize
 from .rules import RULES, sorts
-from .search import Evaluator, in_float64, in_numpy, one_thread
+from .search import Evaluator, in_float64, in_numpy
 from .trace import LOCK, array_of, trace
 
 ONE_BY_ONE = 300  # segments, for a function that `vmap` does not take

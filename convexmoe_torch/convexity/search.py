@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from convexmoe.convexity import Candidates, Violation, between, chord_gaps, read_domain, search
 from convexmoe.errors import dtype_name
 
+from ..settings import one_thread
 from .trace import LOCK
 
 Function = Callable[[Tensor], Tensor]
@@ -57,17 +57,6 @@ def find_violation(
     where = read_domain("find_violation", domain, [tuple(points.shape[1:])])
     with LOCK, one_thread():
         return search.search(Evaluator(function, points.detach()), segments, seed, tolerance, True, where)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in one thread: many small operations, such as `unfold` in a gradient, wait for each other in several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Evaluator:

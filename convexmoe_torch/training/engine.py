@@ -18,11 +18,12 @@ from convexmoe.training import ADAM_DECAYS, FitResult, FitState, History, Schedu
 
 from ..files.optimizer import optimizer_state, restore
 from ..hull.module import VectorHull, nest
+from ..settings import one_thread
 
 __all__ = ["ADAM_DECAYS", "FitResult", "FitState", "adam", "fit", "mean_squared_error", "train", "train_step"]
 
 LARGEST_NORM = 1.0
-LITTLE_WORK = 2**24  # about a millisecond of one thread
+LITTLE_WORK = 2**24  # multiply-adds of a forward pass: about a millisecond of one thread
 
 
 def adam(module: nn.Module) -> torch.optim.Adam:
@@ -66,21 +67,6 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-@contextmanager
-def few_threads(work: int) -> Iterator[None]:
-    """Let PyTorch use one thread while a step has little work: threads that wait for each other cost more than they do.
-
-    Args:
-        work: multiply-adds of a forward pass, about.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if work < LITTLE_WORK else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class Engine(core.Engine):
     """A run of any module: steps of `adam` in place, on its device.
 
@@ -100,7 +86,7 @@ class Engine(core.Engine):
 
     @torch.no_grad()
     def loss(self, x: Tensor, y: Tensor) -> float:
-        with evaluation_mode(self.module), few_threads(self.work):
+        with evaluation_mode(self.module), one_thread(self.work < LITTLE_WORK):
             return float(mean_squared_error(functional_call(self.module, self.mean, (x,)), y))
 
     def take_steps(self, rows: np.ndarray, rates: np.ndarray) -> float:
@@ -108,7 +94,7 @@ class Engine(core.Engine):
         picked = torch.as_tensor(rows).to(x.device)
         self.mean = {name: torch.zeros_like(value) for name, value in named.items()}
         losses = []
-        with few_threads(self.work):
+        with one_thread(self.work < LITTLE_WORK):
             for step, (batch, rate) in enumerate(zip(picked, rates.tolist(), strict=True), 1):
                 with torch.enable_grad():
                     losses.append(train_step(self.module, self.optimizer, (x[batch], y[batch], rate)))
