@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from convexmoe.hull.parameters import flatten, nest
+from convexmoe.training.fit import plane_of
 from convexmoe.training.schedule import ADAM_DECAYS, EVALUATIONS, learning_rates
+from convexmoe.training.start import start_at
 from convexmoe_jax import HullConfig, hull
-from convexmoe_jax.hull.fusion import learned_temperature
-from convexmoe_jax.training.engine import clip, mean_squared_error, start_params
+from convexmoe_jax.training.engine import clip, mean_squared_error
 
 Params = dict[str, Any]
 BEYOND, LEAST_LOSS = 3, 1e-30
@@ -121,19 +123,6 @@ def lse_network(dim: int, out_dim: int, pieces: int) -> Network:
     return Network(init, apply)
 
 
-def lse_from_planes(dim: int, out_dim: int, pieces: int) -> Network:
-    """The log-sum-exp network with the start that hulls have from planes."""
-    config = HullConfig(dim, pieces, out_dim, hidden_dim=1, group_size=1, temperature="learned")
-
-    def start(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
-        found = start_params(hull.init(config, jax.random.key(0)), config, x, y, "planes")
-        T = learned_temperature(found["raw_temperature"])
-        slopes, offsets = (jnp.moveaxis(found["readout"][name], -1, -2) for name in ("weight", "bias"))
-        return {"slopes": slopes, "offsets": offsets, "log_temperature": jnp.log(T)}
-
-    return lse_network(dim, out_dim, pieces)._replace(start=start)
-
-
 def convex_kan(dim: int, out_dim: int, width: int, knots: int = 4) -> Network:
     """One hidden layer of sums of convex piecewise-linear functions of one number, with learned knots.
 
@@ -169,13 +158,17 @@ def hull_network(config: HullConfig) -> Network:
     return Network(lambda key: hull.init(config, key), lambda p, x: hull.apply(p, x, config), config=config)
 
 
-def network_from_start(config: HullConfig, start: str | None = None) -> Network:
-    """A hull that starts as with `fit(start=start)`."""
+def network_from_start(config: HullConfig) -> Network:
+    """A hull that starts as with `fit`."""
+    return hull_network(config)._replace(start=partial(started, config))
 
-    def started(params: Params, x: np.ndarray, y: np.ndarray) -> Params:
-        return start_params(params, config, x, y, start)
 
-    return hull_network(config)._replace(start=started)
+def started(config: HullConfig, params: Params, x: np.ndarray, y: np.ndarray) -> Params:
+    """Return the parameters with which `fit` begins: those of a hull scaled and tilted to the rows."""
+    like, values = params["shifts"], np.asarray(hull.apply(params, jnp.asarray(x, params["shifts"].dtype), config))
+    weights = {name: np.asarray(value, np.float64) for name, value in flatten(params).items()}
+    weights = start_at(plane_of(x, y, config), weights, config, values, x, y)
+    return nest({name: jnp.asarray(value, like.dtype) for name, value in weights.items()})
 
 
 def match_size(make: Callable[[int], Network], parameters: int) -> Network:

@@ -23,7 +23,6 @@ from networks import (
     count,
     hull_network,
     icnn,
-    lse_from_planes,
     lse_network,
     match_size,
     mlp,
@@ -31,9 +30,8 @@ from networks import (
     tune,
 )
 from quality_tasks import SCALAR, Task, quadratic_50, small, suite_task
-from regressors import fit_convex
+from regressors import fit_convex, fit_planes
 
-from convexmoe.training.starts.planes import fit_planes
 from convexmoe_jax import HullConfig, VectorHull, fit
 
 RATES = (0.002, 0.008, 0.03, 0.12, 0.5)
@@ -44,12 +42,10 @@ PENALTIES = (0.0, 1e-3, 1e-2, 1e-1)
 FITTED, WIDE = "hull, 8 petals, by fit", "ICNN (Amos), clamped, 64 x 4"
 HULL, CHOSEN = "hull, 8 petals", "hull"
 HARD, HARD_CHOSEN = "hard maximum of means", "hard maximum"
-LSE_STARTED = "LSE network, our start"
 PLANES, CONVEX = "max-affine (Magnani, Boyd)", "convex regression, penalized"
-# Beside a hull of 8 petals with a learned temperature; all but the first start "affine", so that they differ.
+# Beside a hull of 8 petals with a learned temperature.
 OURS: dict[str, dict[str, Any]] = {
     HULL: {},
-    "affine start": {},
     "depth 2": {"depth": 2},
     "depth 4": {"depth": 4},
     "depth 8": {"depth": 8},
@@ -65,30 +61,23 @@ Shape = Callable[[int, int, int], Network]  # (D, O, width) -> network
 
 
 def hull_of(
-    dim: int,
-    out_dim: int,
-    petals: int,
-    units: int,
-    group_size: int = 2,
-    temperature: float | str = "learned",
-    start: str | None = None,
+    dim: int, out_dim: int, petals: int, units: int, group_size: int = 2, temperature: float | str = "learned"
 ) -> Network:
-    """Return a hull with a start of `fit`."""
+    """Return a hull with the start of `fit`."""
     fields = {"hidden_dim": units, "group_size": group_size, "temperature": temperature}
-    return network_from_start(HullConfig(dim, petals, out_dim, **fields), start)
+    return network_from_start(HullConfig(dim, petals, out_dim, **fields))
 
 
 # Ways to spend the parameters of a hull: on a wide trunk, on petals, on petals alone.
 HULLS: dict[str, Shape] = {
     "8 petals": lambda dim, out_dim, width: hull_of(dim, out_dim, 8, width),
     "32 petals": lambda dim, out_dim, width: hull_of(dim, out_dim, 32, width),
-    "2 units": lambda dim, out_dim, width: hull_of(dim, out_dim, width, 2, 1, start="affine"),
-    "from planes": lambda dim, out_dim, width: hull_of(dim, out_dim, width, 2, 1, start="planes"),
+    "2 units": lambda dim, out_dim, width: hull_of(dim, out_dim, width, 2, 1),
 }
 HARD_HULLS: dict[str, Shape] = {
     "8 petals, hard": lambda dim, out_dim, width: hull_of(dim, out_dim, 8, width, 2, 0.0),
     "32 petals, hard": lambda dim, out_dim, width: hull_of(dim, out_dim, 32, width, 2, 0.0),
-    "from planes, hard": lambda dim, out_dim, width: hull_of(dim, out_dim, width, 2, 1, 0.0, "planes"),
+    "2 units, hard": lambda dim, out_dim, width: hull_of(dim, out_dim, width, 2, 1, 0.0),
 }
 
 
@@ -106,12 +95,10 @@ PEERS: dict[str, dict[str, Shape]] = {
     "ICNN (Amos), clamped": by_depth(icnn, (1, 2, 4)),
     "ICNN, our initialization": by_depth(deep, (1, 2, 4)),
     "LSE network": {"planes": lse_network},
-    LSE_STARTED: {"from planes": lse_from_planes},
     "convex KAN": {f"{knots} knots": partial(convex_kan, knots=knots) for knots in (2, 4, 8)},
     "MLP": by_depth(mlp, (1, 2, 3)),
 }
-CHOICE = HULLS | {"from planes, hard": HARD_HULLS["from planes, hard"]}
-SHAPES = {CHOSEN: CHOICE, HARD_CHOSEN: HARD_HULLS, **PEERS}
+SHAPES = {CHOSEN: HULLS, HARD_CHOSEN: HARD_HULLS, **PEERS}
 
 
 @dataclass(frozen=True)
@@ -217,8 +204,7 @@ def score(job: Job) -> Score:
         data = Standard.of(tasks)
         if job.model in OURS:
             fields = {"petals": 8, "temperature": "learned"} | OURS[job.model]
-            start = None if job.model == HULL else "affine"
-            shapes = {"": network_from_start(HullConfig(dim, out_dim=out_dim, **fields), start)}
+            shapes = {"": network_from_start(HullConfig(dim, out_dim=out_dim, **fields))}
         elif job.model == WIDE:
             shapes = {"4 layers": icnn(dim, out_dim, 64, layers=4)}  # as published, at any number of parameters
         else:

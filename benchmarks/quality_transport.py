@@ -21,12 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from networks import Network, Params, Rows, count, hull_network, match_size, tune
+from networks import Network, Params, Rows, count, hull_network, match_size, started, tune
 from quality_runs import run, write
 from timing import table
 
 from convexmoe_jax import HullConfig
-from convexmoe_jax.training.engine import start_params
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from ott.neural.networks.icnn import ICNN
@@ -65,7 +64,7 @@ def hull(dim: int) -> Network:
 
     def start(p: Params, rows: np.ndarray, _: np.ndarray) -> Params:
         x = rows[:, :dim]
-        return start_params(p, config, x, 0.5 * np.sum(x**2, axis=1, keepdims=True), "affine")
+        return started(config, p, x, 0.5 * np.sum(x**2, axis=1, keepdims=True))
 
     return semi_dual(value, dim, own.init, start)
 

@@ -1,9 +1,8 @@
-"""Convex regression by a quadratic program, for `quality.py`."""
+"""Convex regression without networks, for `quality.py`: a quadratic program, and a maximum of planes."""
 
 from __future__ import annotations
 
 import numpy as np
-
 from convexmoe.training.starts.planes import Planes
 
 

@@ -56,7 +56,7 @@ from .hierarchy import (
 )
 from .hull import FoldedHull, NonConvexHull, VectorHull, Winners
 from .minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
-from .training import FitResult, FitState, adam, adamw, fit, train
+from .training import FitResult, FitState, Fold, adam, adamw, fit, train
 
 __all__ = [
     "Ball",
@@ -77,6 +77,7 @@ __all__ = [
     "FitResult",
     "FitState",
     "FixedHierarchy",
+    "Fold",
     "FoldedHull",
     "HierarchicalCELMoE",
     "HierarchyLevelConfig",

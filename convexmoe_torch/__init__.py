@@ -57,7 +57,7 @@ from .hierarchy import (
 )
 from .hull import FoldedHull, NonConvexHull, VectorHull, Winners
 from .minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
-from .training import FitResult, FitState, fit, train
+from .training import FitResult, FitState, Fold, fit, train
 
 __all__ = [
     "Ball",
@@ -78,6 +78,7 @@ __all__ = [
     "FitResult",
     "FitState",
     "FixedHierarchy",
+    "Fold",
     "FoldedHull",
     "HierarchicalCELMoE",
     "HierarchyLevelConfig",

@@ -1,10 +1,12 @@
 """What a fit does that touches no tensor: rows, rates, history, starts, and the run itself."""
 
 from .data import given_rows
+from .fit import HullEngine
 from .history import History
-from .run import Engine, FitResult, FitState, HullEngine, check_finite, run
+from .parts import Parts
+from .run import Engine, FitResult, FitState, Fold, check_finite, run
 from .schedule import ADAM_DECAYS, EVALUATIONS, Schedule, learning_rates
-from .starts import Weights, choose_start
+from .start import Weights
 
 __all__ = [
     "ADAM_DECAYS",
@@ -12,12 +14,13 @@ __all__ = [
     "Engine",
     "FitResult",
     "FitState",
+    "Fold",
     "History",
     "HullEngine",
+    "Parts",
     "Schedule",
     "Weights",
     "check_finite",
-    "choose_start",
     "given_rows",
     "learning_rates",
     "run",

@@ -1,9 +1,8 @@
-"""The rows that `fit` is given: checked, held out in part, normalized."""
+"""The rows that `fit` is given: checked, normalized, known again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from numbers import Real
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,7 @@ import numpy as np
 from ..errors import describe, fail
 from ..hull.config import HullConfig, Normalization
 from ..hull.rows import as_numbers, check_finite, is_tensor, normalize
-
-HELD_OUT = 0.2
+from .parts import Parts, share
 
 Data = tuple[np.ndarray, np.ndarray]
 
@@ -48,37 +46,25 @@ def given_rows(x: Any, y: Any, validation: Any) -> tuple[Any, Any]:
     return (plain("x", x), plain("y", y)), held_out
 
 
-def hold_out(x: np.ndarray, y: np.ndarray, validation: Any, config: HullConfig, seed: int) -> tuple[Data, Data]:
-    """Return the rows to train on and those held out: the ones given, or a share of the rows."""
-    if isinstance(validation, (tuple, list)) and len(validation) == 2:
-        x_held_out, y_held_out = validation
-        return (x, y), check_data("validation", x_held_out, y_held_out, config)
-    rows, held_out = held_out_rows(len(x), validation, seed)
-    return (x[rows], y[rows]), (x[held_out], y[held_out])
+def held_out_data(x: np.ndarray, y: np.ndarray, validation: Any, config: HullConfig, seed: int) -> tuple[Data, Any]:
+    """Return all rows, those of `validation` too, and which are for what; None for folds."""
+    if validation is None:
+        return (x, y), None
+    if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+        return (x, y), share(len(x), validation, seed)
+    x_held_out, y_held_out = validation
+    x_held_out, y_held_out = check_data("validation", x_held_out, y_held_out, config)
+    rows = np.arange(len(x) + len(x_held_out))
+    parts = Parts((rows[: len(x)],), (rows[len(x) :],))
+    return (np.concatenate([x, x_held_out]), np.concatenate([y, y_held_out])), parts
 
 
-def held_out_rows(rows: int, share: Any, seed: int) -> Data:
-    """Return the numbers of the rows to train on, and of the `share` to hold out, drawn by the seed."""
-    rule = "(x, y), or a share of the rows from 0 to below 1"
-    fix = f"Leave it out for {HELD_OUT}, pass 0 for none."
-    if isinstance(share, bool) or not isinstance(share, Real):
-        fail("fit", "validation", rule, repr(share), fix, TypeError)
-    share = float(share)
-    if not 0 <= share < 1:
-        fail("fit", "validation", rule, repr(share), fix)
-    order = np.random.default_rng([seed, 1]).permutation(rows)
-    count = min(round(share * rows), rows - 2)
-    return np.sort(order[count:]), np.sort(order[:count])
-
-
-def check_held_out(losses: Sequence[float], loss: float | None) -> None:
-    """Check that the rows held out are those of the run so far: its best weights have its least loss on them."""
-    least = min(losses) if losses else None
-    if (least is None) != (loss is None) or not np.allclose(loss or 0.0, least or 0.0, rtol=0.01, atol=1e-9):
-        rule = "a state of a run that held the same rows out"
-        got = f"a least loss of {least} in its history and of {loss} on the rows held out now"
-        fix = "Pass the data, validation and seed that the run was begun with."
-        fail("fit", "resume", rule, got, fix)
+def fingerprint(*arrays: np.ndarray) -> str:
+    """Return a sha256 of arrays: shapes, dtypes, values."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.dtype} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
 
 
 def normalization_of(x: np.ndarray, y: np.ndarray, *dtypes: Any) -> Normalization:

@@ -33,9 +33,9 @@ class History(NamedTuple):
 
     @property
     def is_best(self) -> bool:
-        """Whether the last evaluation has the least loss; without a validation set every one counts as better."""
+        """Whether the last evaluation has a new least loss; without a validation set every one counts as better."""
         losses = self.validation_loss
-        return not losses or losses[-1] <= min(losses)
+        return not losses or losses.index(min(losses)) == len(losses) - 1
 
     @property
     def is_over(self) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -13,14 +14,14 @@ import numpy as np
 
 from convexmoe import training as core
 from convexmoe.hull import HullConfig
-from convexmoe.training import ADAM_DECAYS, FitResult, FitState, History, Schedule, Weights
+from convexmoe.training import ADAM_DECAYS, FitResult, FitState, Fold, History, Parts, Schedule, Weights
 
 from ..files.optimizer import optimizer_state, restore
 from ..hull.module import VectorHull, apply, compiled_apply, flatten, nest
 from ..hull.petals import Tree
 from .optimizers import scale_by_adam
 
-__all__ = ["ADAM", "ADAM_DECAYS", "FitResult", "FitState", "HullFunction", "fit", "start_params", "train", "train_step"]
+__all__ = ["ADAM", "ADAM_DECAYS", "FitResult", "FitState", "Fold", "HullFunction", "fit", "train", "train_step"]
 
 LARGEST_NORM = 1.0
 ADAM = scale_by_adam(*ADAM_DECAYS)
@@ -55,12 +56,18 @@ def mean_squared_error(prediction: jax.Array, y: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames="model", donate_argnames="carry")
 def _train_steps(model: Any, carry: Any, x: jax.Array, y: jax.Array, rows: jax.Array, rates: jax.Array) -> Any:
-    """Take one step for each line of `rows` (steps, batch); return the carry, the mean weights and the losses."""
+    """Take one step for each line of `rows`; return the carry, the mean weights and the losses.
+
+    They are (steps, batch), or (steps, copies, batch) for copies of the model side by side.
+    """
+
+    take = partial(train_step, model)
+    take = jax.vmap(take, (0, (0, 0, None))) if rows.ndim == 3 else take
 
     def body(carry: Any, step: Any) -> Any:
         (params, state), mean = carry
         picked, rate, share = step
-        (params, state), loss = train_step(model, (params, state), (x[picked], y[picked], rate))
+        (params, state), loss = take((params, state), (x[picked], y[picked], rate))
         mean = jax.tree.map(lambda m, p: m + share.astype(p.dtype) * (p - m), mean, params)
         return ((params, state), mean), loss
 
@@ -87,28 +94,29 @@ class Engine(core.Engine):
     def __init__(self, model: Any, params: Any, rows: Any, held_out: Any) -> None:
         self.model, self.dtype = model, jax.tree.leaves(params)[0].dtype
         self.rows, self.held_out = jax.tree.map(partial(jnp.asarray, dtype=self.dtype), (rows, held_out))
-        self.begin(params, ADAM.init(params), params)
+        self.put(params, ADAM.init(params), params)
 
-    def begin(self, params: Any, optimizer: Any, mean: Any) -> None:
+    def put(self, params: Any, optimizer: Any, mean: Any) -> None:
         self.carry = jax.tree.map(jnp.array, (params, optimizer))  # a copy: it is donated
-        self.mean = mean
+        self.mean_params = mean
 
     def loss(self, x: Any, y: Any) -> float:
-        return float(_loss(self.model, self.mean, x, y))
+        return float(_loss(self.model, self.mean_params, x, y))
 
     def take_steps(self, rows: np.ndarray, rates: np.ndarray) -> float:
         batches = jnp.asarray(rows), jnp.asarray(rates, self.dtype)
-        self.carry, self.mean, losses = _train_steps(self.model, self.carry, *self.rows, *batches)
-        return float(jnp.mean(losses))
+        self.carry, self.mean_params, losses = _train_steps(self.model, self.carry, *self.rows, *batches)
+        return float(jnp.mean(losses if losses.ndim == 1 else losses[:, -1]))
 
     def mean_weights(self) -> Any:
-        return jax.tree.map(np.array, self.mean)
+        return jax.tree.map(np.array, self.mean_params)
 
     def is_finite(self, weights: Any) -> bool:
         return all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(weights))
 
-    def resume(self, state: FitState) -> None:
-        self.begin(state.model, state.optimizer, state.best)
+    def resume(self, state: FitState) -> Any:
+        self.put(state.model, state.optimizer, state.best)
+        return state.best
 
     def state(self, history: History, best: Any, best_step: int) -> FitState:
         params, optimizer = jax.tree.map(np.array, self.carry)
@@ -128,50 +136,57 @@ class HullFunction:
         return apply(params, x, self.config)
 
 
-class HullEngine(Engine, core.HullEngine):
-    """A run of a hull, in float32 at least: see `convexmoe.training.HullEngine`."""
+class HullEngine(core.HullEngine, Engine):
+    """A fit of copies of a hull, stacked, in float32 at least: see `convexmoe.training.HullEngine`."""
 
     kind = VectorHull
 
-    def __init__(self, model: VectorHull, config: HullConfig, rows: Any, held_out: Any, _: Schedule) -> None:
-        self.config, self.given = config, model.params["shifts"].dtype
+    def __init__(self, model: VectorHull, config: HullConfig, data: Any, parts: Parts, _: int) -> None:
+        self.config, self.given, self.data, self.parts = config, model.params["shifts"].dtype, data, parts
         params = jax.tree.map(lambda leaf: leaf.astype(wide(self.given)), model.params)
-        super().__init__(HullFunction(replace(config, normalization=None)), params, rows, held_out)
+        Engine.__init__(self, HullFunction(self.bare), params, data, None)
 
     @staticmethod
     def limits(model: VectorHull) -> tuple[Any, Any]:
         given = model.params["shifts"].dtype
         return jnp.finfo(wide(given)), jnp.finfo(given)
 
-    @property
-    def weights(self) -> Weights:
-        return {name: np.asarray(value, np.float64) for name, value in flatten(self.mean).items()}
+    def begin(self, weights: Sequence[Weights]) -> None:
+        params = stack([self.tree(one) for one in weights])
+        self.put(params, jax.vmap(ADAM.init)(params), params)
 
-    @weights.setter
-    def weights(self, weights: Weights) -> None:
-        params = self.tree(weights)
-        self.begin(params, ADAM.init(params), params)
+    def go_on(self, copies: Sequence[Fold]) -> None:
+        empty = ADAM.init(copies[0].model.params)
+        states = stack([restore(empty, model, optimizer) for model, optimizer in copies])
+        params = stack([model.params for model, _ in copies])
+        self.put(params, states, params)
+
+    def mean(self, copy: int) -> Weights:
+        return {name: np.asarray(value[copy], np.float64) for name, value in flatten(self.mean_params).items()}
+
+    def values(self, weights: Weights, x: np.ndarray) -> np.ndarray:
+        rows = np.resize(x, (1 << (len(x) - 1).bit_length(), x.shape[1]))  # few shapes are few compilations
+        y = compiled_apply(self.tree(weights), jnp.asarray(rows, self.dtype), self.model.config)
+        return np.asarray(y[: len(x)], np.float64)
+
+    def copies(self) -> list[Fold]:
+        params, optimizer = jax.tree.map(np.array, self.carry)
+        found = []
+        for copy in range(len(self.parts.train)):
+            own, state = jax.tree.map(itemgetter(copy), (params, optimizer))
+            hull = VectorHull.from_params(self.config, own)
+            found.append(Fold(hull, optimizer_state(state, hull)))
+        return found
+
+    def hull(self, weights: Weights, given: bool = False) -> VectorHull:
+        params = jax.tree.map(lambda leaf: leaf.astype(self.given if given else self.dtype), self.tree(weights))
+        return VectorHull.from_params(self.config, params)
+
+    def weights_of(self, hull: VectorHull) -> Weights:
+        return {name: np.asarray(value, np.float64) for name, value in flatten(hull.params).items()}
 
     def tree(self, weights: Weights) -> Tree:
         return nest({name: jnp.asarray(value, self.dtype) for name, value in weights.items()})
-
-    def values(self, weights: Weights, x: np.ndarray) -> np.ndarray:
-        y = compiled_apply(self.tree(weights), jnp.asarray(x, self.dtype), self.model.config)
-        return np.asarray(y, np.float64)
-
-    def resume(self, state: FitState) -> None:
-        optimizer = restore(ADAM.init(state.model.params), state.model, state.optimizer)
-        self.begin(state.model.params, optimizer, state.best.params)
-
-    def state(self, history: History, best: Tree, best_step: int) -> FitState:
-        params, optimizer = jax.tree.map(np.array, self.carry)
-        hull, best_hull = (VectorHull.from_params(self.config, tree) for tree in (params, best))
-        return FitState(hull, optimizer_state(optimizer, hull), history, best_hull, best_step)
-
-    def result(self, best: Tree) -> VectorHull:
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(self.given), best)
-        core.check_finite(self.is_finite(params), "Fit a float32 model: these are too large for the dtype.")
-        return VectorHull.from_params(self.config, params)
 
 
 fit = HullEngine.fit
@@ -182,10 +197,9 @@ def wide(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def start_params(params: Tree, config: HullConfig, x: np.ndarray, y: np.ndarray, start: str | None = None) -> Tree:
-    """Return the parameters of a hull without normalization, started on normalized rows."""
-    engine = HullEngine(VectorHull.from_params(config, params), config, (x, y), None, Schedule(1, 1, None, 0))
-    return engine.tree(core.choose_start(engine.weights, config, x, y, start, engine.values))
+def stack(trees: Sequence[Any]) -> Any:
+    """Return one tree, its leaves stacked along a new first axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def train(

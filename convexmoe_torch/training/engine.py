@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from convexmoe import training as core
+from convexmoe.files import MOMENTS, OptimizerState, check_state
 from convexmoe.hull import HullConfig
-from convexmoe.training import ADAM_DECAYS, FitResult, FitState, History, Schedule, Weights
+from convexmoe.training import ADAM_DECAYS, FitResult, FitState, Fold, History, Parts, Schedule, Weights
 
-from ..files.optimizer import optimizer_state, restore
-from ..hull.module import VectorHull, nest
+from ..files.optimizer import KEYS, KINDS
+from ..hull.module import VectorHull, evaluate, nest
+from ..hull.petals import effective
 from ..settings import one_thread
 
-__all__ = ["ADAM_DECAYS", "FitResult", "FitState", "adam", "fit", "mean_squared_error", "train", "train_step"]
+__all__ = ["ADAM_DECAYS", "FitResult", "FitState", "Fold", "adam", "fit", "mean_squared_error", "train", "train_step"]
 
 LARGEST_NORM = 1.0
 LITTLE_WORK = 2**24  # multiply-adds of a forward pass: about a millisecond of one thread
@@ -81,96 +83,148 @@ class Engine(core.Engine):
         self.module, self.optimizer = module, adam(module)
         self.rows = [torch.as_tensor(part).to(like) for part in rows]
         self.held_out = None if held_out is None else [torch.as_tensor(part).to(like) for part in held_out]
-        self.mean: dict[str, Tensor] = {}  # empty: the module's own
+        self.named: dict[str, Any] = dict(module.named_parameters())
+        self.mean_params: dict[str, Tensor] = {}  # empty: the module's own
         self.work = min(batch_size, len(rows[0])) * sum(p.numel() for p in module.parameters())
 
     @torch.no_grad()
     def loss(self, x: Tensor, y: Tensor) -> float:
         with evaluation_mode(self.module), one_thread(self.work < LITTLE_WORK):
-            return float(mean_squared_error(functional_call(self.module, self.mean, (x,)), y))
+            return float(mean_squared_error(functional_call(self.module, self.mean_params, (x,)), y))
 
     def take_steps(self, rows: np.ndarray, rates: np.ndarray) -> float:
-        (x, y), named = self.rows, dict(self.module.named_parameters())
+        x, y = self.rows
         picked = torch.as_tensor(rows).to(x.device)
-        self.mean = {name: torch.zeros_like(value) for name, value in named.items()}
+        self.mean_params = {name: torch.zeros_like(value) for name, value in self.named.items()}
         losses = []
         with one_thread(self.work < LITTLE_WORK):
             for step, (batch, rate) in enumerate(zip(picked, rates.tolist(), strict=True), 1):
                 with torch.enable_grad():
-                    losses.append(train_step(self.module, self.optimizer, (x[batch], y[batch], rate)))
+                    losses.append(self.step((x[batch], y[batch], rate)))
                 with torch.no_grad():
-                    for name, value in named.items():
-                        self.mean[name].lerp_(value, 1.0 / step)
+                    for name, value in self.named.items():
+                        self.mean_params[name].lerp_(value, 1.0 / step)
             return float(torch.stack(losses).mean())
 
-    def mean_weights(self) -> dict[str, Tensor]:
+    def step(self, batch: Any) -> Tensor:
+        """Take one step; returns the loss before it."""
+        return train_step(self.module, self.optimizer, batch)
+
+    def mean_weights(self) -> Any:
         """Return a copy of the module's state with the mean for its parameters, tied ones under each of their names."""
-        means = {id(value): self.mean.get(name, value) for name, value in self.module.named_parameters()}
+        means = {id(value): self.mean_params.get(name, value) for name, value in self.module.named_parameters()}
         named = self.module.named_parameters(remove_duplicate=False)
-        state = self.module.state_dict() | self.mean | {name: means[id(value)] for name, value in named}
+        state = self.module.state_dict() | self.mean_params | {name: means[id(value)] for name, value in named}
         return {name: value.detach().clone() for name, value in state.items()}
 
-    def is_finite(self, weights: dict[str, Tensor]) -> bool:
+    def is_finite(self, weights: Any) -> bool:
         return all(bool(torch.isfinite(value).all()) for value in weights.values())
 
-    def resume(self, state: FitState) -> None:
-        self.optimizer, self.mean = state.optimizer, state.best
+    def resume(self, state: FitState) -> Any:
+        self.optimizer, self.mean_params = state.optimizer, state.best
+        return state.best
 
-    def state(self, history: History, best: dict[str, Tensor], best_step: int) -> FitState:
+    def state(self, history: History, best: Any, best_step: int) -> FitState:
         return FitState(self.module, self.optimizer, history, best, best_step)
 
-    def result(self, best: dict[str, Tensor]) -> Any:
+    def result(self, best: Any) -> Any:
         self.module.load_state_dict(best)
         return self.module
 
 
-class HullEngine(Engine, core.HullEngine):
-    """A run of a hull, in float32 at least: see `convexmoe.training.HullEngine`."""
+class HullEngine(core.HullEngine, Engine):
+    """A fit of copies of a hull, stacked, in float32 at least: see `convexmoe.training.HullEngine`."""
 
     kind = VectorHull
 
-    def __init__(self, model: VectorHull, config: HullConfig, rows: Any, held_out: Any, schedule: Schedule) -> None:
-        self.config, self.given = config, model.params["shifts"].dtype
-        hull = VectorHull.from_params(replace(config, normalization=None), model.params).to(wide(self.given))
-        super().__init__(hull, rows, held_out, schedule.batch_size)
-        self.parameters = dict(hull.named_parameters())
+    def __init__(self, model: VectorHull, config: HullConfig, data: Any, parts: Parts, batch_size: int) -> None:
+        self.config, self.given, self.data, self.parts = config, model.params["shifts"].dtype, data, parts
+        self.like = model.params["shifts"].to(wide(self.given))
+        self.rows, self.held_out = [torch.as_tensor(part).to(self.like) for part in data], None
+        size = sum(p.numel() for p in model.parameters())
+        self.work = min(batch_size, *map(len, parts.train)) * len(parts.train) * size
+        self.forward = torch.func.vmap(partial(evaluate_flat, self.bare))
 
     @staticmethod
     def limits(model: VectorHull) -> tuple[Any, Any]:
         given = model.params["shifts"].dtype
         return torch.finfo(wide(given)), torch.finfo(given)
 
-    @property
-    def weights(self) -> Weights:
-        return {name: value.detach().cpu().double().numpy().copy() for name, value in self.parameters.items()}
+    def begin(self, weights: Sequence[Weights]) -> None:
+        self.put({name: torch.stack([self.tensor(one[name]) for one in weights]) for name in weights[0]})
 
-    @weights.setter
-    def weights(self, weights: Weights) -> None:
-        with torch.no_grad():
-            for name, value in self.parameters.items():
-                value.copy_(torch.as_tensor(weights[name]))
+    def go_on(self, copies: Sequence[Fold]) -> None:
+        hulls = [dict(model.named_parameters()) for model, _ in copies]
+        for hull, (_, saved) in zip(hulls, copies, strict=True):
+            check_state(saved, hull, KINDS, "adam")
+        self.put({name: torch.stack([self.tensor(hull[name].detach()) for hull in hulls]) for name in hulls[0]})
+        for name, value in self.named.items():
+            own = {"step": torch.tensor(float(copies[0].optimizer.step))}
+            for moment in MOMENTS["adam"]:
+                own[KEYS[moment]] = torch.stack([saved.moments[moment][name].to(value) for _, saved in copies])
+            self.optimizer.state[value] = own
+
+    def put(self, stacked: dict[str, Tensor]) -> None:
+        """Train such parameters from here on; their means begin anew."""
+        self.named: dict[str, Any] = {name: value.requires_grad_() for name, value in stacked.items()}
+        self.mean_params = {name: value.detach().clone() for name, value in self.named.items()}
+        self.optimizer = torch.optim.Adam(self.named.values(), betas=ADAM_DECAYS)
+
+    def step(self, batch: Any) -> Tensor:
+        """Take one step of every copy, each with its own clipping; returns the loss of the last before it."""
+        x, y, learning_rate = batch
+        losses = torch.mean((self.forward(self.named, x) - y) ** 2, dim=(1, 2))
+        self.optimizer.zero_grad()
+        losses.sum().backward()
+        grads = [value.grad for value in self.named.values() if value.grad is not None]
+        norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+        factor = (LARGEST_NORM / (norms + 1e-6)).clamp(max=1.0)
+        for grad in grads:
+            grad.mul_(factor.view(-1, *[1] * (grad.ndim - 1)))
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        self.optimizer.step()
+        return losses[-1].detach()
+
+    def mean(self, copy: int) -> Weights:
+        return {name: value[copy].cpu().double().numpy() for name, value in self.mean_params.items()}
 
     @torch.no_grad()
     def values(self, weights: Weights, x: np.ndarray) -> np.ndarray:
-        self.weights = weights
-        return self.module(torch.as_tensor(x).to(self.rows[0])).cpu().double().numpy()
+        flat = {name: self.tensor(value) for name, value in weights.items()}
+        with one_thread(self.work < LITTLE_WORK):
+            return evaluate_flat(self.bare, flat, self.tensor(x)).cpu().double().numpy()
 
-    def resume(self, state: FitState) -> None:
-        with torch.no_grad():
-            for name, value in self.parameters.items():
-                value.copy_(state.model.get_parameter(name))
-                self.mean[name] = state.best.get_parameter(name).to(value)
-        restore(self.optimizer, self.module, state.optimizer)
+    def copies(self) -> list[Fold]:
+        states = {name: self.optimizer.state.get(value, {}) for name, value in self.named.items()}
+        step = max(int(state.get("step", 0)) for state in states.values())
+        found = []
+        for copy in range(len(self.parts.train)):
+            flat = {name: value[copy].detach() for name, value in self.named.items()}
+            moments: dict[str, dict[str, Tensor]] = {moment: {} for moment in MOMENTS["adam"]}
+            for name, state in states.items():
+                for moment, arrays in moments.items():
+                    value = state.get(KEYS[moment])
+                    arrays[name] = torch.zeros_like(flat[name]) if value is None else value[copy].clone()
+            hull = VectorHull.from_params(self.config, nest(flat))
+            found.append(Fold(hull, OptimizerState("adam", step, moments)))
+        return found
 
-    def state(self, history: History, best: dict[str, Tensor], best_step: int) -> FitState:
-        hull, best_hull = (VectorHull.from_params(self.config, nest(part)) for part in (self.parameters, best))
-        optimizer = optimizer_state(self.optimizer, self.module)
-        return FitState(hull, optimizer, history, best_hull, best_step)
+    def hull(self, weights: Weights, given: bool = False) -> VectorHull:
+        dtype = self.given if given else self.like.dtype
+        flat = {name: self.tensor(value).to(dtype) for name, value in weights.items()}
+        return VectorHull.from_params(self.config, nest(flat))
 
-    def result(self, best: dict[str, Tensor]) -> VectorHull:
-        cast = {name: value.to(self.given) for name, value in best.items()}
-        core.check_finite(self.is_finite(cast), "Fit a float32 model: these are too large for the dtype.")
-        return VectorHull.from_params(self.config, nest(cast))
+    def weights_of(self, hull: VectorHull) -> Weights:
+        return {name: value.detach().cpu().double().numpy() for name, value in hull.named_parameters()}
+
+    def tensor(self, value: Any) -> Tensor:
+        """Return numbers as a tensor of the dtype in training, on the device of the model."""
+        return torch.as_tensor(value).to(self.like)
+
+
+def evaluate_flat(config: HullConfig, flat: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Return the hull of `x` from its parameters by dotted name."""
+    return evaluate(effective(nest(flat), config), x, config)
 
 
 fit = HullEngine.fit

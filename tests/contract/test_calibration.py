@@ -4,9 +4,9 @@ import cases
 import numpy as np
 import pytest
 import reference
+from convexmoe.training.starts.affine import calibrate
 
 from convexmoe import HullConfig
-from convexmoe.training.starts.affine import calibrate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

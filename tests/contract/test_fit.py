@@ -9,8 +9,8 @@ import pytest
 import tolerances
 
 from convexmoe import HullConfig
-from convexmoe.training import Schedule
-from convexmoe.training.data import check_data, held_out_rows
+from convexmoe.training import Schedule, parts
+from convexmoe.training.data import check_data
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -32,7 +32,7 @@ def fitted(backend, rows=97, noise=0.0, dtype="float32", given=FIELDS, data=data
     x, y = data(rows, noise=noise)
     held = data(61, seed=1, noise=noise) if options.pop("validate", False) else 0
     with backend.precision(dtype):
-        given = {"steps": STEPS, "batch_size": 31, "learning_rate": 0.03, "validation": held, "start": "affine"}
+        given = {"steps": STEPS, "batch_size": 31, "learning_rate": 0.03, "validation": held}
         return backend.package.fit(model, x, y, **(given | options))
 
 
@@ -42,9 +42,9 @@ RUNS = {
     "other_seed": {"seed": 3},
     "odd_steps": {"steps": 83, "validate": True},
     "few_rows": {"rows": 17},
-    "share": {"start": None, "validation": 0.3, "noise": 0.3},
-    "double": {"start": None, "dtype": "float64", "given": FIELDS | {"hidden_dim": 3}},
-    "planes": {"given": FIELDS | {"petals": 11, "hidden_dim": 2}, "start": "planes", "validate": True},
+    "share": {"validation": 0.3, "noise": 0.3},
+    "folds": {"validation": None, "noise": 0.3},
+    "double": {"dtype": "float64", "given": FIELDS | {"hidden_dim": 3}},
     "hard": {"given": FIELDS | {"temperature": 0.0, "trunk": "private", "depth": 2}, "validate": True},
 }
 WIDE = ("few_rows", "odd_steps")  # of the runs, for a release: each is another compilation
@@ -104,7 +104,7 @@ def test_the_model_takes_and_gives_original_units(backend):
         assert np.allclose(got, wanted, rtol=1e-12, atol=0)
     error = backend.apply(result.model, x.astype(np.float32)) - y
     explained = 1 - error.var(axis=0) / y.var(axis=0)
-    assert (explained > 0.9).all(), explained
+    assert (explained > 0.8).all(), explained
     # control: the same weights without the units explain nothing
     bare = backend.model(FIELDS, backend.weights(result.model), "float32")
     error = backend.apply(bare, x.astype(np.float32)) - y
@@ -150,12 +150,11 @@ def validation_loss(backend, model, x, y):
 
 
 def test_training_stops_early_and_gives_back_the_best_step(backend):
-    """The held-out targets are the negative: what is learned makes them worse."""
-    x, y = data(noise=1.0)
+    """Few rows and much noise: what is learned after some steps makes the rows held out worse."""
+    x, y = data(23, noise=1.0)
     model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), "float32")
-    held_out = data(61, seed=1)[0], 2 * y.mean(0) - data(61, seed=1)[1]
-    options = {"steps": STEPS, "batch_size": 31, "start": "affine"}
-    result = backend.package.fit(model, x, y, validation=held_out, **options)
+    held_out = data(61, seed=1)
+    result = backend.package.fit(model, x, y, validation=held_out, steps=400, learning_rate=0.1)
     losses = result.history.validation_loss
     best = losses.index(min(losses))
     assert result.best_step == result.history.step[best]
@@ -165,29 +164,27 @@ def test_training_stops_early_and_gives_back_the_best_step(backend):
     assert not np.isclose(got, losses[-1], rtol=1e-2)  # control: the last step's weights would be seen
 
 
-def test_a_start_that_no_step_betters_is_given_back(backend):
+def test_a_fit_is_a_plane_where_that_is_better_than_what_the_steps_give(backend):
     """A plane, and so high a rate that every step spoils it."""
     plane = np.array([[0.001, 1.0], [3.0, -7.0], [2.0, 0.5]])
-    x, x_held_out = data()[0], data(61, seed=1)[0]
-    y = x @ plane
+    x, y = data()[0], data()[0] @ plane
     model = backend.model(FIELDS, backend.weights(backend.fresh(FIELDS, 0)), "float32")
     options = {"steps": STEPS, "batch_size": 31, "learning_rate": 30.0}
-    result = backend.package.fit(model, x, y, validation=(x_held_out, x_held_out @ plane), **options)
-    losses = result.history.validation_loss
-    assert result.best_step == result.history.step[0] == 0 and losses[0] == min(losses) < 0.05
-    explained = 1 - (backend.apply(result.model, x.astype(np.float32)) - y).var(axis=0) / y.var(axis=0)
-    assert (explained > 0.9).all(), explained
+    for validation in (None, 0.3, (data(61, seed=1)[0], data(61, seed=1)[0] @ plane)):
+        result = backend.package.fit(model, x, y, validation=validation, **options)
+        left = (backend.package.predict(result.model, x) - y).std(axis=0) / y.std(axis=0)
+        assert (left < 1e-4).all() and min(result.history.validation_loss) < 1e-9
     # control: without rows held out the last step is given back, and is worse
     spoiled = backend.package.fit(model, x, y, validation=0, **options)
-    assert spoiled.best_step == STEPS and spoiled.history.train_loss[-1] > 3 * losses[0]
+    assert spoiled.best_step == STEPS and spoiled.history.train_loss[-1] > 1e-3
 
 
 def test_rows_are_held_out_by_the_share_and_the_seed():
-    rows, held = held_out_rows(97, 0.3, 5)
+    (rows,), (held,) = parts.share(97, 0.3, 5)
     assert len(held) == 29 and sorted([*rows, *held]) == list(range(97))
-    assert not np.array_equal(held, held_out_rows(97, 0.3, 6)[1])
-    assert len(held_out_rows(97, 0, 5)[1]) == 0
-    assert [len(part) for part in held_out_rows(3, 0.9, 5)] == [2, 1]
+    assert not np.array_equal(held, parts.share(97, 0.3, 6).held_out[0])
+    assert len(parts.share(97, 0, 5).held_out[0]) == 0
+    assert [len(part[0]) for part in parts.share(3, 0.9, 5)] == [2, 1]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
@@ -229,9 +226,9 @@ def test_constant_columns_do_no_harm(backend):
 def test_a_column_that_is_constant_in_the_rows_to_train_on_has_no_effect(backend):
     x, y = data()
     x[:, 1] = [0.0] * (len(x) - 1) + [7.0]
-    seed = next(seed for seed in range(99) if len(x) - 1 in held_out_rows(len(x), 0.2, seed)[1])
+    seed = next(seed for seed in range(99) if len(x) - 1 in parts.share(len(x), 0.2, seed).held_out[0])
     model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), "float32")
-    for kwargs in ({"seed": seed}, {"validation": (x[-9:], y[-9:])}):
+    for kwargs in ({"seed": seed, "validation": 0.2}, {"validation": (x[-9:], y[-9:])}):
         rows = (x, y) if "seed" in kwargs else (x[:-9], y[:-9])
         result = backend.package.fit(model, *rows, steps=7, **kwargs).model
         values = backend.package.predict(result, [[1.0, 0.0, 2.0], [1.0, 7.0, 2.0], [1.0, 0.0, 3.0]])
@@ -253,16 +250,16 @@ def test_the_schedule_evaluates_every_few_steps_and_at_the_end(steps, size):
 
 
 def test_weights_too_large_for_the_dtype_are_an_error(backend):
-    """Units of its own, and inputs of 1e-4: slopes of a sum that float16 has no numbers for."""
+    """Units of its own, and inputs of 1e-6: slopes that float16 has no numbers for."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 3))
-    y = np.abs(x).sum(axis=1)
+    y = x[:, 0]
     units = {"input_mean": (0,) * 3, "input_scale": (1,) * 3, "output_mean": (0,), "output_scale": (1,)}
     fields = cases.fields(in_dim=3, petals=5, out_dim=1, hidden_dim=13, normalization=units)
     weights = backend.weights(backend.fresh(fields, 0))
-    options = {"steps": 2, "start": "sums"}
+    options = {"steps": 2}
     with pytest.raises(FloatingPointError, match=r"fit.weights: expected finite numbers; .* Fit a float32 model"):
-        backend.package.fit(backend.model(fields, weights, "float16"), 1e-4 * x, y, **options)
-    for dtype, scale in (("float32", 1e-4), ("float16", 1.0)):  # control
+        backend.package.fit(backend.model(fields, weights, "float16"), 1e-6 * x, y, **options)
+    for dtype, scale in (("float32", 1e-6), ("float16", 1.0)):  # control
         model = backend.package.fit(backend.model(fields, weights, dtype), scale * x, y, **options).model
         assert all(np.isfinite(value.astype(float)).all() for value in backend.weights(model).values())

@@ -21,7 +21,8 @@ def spoiled(array, value, row=7, column=1):
 
 COLUMNS = "Give one column for each input of the hull."
 TARGETS = "Give one target row for each row of x, out_dim=2 wide."
-SHARE, LEAVE = "(x, y), or a share of the rows from 0 to below 1", "Leave it out for 0.2, pass 0 for none."
+SHARE = "None for folds, (x, y), or a share of the rows from 0 to below 1"
+LEAVE = "Leave it out for folds, pass 0 for none."
 REMOVE = "Remove that row or fill it."
 BAD = {
     "narrow": ((X[:, :2], Y), {}, ValueError, f"fit.x: expected [rows, in_dim=3]; got float64[23, 2]. {COLUMNS}"),
@@ -65,12 +66,6 @@ BAD = {
         TypeError,
         "fit.y: expected numbers; got 'red' at row 7, column 1. Encode text and missing values first.",
     ),
-    "start": (
-        (X, Y),
-        {"start": "plane"},
-        ValueError,
-        "fit.start: expected one of ['affine', 'planes', 'sums']; got 'plane'. Pass start='affine', for example.",
-    ),
     "validation_nan": (
         (X, Y),
         {"validation": (X, spoiled(Y, np.nan))},
@@ -89,11 +84,11 @@ BAD = {
         ValueError,
         "fit.validation: expected 1 row at least; got 0. Give more rows.",
     ),
-    "validation_none": (
+    "validation_text": (
         (X, Y),
-        {"validation": None},
+        {"validation": "folds"},
         TypeError,
-        f"fit.validation: expected {SHARE}; got None. {LEAVE}",
+        f"fit.validation: expected {SHARE}; got 'folds'. {LEAVE}",
     ),
     "validation_whole": (
         (X, Y),

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TORCH = backends.BACKENDS[1]  # for what the core refuses, which no framework changes
 STEPS, HALF = 120, 60  # evaluated every three steps
-SCHEDULE = {"steps": STEPS, "batch_size": 67, "seed": 3, "learning_rate": 0.05, "start": "affine"}
+SCHEDULE = {"steps": STEPS, "batch_size": 67, "seed": 3, "learning_rate": 0.05}
 FIELDS = cases.fields(in_dim=3, petals=5, temperature="learned")
 BOUNDS = {"float64": 1e-10, "float32": 1e-4}  # at fit's rates rounding grows about a thousandfold in sixty steps
 
@@ -23,10 +23,10 @@ def data(seed=0):
     return x[:200], y[:200], (x[200:], y[200:])
 
 
-def fitted(backend, model, dtype, **options):
+def fitted(backend, model, dtype, folds=False, **options):
     x, y, validation = data()
     with backend.precision(dtype):
-        return backend.package.fit(model, x, y, validation=validation, **(SCHEDULE | options))
+        return backend.package.fit(model, x, y, validation=None if folds else validation, **(SCHEDULE | options))
 
 
 def start(backend, dtype):
@@ -36,13 +36,13 @@ def start(backend, dtype):
 
 
 @functools.cache
-def whole(backend, dtype):
+def whole(backend, dtype, folds=False):
     """The result of a fit that does not stop."""
-    return fitted(backend, start(backend, dtype), dtype)
+    return fitted(backend, start(backend, dtype), dtype, folds)
 
 
 @functools.cache
-def half(backend, dtype, at=HALF):
+def half(backend, dtype, at=HALF, folds=False):
     """The state of a fit at a step."""
     states = []
 
@@ -50,7 +50,7 @@ def half(backend, dtype, at=HALF):
         states.append(state)
         return state.history.step[-1] >= at
 
-    stopped = fitted(backend, start(backend, dtype), dtype, on_evaluation=stop)
+    stopped = fitted(backend, start(backend, dtype), dtype, folds, on_evaluation=stop)
     assert stopped.history.step[-1] == at and len(states) == at // 3
     return states[-1]
 
@@ -60,11 +60,16 @@ def through_files(state, source, target, dtype, folder):
     with source.precision(dtype):
         source.package.save(state.model, folder / "now", optimizer=state.optimizer)
         source.package.save(state.best, folder / "best")
+        for k, fold in enumerate(state.folds):
+            source.package.save(fold.model, folder / f"fold-{k}", optimizer=fold.optimizer)
     with target.precision(dtype):
-        model, best = (target.package.load(folder / name) for name in ("now", "best"))
-        optimizer = target.package.read_optimizer(folder / "now")
+        load, read_optimizer = target.package.load, target.package.read_optimizer
+        model, best = (load(folder / name) for name in ("now", "best"))
+        optimizer = read_optimizer(folder / "now")
+        names = [folder / f"fold-{k}" for k in range(len(state.folds))]
+        folds = tuple(target.package.Fold(load(name), read_optimizer(name)) for name in names)
     history = target.package.History(*state.history)
-    return target.package.FitState(model, optimizer, history, best, state.best_step)
+    return target.package.FitState(model, optimizer, history, best, state.best_step, folds, state.rows)
 
 
 def gap(first, second):
@@ -73,29 +78,34 @@ def gap(first, second):
     return float(np.max(np.abs(a - b) / b)) if a.shape == b.shape else np.inf
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_a_fit_goes_on_in_the_same_package_bit_for_bit(backend, dtype, tmp_path):
-    state = through_files(half(backend, dtype), backend, backend, dtype, tmp_path)
-    resumed, given = fitted(backend, state.model, dtype, resume=state), whole(backend, dtype)
+@pytest.mark.parametrize(("dtype", "folds"), [("float64", False), ("float32", False), ("float32", True)])
+def test_a_fit_goes_on_in_the_same_package_bit_for_bit(backend, dtype, folds, tmp_path):
+    state = through_files(half(backend, dtype, HALF, folds), backend, backend, dtype, tmp_path)
+    assert len(state.folds) == 6 * folds
+    resumed, given = fitted(backend, state.model, dtype, folds, resume=state), whole(backend, dtype, folds)
     assert resumed.history == given.history and resumed.best_step == given.best_step
     wanted, got = backend.weights(given.model), backend.weights(resumed.model)
     assert all(np.array_equal(value, got[name]) for name, value in wanted.items())
     assert resumed.model.config == given.model.config
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("dtype", "folds"), [("float64", False), ("float32", False), ("float64", True)])
 @pytest.mark.parametrize(("source", "target"), [(0, 1), (1, 0)], ids=["to torch", "to jax"])
-def test_a_fit_goes_on_in_the_other_package(source, target, dtype, tmp_path):
+def test_a_fit_goes_on_in_the_other_package(source, target, dtype, folds, tmp_path):
     source, target = backends.BACKENDS[source], backends.BACKENDS[target]
-    state = through_files(half(source, dtype), source, target, dtype, tmp_path)
-    assert gap(fitted(target, state.model, dtype, resume=state), whole(source, dtype)) < BOUNDS[dtype]
+    state = through_files(half(source, dtype, HALF, folds), source, target, dtype, tmp_path)
+    assert gap(fitted(target, state.model, dtype, folds, resume=state), whole(source, dtype, folds)) < BOUNDS[dtype]
     # control: without the moments it goes another way
     zeros = {
         moment: {name: 0 * value for name, value in values.items()}
         for moment, values in state.optimizer.moments.items()
     }
     lost = state._replace(optimizer=state.optimizer._replace(step=0, moments=zeros))
-    assert gap(fitted(target, state.model, dtype, resume=lost), whole(source, dtype)) > 100 * BOUNDS["float32"]
+    lost = lost._replace(folds=tuple(fold._replace(optimizer=lost.optimizer) for fold in state.folds))
+    assert (
+        gap(fitted(target, state.model, dtype, folds, resume=lost), whole(source, dtype, folds))
+        > 100 * BOUNDS["float32"]
+    )
 
 
 def test_the_best_weights_so_far_are_kept(backend, tmp_path):
@@ -125,7 +135,7 @@ def test_another_schedule_is_refused(steps):
     state = half(TORCH, "float32")
     x, y, validation = data()
     with pytest.raises(ValueError, match=r"fit.resume: expected a multiple of \d+ steps, at most \d+; got 60"):
-        TORCH.package.fit(state.model, x, y, validation=validation, steps=steps, resume=state)
+        TORCH.package.fit(state.model, x, y, validation=validation, steps=steps, seed=3, resume=state)
 
 
 @pytest.mark.parametrize("change", ["none now", "none before", "another seed", "other rows"])
@@ -140,7 +150,7 @@ def test_other_held_out_rows_are_refused(change):
     TORCH.package.fit(
         start(TORCH, "float32"), x, y, **(options | now | before), on_evaluation=lambda s: not states.append(s)
     )
-    with pytest.raises(ValueError, match=r"expected a state of a run that held the same rows out"):
+    with pytest.raises(ValueError, match=r"expected a state of the given rows, validation and seed; got one of others"):
         TORCH.package.fit(states[-1].model, x, y, **(options | now | later), resume=states[-1])
     # control: with the same rows it goes on
     on = TORCH.package.fit(states[-1].model, x, y, **(options | now | before), resume=states[-1])

@@ -32,7 +32,7 @@ def fitted(backend, column):
     model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), "float32")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # none of this calls the hull plainly
-        model = backend.package.fit(model, x, y, steps=80, batch_size=31, validation=0, start="affine").model
+        model = backend.package.fit(model, x, y, steps=80, batch_size=31, validation=0).model
         return model, x, (backend.package.predict(model, x) - y_offset) / y_unit
 
 

@@ -1,0 +1,254 @@
+"""`fit` for both packages: copies of a hull on parts of the rows, side by side, choose how long to train and how bent.
+
+Rows, parts, starts and choices are computed by numpy in float64, so that the same call trains the same model in both
+packages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import fail
+from ..hull.config import HullConfig
+from .data import Data, check_data, fingerprint, held_out_data, normalization_of, normalize_rows
+from .history import History
+from .parts import Parts, folds
+from .run import Engine, FitResult, FitState, Fold, Model, check_finite, pieces, run
+from .schedule import Batches, Schedule, default_rate
+from .start import Plane, Weights, draw_back, half_square, ridge, scales, scales_apart, spread_rows, start_at
+
+GARROTE = 2.0  # in units of the variance of the share
+TOO_LARGE = "Fit a float32 model: these are too large for the dtype."
+
+
+class HullEngine(Engine, Protocol):
+    """What a package does in a fit, for all copies of the hull at once; the last one becomes the model.
+
+    Attributes:
+        kind: the class of its hulls.
+        config: of the fitted hull; bare: the same without units.
+        data: x and y of all rows, normalized, float64.
+        parts: the rows of each copy; planes: the plane of each.
+        bent: `[O]`, the share of what is bent that the last evaluation chose.
+        known_by: the fingerprint of the rows.
+
+    Methods:
+        limits: returns `finfo` of the dtype in training, and of that of a model.
+        begin: sets the weights of each copy, with fresh states of Adam, or those of an earlier run.
+        mean: returns the mean weights of a copy since the evaluation before.
+        values: returns the values `[N, O]` of the hull with other weights at normalized rows `[N, D]`.
+        copies: returns the weights of each copy, as hulls in the units of the data, and its state of Adam.
+        hull: returns a hull of weights in the dtype of training, or in that of the given model.
+    """
+
+    kind: type
+    config: HullConfig
+    data: Data
+    parts: Parts
+    planes: Sequence[Plane]
+    bent: np.ndarray
+    known_by: str
+
+    def __init__(self, model: Any, config: HullConfig, data: Data, parts: Parts, batch_size: int) -> None: ...
+    @staticmethod
+    def limits(model: Any) -> tuple[Any, Any]: ...
+    def begin(self, weights: Sequence[Weights]) -> None: ...
+    def go_on(self, copies: Sequence[Fold]) -> None: ...
+    def mean(self, copy: int) -> Weights: ...
+    def values(self, weights: Weights, x: np.ndarray) -> np.ndarray: ...
+    def copies(self) -> list[Fold]: ...
+    def hull(self, weights: Weights, given: bool = False) -> Any: ...
+    def weights_of(self, hull: Any) -> Weights: ...
+
+    @property
+    def bare(self) -> HullConfig:
+        """The config of what is trained: it computes in normalized units."""
+        return replace(self.config, normalization=None)
+
+    def rows_of(self, numbers: np.ndarray) -> Data:
+        """Return x and y of some rows."""
+        return self.data[0][numbers], self.data[1][numbers]
+
+    def start(self, given: Weights, constant: np.ndarray) -> None:
+        """Begin every copy at a plane of its own rows; the model does not read constant inputs."""
+        started = []
+        for rows, plane in zip(self.parts.train, self.planes, strict=True):
+            x, y = spread_rows(*self.rows_of(rows))
+            weights = start_at(plane, given, self.bare, self.values(given, x), x, y)
+            started.append({name: without_inputs(name, weight, constant) for name, weight in weights.items()})
+        self.begin(started)
+
+    def start_loss(self) -> float:
+        x, y = spread_rows(*self.rows_of(self.parts.train[-1]))
+        return float(np.mean((self.values(self.mean(-1), x) - y) ** 2))
+
+    def held_out_loss(self) -> float | None:
+        """Return the least mean squared error on the rows held out of `plane + bent (hull - plane)`; sets `bent`."""
+        sums, count = np.zeros((3, self.config.out_dim)), 0
+        for copy, numbers in enumerate(self.parts.held_out):
+            weights = self.mean(copy) if len(numbers) else {}
+            for piece in pieces(len(numbers)):
+                x, y = self.rows_of(numbers[piece])
+                flat = self.planes[copy](x) + half_square(self.config, x)
+                left, bend = y - flat, self.values(weights, x) - flat
+                sums += [np.sum(left * left, axis=0), np.sum(left * bend, axis=0), np.sum(bend * bend, axis=0)]
+            count += len(numbers)
+        if not count:
+            return None
+        self.bent = self.best_share(*sums, count)
+        squares = sums[0] - 2.0 * self.bent * sums[1] + self.bent**2 * sums[2]
+        return float(squares.sum() / (count * self.config.out_dim))
+
+    def best_share(self, left: np.ndarray, along: np.ndarray, bend: np.ndarray, count: int) -> np.ndarray:
+        """Return the share in [0, 1] of what is bent, (O,), drawn towards 0 where `count` rows say little of it.
+
+        Source: Breiman, Better subset regression using the nonnegative garrote, Technometrics 37, 1995, for one column.
+        """
+        if not scales_apart(self.bare, self.mean(-1)):
+            left, along, bend = (np.full_like(part, part.sum()) for part in (left, along, bend))
+        tiny = np.finfo(np.float64).tiny
+        best = np.maximum(along, 0.0) / np.maximum(bend, tiny)
+        noise = (left - best * along) / count  # the variance of what is left
+        best = np.clip(best - GARROTE * noise / np.maximum(along, tiny), 0.0, 1.0)
+        return best if scales(self.config) else np.full_like(best, float(2.0 * along.sum() > bend.sum()))
+
+    def batches(self, schedule: Schedule, done: int) -> Iterator[Batches]:
+        """Yield row numbers (steps, copies, batch) and rates (steps,) up to each evaluation."""
+        train = self.parts.train
+        rate = default_rate(len(train[-1]), self.config.in_dim)
+        schedule = replace(schedule, batch_size=min(schedule.batch_size, *map(len, train)))
+        for parts in zip(*(schedule.batches(len(rows), done, rate) for rows in train), strict=True):
+            picked = [rows[part] for rows, (part, _) in zip(train, parts, strict=True)]
+            yield np.stack(picked, axis=1), parts[0][1]
+
+    def mean_weights(self) -> Weights:
+        return draw_back(self.mean(-1), self.bare, self.bent, self.planes[-1])
+
+    def is_finite(self, weights: Weights) -> bool:
+        return all(np.isfinite(value).all() for value in weights.values())
+
+    def resume(self, state: FitState) -> Weights:
+        if state.rows != self.known_by or len(state.folds) + 1 != len(self.parts.train):
+            rule, got = "a state of the given rows, validation and seed", "one of others"
+            fix = "Pass the data, validation and seed that the run was begun with."
+            fail("fit", "resume", rule, got, fix)
+        self.go_on([*state.folds, Fold(state.model, state.optimizer)])
+        return self.weights_of(state.best)
+
+    def state(self, history: History, best: Weights, best_step: int) -> FitState:
+        *others, last = self.copies()
+        return FitState(*last, history, self.hull(best), best_step, tuple(others), self.known_by)
+
+    def result(self, best: Weights) -> Any:
+        model = self.hull(best, given=True)
+        check_finite(self.is_finite(self.weights_of(model)), TOO_LARGE)
+        return model
+
+    @classmethod
+    def fit(
+        cls,
+        model: Model,
+        x: Any,
+        y: Any,
+        *,
+        validation: Data | float | None = None,
+        steps: int = 2000,
+        batch_size: int = 128,
+        learning_rate: float | None = None,
+        seed: int = 0,
+        progress: bool = False,
+        resume: FitState[Model] | None = None,
+        on_evaluation: Callable[[FitState[Model]], bool | None] | None = None,
+    ) -> FitResult[Model]:
+        """Fit a hull to data by least squares and return it; the given model stays as it is.
+
+        It learns from all rows; beside it copies learn that hold rows out. Where these err least, it is taken: after
+        how many steps, and how far between a plane (ridge regression) and the hull. So it is about as good as a plane
+        where the data do not speak for more. docs/pages/fitting.md has the whole.
+
+        A column that is constant in the rows to train on has no effect in the fitted model.
+        The data are normalized; means and deviations go into the config of the fitted model, which takes and gives
+        original units. A model that has a normalization keeps it; one in half precision is fitted in float32 and cast
+        back.
+
+        Args:
+            model: the hull to start from, as `c f(x) + a' x + b` with the plane of ridge regression.
+            x: `[rows, in_dim]`, finite, original units.
+            y: `[rows, out_dim]` (or `[rows]` for one output), finite, original units.
+            validation: None for folds (five; from 1,000 rows on as many as hold 1,000 rows out together) and the rows
+                of the largest leverage; or held-out `(x, y)`, or the share of the rows to hold out, from which the
+                model then does not learn. 0 trains on every row and gives the mean of the last steps, whatever the
+                start was.
+            steps: steps of Adam, >= 1.
+            batch_size: rows of a step, >= 1; all rows where there are fewer.
+            learning_rate: peak of the schedule; None means `default_rate(rows to train on, in_dim)`.
+            seed: of the batches, and of the rows to hold out.
+            progress: show a bar with the loss and the time left.
+            resume: where an earlier call with the same data and options stood (of the other package: read from its
+                files, docs/pages/files.md): training goes on from there, and the model of it takes the place of
+                `model`.
+            on_evaluation: is given where training stands at each of the `EVALUATIONS`; True ends it there.
+
+        Raises:
+            TypeError, ValueError: data of the wrong shape, not finite, or too few; `resume` is of another config, of
+                other rows, or at a step at which this schedule does not evaluate.
+            FloatingPointError: the loss is no longer finite.
+
+        >>> from convexmoe_torch import VectorHull, fit
+        >>> rows = np.linspace(-1, 1, 64)[:, None]
+        >>> fitted = fit(VectorHull(1, petals=4, out_dim=1), rows, rows**2, steps=200).model
+        """
+        schedule = Schedule(steps, batch_size, learning_rate, seed, progress)
+        if not isinstance(model, cls.kind):
+            rule, got = (f"{k.__module__.partition('.')[0]}.{k.__name__}" for k in (cls.kind, type(model)))
+            fail("fit", "model", f"a {rule}", got, "Pass such a model.", TypeError)
+        given: HullConfig = model.config  # type: ignore[attr-defined]
+        (x, y), parts = held_out_data(*check_data("x", x, y, given), validation, given, seed)
+        known_by = fingerprint(x, y, *(() if parts is None else parts.held_out), np.array([seed]))
+        learned = slice(None) if parts is None else parts.train[-1]
+        constant = np.zeros(given.in_dim, bool)
+        if given.normalization is None:
+            constant = x[learned].min(axis=0) == x[learned].max(axis=0)
+            x[:, constant] = x[learned][0, constant]  # 0 in training, whatever it is in rows held out
+        normalization = given.normalization or normalization_of(x[learned], y[learned], *cls.limits(model))
+        config = replace(given, normalization=normalization)
+        data = normalize_rows(x, y, normalization)
+        parts = folds(data[0], seed) if parts is None else parts
+        engine = cls(model, config, data, parts, batch_size)
+        engine.known_by, engine.bent = known_by, np.ones(config.out_dim)
+        engine.planes = [plane_of(*engine.rows_of(rows), config) for rows in parts.train]
+        if resume is None:
+            engine.start(engine.weights_of(model), constant)
+        else:
+            check_resumed(resume, cls.kind, config)
+        return run(engine, schedule, resume, on_evaluation)
+
+
+def plane_of(x: np.ndarray, y: np.ndarray, config: HullConfig) -> Plane:
+    """Return the plane of ridge regression through rows, beside which a hull has its strong convexity."""
+    return ridge(x, y - half_square(config, x))
+
+
+def without_inputs(name: str, weight: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """Return a weight that does not read some inputs, `bool[D]`: without gradients there it never will."""
+    reads = name.endswith(".weight") and inputs.any()
+    return np.where(inputs.reshape(-1, *[1] * (weight.ndim - 1)), 0.0, weight) if reads else weight
+
+
+def check_resumed(state: Any, kind: Any, config: HullConfig) -> None:
+    """Check that a run goes on with a state of this package, and with the model and the data it was begun with."""
+    if not isinstance(state, FitState) or not isinstance(state.model, kind):
+        got = f"{type(state).__module__}.{type(state).__name__}"
+        if isinstance(state, FitState):
+            got = f"{type(state.model).__module__.partition('.')[0]}.training.FitState"
+        fix = "Pass what on_evaluation was given."
+        fail("fit", "resume", "a FitState of this package", got, fix, TypeError)
+    resumed = state.model.config
+    if config != resumed:
+        names = [field.name for field in fields(config) if getattr(config, field.name) != getattr(resumed, field.name)]
+        rule, fix = "a state of the given model and data", "Go on with what the run was begun with."
+        fail("fit", "resume", rule, f"another {' and '.join(names)}", fix)

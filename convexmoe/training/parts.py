@@ -1,0 +1,74 @@
+"""Which rows each copy of a hull learns from, and which judge it.
+
+Source: Stone, Cross-validatory choice and assessment of statistical predictions, JRSS B 36, 1974. Differs from the
+source: beside the folds, the rows of the largest leverage are held out together.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import fail
+
+FOLDS, ENOUGH, MOST = 5, 1000, int(os.environ.get("MOST", "5"))  # as many folds as hold so many rows out
+FEWEST = 5  # rows, from which on folds are made
+EXTREME = 0.05
+
+
+class Parts(NamedTuple):
+    """The rows of each copy; the last copy becomes the model.
+
+    Args:
+        train: numbers of the rows that it learns from, rising.
+        held_out: of those that judge it; none for a copy that learns from all.
+    """
+
+    train: tuple[np.ndarray, ...]
+    held_out: tuple[np.ndarray, ...]
+
+
+def folds(x: np.ndarray, seed: int) -> Parts:
+    """Return a part for each fold, one for the extreme rows, and one for all rows; for few rows only that one.
+
+    Args:
+        x: `[N, D]`, finite.
+        seed: of the folds.
+    """
+    rows = np.arange(len(x))
+    held_out: list[np.ndarray] = []
+    if len(x) >= FEWEST:
+        rng = np.random.default_rng([seed, 1])
+        for _ in range(MOST // FOLDS):
+            held_out += np.array_split(rng.permutation(len(x)), FOLDS)
+        held_out = held_out[: math.ceil(ENOUGH * FOLDS / len(x))]
+    if count := round(EXTREME * len(x)):
+        held_out.append(np.argsort(leverage(x), kind="stable")[-count:])
+    held_out = [np.sort(part) for part in held_out]
+    train = [np.setdiff1d(rows, part, assume_unique=True) for part in held_out]
+    return Parts((*train, rows), (*held_out, rows[:0]))
+
+
+def share(rows: int, part: Any, seed: int) -> Parts:
+    """Return one part: a share of the rows, drawn by the seed, is held out."""
+    rule = "None for folds, (x, y), or a share of the rows from 0 to below 1"
+    fix = "Leave it out for folds, pass 0 for none."
+    if isinstance(part, bool) or not isinstance(part, Real):
+        fail("fit", "validation", rule, repr(part), fix, TypeError)
+    part = float(part)
+    if not 0 <= part < 1:
+        fail("fit", "validation", rule, repr(part), fix)
+    order = np.random.default_rng([seed, 1]).permutation(rows)
+    count = min(round(part * rows), rows - 2)
+    return Parts((np.sort(order[count:]),), (np.sort(order[:count]),))
+
+
+def leverage(x: np.ndarray) -> np.ndarray:
+    """Return how far each row lies from the others, in units of their spread in its direction, `[N]`."""
+    scale = x.std(axis=0)
+    z = (x - x.mean(axis=0)) / np.where(scale > 0, scale, 1.0)
+    return np.sum(z * np.linalg.solve(z.T @ z + x.shape[1] * np.eye(x.shape[1]), z.T).T, axis=1)
