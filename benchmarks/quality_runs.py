@@ -32,7 +32,7 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], out: Path) -> list[R
     return [future.result() for future in futures]
 
 
-def write(records: list[dict[str, Any]], path: Path) -> None:
-    """Write records as JSON."""
+def write(records: list[dict[str, Any]] | dict[str, Any], path: Path) -> None:
+    """Write records, or a record by name, as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(records, indent=1) + "\n")

@@ -99,17 +99,18 @@ class HullEngine(Engine, Protocol):
             count += len(numbers)
         if not count:
             return None
-        self.bent = self.best_share(*sums, count)
+        self.bent = self.best_share(sums, count)
         squares = sums[0] - 2.0 * self.bent * sums[1] + self.bent**2 * sums[2]
         return float(squares.sum() / (count * self.config.out_dim))
 
-    def best_share(self, left: np.ndarray, along: np.ndarray, bend: np.ndarray, count: int) -> np.ndarray:
+    def best_share(self, sums: np.ndarray, count: int) -> np.ndarray:
         """Return the share in [0, 1] of what is bent, (O,), drawn towards 0 where `count` rows say little of it.
 
         Source: Breiman, Better subset regression using the nonnegative garrote, Technometrics 37, 1995, for one column.
         """
         if not scales_apart(self.bare, self.mean(-1)):
-            left, along, bend = (np.full_like(part, part.sum()) for part in (left, along, bend))
+            sums, count = np.broadcast_to(sums.sum(axis=1, keepdims=True), sums.shape), count * sums.shape[1]
+        left, along, bend = sums
         tiny = np.finfo(np.float64).tiny
         best = np.maximum(along, 0.0) / np.maximum(bend, tiny)
         noise = (left - best * along) / count  # the variance of what is left
