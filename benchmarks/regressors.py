@@ -1,17 +1,58 @@
-<<<<<<< HEAD
-"""Convex regression without networks, for `quality.py`: a quadratic program, and a maximum of planes."""
-=======
-"""Convex regression by a quadratic program, for `quality.py`; ridge regression, for `tables.py`."""
->>>>>>> tables
+"""Regression without networks: convex by a quadratic program and by planes, for `quality.py`; ridge, for `tables.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
-from convexmoe.training.starts.planes import Planes
 
 PENALTIES = np.logspace(-8, 4, 61)  # of ridge regression, over the rows
+RESTARTS, SWEEPS, RIDGE = 5, 40, 1e-6
+
+
+class Planes(NamedTuple):
+    """`max_k slopes[k]' x + offsets[k]`."""
+
+    slopes: np.ndarray
+    offsets: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Return `[N]` values at `[N, D]`."""
+        return np.max(x @ self.slopes.T + self.offsets, axis=1)
+
+
+def fit_planes(x: np.ndarray, y: np.ndarray, pieces: int, seed: int = 0) -> Planes:
+    """Fit a maximum of planes by alternating assignment and least squares: the best of `RESTARTS` random starts.
+
+    Source: Magnani and Boyd, Convex piecewise-linear fitting, Optimization and Engineering 10, 2009, section 3. Differs
+    from the source: a ridge of `RIDGE`, and the best sweep is returned.
+
+    Args:
+        x, y: `[N, D]` and `[N]`.
+        pieces: planes at most; those that are the maximum nowhere are dropped.
+        seed: of the starts.
+    """
+    rng = np.random.default_rng(seed)
+    design = np.column_stack([x, np.ones(len(x))])
+    ridge = RIDGE * len(x) * np.eye(design.shape[1])
+    best, least = np.empty((0, 0)), np.inf
+    for _ in range(RESTARTS):
+        centers = x[rng.choice(len(x), min(pieces, len(x)), replace=False)]
+        squares = np.sum(centers**2, axis=1) - 2.0 * x @ centers.T
+        cell = np.argmin(squares, axis=1)
+        for _ in range(SWEEPS):
+            parts = [(design[cell == k], y[cell == k]) for k in np.unique(cell)]
+            planes = np.stack([np.linalg.solve(part.T @ part + ridge, part.T @ wanted) for part, wanted in parts])
+            values = design @ planes.T
+            error = float(np.mean((values.max(axis=1) - y) ** 2))
+            if error < least:
+                best, least = planes, error
+            now = np.argmax(values, axis=1)
+            if np.array_equal(now, cell):
+                break
+            cell = now
+    return Planes(best[:, :-1], best[:, -1])
 
 
 def fit_ridge(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
