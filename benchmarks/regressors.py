@@ -1,4 +1,4 @@
-"""Regression without networks: convex by a quadratic program and by planes, for `quality.py`; ridge, for `tables.py`."""
+"""Regression without networks: by a quadratic program and by planes, for `quality.py`; ridge, for `tables.py`."""
 
 from __future__ import annotations
 

@@ -1,16 +1,21 @@
-"""`fit` starts from `c f(x) + a' x + b`: least squares, and exactly a hull again."""
+"""`fit` starts from `c f(x) + a' x + b` with the plane of ridge regression, and draws back to it: hulls, exactly."""
 
 import cases
 import numpy as np
 import pytest
 import reference
-from convexmoe.training.starts.affine import calibrate
 
 from convexmoe import HullConfig
+from convexmoe.training.fit import plane_of
+from convexmoe.training.start import draw_back, ridge, start_at
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROWS = 211
+
+
+def calibrate(weights, config, f, x, y):
+    return start_at(plane_of(x, y, config), weights, config, f, x, y)
 
 
 def calibrate_hull(fields, seed=0):
@@ -93,11 +98,51 @@ def test_few_rows_in_many_dimensions_give_no_steep_planes():
     assert reference.hull(found, far, fields).std() < 1.5
 
 
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_hull_is_drawn_back_to_its_plane(name, share):
+    """`share f + (1 - share) plane`, but for the strong convexity; at a fixed temperature all or nothing."""
+    fields, rng = CASES[name], np.random.default_rng(3)
+    weights = cases.random_weights(fields, 1)
+    if fields["out_dim"] > 1:
+        weights["shifts"] = 0 * weights["shifts"]
+    share = round(share) if fields["temperature"] not in (0.0, "learned") else share
+    x, y = rng.normal(size=(ROWS, fields["in_dim"])), rng.normal(size=(ROWS, fields["out_dim"]))
+    config, points = HullConfig(**fields), rng.normal(size=(101, fields["in_dim"]))
+    plane = plane_of(x, y, config)
+    drawn = draw_back(weights, config, np.full(fields["out_dim"], float(share)), plane)
+    square = fields["strong_convexity"] / 2 * np.sum(points**2, axis=1, keepdims=True)
+    f = reference.hull(weights, points, fields)
+    wanted = square + share * (f - square) + (1 - share) * plane(points)
+    assert np.allclose(reference.hull(drawn, points, fields), wanted, rtol=0, atol=1e-9 * np.abs(f).max())
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(57, 5), (23, 5), (17, 31)])
+def test_the_penalty_of_a_plane_is_that_of_generalized_cross_validation(rows, dim):
+    rng = np.random.default_rng([rows, dim])
+    x = rng.normal(size=(rows, dim)) * 3.0 + 7.0
+    y = x @ rng.normal(size=(dim, 2)) + [1.0, 9.0] * rng.normal(size=(rows, 2))
+    found, z = ridge(x, y), x - x.mean(axis=0)
+
+    def criterion(penalty, target):
+        hat = z @ np.linalg.solve(z.T @ z + penalty * np.eye(dim), z.T) + 1 / rows
+        return np.sum((target - hat @ target) ** 2) / (rows - np.trace(hat)) ** 2
+
+    for o in range(2):
+        at = criterion(found.penalty[o], y[:, o])
+        others = [criterion(found.penalty[o] * factor, y[:, o]) for factor in (0.1, 0.5, 2.0, 10.0)]
+        assert at <= 1.001 * min(others)  # the grid has four values a decade
+        slopes = np.linalg.solve(z.T @ z + found.penalty[o] * np.eye(dim), z.T @ (y[:, o] - y[:, o].mean()))
+        assert np.allclose(found.slopes[:, o], slopes, rtol=1e-6)
+        assert np.allclose(found(x).mean(axis=0), y.mean(axis=0))
+
+
 def test_fit_begins_with_the_calibrated_hull(backend):
-    """One step at a rate of nearly nothing: the loss of its batch, which is all rows, is that of least squares."""
+    """One step at a rate of nearly nothing: the loss of its batch, which is all rows, is that of the start."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(101, 5))
     y = x @ rng.normal(size=(5, 2)) * 7 + 3
     model = backend.fresh(cases.fields(), 0)
-    history = backend.package.fit(model, x, y, steps=1, batch_size=101, learning_rate=1e-9).history
-    assert history.train_loss[0] < 0.01
+    options = {"steps": 1, "batch_size": 101, "learning_rate": 1e-9, "validation": 0}
+    history = backend.package.fit(model, x, y, **options).history
+    assert history.train_loss[0] < 0.01 and history.train_loss[1] == pytest.approx(history.train_loss[0], rel=1e-4)
