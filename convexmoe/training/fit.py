@@ -6,6 +6,7 @@ packages.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, Protocol
@@ -14,14 +15,27 @@ import numpy as np
 
 from ..errors import fail
 from ..hull.config import HullConfig
+from .curvature import CONCAVE, Curvature, Judged, compare
 from .data import Data, check_data, fingerprint, held_out_data, normalization_of, normalize_rows
 from .history import History
 from .parts import Parts, folds
 from .run import Engine, FitResult, FitState, Fold, Model, check_finite, pieces, run
-from .schedule import Batches, Schedule, default_rate
-from .start import Plane, Weights, draw_back, half_square, ridge, scales, scales_apart, spread_rows, start_at
+from .schedule import EVALUATIONS, Batches, Schedule, default_rate
+from .start import (
+    Plane,
+    Weights,
+    along_spread,
+    draw_back,
+    half_square,
+    ridge,
+    scales,
+    scales_apart,
+    spread_rows,
+    start_at,
+)
 
 GARROTE = 2.0  # in units of the variance of the share
+SHORT = 5  # times shorter is a fit that only compares
 TOO_LARGE = "Fit a float32 model: these are too large for the dtype."
 
 
@@ -34,7 +48,9 @@ class HullEngine(Engine, Protocol):
         data: x and y of all rows, normalized, float64.
         parts: the rows of each copy; planes: the plane of each.
         bent: `[O]`, the share of what is bent that the last evaluation chose.
-        known_by: the fingerprint of the rows.
+        last, judged: the errors of the last evaluation, and of the best, on the rows held out; None without any.
+        known_by: the fingerprint of the rows; constant: `bool[D]`, the inputs that are constant in those to train on.
+        given_weights: of the hull to start from; is_new: whether it has no units, as none has that was fitted.
 
     Methods:
         limits: returns `finfo` of the dtype in training, and of that of a model.
@@ -46,12 +62,18 @@ class HullEngine(Engine, Protocol):
     """
 
     kind: type
+    rows: Any
     config: HullConfig
     data: Data
     parts: Parts
     planes: Sequence[Plane]
     bent: np.ndarray
+    last: Any
+    judged: Any
     known_by: str
+    constant: np.ndarray
+    given_weights: Weights
+    is_new: bool
 
     def __init__(self, model: Any, config: HullConfig, data: Data, parts: Parts, batch_size: int) -> None: ...
     @staticmethod
@@ -73,14 +95,38 @@ class HullEngine(Engine, Protocol):
         """Return x and y of some rows."""
         return self.data[0][numbers], self.data[1][numbers]
 
-    def start(self, given: Weights, constant: np.ndarray) -> None:
-        """Begin every copy at a plane of its own rows; the model does not read constant inputs."""
+    def start(self) -> None:
+        """Begin every copy at a plane of its own rows; none reads inputs that are constant."""
+        self.last = self.judged = None
         started = []
         for rows, plane in zip(self.parts.train, self.planes, strict=True):
             x, y = spread_rows(*self.rows_of(rows))
-            weights = start_at(plane, given, self.bare, self.values(given, x), x, y)
-            started.append({name: without_inputs(name, weight, constant) for name, weight in weights.items()})
+            weights = along_spread(self.given_weights, x) if self.is_new else self.given_weights
+            weights = start_at(plane, weights, self.bare, self.values(weights, x), x, y)
+            started.append({name: without_inputs(name, weight, self.constant) for name, weight in weights.items()})
         self.begin(started)
+
+    def set_planes(self) -> None:
+        """Fit the plane of every copy to its rows."""
+        self.planes = [plane_of(*self.rows_of(rows), self.config) for rows in self.parts.train]
+
+    def negate(self) -> None:
+        """Change the sign of y."""
+        self.data, self.rows = (self.data[0], -self.data[1]), (self.rows[0], -self.rows[1])
+        self.set_planes()
+
+    def compare(self, schedule: Schedule) -> Curvature:
+        """Return what short fits say of the curvature of y."""
+        short = replace(
+            schedule, steps=max(1, schedule.steps // SHORT), evaluations=EVALUATIONS // SHORT, progress=False
+        )
+        judged = []
+        for _ in ("y", "-y"):
+            self.start()
+            run(self, short, None, None)
+            judged.append(self.judged)
+            self.negate()
+        return compare(*judged)
 
     def start_loss(self) -> float:
         x, y = spread_rows(*self.rows_of(self.parts.train[-1]))
@@ -88,34 +134,37 @@ class HullEngine(Engine, Protocol):
 
     def held_out_loss(self) -> float | None:
         """Return the least mean squared error on the rows held out of `plane + bent (hull - plane)`; sets `bent`."""
-        sums, count = np.zeros((3, self.config.out_dim)), 0
+        left, bend = [], []
         for copy, numbers in enumerate(self.parts.held_out):
             weights = self.mean(copy) if len(numbers) else {}
             for piece in pieces(len(numbers)):
                 x, y = self.rows_of(numbers[piece])
                 flat = self.planes[copy](x) + half_square(self.config, x)
-                left, bend = y - flat, self.values(weights, x) - flat
-                sums += [np.sum(left * left, axis=0), np.sum(left * bend, axis=0), np.sum(bend * bend, axis=0)]
-            count += len(numbers)
-        if not count:
+                left.append(y - flat)
+                bend.append(self.values(weights, x) - flat)
+        if not left:
             return None
-        self.bent = self.best_share(sums, count)
-        squares = sums[0] - 2.0 * self.bent * sums[1] + self.bent**2 * sums[2]
-        return float(squares.sum() / (count * self.config.out_dim))
+        flat_errors, bends = np.concatenate(left), np.concatenate(bend)
+        self.bent = self.best_share(flat_errors, bends)
+        errors = (flat_errors - self.bent * bends) ** 2
+        self.last = Judged(errors.mean(axis=1), (flat_errors**2).mean(axis=1))
+        return float(errors.mean())
 
-    def best_share(self, sums: np.ndarray, count: int) -> np.ndarray:
-        """Return the share in [0, 1] of what is bent, (O,), drawn towards 0 where `count` rows say little of it.
+    def best_share(self, left: np.ndarray, bend: np.ndarray) -> np.ndarray:
+        """Return the share in [0, 1] of what is bent, (O,), drawn towards 0 where the rows say little of it.
 
         Source: Breiman, Better subset regression using the nonnegative garrote, Technometrics 37, 1995, for one column.
+
+        Args:
+            left: `[n, O]`, what the plane leaves; bend: what the hull has beside the plane.
         """
         if not scales_apart(self.bare, self.mean(-1)):
-            sums, count = np.broadcast_to(sums.sum(axis=1, keepdims=True), sums.shape), count * sums.shape[1]
-        left, along, bend = sums
+            left, bend = (np.broadcast_to(part.reshape(-1, 1), (part.size, len(self.bent))) for part in (left, bend))
         tiny = np.finfo(np.float64).tiny
-        best = np.maximum(along, 0.0) / np.maximum(bend, tiny)
-        noise = (left - best * along) / count  # the variance of what is left
-        best = np.clip(best - GARROTE * noise / np.maximum(along, tiny), 0.0, 1.0)
-        return best if scales(self.config) else np.full_like(best, float(2.0 * along.sum() > bend.sum()))
+        along, size = np.maximum(np.sum(left * bend, axis=0), tiny), np.maximum(np.sum(bend * bend, axis=0), tiny)
+        noise = np.mean((left - along / size * bend) ** 2, axis=0)
+        best = np.clip(along / size - GARROTE * noise / along, 0.0, 1.0)
+        return best if scales(self.config) else np.full_like(best, float(2.0 * along.sum() > size.sum()))
 
     def batches(self, schedule: Schedule, done: int) -> Iterator[Batches]:
         """Yield row numbers (steps, copies, batch) and rates (steps,) up to each evaluation."""
@@ -127,6 +176,7 @@ class HullEngine(Engine, Protocol):
             yield np.stack(picked, axis=1), parts[0][1]
 
     def mean_weights(self) -> Weights:
+        self.judged = self.last
         return draw_back(self.mean(-1), self.bare, self.bent, self.planes[-1])
 
     def is_finite(self, weights: Weights) -> bool:
@@ -204,6 +254,20 @@ class HullEngine(Engine, Protocol):
         >>> fitted = fit(VectorHull(1, petals=4, out_dim=1), rows, rows**2, steps=200).model
         """
         schedule = Schedule(steps, batch_size, learning_rate, seed, progress)
+        engine = cls.of(model, x, y, validation, seed, batch_size)
+        curvature = None
+        if resume is not None:
+            check_resumed(resume, cls.kind, engine.config)
+        else:
+            if validation is None:
+                curvature = engine.compare(schedule)
+                hint_at(curvature)
+            engine.start()
+        return run(engine, schedule, resume, on_evaluation)._replace(judged=engine.judged, curvature=curvature)
+
+    @classmethod
+    def of(cls, model: Any, x: Any, y: Any, validation: Any, seed: int, batch_size: int) -> Any:
+        """Return the engine of a fit, all that it is given checked and in normalized units."""
         if not isinstance(model, cls.kind):
             rule, got = (f"{k.__module__.partition('.')[0]}.{k.__name__}" for k in (cls.kind, type(model)))
             fail("fit", "model", f"a {rule}", got, "Pass such a model.", TypeError)
@@ -216,17 +280,21 @@ class HullEngine(Engine, Protocol):
             constant = x[learned].min(axis=0) == x[learned].max(axis=0)
             x[:, constant] = x[learned][0, constant]  # 0 in training, whatever it is in rows held out
         normalization = given.normalization or normalization_of(x[learned], y[learned], *cls.limits(model))
-        config = replace(given, normalization=normalization)
         data = normalize_rows(x, y, normalization)
         parts = folds(data[0], seed) if parts is None else parts
-        engine = cls(model, config, data, parts, batch_size)
-        engine.known_by, engine.bent = known_by, np.ones(config.out_dim)
-        engine.planes = [plane_of(*engine.rows_of(rows), config) for rows in parts.train]
-        if resume is None:
-            engine.start(engine.weights_of(model), constant)
-        else:
-            check_resumed(resume, cls.kind, config)
-        return run(engine, schedule, resume, on_evaluation)
+        engine = cls(model, replace(given, normalization=normalization), data, parts, batch_size)
+        engine.known_by, engine.constant, engine.bent = known_by, constant, np.ones(given.out_dim)
+        engine.given_weights, engine.is_new = engine.weights_of(model), given.normalization is None
+        engine.last = engine.judged = None
+        engine.set_planes()
+        return engine
+
+
+def hint_at(curvature: Curvature) -> None:
+    """Warn where a convex function is the wrong way round."""
+    if curvature.shown == CONCAVE:
+        text = f"fit.y: expected a convex function; got rows that speak for another: {curvature.words()}. "
+        warnings.warn(text + "Fit a hull to -y, and take its negative.", stacklevel=3)
 
 
 def plane_of(x: np.ndarray, y: np.ndarray, config: HullConfig) -> Plane:

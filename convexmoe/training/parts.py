@@ -7,7 +7,6 @@ source: beside the folds, the rows of the largest leverage are held out together
 from __future__ import annotations
 
 import math
-import os
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from ..errors import fail
 
-FOLDS, ENOUGH, MOST = 5, 1000, int(os.environ.get("MOST", "5"))  # as many folds as hold so many rows out
+FOLDS, ROUNDS, ENOUGH = 5, 2, 1000  # as many folds of two rounds as hold so many rows out
 FEWEST = 5  # rows, from which on folds are made
 EXTREME = 0.05
 
@@ -43,7 +42,7 @@ def folds(x: np.ndarray, seed: int) -> Parts:
     held_out: list[np.ndarray] = []
     if len(x) >= FEWEST:
         rng = np.random.default_rng([seed, 1])
-        for _ in range(MOST // FOLDS):
+        for _ in range(ROUNDS):
             held_out += np.array_split(rng.permutation(len(x)), FOLDS)
         held_out = held_out[: math.ceil(ENOUGH * FOLDS / len(x))]
     if count := round(EXTREME * len(x)):

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import fail
 from ..hull.rows import AT_ONCE
+from .curvature import Curvature, Judged
 from .history import History, progress_bar
 from .schedule import LEARNING_RATE, Batches, Schedule
 from .start import spread_rows
@@ -27,11 +28,15 @@ class FitResult(NamedTuple, Generic[Model]):
         model: the fitted hull, in the units of the data; of `train` the best mean weights, or the module that has them.
         history: its losses.
         best_step: the last of the steps whose mean weights the model has.
+        judged: of `fit`, the squared errors on the rows held out; None without any, or from before a stop.
+        curvature: of `fit` with folds, what they say of the curvature; None after a stop.
     """
 
     model: Model
     history: History
     best_step: int
+    judged: Judged | None = None
+    curvature: Curvature | None = None
 
     @property
     def params(self) -> Model:

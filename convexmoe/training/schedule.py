@@ -29,6 +29,7 @@ class Schedule:
         learning_rate: the peak, finite and > 0; None for a default.
         seed: of the batches, >= 0.
         progress: whether to show a bar.
+        evaluations: how many.
     """
 
     steps: int
@@ -36,6 +37,7 @@ class Schedule:
     learning_rate: float | None
     seed: int
     progress: bool = False
+    evaluations: int = EVALUATIONS
 
     def __post_init__(self) -> None:
         whole_number("fit", "steps", self.steps, 1)
@@ -61,7 +63,7 @@ class Schedule:
         rng, batch = np.random.default_rng(self.seed), min(self.batch_size, rows)
         peak = default_rate if self.learning_rate is None else float(self.learning_rate)
         rates = learning_rates(self.steps, peak)
-        size, queue = math.ceil(self.steps / EVALUATIONS), np.empty(0, np.int64)
+        size, queue = math.ceil(self.steps / self.evaluations), np.empty(0, np.int64)
         if done > self.steps or (done % size and done != self.steps):
             rule = f"a multiple of {size} steps, at most {self.steps}"
             fail("fit", "resume", rule, str(done), "Go on with the steps that the run was begun with.")

@@ -65,6 +65,23 @@ def ridge(x: np.ndarray, y: np.ndarray, penalty: np.ndarray | None = None) -> Pl
     return Plane(slopes, mean_y - mean_x @ slopes, penalty)
 
 
+def along_spread(weights: Weights, x: np.ndarray) -> Weights:
+    """Return weights that read the inputs by the root of their spread along each principal axis, as much in all.
+
+    Where the rows hardly differ, they cannot teach a steep slope away, and a row that does differ there would meet it.
+
+    Args:
+        weights: of a new hull, by dotted name.
+        x: `[N, D]`.
+    """
+    centered = x - x.mean(axis=0)
+    squares, axes = np.linalg.eigh(centered.T @ centered / len(x))
+    squares = np.maximum(squares, 0.0)
+    size = np.sqrt(squares.sum() / np.maximum(np.sum(squares**2), np.finfo(np.float64).tiny))
+    turn = (axes * (size * np.sqrt(squares))) @ axes.T
+    return {name: np.tensordot(turn, w, 1) if name.endswith(".weight") else w for name, w in weights.items()}
+
+
 def half_square(config: HullConfig, x: np.ndarray) -> np.ndarray:
     """Return the part of a hull that its strong convexity gives, `[N, 1]`."""
     return 0.5 * config.strong_convexity * np.sum(x * x, axis=1, keepdims=True)

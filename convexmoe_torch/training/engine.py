@@ -81,7 +81,7 @@ class Engine(core.Engine):
     def __init__(self, module: nn.Module, rows: Any, held_out: Any, batch_size: int) -> None:
         like = next(module.parameters())
         self.module, self.optimizer = module, adam(module)
-        self.rows = [torch.as_tensor(part).to(like) for part in rows]
+        self.rows: Any = [torch.as_tensor(part).to(like) for part in rows]
         self.held_out = None if held_out is None else [torch.as_tensor(part).to(like) for part in held_out]
         self.named: dict[str, Any] = dict(module.named_parameters())
         self.mean_params: dict[str, Tensor] = {}  # empty: the module's own

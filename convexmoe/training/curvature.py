@@ -1,0 +1,59 @@
+"""Which way a function is bent: a hull of y, one of -y, and a plane, judged by the same rows held out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+CONVEX, CONCAVE, NEITHER = "convex", "concave", "neither"
+STANDARD_ERRORS = 2.0
+
+
+class Judged(NamedTuple):
+    """Squared errors on each row held out, in units of the deviation of y, the mean over outputs, `[n]`.
+
+    Args:
+        hull: of what a fit gives back; plane: of ridge regression alone.
+    """
+
+    hull: np.ndarray
+    plane: np.ndarray
+
+
+class Curvature(NamedTuple):
+    """What rows held out say of the curvature, from short fits.
+
+    Args:
+        convex, concave, plane: root mean squared errors of a hull of y, of one of -y, and of a plane, in units of the
+            deviation of y.
+        shown: "convex" or "concave" where that one errs less than both others by twice the standard error of the mean
+            difference, else "neither".
+    """
+
+    convex: float
+    concave: float
+    plane: float
+    shown: str
+
+    def words(self) -> str:
+        """Return what the data speak for, in words."""
+        if self.shown == NEITHER:
+            return "no curvature that the rows held out would show"
+        best, other = sorted((self.convex, self.concave))
+        return f"{self.shown} by {other / best:.2g} times, and by {self.plane / best:.2g} times against a plane"
+
+
+def compare(convex: Judged, concave: Judged) -> Curvature:
+    """Return what the same rows held out say of a hull of y and of one of -y."""
+    best, other = sorted((convex, concave), key=lambda one: one.hull.mean())
+    shown = all(is_less(best.hull, errors) for errors in (other.hull, best.plane))
+    word = (CONVEX if best is convex else CONCAVE) if shown else NEITHER
+    first, second, third = (float(np.sqrt(e.mean())) for e in (convex.hull, concave.hull, convex.plane))
+    return Curvature(first, second, third, word)
+
+
+def is_less(errors: np.ndarray, others: np.ndarray) -> bool:
+    """Return whether errors are less than others on the same rows, beyond chance."""
+    gain = others - errors
+    return bool(gain.mean() > STANDARD_ERRORS * gain.std() / np.sqrt(len(gain)))
