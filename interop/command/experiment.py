@@ -151,7 +151,7 @@ def run_fit(run: Run) -> int | None:
     earlier = () if run.resumed is None else run.resumed.record.parts
     parts = (*earlier, {"framework": run.framework.name, "from_step": first_step})
     record = RunRecord(plan, data.target, run.drop, data.name, prints, parts)
-    notes = notes_of(data.columns, data.target, data.x[data.train])
+    notes = notes_of(data.columns, data.target, *data.rows(data.train))
     keeper = Keeper(run.framework, run.folder, notes, record, run.pause_at)
     fitted = _train(run, keeper)
     if keeper.paused and keeper.step < plan.steps:

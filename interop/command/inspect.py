@@ -32,7 +32,8 @@ def inspect_file(
     outcome = "as computed" if intact else "but the content has ANOTHER: fetch the file again or save the model anew"
     say(f"sha256 of the content {inspection.sha256}, {outcome}")
     say(f"config {json.dumps(inspection.config)}")
-    say(f"notes {json.dumps(inspection.notes)}")
+    matrix = {"leverage": "..."} if isinstance(inspection.notes.get("leverage"), dict) else {}
+    say(f"notes {json.dumps(inspection.notes | matrix)}")
     rows = [(t.name, t.dtype, "x".join(map(str, t.shape)) or "-", f"{t.bytes:,}") for t in inspection.parameters]
     tabulate({"name": "left", "dtype": "left", "shape": "right", "bytes": "right"}, rows)
     total = sum(tensor.bytes for tensor in inspection.parameters)

@@ -6,8 +6,8 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from convexmoe.errors import InputError, refuse
 from convexmoe.minimization.minimum import UNBOUNDED
 
 from ..frameworks import LABELS, Framework, choose
+from .leverage import outside, read_ranges
 from .options import FrameworkOption, HullArgument
 from .output import digits_of, say, tabulate, terminal
 from .saved_model import columns_of, read_hull
@@ -43,6 +44,7 @@ class BoxMinimum:
         lower, upper, x: `[in_dim]`, in original units.
         value, gap: of the target; certified: whether the gap is within the tolerance.
         binding: for each column "lower", "upper", "fixed" or "".
+        remarks: how point and value lie outside the training rows, in sentences; none where they do not.
     """
 
     columns: tuple[str, ...]
@@ -54,6 +56,7 @@ class BoxMinimum:
     gap: float
     certified: bool
     binding: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def minimize_file(
@@ -83,6 +86,8 @@ def minimize_file(
     say(f"{minimum.target} = {minimum.value:.{digits}g}")
     words, bound = "certified" if minimum.certified else "wider than asked for", minimum.value - minimum.gap
     say(f"No point of the box is lower than {bound:.{digits}g}: a gap of {minimum.gap:.3g}, {words}.")
+    for remark in minimum.remarks:
+        say(remark)
     if not minimum.certified:
         raise typer.Exit(1)
 
@@ -120,7 +125,9 @@ def minimize(path: Path, framework: Framework, boxes: Sequence[str], tol: float,
     binding = binding_sides(package, model, lower, upper, output)
     target = notes.get("target")
     name = target if isinstance(target, str) else "output" if output is None else f"output {output}"
-    return BoxMinimum(columns, name, lower, upper, x, value, gap, gap <= allowed, binding)
+    of_output = notes if out_dim == 1 else notes | {"target_range": None}
+    remarks = tuple(_remarks(of_output, columns, shorten([name]), x, (value - gap, value + gap)))
+    return BoxMinimum(columns, name, lower, upper, x, value, gap, gap <= allowed, binding, remarks)
 
 
 def binding_sides(package: Any, model: Any, lower: Vector, upper: Vector, output: int | None) -> tuple[str, ...]:
@@ -137,13 +144,20 @@ def binding_sides(package: Any, model: Any, lower: Vector, upper: Vector, output
     return tuple(np.select([lower == upper, *binds], ["fixed", "lower", "upper"], "").tolist())
 
 
-def _ranges(notes: dict[str, Any], in_dim: int) -> Vector:
-    """Return `[in_dim, 2]`, the ranges of the rows trained on; NaN where the file does not know them."""
-    with suppress(TypeError, ValueError, OverflowError):
-        ranges = np.asarray(notes.get("ranges"), np.float64)
-        if ranges.shape == (in_dim, 2) and (ranges[:, 0] <= ranges[:, 1]).all():
-            return ranges
-    return np.full((in_dim, 2), math.nan)
+def _remarks(notes: dict[str, Any], columns: Sequence[str], target: str, x: Vector, ends: Sequence[float]) -> list[str]:
+    """Return in sentences how a point, and an interval of the value there, lie outside the training rows."""
+    lines, place = [], outside(notes, x[None])
+    if names := list(compress(columns, place.beyond[0])):
+        lines.append(f"The point is out of the range of the training rows in {shorten(names)}.")
+    if place.combined[0]:
+        far = f"{place.distance[0]:#.4g} times as far as the farthest"
+        lines.append(f"No training row is as far from their mean, along their spread, as this point: it is {far}.")
+    least, most = read_ranges(notes, "target_range", (2,))
+    if ends[1] < least:
+        lines.append(f"The value is below every {target} of the training rows, the least {least:.9g}.")
+    elif ends[0] > most:
+        lines.append(f"The value is above every {target} of the training rows, the largest {most:.9g}.")
+    return [*lines, "Nothing like it was seen: narrow the box with --box."] if lines else []
 
 
 def _bounds(boxes: Sequence[str], columns: tuple[str, ...], notes: dict[str, Any]) -> tuple[Vector, Vector]:
@@ -158,7 +172,7 @@ def _bounds(boxes: Sequence[str], columns: tuple[str, ...], notes: dict[str, Any
         if name in given:
             refuse(f"{OWNER} --box", "one box a column", f"two for {name!r}", "Join them.")
         given[name] = (low, high)
-    ranges = _ranges(notes, len(columns))
+    ranges = read_ranges(notes, "ranges", (len(columns), 2))
     missing = [name for k, name in enumerate(columns) if name not in given and math.isnan(ranges[k, 0])]
     if missing:
         rule = "bounds for every column, as the file has no ranges"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Sequence
+from itertools import compress, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +13,15 @@ import typer
 from convexmoe.errors import refuse
 
 from ..frameworks import choose
+from .leverage import Outside, outside, read_ranges
 from .options import DecimalOption, EncodingOption, FrameworkOption, SepOption, check_table_options
 from .output import digits_of, emit, say, write_text
 from .saved_model import read_model
-from .tables import read_table, require_columns
+from .tables import read_table, require_columns, shorten
 
 MODEL_HELP = "A model.safetensors that `convexmoe fit` wrote."
 MISSING_HELP = "mean fills missing cells with the mean of the training rows."
+FLAG_HELP = "Add a column `outside`: the columns out of the range of training, or `combination`."
 DATA_HELP = "Table with the model's input columns; others are ignored."
 
 
@@ -27,6 +30,7 @@ def predict_rows(
     data: Annotated[Path, typer.Argument(metavar="DATA.csv", help=DATA_HELP, show_default=False)],
     framework: FrameworkOption = None,
     out: Annotated[Path | None, typer.Option(help="CSV file to write.", show_default="the terminal")] = None,
+    flag: Annotated[bool, typer.Option("--flag", help=FLAG_HELP)] = False,
     missing: Annotated[str | None, typer.Option(help=MISSING_HELP, show_default="they are refused")] = None,
     sep: SepOption = None,
     decimal: DecimalOption = None,
@@ -38,7 +42,10 @@ def predict_rows(
         refuse("convexmoe predict --missing", "mean", repr(missing), fix)
     side, options = choose(framework), check_table_options(sep, decimal, encoding)
     with side.quiet():
-        hull, columns, target = read_model(model, side)
+        hull, columns, target, notes = read_model(model, side)
+    if flag and np.isnan(read_ranges(notes, "ranges", (len(columns), 2))).any():
+        rule, fix = "a model with the ranges of its training rows", "Leave --flag out, or fit the model anew."
+        refuse(model, rule, "one without them", fix)
     units, table = hull.config.normalization, read_table(data, options)
     if missing and units is None:
         refuse(model, "a model with the means of its training rows", "one without them", "Fill in the missing cells.")
@@ -58,16 +65,33 @@ def predict_rows(
     for remark in remarks:
         say(remark, error=True)
     digits = 9 if units is None else digits_of(units.output_mean[0], units.output_scale[0])
-    heading, values = _cell(f"predicted_{target}"), [f"{value:.{digits}g}" for value in predictions]
+    lines = [_cell(f"predicted_{target}"), *(f"{value:.{digits}g}" for value in predictions)]
+    place = outside(notes, inputs)
+    if flag:
+        names = [";".join(compress(columns, row)) for row in place.beyond]
+        marks = [name or "combination" * far for name, far in zip(names, place.combined.tolist(), strict=True)]
+        lines = [f"{line},{_cell(mark)}" for line, mark in zip(lines, ["outside", *marks], strict=True)]
     if out is None:
-        emit("\n".join([heading, *values]))
-        return
-    for other in (data, model):
-        if out.exists() and other.exists() and out.samefile(other):
-            got, fix = f"{out}, which is an input", "Name another file."
-            refuse("convexmoe predict --out", "a file of its own", got, fix)
-    write_text(out, "\n".join([heading, *values, ""]))
-    say(f"{len(predictions)} predictions written to {out}", error=True)
+        emit("\n".join(lines))
+    else:
+        for other in (data, model):
+            if out.exists() and other.exists() and out.samefile(other):
+                got, fix = f"{out}, which is an input", "Name another file."
+                refuse("convexmoe predict --out", "a file of its own", got, fix)
+        write_text(out, "\n".join([*lines, ""]))
+        say(f"{len(predictions)} predictions written to {out}", error=True)
+    _count_outside(place, columns)
+
+
+def _count_outside(place: Outside, columns: Sequence[str]) -> None:
+    """Say in a line how many rows lie outside the training rows, where any do."""
+    names = [name for name, beyond in zip(columns, place.beyond.T, strict=True) if beyond.any()]
+    beyond = place.beyond.sum(axis=1) > 0
+    combined = place.combined & ~beyond
+    kinds = [f"{beyond.sum()} out of their range in {shorten(names)}"] if names else []
+    kinds += [f"{combined.sum()} in combination"] if combined.any() else []
+    if kinds:
+        say(f"Outside the training rows: {(beyond | combined).sum()} of {len(beyond)}, {', '.join(kinds)}.", error=True)
 
 
 def _cell(text: str) -> str:

@@ -6,15 +6,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from convexmoe.errors import refuse
 from convexmoe.files import Inspection
 from convexmoe.files.format import infinite
 from convexmoe.files.inspect import OF_DIRECTORIES
 
 from ..frameworks import Framework
+from .leverage import Array, notes_of_rows
 from .tables import shorten
 
 FIX = "Name a model.safetensors that convexmoe fit wrote."
@@ -33,16 +31,13 @@ def precision_of(inspection: Inspection, framework: Framework) -> AbstractContex
     return framework.precision(any(tensor.dtype == "F64" for tensor in inspection.tensors))
 
 
-def notes_of(columns: tuple[str, ...], target: str, x: NDArray[np.float64] | None = None) -> dict[str, Any]:
-    """Return the notes that `read_model` expects in the file, with the ranges of the training rows `x`."""
-    notes: dict[str, Any] = {"columns": list(columns), "target": target}
-    if x is not None:
-        notes["ranges"] = [[float(column.min()), float(column.max())] for column in x.T]
-    return notes
+def notes_of(columns: tuple[str, ...], target: str, x: Array | None = None, y: Array | None = None) -> dict[str, Any]:
+    """Return the notes that `read_model` expects in the file, with those of the training rows `x` and their targets."""
+    return {"columns": list(columns), "target": target} | ({} if x is None else notes_of_rows(x, y))
 
 
-def read_model(path: Path, framework: Framework) -> tuple[Any, tuple[str, ...], str]:
-    """Return the hull of one output in a file, the names of its inputs in its order, and that of what it predicts.
+def read_model(path: Path, framework: Framework) -> tuple[Any, tuple[str, ...], str, dict[str, Any]]:
+    """Return the hull of one output in a file, the names of its inputs and of what it predicts, and all notes.
 
     Raises:
         InputError: as `read_hull`; more than one output, no column names.
@@ -53,7 +48,7 @@ def read_model(path: Path, framework: Framework) -> tuple[Any, tuple[str, ...], 
     columns, target = columns_of(notes, model.config.in_dim), notes.get("target")
     if columns is None or not isinstance(target, str):
         refuse(path, "a model with its column names", "one without them", FIX)
-    return model, columns, target
+    return model, columns, target, notes
 
 
 def columns_of(notes: dict[str, Any], in_dim: int) -> tuple[str, ...] | None:
