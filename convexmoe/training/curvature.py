@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .parts import ROUNDS
+
 CONVEX, CONCAVE, NEITHER = "convex", "concave", "neither"
 STANDARD_ERRORS = 2.0
 
@@ -54,6 +56,6 @@ def compare(convex: Judged, concave: Judged) -> Curvature:
 
 
 def is_less(errors: np.ndarray, others: np.ndarray) -> bool:
-    """Return whether errors are less than others on the same rows, beyond chance."""
+    """Return whether errors are less than others on the same rows, beyond chance; a row may be there once a round."""
     gain = others - errors
-    return bool(gain.mean() > STANDARD_ERRORS * gain.std() / np.sqrt(len(gain)))
+    return bool(gain.mean() > STANDARD_ERRORS * gain.std() / np.sqrt(len(gain) / ROUNDS))
