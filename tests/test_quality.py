@@ -241,6 +241,29 @@ def test_peers_are_kept_and_ours_is_run_again(monkeypatch, tmp_path):
     assert quality_unseen.score(mlp)["error"] == 0.5 and len(calls) == 4
 
 
+def test_two_versions_of_ours_are_compared_without_running_the_peers_again(monkeypatch, tmp_path, capsys):
+    reached, runs = {"ours": 0.2, "ridge": 0.8}, []
+
+    def fit(name):
+        return lambda task, quick: runs.append(name) or quality_unseen.Reached(reached[name])
+
+    monkeypatch.setattr(quality_unseen, "MODELS", {name: fit(name) for name in reached})
+    monkeypatch.setattr(quality_unseen, "NEEDS", {})
+    monkeypatch.setattr(quality_unseen, "run", lambda work, jobs, out, workers: [work(job) for job in jobs])
+    first, second = (str(tmp_path / name) for name in ("first.json", "second.json"))
+    shared = ["--quick", "--draw", "1", "--functions", "2", "--kept", str(tmp_path / "kept")]
+    quality_unseen.command([*shared, "--out", first])
+    reached["ours"] = 0.1
+    capsys.readouterr()
+    quality_unseen.command([*shared, "--only", "ours", "--out", second, "--beside", first])
+    assert sorted(runs) == ["ours"] * 4 + ["ridge"] * 2
+    shown = capsys.readouterr().out
+    assert "| kind | functions | error | ridge over it | ours, earlier over it |" in shown
+    assert "| all | 2 | 0.1 | 8.00 | 2.00 |" in shown
+    quality_unseen.command([*shared[:2], "2", *shared[3:], "--only", "ours", "--out", second, "--beside", first])
+    assert "earlier" not in capsys.readouterr().out  # control: other functions
+
+
 @pytest.mark.parametrize("model", ["ours", pytest.param("MLP", marks=pytest.mark.release), "boosting", "ridge", "lpcf"])
 def test_a_model_is_fitted_to_a_drawn_function(model, tmp_path):
     pytest.importorskip(quality_unseen.NEEDS.get(model, "numpy"))
