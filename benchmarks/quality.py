@@ -5,6 +5,7 @@
     python benchmarks/quality.py suite --dim 8 --noise 0.1   # five families; --dim 2, 8, 32, 64, --noise 0, 0.1
     python benchmarks/quality.py digits          # the initialization at 3 to 24 layers; needs scikit-learn
     python benchmarks/quality.py transport       # maps between Gaussians beside ott-jax's ICNN; needs ott-jax
+    python benchmarks/quality.py unseen          # functions drawn anew, beside scikit-learn and lpcf; needs both
     python benchmarks/quality.py report          # one table of all suites that were run
 
 Each takes two cores for some minutes, prints a table, and writes its figures and a picture into quality-run/.
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from quality_runs import run, write
-from quality_scores import CHOSEN, CONVEX, FITTED, OURS, PEERS, PLANES, SHAPES, WIDE, Job, Score, score
+from quality_scores import CHOSEN, CONVEX, EXACT, FITTED, OURS, PEERS, PLANES, QUICK, SHAPES, WIDE, Job, Score, score
 from quality_tasks import FAMILIES
 from timing import table
 
@@ -33,9 +34,8 @@ PUBLISHED = {  # mean squared errors in original units
     "small": {"penalized convex regression": 0.024, "SVR": 0.042, "linear regression": 0.310},
 }
 SUITE = (*SHAPES, PLANES)
-OTHERS = {"digits": "sklearn", "transport": "ott"}  # subcommands in a file of their own, and what they need
-QUICK = 20
-EXACT = 1e-8  # errors below it, over the variance, count as it in ratios: float32 is met
+# Subcommands in a file of their own, and what they need.
+OTHERS = {"digits": "sklearn", "transport": "ott", "unseen": "sklearn"}
 
 
 def jobs_of(arguments: argparse.Namespace) -> list[Job]:

@@ -14,7 +14,7 @@ Job, Result = TypeVar("Job"), TypeVar("Result")
 WORKERS = 2
 
 
-def run(work: Callable[[Job], Result], jobs: Sequence[Job], out: Path) -> list[Result]:
+def run(work: Callable[[Job], Result], jobs: Sequence[Job], out: Path, workers: int = WORKERS) -> list[Result]:
     """Return `work` of every job, in order; each runs in a process of one thread, and a bar shows how many are done."""
     from rich.progress import Progress
 
@@ -24,7 +24,7 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], out: Path) -> list[R
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": str((out / "compiled").absolute())}
     os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(WORKERS, mp_context=context) as pool, Progress(transient=True) as bar:
+    with ProcessPoolExecutor(workers, mp_context=context) as pool, Progress(transient=True) as bar:
         task = bar.add_task("models", total=len(jobs))
         futures = [pool.submit(work, job) for job in jobs]
         for _ in as_completed(futures):

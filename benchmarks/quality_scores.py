@@ -36,6 +36,8 @@ from convexmoe_jax import HullConfig, VectorHull, fit
 
 RATES = (0.002, 0.008, 0.03, 0.12, 0.5)
 SEEDS, MORE_SEEDS, HELD_OUT = 5, 15, 0.2
+QUICK = 20  # steps that show that it runs
+EXACT = 1e-8  # errors below it, over the variance, count as it in ratios: float32 is met
 FEW_INPUTS = 2  # one output has the error of a dozen numbers then: as with few rows, its seeds are far apart
 PIECES = (2, 4, 8, 16, 32)
 PENALTIES = (0.0, 1e-3, 1e-2, 1e-1)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import quality
 import quality_digits
+import quality_grammar
 import quality_scores
 import quality_tasks
+import quality_unseen
 import regressors
 from quality_scores import CHOSEN, FITTED, HULL, PLANES, Job, Score, Standard
 
@@ -163,6 +165,116 @@ def test_a_missing_package_is_named_before_any_work(command, monkeypatch, tmp_pa
     with pytest.raises(SystemExit, match=rf"needs {quality.OTHERS[command]}: pip install"):
         quality.main()
     assert not (tmp_path / "run").exists()
+
+
+def least_gap(function, x):
+    """The least height of a chord between rows above the function, at a random place of each."""
+    rng = np.random.default_rng(3)
+    first, second, share = x[rng.integers(len(x), size=999)], x[rng.integers(len(x), size=999)], rng.uniform(size=999)
+    middle = share[:, None] * first + (1 - share[:, None]) * second
+    return np.min(share * function(first) + (1 - share) * function(second) - function(middle))
+
+
+@pytest.mark.parametrize("number", range(len(quality_grammar.KINDS)), ids=quality_grammar.KINDS)
+def test_what_the_grammar_draws_is_convex(number):
+    for seed in range(8):
+        drawn = quality_grammar.draw(seed, number, (200, 300))
+        assert drawn.kind == list(quality_grammar.KINDS)[number]
+        assert least_gap(drawn.function, drawn.task.x) > -1e-11
+        assert least_gap(lambda x, f=drawn.function: -f(x), drawn.task.x) < -0.1  # control
+
+
+@pytest.mark.parametrize("name", quality_grammar.SETS)
+def test_distances_to_sets_are_those_of_the_nearest_point(name):
+    """The gradient of half the squared distance leads from the nearest point, and is as long as the distance."""
+    distance, u = quality_grammar.SETS[name][1], np.random.default_rng(0).normal(size=(200, 3))
+    halves = [[0.5 * distance(u + sign * step, 0.7) ** 2 for step in 1e-6 * np.eye(3)] for sign in (1, -1)]
+    way = (np.subtract(*halves) / 2e-6).T
+    assert np.allclose(np.linalg.norm(way, axis=1), distance(u, 0.7), atol=1e-5) and distance(u, 0.7).max() > 0.5
+    if name != "half-spaces, the farthest":  # of which the others may be left over
+        assert np.allclose(distance(u - way, 0.7), 0, atol=1e-5)
+        assert not np.allclose(distance(u - 0.9 * way, 0.7), 0, atol=1e-5)  # control
+
+
+def test_a_draw_is_repeated_by_its_seed_and_its_noise_is_as_said():
+    first, same, other = (quality_grammar.draw(seed, 4) for seed in (1, 1, 2))
+    assert np.array_equal(first.task.y, same.task.y) and first.task.y.shape != other.task.y.shape
+    task = first.task
+    deviation = (task.y[:, 0] - first.function(task.x)).std() / task.y_test.std()
+    assert 0 < first.noise <= 0.5 and abs(deviation / first.noise - 1) < 0.05
+    assert np.array_equal(task.y_test[:, 0], first.function(task.x_test)) and len(task.x_test) == 4000
+
+
+def record(number, model, error, total=1.0, kind="Huber"):
+    sizes = {"dim": 2, "rows": 200, "inputs": "normal", "noise": 0.1, "choice": "", "seconds": 1.0}
+    return {"number": number, "kind": kind, "model": model, "error": error, "total": total} | sizes
+
+
+def test_a_line_a_kind_has_ratios_over_ours_and_lost_functions_are_named(capsys):
+    ours = [record(0, "ours", 0.01), record(1, "ours", 1e-12), record(2, "ours", 0.04, kind="perspective")]
+    peers = [record(0, "MLP", 0.04), record(1, "MLP", 4e-8), record(2, "MLP", 0.02, kind="perspective")]
+    quality_unseen.show([*ours, *peers, record(0, "lpcf", 0.02), record(1, "lpcf", None)])
+    shown = capsys.readouterr().out
+    assert "| Huber | 2 | 0.005 | 4.00 | 2.00 |" in shown and "| perspective | 1 | 0.04 | 0.50 | - |" in shown
+    assert "| all | 3 | 0.01 | 2.00 | 2.00 |" in shown and "left out of its means: 1, not finished" in shown
+    lost = shown.partition("we lose by more than 1.05 on:\n")[2].splitlines()
+    assert lost == ["  2: perspective, D = 2, 200 rows, normal, noise 0.10: 0.04, MLP 0.02"]
+
+
+def test_what_peers_reached_on_other_rows_is_not_taken():
+    ours, same, other = record(0, "ours", 0.1), record(0, "MLP", 0.1), record(0, "ridge", 0.1, total=2.0)
+    assert quality_unseen.on_same_rows([same, other, record(1, "MLP", 0.1)], [ours]) == [same]
+
+
+def test_peers_are_kept_and_ours_is_run_again(monkeypatch, tmp_path):
+    calls = []
+
+    def fit(task, quick):
+        calls.append(len(task.x))
+        return quality_unseen.Reached(0.5)
+
+    monkeypatch.setattr(quality_unseen, "MODELS", {"ours": fit, "MLP": fit})
+    ours, mlp = (quality_unseen.Job(1, 0, model, True, tmp_path) for model in ("ours", "MLP"))
+    assert quality_unseen.score(mlp) == quality_unseen.score(mlp) and len(calls) == 1
+    assert quality_unseen.score(ours)["error"] == quality_unseen.score(ours)["error"] == 0.5 and len(calls) == 3
+    mlp.path.write_text(mlp.path.read_text().replace('"total": ', '"total": 1'))  # control: of other rows
+    assert quality_unseen.score(mlp)["error"] == 0.5 and len(calls) == 4
+
+
+def test_two_versions_of_ours_are_compared_without_running_the_peers_again(monkeypatch, tmp_path, capsys):
+    reached, runs = {"ours": 0.2, "ridge": 0.8}, []
+
+    def fit(name):
+        return lambda task, quick: runs.append(name) or quality_unseen.Reached(reached[name])
+
+    monkeypatch.setattr(quality_unseen, "MODELS", {name: fit(name) for name in reached})
+    monkeypatch.setattr(quality_unseen, "NEEDS", {})
+    monkeypatch.setattr(quality_unseen, "run", lambda work, jobs, out, workers: [work(job) for job in jobs])
+    first, second = (str(tmp_path / name) for name in ("first.json", "second.json"))
+    shared = ["--quick", "--draw", "1", "--functions", "2", "--kept", str(tmp_path / "kept")]
+    quality_unseen.command([*shared, "--out", first])
+    reached["ours"] = 0.1
+    capsys.readouterr()
+    quality_unseen.command([*shared, "--only", "ours", "--out", second, "--beside", first])
+    assert sorted(runs) == ["ours"] * 4 + ["ridge"] * 2
+    shown = capsys.readouterr().out
+    assert "| kind | functions | error | ridge over it | ours, earlier over it |" in shown
+    assert "| all | 2 | 0.1 | 8.00 | 2.00 |" in shown
+    quality_unseen.command([*shared[:2], "2", *shared[3:], "--only", "ours", "--out", second, "--beside", first])
+    assert "earlier" not in capsys.readouterr().out  # control: other functions
+
+
+@pytest.mark.parametrize("model", ["ours", pytest.param("MLP", marks=pytest.mark.release), "boosting", "ridge", "lpcf"])
+def test_a_model_is_fitted_to_a_drawn_function(model, tmp_path):
+    pytest.importorskip(quality_unseen.NEEDS.get(model, "numpy"))
+    found = quality_unseen.score(quality_unseen.Job(3, 0, model, True, tmp_path))
+    assert 0 < found["error"] < 3 and 200 <= found["rows"] <= 300
+
+
+def test_without_lpcf_the_script_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(quality_unseen.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"needs lpcf: pip install --no-deps lpcf==0.1.1 .* pass --no-lpcf"):
+        quality_unseen.command(["--only", "lpcf"])
 
 
 def test_the_rule_of_he_is_drawn_apart_for_every_layer():
