@@ -55,7 +55,7 @@ def compare(convex: Judged, concave: Judged) -> Curvature:
     return Curvature(first, second, third, word)
 
 
-def is_less(errors: np.ndarray, others: np.ndarray) -> bool:
+def is_less(errors: np.ndarray, others: np.ndarray, standard_errors: float = STANDARD_ERRORS) -> bool:
     """Return whether errors are less than others on the same rows, beyond chance; a row may be there once a round."""
     gain = others - errors
-    return bool(gain.mean() > STANDARD_ERRORS * gain.std() / np.sqrt(len(gain) / ROUNDS))
+    return bool(gain.mean() > standard_errors * gain.std() / np.sqrt(len(gain) / ROUNDS))

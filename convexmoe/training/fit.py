@@ -9,11 +9,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import fail
+from ..errors import fail, one_of
 from ..hull.config import HullConfig
 from .curvature import CONCAVE, Curvature, Judged, compare
 from .data import Data, check_data, fingerprint, held_out_data, normalization_of, normalize_rows
@@ -21,6 +22,7 @@ from .history import History
 from .parts import Parts, folds
 from .run import Engine, FitResult, FitState, Fold, Model, check_finite, pieces, run
 from .schedule import EVALUATIONS, Batches, Schedule, default_rate
+from .shapes import AUTO, Trial, fit_shapes
 from .start import (
     Plane,
     Weights,
@@ -50,7 +52,7 @@ class HullEngine(Engine, Protocol):
         bent: `[O]`, the share of what is bent that the last evaluation chose.
         last, judged: the errors of the last evaluation, and of the best, on the rows held out; None without any.
         known_by: the fingerprint of the rows; constant: `bool[D]`, the inputs that are constant in those to train on.
-        given_weights: of the hull to start from; is_new: whether it has no units, as none has that was fitted.
+        given, given_weights: config and weights of the hull to start from; one without units is new.
 
     Methods:
         limits: returns `finfo` of the dtype in training, and of that of a model.
@@ -59,6 +61,7 @@ class HullEngine(Engine, Protocol):
         values: returns the values `[N, O]` of the hull with other weights at normalized rows `[N, D]`.
         copies: returns the weights of each copy, as hulls in the units of the data, and its state of Adam.
         hull: returns a hull of weights in the dtype of training, or in that of the given model.
+        new: returns a new hull of the dtype of another, with weights drawn from a seed.
     """
 
     kind: type
@@ -72,8 +75,8 @@ class HullEngine(Engine, Protocol):
     judged: Any
     known_by: str
     constant: np.ndarray
+    given: HullConfig
     given_weights: Weights
-    is_new: bool
 
     def __init__(self, model: Any, config: HullConfig, data: Data, parts: Parts, batch_size: int) -> None: ...
     @staticmethod
@@ -85,6 +88,8 @@ class HullEngine(Engine, Protocol):
     def copies(self) -> list[Fold]: ...
     def hull(self, weights: Weights, given: bool = False) -> Any: ...
     def weights_of(self, hull: Any) -> Weights: ...
+    @staticmethod
+    def new(config: HullConfig, seed: int, like: Any) -> Any: ...
 
     @property
     def bare(self) -> HullConfig:
@@ -101,7 +106,7 @@ class HullEngine(Engine, Protocol):
         started = []
         for rows, plane in zip(self.parts.train, self.planes, strict=True):
             x, y = spread_rows(*self.rows_of(rows))
-            weights = along_spread(self.given_weights, x) if self.is_new else self.given_weights
+            weights = along_spread(self.given_weights, x) if self.given.normalization is None else self.given_weights
             weights = start_at(plane, weights, self.bare, self.values(weights, x), x, y)
             started.append({name: without_inputs(name, weight, self.constant) for name, weight in weights.items()})
         self.begin(started)
@@ -115,8 +120,10 @@ class HullEngine(Engine, Protocol):
         self.data, self.rows = (self.data[0], -self.data[1]), (self.rows[0], -self.rows[1])
         self.set_planes()
 
-    def compare(self, schedule: Schedule) -> Curvature:
-        """Return what short fits say of the curvature of y."""
+    def compare(self, schedule: Schedule) -> Curvature | None:
+        """Return what short fits say of the curvature of y; None where no rows are held out."""
+        if not self.judges:
+            return None
         short = replace(
             schedule, steps=max(1, schedule.steps // SHORT), evaluations=EVALUATIONS // SHORT, progress=False
         )
@@ -214,6 +221,8 @@ class HullEngine(Engine, Protocol):
         progress: bool = False,
         resume: FitState[Model] | None = None,
         on_evaluation: Callable[[FitState[Model]], bool | None] | None = None,
+        shape: str | None = None,
+        budget: float = 60.0,
     ) -> FitResult[Model]:
         """Fit a hull to data by least squares and return it; the given model stays as it is.
 
@@ -243,10 +252,14 @@ class HullEngine(Engine, Protocol):
                 files, docs/pages/files.md): training goes on from there, and the model of it takes the place of
                 `model`.
             on_evaluation: is given where training stands at each of the `EVALUATIONS`; True ends it there.
+            shape: None for that of the model; "auto" tries others, and other rates, and gives back the one that errs
+                least on the rows held out.
+            budget: seconds for `shape="auto"`; a shape that would end after them is not begun.
 
         Raises:
             TypeError, ValueError: data of the wrong shape, not finite, or too few; `resume` is of another config, of
-                other rows, or at a step at which this schedule does not evaluate.
+                other rows, or at a step at which this schedule does not evaluate; `shape="auto"` with it, or without
+                rows held out.
             FloatingPointError: the loss is no longer finite.
 
         >>> from convexmoe_torch import VectorHull, fit
@@ -255,15 +268,34 @@ class HullEngine(Engine, Protocol):
         """
         schedule = Schedule(steps, batch_size, learning_rate, seed, progress)
         engine = cls.of(model, x, y, validation, seed, batch_size)
-        curvature = None
         if resume is not None:
             check_resumed(resume, cls.kind, engine.config)
+        curvature = engine.compare(schedule) if resume is None and validation is None else None
+        hint_at(curvature)
+        if shape is None:
+            found = engine.train(schedule, resume, on_evaluation)
         else:
-            if validation is None:
-                curvature = engine.compare(schedule)
-                hint_at(curvature)
-            engine.start()
-        return run(engine, schedule, resume, on_evaluation)._replace(judged=engine.judged, curvature=curvature)
+            check_shape(shape, budget, engine.judges, resume is None and on_evaluation is None)
+            rate = learning_rate or default_rate(len(engine.parts.train[-1]), engine.config.in_dim)
+
+            def fit(trial: Trial) -> FitResult:
+                new = model if trial.config == engine.given else cls.new(trial.config, seed, model)
+                quiet = replace(schedule, progress=False, learning_rate=rate * trial.faster)
+                return cls.of(new, x, y, validation, seed, batch_size).train(quiet)
+
+            found = fit_shapes(fit, engine.given, budget, progress)
+        return found._replace(curvature=curvature)
+
+    def train(self, schedule: Schedule, resume: FitState | None = None, on_evaluation: Any = None) -> FitResult:
+        """Train from the start, or from where an earlier run stood."""
+        if resume is None:
+            self.start()
+        return run(self, schedule, resume, on_evaluation)._replace(judged=self.judged)
+
+    @property
+    def judges(self) -> bool:
+        """Whether there are rows held out."""
+        return any(map(len, self.parts.held_out))
 
     @classmethod
     def of(cls, model: Any, x: Any, y: Any, validation: Any, seed: int, batch_size: int) -> Any:
@@ -284,17 +316,28 @@ class HullEngine(Engine, Protocol):
         parts = folds(data[0], seed) if parts is None else parts
         engine = cls(model, replace(given, normalization=normalization), data, parts, batch_size)
         engine.known_by, engine.constant, engine.bent = known_by, constant, np.ones(given.out_dim)
-        engine.given_weights, engine.is_new = engine.weights_of(model), given.normalization is None
+        engine.given, engine.given_weights = given, engine.weights_of(model)
         engine.last = engine.judged = None
         engine.set_planes()
         return engine
 
 
-def hint_at(curvature: Curvature) -> None:
+def hint_at(curvature: Curvature | None) -> None:
     """Warn where a convex function is the wrong way round."""
-    if curvature.shown == CONCAVE:
+    if curvature is not None and curvature.shown == CONCAVE:
         text = f"fit.y: expected a convex function; got rows that speak for another: {curvature.words()}. "
         warnings.warn(text + "Fit a hull to -y, and take its negative.", stacklevel=3)
+
+
+def check_shape(shape: str, budget: Any, judges: bool, is_whole: bool) -> None:
+    """Check the options of a choice of shapes."""
+    one_of("fit", "shape", shape, (AUTO,))
+    if isinstance(budget, bool) or not isinstance(budget, Real):
+        fail("fit", "budget", "seconds", repr(budget), "Pass 60.0, for example.", TypeError)
+    if not judges:
+        fail("fit", "shape", "rows held out, to judge by", "none", "Leave validation out, and give five rows or more.")
+    if not is_whole:
+        fail("fit", "shape", "neither resume nor on_evaluation beside it", "one of them", "Choose the shape first.")
 
 
 def plane_of(x: np.ndarray, y: np.ndarray, config: HullConfig) -> Plane:

@@ -30,6 +30,7 @@ class FitResult(NamedTuple, Generic[Model]):
         best_step: the last of the steps whose mean weights the model has.
         judged: of `fit`, the squared errors on the rows held out; None without any, or from before a stop.
         curvature: of `fit` with folds, what they say of the curvature; None after a stop.
+        shape: of `fit(shape="auto")`, what was chosen, in words.
     """
 
     model: Model
@@ -37,6 +38,7 @@ class FitResult(NamedTuple, Generic[Model]):
     best_step: int
     judged: Judged | None = None
     curvature: Curvature | None = None
+    shape: str = ""
 
     @property
     def params(self) -> Model:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from convexmoe import training as core
 from convexmoe.hull import HullConfig
@@ -142,8 +143,8 @@ class HullEngine(core.HullEngine, Engine):
     kind = VectorHull
 
     def __init__(self, model: VectorHull, config: HullConfig, data: Any, parts: Parts, _: int) -> None:
-        self.config, self.given, self.data, self.parts = config, model.params["shifts"].dtype, data, parts
-        params = jax.tree.map(lambda leaf: leaf.astype(wide(self.given)), model.params)
+        self.config, self.of_model, self.data, self.parts = config, model.params["shifts"].dtype, data, parts
+        params = jax.tree.map(lambda leaf: leaf.astype(wide(self.of_model)), model.params)
         Engine.__init__(self, HullFunction(self.bare), params, data, None)
 
     @staticmethod
@@ -179,11 +180,15 @@ class HullEngine(core.HullEngine, Engine):
         return found
 
     def hull(self, weights: Weights, given: bool = False) -> VectorHull:
-        params = jax.tree.map(lambda leaf: leaf.astype(self.given if given else self.dtype), self.tree(weights))
+        params = jax.tree.map(lambda leaf: leaf.astype(self.of_model if given else self.dtype), self.tree(weights))
         return VectorHull.from_params(self.config, params)
 
     def weights_of(self, hull: VectorHull) -> Weights:
         return {name: np.asarray(value, np.float64) for name, value in flatten(hull.params).items()}
+
+    @staticmethod
+    def new(config: HullConfig, seed: int, like: VectorHull) -> VectorHull:
+        return VectorHull.from_config(config, dtype=like.params["shifts"].dtype, rngs=nnx.Rngs(seed))
 
     def tree(self, weights: Weights) -> Tree:
         return nest({name: jnp.asarray(value, self.dtype) for name, value in weights.items()})

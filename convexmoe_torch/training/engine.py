@@ -138,8 +138,8 @@ class HullEngine(core.HullEngine, Engine):
     kind = VectorHull
 
     def __init__(self, model: VectorHull, config: HullConfig, data: Any, parts: Parts, batch_size: int) -> None:
-        self.config, self.given, self.data, self.parts = config, model.params["shifts"].dtype, data, parts
-        self.like = model.params["shifts"].to(wide(self.given))
+        self.config, self.of_model, self.data, self.parts = config, model.params["shifts"].dtype, data, parts
+        self.like = model.params["shifts"].to(wide(self.of_model))
         self.rows, self.held_out = [torch.as_tensor(part).to(self.like) for part in data], None
         size = sum(p.numel() for p in model.parameters())
         self.work = min(batch_size, *map(len, parts.train)) * len(parts.train) * size
@@ -210,12 +210,19 @@ class HullEngine(core.HullEngine, Engine):
         return found
 
     def hull(self, weights: Weights, given: bool = False) -> VectorHull:
-        dtype = self.given if given else self.like.dtype
+        dtype = self.of_model if given else self.like.dtype
         flat = {name: self.tensor(value).to(dtype) for name, value in weights.items()}
         return VectorHull.from_params(self.config, nest(flat))
 
     def weights_of(self, hull: VectorHull) -> Weights:
         return {name: value.detach().cpu().double().numpy() for name, value in hull.named_parameters()}
+
+    @staticmethod
+    def new(config: HullConfig, seed: int, like: VectorHull) -> VectorHull:
+        shifts = like.params["shifts"]
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(seed)
+            return VectorHull.from_config(config, dtype=shifts.dtype).to(shifts.device)
 
     def tensor(self, value: Any) -> Tensor:
         """Return numbers as a tensor of the dtype in training, on the device of the model."""

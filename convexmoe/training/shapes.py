@@ -1,0 +1,83 @@
+"""`fit(shape="auto")`: hulls of several shapes and rates, judged by the same rows held out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from ..hull.config import HullConfig
+from .curvature import is_less
+from .run import FitResult
+
+AUTO, GIVEN = "auto", "given"
+STANDARD_ERRORS = 1.0  # of a gain, for which another shape is taken
+
+
+class Trial(NamedTuple):
+    """What is tried: its name, the config, and by how much its rate is that of the others."""
+
+    name: str
+    config: HullConfig
+    faster: float = 1.0
+
+
+def shapes(config: HullConfig) -> list[Trial]:
+    """Return the given shape, and others: more petals on fewer units, nearly a maximum of planes, one layer more."""
+    many, units = 4 * config.petals, max(2, config.hidden_dim // 4)
+    others: dict[str, Any] = {
+        f"{many} petals on {units} units": {"petals": many, "hidden_dim": units},
+        f"{2 * many} petals on 2 units": {"petals": 2 * many, "hidden_dim": 2, "group_size": 1},
+        f"{config.depth + 1} layers": {"depth": config.depth + 1},
+    }
+    return [Trial("the given shape", config), *(Trial(name, replace(config, **part)) for name, part in others.items())]
+
+
+def fit_shapes(fit: Callable[[Trial], FitResult], config: HullConfig, budget: float, shown: bool) -> FitResult:
+    """Return the best of the fits of several shapes, then of the best one at other rates, as many as the budget allows.
+
+    Another than the first is taken where it errs less beyond its standard error.
+
+    Args:
+        fit: fits a trial.
+        config: the given shape.
+        budget: seconds; a trial that would end after them is not begun, but for the first.
+        shown: whether a bar shows what is tried, and how long it will take.
+    """
+    began, longest = time.monotonic(), 0.0
+    queue, done = shapes(config), list[tuple[Trial, FitResult]]()
+    with trial_bar(shown, len(queue) + 2) as show:
+        while queue:
+            trial, start = queue.pop(0), time.monotonic()
+            if done and start - began + longest > budget:
+                break
+            show(trial, min(longest * (len(queue) + 1), budget))
+            found = fit(trial)
+            longest = max(longest, time.monotonic() - start)
+            if not done or is_less(found.judged.hull, done[-1][1].judged.hull, STANDARD_ERRORS):  # type: ignore[union-attr]
+                done.append((trial, found))
+            if not queue and trial.faster == 1.0:
+                best = done[-1][0]
+                queue = [best._replace(name=f"{best.name}, rate x {f:g}", faster=f) for f in (0.25, 4.0)]
+    trial, found = done[-1]
+    return found._replace(shape=trial.name)
+
+
+@contextmanager
+def trial_bar(shown: bool, total: int) -> Iterator[Callable[[Trial, float], None]]:
+    """Give a function that shows what is tried, and about how many seconds are left; none where not `shown`."""
+    if not shown:
+        yield lambda trial, left: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()) as bar:
+        task = bar.add_task("shapes", total=total, completed=-1)
+
+        def show(trial: Trial, left: float) -> None:
+            time_left = f", about {left:.0f} s left" if left else ""
+            bar.update(task, advance=1, description=f"{trial.name}{time_left}")
+
+        yield show
