@@ -1,0 +1,155 @@
+"""`fit` is about as good as a plane where the data say no more: folds, what is drawn back, curvature, shapes."""
+
+import warnings
+
+import backends
+import cases
+import numpy as np
+import pytest
+
+from convexmoe.training import parts
+from convexmoe.training.curvature import Curvature, Judged, compare
+from convexmoe.training.start import along_spread, ridge
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+TORCH = backends.BACKENDS[1]
+SHORT = {"steps": 400, "seed": 1}
+
+
+def fresh(backend, in_dim, seed=0, **fields):
+    return backend.fresh(cases.fields(in_dim=in_dim, out_dim=1, temperature="learned", **fields), seed, "float32")
+
+
+def convex(rows, seed=0, noise=0.1):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, 3))
+    return x, np.linalg.norm(x @ rng.normal(size=(3, 3)), axis=1) + noise * rng.normal(size=rows)
+
+
+@pytest.mark.parametrize(("rows", "copies"), [(4, 1), (23, 12), (600, 11), (1700, 5), (6000, 2)])
+def test_parts_hold_every_row_out_or_a_thousand(rows, copies):
+    x = np.random.default_rng(rows).normal(size=(rows, 3))
+    train, held_out = parts.folds(x, 0)
+    assert len(train) == len(held_out) == copies
+    assert np.array_equal(train[-1], np.arange(rows)) and not len(held_out[-1])
+    for learned, judged in zip(train, held_out, strict=True):
+        assert np.array_equal(np.sort(np.concatenate([learned, judged])), np.arange(rows))
+    times = np.bincount(np.concatenate(held_out), minlength=rows)
+    assert (times >= 1).all() if 5 <= rows <= 1000 else True
+    assert times.sum() >= min(1000, rows) or rows < 5
+    # the rows farthest out are held out together
+    far = np.argsort(np.linalg.norm((x - x.mean(0)) / x.std(0), axis=1))[-max(1, rows // 40) :]
+    assert copies == 1 or any(set(far) <= set(part) for part in held_out)
+    others = parts.folds(x, 1).held_out
+    assert copies == 1 or not all(np.array_equal(a, b) for a, b in zip(held_out, others, strict=True))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(40, 10), (30, 50)])
+def test_a_linear_truth_with_few_rows_is_fitted_about_as_well_as_by_ridge_regression(backend, rows, columns):
+    ratios, control = [], []
+    for seed in range(3):
+        rng = np.random.default_rng([seed, rows])
+        x, slopes = rng.normal(size=(rows + 500, columns)), rng.normal(size=columns)
+        y = x @ slopes + 0.3 * rng.normal(size=len(x))
+        (train, test), model = (slice(rows), slice(rows, None)), fresh(backend, columns, seed)
+        plane = ridge(x[train], y[train, None])
+        least = np.mean((plane(x[test])[:, 0] - x[test] @ slopes) ** 2)
+        for found, options in ((ratios, {}), (control, {"validation": 0})):
+            fitted = backend.package.fit(model, x[train], y[train], **SHORT, **options).model
+            errors = backend.package.predict(fitted, x[test])[:, 0] - x[test] @ slopes
+            found.append(np.sqrt(np.mean(errors**2) / least))
+    assert np.mean(ratios) < 1.1, ratios
+    assert np.mean(control) > 1.1 or rows < columns, control
+
+
+def test_a_column_that_is_constant_but_for_one_row_ends_no_fit(backend):
+    x, y = convex(60)
+    x = np.column_stack([x, np.arange(60) == 7, np.full(60, 4.0)])
+    result = backend.package.fit(fresh(backend, 5), x, y, **SHORT)
+    assert np.isfinite(backend.package.predict(result.model, x)).all()
+    moved = x + np.array([0, 0, 0, 0, 9.0])
+    assert np.array_equal(backend.package.predict(result.model, x), backend.package.predict(result.model, moved))
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 5, 7])
+def test_a_handful_of_rows_is_fitted(backend, rows):
+    x, y = convex(rows)
+    result = backend.package.fit(fresh(backend, 3), x, y, steps=40)
+    assert np.isfinite(backend.package.predict(result.model, x)).all()
+    assert (result.judged is None) == (rows < 5)
+
+
+def test_new_hulls_read_the_inputs_along_their_spread():
+    """The third input is the sum of two others but for a hundredth: no unit is steep where the three do not agree."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5000, 2))
+    x = np.column_stack([x, x.sum(axis=1) / np.sqrt(2) + 0.01 * rng.normal(size=5000)])
+    weights = {"trunk.0.weight": rng.normal(size=(3, 999)), "trunk.0.bias": rng.normal(size=999)}
+    turned = along_spread(weights, x)
+    odd = np.array([1, 1, -np.sqrt(2)]) / 2
+    before, after = (np.std(odd @ w["trunk.0.weight"]) for w in (weights, turned))
+    assert after < 0.02 < before
+    assert np.array_equal(turned["trunk.0.bias"], weights["trunk.0.bias"])
+    sizes = [np.mean((x @ w["trunk.0.weight"]) ** 2) for w in (weights, turned)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+    alike = rng.normal(size=(100_000, 3))  # control: where all directions have the same spread nothing turns
+    assert np.allclose(along_spread(weights, alike)["trunk.0.weight"], weights["trunk.0.weight"], atol=0.05)
+
+
+@pytest.mark.parametrize(("sign", "shown"), [(1, "convex"), (-1, "concave"), (0, "neither")])
+def test_a_fit_says_which_way_the_data_are_bent(backend, sign, shown):
+    x, y = convex(300)
+    y = sign * y if sign else x @ [1.0, -2.0, 0.5] + np.random.default_rng(5).normal(size=300)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = backend.package.fit(fresh(backend, 3), x, y, **SHORT).curvature
+    assert found.shown == shown
+    texts = [str(one.message) for one in caught if "fit.y" in str(one.message)]
+    assert len(texts) == (shown == "concave") and all("concave by" in text for text in texts)
+    if sign:
+        assert found.plane > 2 * min(found.convex, found.concave)
+
+
+def test_chance_is_no_curvature():
+    rng = np.random.default_rng(0)
+    plane = rng.normal(size=200) ** 2
+    same = Judged(plane, plane)
+    better = Judged(0.5 * plane, plane)
+    lucky = Judged(plane + rng.normal(size=200) - 0.01, plane)
+    assert compare(better, same).shown == "convex" and compare(same, better).shown == "concave"
+    assert compare(lucky, same).shown == compare(same, same).shown == "neither"
+    assert compare(better, same).words().startswith("convex by 1.4 times")
+    assert isinstance(compare(same, same), Curvature) and "no curvature" in compare(same, same).words()
+
+
+@pytest.mark.parametrize("backend", [pytest.param(backends.BACKENDS[0], marks=pytest.mark.release), TORCH])
+def test_another_shape_is_taken_where_the_rows_held_out_speak_for_it(backend):
+    """The truth is a maximum of planes, and the given hull has one petal on two units."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 2))
+    y = np.max(x @ rng.normal(size=(2, 7)), axis=1) + 0.02 * rng.normal(size=300)
+    model = fresh(backend, 2, petals=1, hidden_dim=2)
+    given = backend.package.fit(model, x, y, **SHORT)
+    chosen = backend.package.fit(model, x, y, **SHORT, shape="auto", budget=600.0)
+    assert given.shape == "" and chosen.shape != "the given shape"
+    assert chosen.judged.hull.mean() < 0.7 * given.judged.hull.mean()
+    # control: without time for another it is the given one, to the bit
+    kept = backend.package.fit(model, x, y, **SHORT, shape="auto", budget=0.0)
+    assert kept.shape == "the given shape" and kept.model.config == given.model.config
+    assert np.array_equal(kept.judged.hull, given.judged.hull)
+
+
+REFUSED = {
+    "shape": ({"shape": "wide"}, ValueError, r"fit.shape: expected one of \['auto'\]; got 'wide'"),
+    "budget": ({"shape": "auto", "budget": "long"}, TypeError, "fit.budget: expected seconds; got 'long'"),
+    "none held out": ({"shape": "auto", "validation": 0}, ValueError, "fit.shape: expected rows held out, to judge by"),
+    "watched": ({"shape": "auto", "on_evaluation": print}, ValueError, "fit.shape: expected neither resume nor"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_choice_of_shapes_cannot_use_is_refused(name):
+    options, kind, text = REFUSED[name]
+    with pytest.raises(kind, match=text):
+        TORCH.package.fit(fresh(TORCH, 3), *convex(20), steps=4, **options)
