@@ -30,12 +30,18 @@ from table_data import TABLES, Table, need, of_folder
 from timing import table
 
 from convexmoe.hull import HullConfig
+from convexmoe.training.curvature import CONCAVE
 from interop import frameworks
 from interop.command.baselines import fit_linear
 from interop.command.group_map import rmse
 
 OURS, LINEAR, PEERS = "ours", ("plain", "ridge"), ("mlp", "boosting")
-OTHERS = (OURS, *PEERS)
+CURVED, CHOSEN = (
+    "curvature chosen",
+    "shape too",
+)  # a hull of -y where the rows held out speak for it; and `shape="auto"`
+OWN = (OURS, CURVED, CHOSEN)
+OTHERS = (*OWN, *PEERS)
 FOLDS, STEPS, QUICK = 5, 2000, {"folds": 2, "steps": 5, "rows": 60}
 WIDE = ((40, 10), (40, 20), (100, 50), (500, 50), (30, 100))  # rows and columns
 NOISES, WIDE_SEEDS, FRESH = (0.1, 1.0), 5, 2000  # noise over the deviation of the truth
@@ -45,13 +51,16 @@ Record = dict[str, Any]
 Regressor = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 
 
-def our_regressor(framework: str, steps: int) -> Regressor:
+def our_regressor(framework: str, steps: int, curved: bool = False, shape: str | None = None) -> Regressor:
     """Return the hull of `fit`, in a framework."""
     side = frameworks.get(framework)
 
     def predict(x: np.ndarray, y: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
-        hull = side.new_hull(HullConfig(x.shape[1], 8, 1, temperature="learned"), seed)
-        return side.predict(side.package.fit(hull, x, y, steps=steps, seed=seed).model, rows)
+        hull, sign = side.new_hull(HullConfig(x.shape[1], 8, 1, temperature="learned"), seed), 1.0
+        found = side.package.fit(hull, x, y, steps=steps, seed=seed, shape=shape)
+        if curved and found.curvature.shown == CONCAVE:
+            found, sign = side.package.fit(hull, x, -y, steps=steps, seed=seed, shape=shape), -1.0
+        return sign * side.predict(found.model, rows)
 
     return predict
 
@@ -111,10 +120,10 @@ def records_of(one: Table, models: dict[str, Regressor], seeds: int, cache: Reco
     for name, seed in itertools.product(models, range(seeds)):
         case = f"{key}, {name}, seed {seed}"
         found = cache.get(case)
-        if found is None or name == OURS:
+        if found is None or name in OWN:
             found = measure(x, y, models[name], seed, folds)
             print(case, found, file=sys.stderr, flush=True)
-        if name != OURS:
+        if name not in OWN:
             cache[case] = found
         records.append({"table": one.name, "shape": list(x.shape), "model": name, "seed": seed} | found)
     return records
@@ -184,7 +193,11 @@ def arguments() -> argparse.Namespace:
     """Return the options; `models` are names beside plain and ridge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="read its .npz files instead of the ten tables")
-    parser.add_argument("--models", default=",".join(OTHERS), help="beside plain and ridge; may be empty")
+    parser.add_argument(
+        "--models",
+        default=",".join((OURS, *PEERS)),
+        help=f"beside plain and ridge, of {', '.join(OTHERS)}; may be empty",
+    )
     parser.add_argument("--framework", choices=tuple(frameworks.LABELS), default="jax", help="of ours")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cache", type=Path, metavar="FILE", help="read and keep what all models but ours came to")
@@ -205,7 +218,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print the table, write the records."""
     options = arguments()
-    ours = our_regressor(options.framework, QUICK["steps"] if options.quick else STEPS)
+    steps = QUICK["steps"] if options.quick else STEPS
+    ours = our_regressor(options.framework, steps)
     if options.wide:
         records = wide_records(ours, *((WIDE[:1], 1) if options.quick else (WIDE, WIDE_SEEDS)))
         write(records, options.out / "wide.json")
@@ -215,7 +229,8 @@ def main() -> None:
     if not tables:
         raise SystemExit(f"tables.py --folder: expected .npz files with x and y; {options.folder} has none.")
     need([one.package for one in tables] + ["sklearn"] * any(name in options.models for name in PEERS))
-    models = {name: (REGRESSORS | {OURS: ours})[name] for name in (*LINEAR, *options.models)}
+    chosen = {c: our_regressor(options.framework, steps, True, s) for c, s in ((CURVED, None), (CHOSEN, "auto"))}
+    models = {name: (REGRESSORS | chosen | {OURS: ours})[name] for name in (*LINEAR, *options.models)}
     kept = options.cache is not None and options.cache.exists()
     cache = json.loads(options.cache.read_text()) if kept else {}
     records, lines = [], []

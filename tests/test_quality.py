@@ -258,7 +258,7 @@ def test_two_versions_of_ours_are_compared_without_running_the_peers_again(monke
     quality_unseen.command([*shared, "--only", "ours", "--out", second, "--beside", first])
     assert sorted(runs) == ["ours"] * 4 + ["ridge"] * 2
     shown = capsys.readouterr().out
-    assert "| kind | functions | error | ridge over it | ours, earlier over it |" in shown
+    assert "| kind | functions | ours | ridge over it | ours, earlier over it |" in shown
     assert "| all | 2 | 0.1 | 8.00 | 2.00 |" in shown
     quality_unseen.command([*shared[:2], "2", *shared[3:], "--only", "ours", "--out", second, "--beside", first])
     assert "earlier" not in capsys.readouterr().out  # control: other functions

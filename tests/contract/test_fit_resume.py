@@ -81,7 +81,7 @@ def gap(first, second):
 @pytest.mark.parametrize(("dtype", "folds"), [("float64", False), ("float32", False), ("float32", True)])
 def test_a_fit_goes_on_in_the_same_package_bit_for_bit(backend, dtype, folds, tmp_path):
     state = through_files(half(backend, dtype, HALF, folds), backend, backend, dtype, tmp_path)
-    assert len(state.folds) == 6 * folds
+    assert len(state.folds) == 11 * folds
     resumed, given = fitted(backend, state.model, dtype, folds, resume=state), whole(backend, dtype, folds)
     assert resumed.history == given.history and resumed.best_step == given.best_step
     wanted, got = backend.weights(given.model), backend.weights(resumed.model)

@@ -165,7 +165,7 @@ def test_control_numpy_reads_behind_the_mask(backend, monkeypatch):
     """`fit` refuses masked cells; with numpy's own conversion it takes what is behind them, without a word."""
     model = backend.model(FIELDS, cases.random_weights(FIELDS), "float32")
     hidden = np.ma.array(np.arange(20.0).reshape(10, 2), mask=np.arange(20).reshape(10, 2) == 7)
-    options = {"steps": 1, "batch_size": 7, "validation": 0, "start": "affine"}
+    options = {"steps": 1, "batch_size": 7, "validation": 0}
     for rows, targets in [(hidden, np.ones(10)), (hidden.data, hidden[:, 1])]:
         with pytest.raises(ValueError, match="1 missing cell"):
             backend.package.fit(model, rows, targets, **options)
