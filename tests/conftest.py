@@ -79,6 +79,15 @@ def quick_compilation(request):
     jax.clear_caches()  # another module compiles its own
 
 
+@pytest.fixture(scope="module")
+def few_folds():
+    """`convexmoe fit` measures errors on two folds of equal size: half the models to fit, and fewer compilations."""
+    from interop.command import experiment
+
+    with mock.patch.object(experiment, "FOLDS", 2):
+        yield
+
+
 @pytest.fixture
 def x64():
     """JAX in float64 inside this test."""

@@ -6,13 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import auto_mpg
 import dispatch
 import hull_cost
 import jax
 import jax.numpy as jnp
 import named_networks
-import numpy as np
 import pytest
 import rounding
 import timing
@@ -188,15 +186,3 @@ def test_without_its_peer_the_script_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ott", None)
     with pytest.raises(SystemExit, match=r"needs ott-jax .* pip install -e \".\[jax,peers\]\""):
         named_networks.published_networks()
-
-
-def test_the_folds_of_auto_mpg_are_printed(capsys, monkeypatch):
-    monkeypatch.setattr(auto_mpg, "FOLDS", 2)
-    monkeypatch.setattr(sys, "argv", ["auto_mpg.py", "--quick"])
-    auto_mpg.main()
-    _, *lines = capsys.readouterr().out.splitlines()
-    numbers = np.array([line.split()[1:] for line in lines[:3]], float)
-    assert np.abs(numbers[:2].mean(axis=0) - numbers[2]).max() <= 0.011 and (numbers > 1).all()
-    assert lines[3].startswith(
-        f"hull ahead of linear regression in {(numbers[:2, 0] < numbers[:2, 1]).sum()} of 2 folds"
-    )

@@ -1,5 +1,6 @@
 """The command: every fault of the input is one line with its remedy; a good run writes what it says."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,9 +18,10 @@ import convexmoe_jax
 import convexmoe_torch
 import interop
 from interop import frameworks
+from interop.command import experiment
 from interop.command.tables import embedded_table, read_table
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "few_folds")
 
 # What is wrong with the table: (change, parts of the message: what came, the remedy).
 BAD_TABLES = {
@@ -49,8 +51,8 @@ BAD_TABLES = {
         lambda cells: [row.__setitem__(1, "1e30" if k % 2 else "-1e30") for k, row in enumerate(cells[1:])],
         ["'b' to spread over 1e-30 to 1e+30; got 2e+30"],
     ),
-    "one row": (lambda cells: cells.__delitem__(slice(2, None)), ["at least 20 rows", "got 1", "Add rows"]),
-    "no rows": (lambda cells: cells.__delitem__(slice(1, None)), ["at least 20 rows", "got 0"]),
+    "one row": (lambda cells: cells.__delitem__(slice(2, None)), ["at least 10 rows", "got 1", "Add rows"]),
+    "no rows": (lambda cells: cells.__delitem__(slice(1, None)), ["at least 10 rows", "got 0"]),
     "a short row": (lambda cells: cells[9].pop(), ["3 cells", "got 2 on line 10", "Correct that line"]),
     "a long row": (lambda cells: cells[9].append("1"), ["3 cells", "got 4 on line 10"]),
     "duplicate header": (put(0, 1, "a"), ["distinct column names", "a more than once", "Rename"]),
@@ -175,34 +177,63 @@ def test_the_metrics_are_those_of_the_saved_model(trained):
     name, out, printed = trained
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["framework"] == name
-    assert metrics["data"]["rows"] == {"train": 274, "validation": 59, "test": 59}
+    assert metrics["rows"] == 392 and metrics["folds"] == [196, 196]
     assert set(metrics["test_rmse"]) == set(metrics["parameters"]) == {"hull", "linear", "mlp"}
-    assert all(0 < error < 20 for error in metrics["test_rmse"].values())
+    for model, errors in metrics["test_rmse_folds"].items():
+        assert metrics["test_rmse"][model] == pytest.approx(np.mean(errors)) and all(0 < error < 20 for error in errors)
+        assert metrics["test_rmse_spread"][model] == pytest.approx(abs(errors[0] - errors[1]) / 2**0.5)
+    first, second = ([model[k] for model in metrics["test_rmse_folds"].values()] for k in (0, 1))
+    ahead = {"linear": (first[0] < first[1]) + (second[0] < second[1])}
+    assert metrics["hull_ahead"] == ahead | {"mlp": (first[0] < first[2]) + (second[0] < second[2])}
     assert abs(metrics["parameters"]["mlp"] / metrics["parameters"]["hull"] - 1) < 0.05
     assert metrics["convexity"]["violation"] is None
     assert metrics["convexity"]["segments"] >= 10_000
     assert metrics["parity"]["framework"] != name
     assert 0 < metrics["parity"]["max_difference"] < 2e-6
-    assert f"{metrics['test_rmse']['hull']:.2f}" in printed
-
-    from interop.command import experiment
-
-    table = embedded_table()
-    data = experiment.prepare(table, "mpg", (), seed=0)
-    side = frameworks.get(name)
-    model, *_ = experiment.read_model(out / "model.safetensors", side)
-    error = np.sqrt(np.mean((side.predict(model, data.x[data.test]) - data.y[data.test]) ** 2))
-    assert error == pytest.approx(metrics["test_rmse"]["hull"], rel=1e-6)
+    assert "{:.2f} ± {:.2f}".format(*(metrics[key]["hull"] for key in ("test_rmse", "test_rmse_spread"))) in printed
 
 
-def test_the_split_uses_every_row_once():
-    from interop.command import experiment
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_the_saved_model_learns_from_all_rows_and_is_tested_by_others(fitted, name):
+    out, _ = fitted[name]
+    errors = json.loads((out / "metrics.json").read_text())["test_rmse_folds"]["hull"]
+    data, side = experiment.prepare(embedded_table(), "mpg", (), seed=0), frameworks.get(name)
+    saved, *_ = experiment.read_model(out / "model.safetensors", side)
+    new = side.new_hull(dataclasses.replace(saved.config, normalization=None), 0)
+    again = side.package.fit(new, data.x, data.y, steps=30).model
+    np.testing.assert_allclose(side.predict(again, data.x), side.predict(saved, data.x), rtol=1e-6)
+    test, rest = data.folds
+    apart = side.package.fit(new, *data.rows(rest), steps=30).model
+    assert np.array_equal(rest, data.outside(0)) and not set(test) & set(rest)
+    assert experiment.rmse(side.predict(apart, data.x[test]), data.y[test]) == pytest.approx(errors[0], rel=1e-6)
+    seen = experiment.rmse(side.predict(saved, data.x[test]), data.y[test])  # the control: rows that were learned
+    assert seen != pytest.approx(errors[0], rel=1e-3)
 
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_the_folds_use_every_row_once(number, monkeypatch):
+    monkeypatch.setattr(experiment, "FOLDS", number)
     first, second = (experiment.prepare(embedded_table(), "mpg", (), seed=seed) for seed in (0, 1))
     for data in (first, second):
-        together = np.concatenate([data.train, data.validation, data.test])
-        assert sorted(together) == list(range(392))
-    assert set(first.test) != set(second.test)
+        assert len(data.folds) == number and sorted(np.concatenate(data.folds)) == list(range(392))
+        for k, fold in enumerate(data.folds):
+            assert sorted([*fold, *data.outside(k)]) == list(range(392))
+    assert set(first.folds[0]) != set(second.folds[0])
+
+
+def test_five_folds_of_ten_rows_of_which_one_differs(tmp_path, monkeypatch):
+    """A column and the target are constant outside one fold: no end of the run."""
+    monkeypatch.setattr(experiment, "FOLDS", 5)
+    monkeypatch.setattr(frameworks, "installed", lambda: ("torch",))
+    data = write(tmp_path / "t.csv", [["a", "b", "y"], *[[k * k % 7, k == 3, 5 + (k == 3)] for k in range(10)]])
+    options = ["--target", "y", "--framework", "torch", "--steps", "5", "--out", tmp_path / "run"]
+    result = invoke("fit", data, *options)
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["folds"] == [2] * 5 and np.isfinite([*metrics["test_rmse"].values()]).all()
+    assert "Only 10 rows: the errors are uncertain by 22% or more" in result.stdout
+    write(data, [["a", "y"], *[[k, k] for k in range(9)]])  # control: too few
+    assert_one_line_refusal(invoke("fit", data, *options), "at least 10 rows", "got 9")
 
 
 @pytest.mark.parametrize("reader", FRAMEWORKS)

@@ -35,13 +35,14 @@ def test_an_id_is_said(tmp_path, name):
     assert f"--drop '{name}'" in line if " " in name else f"--drop {name}." in line
 
 
-def test_duplicates_on_both_sides_are_said_and_an_id_hides_none(tmp_path):
+def test_duplicates_in_several_folds_are_said_and_an_id_hides_none(tmp_path):
     def twice(cells):
         cells.extend([list(row) for row in cells[1:101]])
         column("id", range(400))(cells)
 
     _, line = remarks(tmp_path, change=twice)
-    assert line.startswith("Duplicates:") and "to train as well" in line
+    assert line.startswith("Duplicates: ") and "rows stand in several folds" in line
+    assert 120 < int(line.split()[1]) < 200  # of 100 pairs a fifth stand in one fold
 
     def apart(cells):  # control: the same inputs with other targets
         cells.extend([[*row[:2], f"{float(row[2]) + 1}"] for row in cells[1:101]])
@@ -49,9 +50,10 @@ def test_duplicates_on_both_sides_are_said_and_an_id_hides_none(tmp_path):
     assert remarks(tmp_path, change=apart) == []
 
 
-def test_a_small_test_part_is_said(tmp_path):
+def test_a_small_table_is_said(tmp_path):
     [line] = remarks(tmp_path, 27)
-    assert line.startswith("Only 4 rows to test: the errors are uncertain by 35% or more")
+    assert line.startswith("Only 27 rows: the errors are uncertain by 14% or more")
+    assert remarks(tmp_path, 30) == []
 
 
 def test_an_error_is_compared_with_one_that_is_no_rounding():

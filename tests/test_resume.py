@@ -8,35 +8,51 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from commands import assert_one_line_refusal, invoke
 
+import convexmoe
 import convexmoe_torch
 from interop import frameworks
 from interop.command import resume as unfinished
+from interop.command.tables import embedded_table
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "few_folds")
 
-STEPS, HALF = 40, 20
+STEPS, HALF = 80, 40
 # With this seed the best step comes after the middle, where the runs are stopped: the result shows what goes on.
 # The sizes are those of test_cli.py, so that both share what JAX compiles.
-RUN = ("fit", "--steps", str(STEPS), "--petals", "3", "--seed", "4")
+RUN = ("fit", "--steps", str(STEPS), "--petals", "3", "--seed", "1")
 
 
 def metrics(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
+def predictions(folder):
+    """What the saved model predicts for the embedded table."""
+    table = embedded_table()
+    inputs = table.numbers([name for name in table.columns if name != "mpg"])[0]
+    return convexmoe_torch.predict(convexmoe_torch.load(folder / "model.safetensors"), inputs)
+
+
+def difference(folder, other):
+    """The largest difference of what two saved models predict, as a part of the largest value."""
+    first, second = predictions(folder), predictions(other)
+    return np.abs(first - second).max() / np.abs(first).max()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The metrics of an uninterrupted run in each framework."""
+    """The directory of an uninterrupted run in each framework."""
     found = {}
     for framework in ("jax", "torch"):
         folder = tmp_path_factory.mktemp("whole") / "run"
         result = invoke(*RUN, "--framework", framework, "--out", folder)
         assert result.exit_code == 0, result.output
-        found[framework] = metrics(folder)
-        assert found[framework]["best_step"] > HALF
+        found[framework] = folder
+        assert metrics(folder)["best_step"] > HALF
     return found
 
 
@@ -67,31 +83,58 @@ def test_a_paused_run_goes_on_in_either_framework(first, second, whole, paused, 
     paused(first)
     result = invoke("fit", "--resume", tmp_path / "run", "--framework", second)
     assert result.exit_code == 0 and f"Going on from step {HALF} of {STEPS}" in result.stdout, result.output
-    got, wanted = metrics(tmp_path / "run"), whole[first]
+    got, wanted = metrics(tmp_path / "run"), metrics(whole[first])
     assert got["parts"] == [{"framework": first, "from_step": 0}, {"framework": second, "from_step": HALF}]
     assert got["best_step"] == wanted["best_step"] and got["steps_run"] == wanted["steps_run"]
-    bound = 0.0 if first == second else 1e-4
-    assert abs(got["test_rmse"]["hull"] / wanted["test_rmse"]["hull"] - 1) <= bound
+    assert difference(tmp_path / "run", whole[first]) <= (0.0 if first == second else 1e-4)
     assert not (tmp_path / "run" / "unfinished").exists()
 
 
-def test_control_forgotten_moments_change_the_result(whole, paused, tmp_path, monkeypatch):
-    paused("torch")
+def forgotten(optimizer):
+    zeros = {
+        moment: {name: 0 * value for name, value in values.items()} for moment, values in optimizer.moments.items()
+    }
+    return optimizer._replace(moments=zeros)
+
+
+FORGET = {
+    "moments": lambda state: state._replace(optimizer=forgotten(state.optimizer)),
+    "moments of a fold": lambda state: state._replace(
+        folds=tuple(fold._replace(optimizer=forgotten(fold.optimizer)) for fold in state.folds)
+    ),
+    "weights of a fold": lambda state: state._replace(folds=(state.folds[1], state.folds[0], *state.folds[2:])),
+}
+
+
+def go_on_forgetting(folder, monkeypatch, forget):
+    """Go on in PyTorch with a state of which `forget` takes something away."""
     read = unfinished.read
 
     def forgetful(directory, framework):
         found = read(directory, framework)
-        zeros = {
-            moment: {name: 0 * value for name, value in values.items()}
-            for moment, values in found.state.optimizer.moments.items()
-        }
-        state = found.state._replace(optimizer=found.state.optimizer._replace(step=0, moments=zeros))
-        return unfinished.Unfinished(**{**vars(found), "state": state})
+        return unfinished.Unfinished(found.record, forget(found.state))
 
-    monkeypatch.setattr(unfinished, "read", forgetful)
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished, "read", forgetful)
+        assert invoke("fit", "--resume", folder, "--framework", "torch").exit_code == 0
+
+
+@pytest.mark.parametrize("forget", FORGET.values(), ids=FORGET)
+def test_control_what_is_forgotten_changes_the_result(forget, whole, paused, tmp_path, monkeypatch):
+    paused("torch")
+    go_on_forgetting(tmp_path / "run", monkeypatch, forget)
+    assert difference(tmp_path / "run", whole["torch"]) > 1e-4
+
+
+def test_the_best_weights_outlast_a_stop_after_them(whole, tmp_path, monkeypatch):
+    after = metrics(whole["torch"])["best_step"] + 2
+    assert after < STEPS
+    pause(tmp_path / "run", "torch", after)
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
     assert invoke("fit", "--resume", tmp_path / "run", "--framework", "torch").exit_code == 0
-    got, wanted = metrics(tmp_path / "run"), whole["torch"]
-    assert abs(got["test_rmse"]["hull"] / wanted["test_rmse"]["hull"] - 1) > 1e-3
+    assert difference(tmp_path / "run", whole["torch"]) == 0
+    go_on_forgetting(tmp_path / "other", monkeypatch, lambda state: state._replace(best=state.model))  # the control
+    assert difference(tmp_path / "other", whole["torch"]) > 1e-4
 
 
 @pytest.mark.parametrize("framework", ["jax", "torch"])
@@ -109,7 +152,8 @@ def test_an_interrupted_run_says_how_to_go_on(framework, whole, tmp_path, monkey
         result = invoke(*RUN, "--framework", framework, "--out", tmp_path / "run")
     assert result.exit_code == 130 and f"convexmoe fit --resume {tmp_path / 'run'}" in result.output
     assert invoke("fit", "--resume", tmp_path / "run", "--framework", framework).exit_code == 0
-    assert metrics(tmp_path / "run")["test_rmse"] == whole[framework]["test_rmse"]
+    assert difference(tmp_path / "run", whole[framework]) == 0
+    assert metrics(tmp_path / "run") | {"parts": []} == metrics(whole[framework]) | {"parts": []}
 
 
 KILLED = """
@@ -132,16 +176,16 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "kill"), reason="a process is killed while it trains")
-@pytest.mark.parametrize("saves", [10, 11], ids=["between its two files", "after both"])
+@pytest.mark.parametrize("saves", [34, 40, 41], ids=["after its first file", "before its last", "after all"])
 def test_a_killed_run_goes_on_from_its_last_evaluation(saves, whole, tmp_path):
-    """Each evaluation saves two files, the best weights and the last."""
+    """Each evaluation saves eight files: the best weights, six copies that hold rows out, and the model."""
     command = [sys.executable, "-c", KILLED, str(saves), *RUN, "--framework", "torch"]
     process = subprocess.run([*command, "--out", str(tmp_path / "run")], stdout=subprocess.DEVNULL)
     assert process.returncode == -signal.SIGKILL and not (tmp_path / "run" / "metrics.json").exists()
     assert invoke("fit", "--resume", tmp_path / "run", "--framework", "torch").exit_code == 0
     got = metrics(tmp_path / "run")
-    step = (4 if saves == 10 else 5) * STEPS // 40
-    assert got["test_rmse"] == whole["torch"]["test_rmse"] and got["parts"][1]["from_step"] == step
+    step = (4 if saves < 41 else 5) * STEPS // 40
+    assert difference(tmp_path / "run", whole["torch"]) == 0 and got["parts"][1]["from_step"] == step
 
 
 @pytest.mark.parametrize(("every", "most"), [(1e9, 1), (1e-9, 40)])
@@ -167,10 +211,12 @@ def test_stopped_before_the_first_evaluation_it_says_so(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_best_weights_of_another_run_are_refused(paused, tmp_path):
+@pytest.mark.parametrize("kind", ["best", "fold"])
+def test_files_of_another_run_are_refused(kind, paused, tmp_path):
     run = paused("torch")
     pause(tmp_path / "other", "torch", 3)
-    [best], [other] = (list(tmp_path.glob(f"{name}/unfinished/best-*")) for name in ("run", "other"))
+    assert len(list(run.glob("unfinished/*"))) == len(list(tmp_path.glob("other/unfinished/*"))) == 8
+    [best, *_], [other, *_] = (list(tmp_path.glob(f"{name}/unfinished/{kind}-*")) for name in ("run", "other"))
     best.write_bytes(other.read_bytes())
     assert_one_line_refusal(invoke("fit", "--resume", run), "is not of this run")
     best.unlink()
@@ -203,6 +249,11 @@ NOTES = {
     "another step": put("history", "step", value=[*range(1, HALF), HALF + 1]),
     "a best step that was not": put("best_step", value=HALF + 1),
     "parts": put("parts", value="abc"),
+    "a path for a fold": put("folds", 0, value="../../model"),
+    "a number for a fold": put("folds", 0, value=5),
+    "a fold less": lambda run: run["folds"].pop(),
+    "other rows": put("rows", value="0"),
+    "a step between evaluations": put("history", "step", -1, value=HALF - 1),
     "nothing": dict.clear,
 }
 
@@ -218,27 +269,39 @@ def test_a_description_that_was_changed_is_refused(name, paused, tmp_path):
     NOTES[name](notes["fit"])
     convexmoe_torch.save(model, now, notes=notes, optimizer=optimizer)
     result = invoke("fit", "--resume", tmp_path / "run", "--framework", "torch")
-    assert_one_line_refusal(result, "got files that cannot be read as one")
+    if name in ("a fold less", "other rows"):  # seen when all rows are there, after the first words
+        assert result.exit_code == 2 and "got one that cannot go on (fit.resume: expected" in result.stderr
+    else:
+        assert_one_line_refusal(result, "got files that cannot be read as one")
 
 
-@pytest.mark.parametrize("change", ["no optimizer", "sgd", "float64", "another best"])
+@pytest.mark.parametrize("change", ["no optimizer", "sgd", "float64", "another best", "another fold"])
 def test_models_that_are_not_of_one_run_are_refused(change, paused, tmp_path):
-    paused("torch")
-    now = tmp_path / "run" / "unfinished" / "now.safetensors"
-    model, notes = convexmoe_torch.load(now), convexmoe_torch.read_notes(now)
-    optimizer = convexmoe_torch.read_optimizer(now)
+    folder = paused("torch") / "unfinished"
+    path = min(folder.glob("fold-*")) if change == "another fold" else folder / "now.safetensors"
+    model, notes = convexmoe_torch.load(path), convexmoe_torch.read_notes(path)
+    optimizer = convexmoe_torch.read_optimizer(path)
     if change == "no optimizer":
         optimizer = None
     elif change == "sgd":
         optimizer = convexmoe_torch.OptimizerState("sgd", HALF, {"trace": optimizer.moments["mu"]})
+    elif change == "another fold":
+        optimizer = optimizer._replace(step=HALF - 1)
     elif change == "float64":
         model = model.double()
     else:
         config = dataclasses.replace(model.config, gate=True)
         model, optimizer = convexmoe_torch.VectorHull.from_config(config), None
-    convexmoe_torch.save(model, now, notes=notes, optimizer=optimizer)
-    result = invoke("fit", "--resume", tmp_path / "run", "--framework", "torch")
-    assert_one_line_refusal(result, "got files that cannot be read as one")
+    convexmoe_torch.save(model, path, notes=notes, optimizer=optimizer)
+    if change == "another fold":  # which the description names
+        sha256, now = convexmoe.inspect(path).sha256, folder / "now.safetensors"
+        path.rename(unfinished.file_of(folder, "fold", sha256))
+        model, notes = convexmoe_torch.load(now), convexmoe_torch.read_notes(now)
+        folds = notes["fit"]["folds"]
+        notes["fit"]["folds"] = [sha256 if path.name == f"fold-{fold[:16]}.safetensors" else fold for fold in folds]
+        convexmoe_torch.save(model, now, notes=notes, optimizer=convexmoe_torch.read_optimizer(now))
+    words = "at different steps" if change == "another fold" else "got files that cannot be read as one"
+    assert_one_line_refusal(invoke("fit", "--resume", tmp_path / "run", "--framework", "torch"), words)
 
 
 def test_refusals_are_one_line(paused, tmp_path):

@@ -190,7 +190,7 @@ def test_predict_fills_missing_cells_with_the_means_of_training(tmp_path):
     assert_one_line_refusal(invoke(*options, "--missing", "mean"), "m.safetensors", "means of its training rows")
 
 
-def test_prepare_drops_rows_or_fills_in_the_means_of_training(tmp_path):
+def test_prepare_drops_rows_or_fills_in_the_means_of_columns(tmp_path):
     def spoil(cells):
         cells[3][0], cells[9][1], cells[5][2] = "#N/A", "", "missing"
 
@@ -205,9 +205,8 @@ def test_prepare_drops_rows_or_fills_in_the_means_of_training(tmp_path):
     filled = prepare(table, "y", (), 0, "mean")
     expected, at = np.delete(whole, 4, 0)[:, :2], [(2, 0), (7, 1)]
     for row, column in at:
-        known = [k for k in filled.train if k != row]
-        assert filled.x[row, column] == pytest.approx(expected[known, column].mean(), rel=1e-12)
-        assert filled.x[row, column] != pytest.approx(np.delete(expected[:, column], row).mean(), rel=1e-6)  # control
+        assert filled.x[row, column] == pytest.approx(np.delete(expected[:, column], row).mean(), rel=1e-12)
+        assert filled.x[row, column] != pytest.approx(expected[:, column].mean(), rel=1e-6)  # control
         expected[row, column] = filled.x[row, column]
     assert np.array_equal(filled.x, expected) and "Rows left out: 1, " in filled.remarks[0]
     empty = read_table(write(tmp_path / "t.csv", rows(change=fill(1, "NA"))))
@@ -215,29 +214,24 @@ def test_prepare_drops_rows_or_fills_in_the_means_of_training(tmp_path):
         prepare(empty, "y", (), 0, "mean")
 
 
-def test_a_column_that_is_constant_in_the_training_rows_only_is_left_out(tmp_path, monkeypatch):
+@pytest.mark.parametrize("others", [True, False], ids=["beside others", "alone"])
+def test_a_column_that_is_constant_without_one_fold_is_no_fault(tmp_path, monkeypatch, others):
     monkeypatch.setattr(frameworks, "installed", lambda: ("torch",))
-    rare = prepare(read_table(write(tmp_path / "t.csv", rows())), "y", (), 0).test[0] + 1
-    cells = rows(change=lambda cells: [row.insert(0, "rare" if k == 0 else k == rare) for k, row in enumerate(cells)])
+    cells = rows(change=lambda cells: [row.insert(0, "rare" if k == 0 else k == 7) for k, row in enumerate(cells)])
+    cells = cells if others else [[row[0], row[-1]] for row in cells]
     data, out = tmp_path / "t.csv", tmp_path / "run"
     data.write_text("\n".join(";".join(map(str, row)).replace(".", ",") for row in cells))
     result = invoke("fit", data, "--target", "y", "--framework", "torch", "--out", out, *QUICK)
-    assert result.exit_code == 0, result.output
-    for words in ("separator ;, decimal comma, True as 1 in rare", "Left out, as constant", "for training: rare."):
-        assert words in result.stdout
-    errors = json.loads((out / "metrics.json").read_text())["test_rmse"]
-    assert all(error < 10 for error in errors.values())
-    data.write_text("rare,a,b\n0,1,2\n1,1,2\n0,1,3\n")
-    values = invoke("predict", out / "model.safetensors", data, "--framework", "torch").stdout.splitlines()[1:]
-    assert values[0] == values[1] != values[2]
+    assert result.exit_code == 0 and "separator ;, decimal comma, True as 1 in rare" in result.stdout, result.output
+    errors = json.loads((out / "metrics.json").read_text())["test_rmse_folds"]
+    assert all(len(of) == 5 and max(of) < 10 for of in errors.values())
 
 
-def test_rows_to_train_on_of_which_no_input_varies_are_refused(tmp_path):
-    data = tmp_path / "t.csv"
-    data.write_text("a,y\n" + "".join(f"{k == 7},{k}\n" for k in range(40)))
-    seed = next(seed for seed in range(99) if 7 in np.random.default_rng(seed).permutation(40)[:12])
-    with pytest.raises(InputError, match=r"rows that --seed \d+ chose for training: expected column 'a' to vary"):
-        prepare(read_table(data), "y", (), seed)
+def test_a_column_that_nearly_is_constant_without_one_fold_is_refused(tmp_path):
+    values = [1e12 if k == 7 else 1 + 1e-15 * (k % 2) for k in range(40)]
+    (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{value!r},{k}\n" for k, value in enumerate(values)))
+    with pytest.raises(InputError, match=r"t.csv, without fold \d of --seed 0: expected column 'a' to vary.*Subtract"):
+        prepare(read_table(tmp_path / "t.csv"), "y", (), 0)
 
 
 PEAK = """

@@ -24,7 +24,10 @@ from interop import frameworks
 from interop.command import output
 from interop.command import resume as unfinished
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, modes and locks of POSIX")
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="links, modes and locks of POSIX"),
+    pytest.mark.usefixtures("few_folds"),
+]
 FIT = ("fit", "--framework", "torch", *QUICK)
 
 

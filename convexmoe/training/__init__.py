@@ -1,6 +1,6 @@
 """What a fit does that touches no tensor: rows, rates, history, starts, and the run itself."""
 
-from .data import given_rows
+from .data import fingerprint, given_rows
 from .fit import HullEngine
 from .history import History
 from .parts import Parts
@@ -21,6 +21,7 @@ __all__ = [
     "Schedule",
     "Weights",
     "check_finite",
+    "fingerprint",
     "given_rows",
     "learning_rates",
     "run",

@@ -54,7 +54,7 @@ def ridge(x: np.ndarray, y: np.ndarray, penalty: np.ndarray | None = None) -> Pl
     squares = np.maximum(squares, 0.0)
     along = axes.T @ ((x - mean_x).T @ (y - mean_y))
     if penalty is None:
-        unit = max(float(squares.mean()) / len(x), np.finfo(np.float64).tiny)
+        unit = float(squares.mean()) / len(x) or 1.0
         kept = 1.0 / (squares[:, None] + unit * PENALTIES)  # (D, K)
         freedom = len(x) - 1.0 - squares @ kept
         total = np.sum((y - mean_y) ** 2, axis=0)

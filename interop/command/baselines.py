@@ -58,7 +58,7 @@ def fit_mlp(
         num_parameters: how many it should have, as nearly as its width allows.
         steps, seed: as for the hull.
     """
-    mean, scale, y_mean, y_scale = x.mean(axis=0), _scale(x), y.mean(), y.std()
+    mean, scale, y_mean, y_scale = x.mean(axis=0), _scale(x), y.mean(), y.std() if np.ptp(y) > 0 else 1.0
 
     def normalize(rows: Rows, targets: Rows) -> tuple[Rows, Rows]:
         return (rows - mean) / scale, ((targets - y_mean) / y_scale)[:, None]

@@ -1,4 +1,4 @@
-"""The work of `convexmoe fit`: split, train, compare, check, write."""
+"""The work of `convexmoe fit`: train, compare on folds, check, write."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,21 +15,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convexmoe.errors import InputError, refuse
+from convexmoe.errors import refuse
 from convexmoe.files.atomic import write_whole
 from convexmoe.hull import HullConfig
 from convexmoe.hull.parameters import parameter_shapes
+from convexmoe.training import fingerprint
 
 from .. import frameworks
 from ..frameworks import Framework
 from .baselines import fit_linear, fit_mlp
 from .group_map import importance, map_groups, rmse
-from .output import say
+from .output import say, terminal
 from .report import draw_report, print_results
-from .resume import Keeper, Plan, RunRecord, Unfinished, fingerprint
-from .saved_model import notes_of, read_model
+from .resume import Keeper, Plan, RunRecord, Unfinished
+from .saved_model import notes_of, read_model, reason_of
 from .tables import MIN_ROWS, Table, check_varies, fill_gaps, require_columns, shorten
 
+FOLDS = 5
+MLP_HELD_OUT = 0.15  # of the rows that an MLP is fitted to: they choose its best step
 SEGMENTS = 100_000
 ROUNDING = 1e-10, 1e-13  # an error below these parts of the deviation, or of the size, of the target is none
 FEW_ROWS = 30  # the RMSE of fewer is off by 13 % and more
@@ -37,14 +41,14 @@ _ID = re.compile(r"(?i:(.*[_ .-])?(id|uuid|guid)|index|unnamed: ?\d+|row([_ .-]?
 
 @dataclass(frozen=True)
 class Dataset:
-    """Numbers to learn from, and which rows serve for what.
+    """Numbers to learn from, and the folds that measure the errors.
 
     Attributes:
         name: of the table.
         columns: names of the inputs, in the order of `x`.
         target: name of the column to predict.
         x: `[N, in_dim]`; y: `[N]`.
-        train, validation, test: indices of rows, disjoint, about 70, 15 and 15 % of them.
+        folds: indices of rows, disjoint, together all; each is tested by models that are fitted to the others.
         remarks: what was recognized, left out or filled, in sentences.
     """
 
@@ -53,14 +57,32 @@ class Dataset:
     target: str
     x: NDArray[np.float64]
     y: NDArray[np.float64]
-    train: NDArray[np.int64]
-    validation: NDArray[np.int64]
-    test: NDArray[np.int64]
+    folds: tuple[NDArray[np.int64], ...]
     remarks: tuple[str, ...]
 
     def rows(self, part: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return inputs and targets of some rows."""
         return self.x[part], self.y[part]
+
+    def outside(self, fold: int) -> NDArray[np.int64]:
+        """Return the rows of the other folds, in an order drawn by the seed."""
+        return np.concatenate([*self.folds[fold + 1 :], *self.folds[:fold]])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the folds tell.
+
+    Attributes:
+        errors: the RMSE of each fold, by model; sizes: how many numbers each has that were trained.
+        predicted: by the hull that was fitted without the row, `[N]`.
+        importance: of each column for the hull, mean over the folds, `[in_dim]`.
+    """
+
+    errors: dict[str, list[float]]
+    sizes: dict[str, int]
+    predicted: NDArray[np.float64]
+    importance: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -89,10 +111,10 @@ class Run:
 
 
 def prepare(table: Table, target: str, drop: Sequence[str], seed: int, missing: str | None = None) -> Dataset:
-    """Return the checked, split numbers of a table.
+    """Return the checked numbers of a table, and folds of its rows.
 
-    Rows with missing cells are refused, or with `missing` "drop" left out; "mean" fills them with means of the training
-    rows, and leaves out the rows without a target.
+    Rows with missing cells are refused, or with `missing` "drop" left out; "mean" fills them with means of their
+    columns, and leaves out the rows without a target.
 
     Raises:
         InputError: an unknown column, too few rows, a cell that is no number, a column that does not vary.
@@ -111,38 +133,37 @@ def prepare(table: Table, target: str, drop: Sequence[str], seed: int, missing: 
     if gaps:
         lacks = np.isnan(values if missing == "drop" else values[:, -1:]).any(axis=1)
         values = values[~lacks]
-        filled = "" if missing == "drop" else ", the other cells filled with means of the training rows"
+        filled = "" if missing == "drop" else ", the other cells filled with means of their columns"
         remarks += (f"Missing cells: {gaps}. Rows left out: {lacks.sum()}{filled}.",)
     if len(values) < MIN_ROWS:
         refuse(table.name, f"at least {MIN_ROWS} rows", str(len(values)), "Add rows.")
-    order = np.random.default_rng(seed).permutation(len(values))
-    held_out = round(0.15 * len(values))
-    validation, test, train = np.split(order, [held_out, 2 * held_out])
     if gaps:
-        fill_gaps(values, names, train, table.name)
+        fill_gaps(values, names, table.name)
     check_varies(values, names, target, table.name)
-    where = f"the {len(train)} rows that --seed {seed} chose for training"
-    varies = np.array([column[train].min() < column[train].max() for column in values.T])
-    kept = [k for k, name in enumerate(names) if varies[k] or name == target or not varies[:-1].any()]
-    check_varies(values[train][:, kept], [names[k] for k in kept], target, f"{table.name}, {where}")
-    if not varies.all():
-        constant = shorten([name for name, moves in zip(names, varies, strict=True) if not moves])
-        remarks += (f"Left out, as constant in {where}: {constant}. The model takes it, to no effect.",)
-    return Dataset(table.name, columns, target, values[:, :-1], values[:, -1], train, validation, test, remarks)
+    order = np.random.default_rng(seed).permutation(len(values))
+    data = Dataset(
+        table.name, columns, target, values[:, :-1], values[:, -1], tuple(np.array_split(order, FOLDS)), remarks
+    )
+    for fold in range(FOLDS):  # a column may be constant there, but not nearly so
+        part = values[data.outside(fold)]
+        varies = part.min(axis=0) < part.max(axis=0)
+        where = f"{table.name}, without fold {fold + 1} of --seed {seed}"
+        check_varies(part[:, varies], [name for name, moves in zip(names, varies, strict=True) if moves], target, where)
+    return data
 
 
 def run_fit(run: Run) -> int | None:
-    """Train a hull and its baselines, write model.safetensors, metrics.json and report.png, print the results.
+    """Train a hull on all rows, test on folds, write model.safetensors, metrics.json and report.png, print the results.
 
     Return the step at which the run paused, None where it came to its end.
     """
     data, plan = run.data, run.plan
     names = (*data.columns, data.target)
-    prints = fingerprint(names, data.x, data.y, data.train, data.validation, data.test)
+    prints = fingerprint(np.array(names), data.x, data.y)
     first_step = _check_start(run, prints)
     say(
-        f"{data.name}: {data.target} from {shorten(data.columns)}; rows: {len(data.train)} to train, "
-        f"{len(data.validation)} to validate, {len(data.test)} to test. In {frameworks.LABELS[run.framework.name]}."
+        f"{data.name}: {data.target} from {shorten(data.columns)}; {len(data.y)} rows to train, and in "
+        f"{FOLDS} folds to test. In {frameworks.LABELS[run.framework.name]}."
     )
     if run.resumed is not None:
         say(f"Going on from step {first_step} of {plan.steps}.")
@@ -151,7 +172,7 @@ def run_fit(run: Run) -> int | None:
     earlier = () if run.resumed is None else run.resumed.record.parts
     parts = (*earlier, {"framework": run.framework.name, "from_step": first_step})
     record = RunRecord(plan, data.target, run.drop, data.name, prints, parts)
-    notes = notes_of(data.columns, data.target, *data.rows(data.train))
+    notes = notes_of(data.columns, data.target, data.x, data.y)
     keeper = Keeper(run.framework, run.folder, notes, record, run.pause_at)
     fitted = _train(run, keeper)
     if keeper.paused and keeper.step < plan.steps:
@@ -160,14 +181,15 @@ def run_fit(run: Run) -> int | None:
     keeper.write_where_long()
     path = run.directory / "model.safetensors"
     run.framework.package.save(fitted.model, path, notes=notes)
-    metrics, predicted, growth = _measure(run, fitted, parts, path)
+    scores = _cross_validate(run)
+    metrics = _measure(run, fitted, scores, parts, path)
     try:
         text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False)
     except ValueError:
         refuse(data.name, "finite results", "NaN or infinity", "Remove the outliers of the table.")
     write_whole(run.directory / "metrics.json", (text + "\n").encode())
-    group_map = map_groups(run.framework, fitted.model, data.columns, growth, data.x, *data.rows(data.test))
-    legend = draw_report(metrics, fitted.history, predicted, group_map, run.directory / "report.png")
+    group_map = map_groups(run.framework, fitted.model, data.columns, scores.importance, data.x, data.y)
+    legend = draw_report(metrics, fitted.history, scores.predicted, group_map, run.directory / "report.png")
     print_results(metrics)
     if legend:
         say(f"No font is installed for some names; in report.png {legend}.")
@@ -175,7 +197,7 @@ def run_fit(run: Run) -> int | None:
 
 
 def _remarks(data: Dataset) -> list[str]:
-    """Return what should be known of the numbers before the results are believed: ids, duplicates, few test rows."""
+    """Return what should be known of the numbers before the results are believed: ids, duplicates, few rows."""
     lines, x = [], data.x
     whole = [bool((column == np.round(column)).all() and len(np.unique(column)) == len(x)) for column in x.T]
     is_id = np.array([found or _ID.fullmatch(name) for name, found in zip(data.columns, whole, strict=True)], bool)
@@ -183,14 +205,15 @@ def _remarks(data: Dataset) -> list[str]:
         drops = " ".join(f"--drop {shlex.quote(name)}" for name in ids[:8])
         lines.append(f"Perhaps an id, by its name or its whole numbers, all different: {shorten(ids)}. If so: {drops}.")
     rows = [row.tobytes() for row in np.column_stack([x[:, ~is_id | is_id.all()], data.y]) + 0.0]  # no -0
-    train = {rows[n] for n in data.train}
-    validation, test = (sum(rows[n] in train for n in part) for part in (data.validation, data.test))
-    if validation or test:
-        places = f"{validation} rows to validate and {test} to test stand among those to train as well"
-        lines.append(f"Duplicates: {places}, which flatters the errors. Remove the copies.")
-    if (count := len(data.test)) < FEW_ROWS:
+    places: dict[bytes, set[int]] = defaultdict(set)
+    for fold, part in enumerate(data.folds):
+        for n in part:
+            places[rows[n]].add(fold)
+    if twice := sum(len(places[row]) > 1 for row in rows):
+        lines.append(f"Duplicates: {twice} rows stand in several folds, which flatters the errors. Remove the copies.")
+    if (count := len(x)) < FEW_ROWS:
         error = f"the errors are uncertain by {1 / math.sqrt(2 * count):.0%} or more"
-        lines.append(f"Only {count} rows to test: {error}. Compare several --seed.")
+        lines.append(f"Only {count} rows: {error}. Compare several --seed.")
     return lines
 
 
@@ -209,63 +232,80 @@ def _check_start(run: Run, prints: str) -> int:
     return step
 
 
+def _new_hull(run: Run) -> Any:
+    """Return the hull that a fit begins with: the same for all rows and for each fold."""
+    plan = run.plan
+    config = HullConfig(len(run.data.columns), plan.petals, 1, depth=plan.depth, temperature="learned")
+    return run.framework.new_hull(config, plan.seed)
+
+
 def _train(run: Run, keeper: Keeper) -> Any:
-    """Return what `fit` of the framework's package returns, for a new run or one that goes on."""
-    data, plan = run.data, run.plan
-    if run.resumed is None:
-        config = HullConfig(len(data.columns), plan.petals, 1, depth=plan.depth, temperature="learned")
-        state, model = None, run.framework.new_hull(config, plan.seed)
-    else:
-        state, model = run.resumed.state, run.resumed.state.model
+    """Return what `fit` of the framework's package returns for all rows, in a new run or one that goes on."""
+    data, plan, state = run.data, run.plan, None if run.resumed is None else run.resumed.state
+    model = _new_hull(run) if state is None else state.model
     options = {"steps": plan.steps, "seed": plan.seed, "progress": True, "resume": state, "on_evaluation": keeper}
-    held_out = data.rows(data.validation)
     try:
-        return run.framework.package.fit(model, *data.rows(data.train), validation=held_out, **options)
-    except FloatingPointError:
-        raise InputError(
-            f"{data.name}: expected training to converge; its loss became infinite. "
-            "Remove the outliers of the table, or use fewer --depth."
-        ) from None
+        return run.framework.package.fit(model, data.x, data.y, **options)
     except KeyboardInterrupt:
         keeper.write()
         raise
+    except ValueError as error:
+        if state is None:
+            raise
+        got = f"one that cannot go on ({reason_of(error)[:160]})"
+        refuse("convexmoe fit --resume", f"an unfinished run in {run.folder}", got, "Begin again with --out.")
 
 
-def _measure(
-    run: Run, fitted: Any, parts: tuple[dict[str, Any], ...], path: Path
-) -> tuple[dict[str, Any], NDArray[np.float64], NDArray[np.float64]]:
-    """Return the metrics of a fitted hull, its predictions for the test rows, and the importance of each column."""
-    data, plan, framework, model = run.data, run.plan, run.framework, fitted.model
-    train, validation, (x_test, y_test) = map(data.rows, (data.train, data.validation, data.test))
-    predicted = framework.predict(model, x_test)
-    size = sum(math.prod(shape) for shape in parameter_shapes(model.config).values())
-    linear, linear_size = fit_linear(*train)
-    mlp, mlp_size = fit_mlp(framework, *train, validation, num_parameters=size, steps=plan.steps, seed=plan.seed)
-    growth = importance(framework, model, *validation, plan.seed)
-    violation = framework.largest_violation(model, train[0], segments=SEGMENTS, seed=plan.seed)
-    predictions = {"hull": predicted, "linear": linear(x_test), "mlp": mlp(x_test)}
-    errors = {name: rmse(values, y_test) for name, values in predictions.items()}
+def _cross_validate(run: Run) -> Scores:
+    """Fit a hull, linear regression and an MLP to the rows of all folds but one, and test them on it, for each fold."""
+    data, plan, side = run.data, run.plan, run.framework
+    errors: dict[str, list[float]] = {"hull": [], "linear": [], "mlp": []}
+    predicted, growth, sizes = np.empty(len(data.y)), [], {}
+    with terminal().status("") as status:
+        for fold, test in enumerate(data.folds):
+            status.update(f"Fold {fold + 1} of {len(data.folds)}")
+            rest, (x, y) = data.outside(fold), data.rows(test)
+            hull = side.package.fit(_new_hull(run), *data.rows(rest), steps=plan.steps, seed=plan.seed).model
+            sizes["hull"] = sum(math.prod(shape) for shape in parameter_shapes(hull.config).values())
+            linear, sizes["linear"] = fit_linear(*data.rows(rest))
+            held_out, learned = np.split(rest, [round(MLP_HELD_OUT * len(rest))])
+            (x_mlp, y_mlp), chooses, size = data.rows(learned), data.rows(held_out), sizes["hull"]
+            mlp, sizes["mlp"] = fit_mlp(
+                side, x_mlp, y_mlp, chooses, num_parameters=size, steps=plan.steps, seed=plan.seed
+            )
+            predicted[test] = side.predict(hull, x)
+            for name, values in (("hull", predicted[test]), ("linear", linear(x)), ("mlp", mlp(x))):
+                errors[name].append(rmse(values, y))
+            growth.append(importance(side, hull, x, y, plan.seed))
+    return Scores(errors, sizes, predicted, np.mean(growth, axis=0))
+
+
+def _measure(run: Run, fitted: Any, scores: Scores, parts: tuple[dict[str, Any], ...], path: Path) -> dict[str, Any]:
+    """Return the metrics of a hull fitted to all rows, and of the folds."""
+    data, plan, framework = run.data, run.plan, run.framework
+    violation = framework.largest_violation(fitted.model, data.x, segments=SEGMENTS, seed=plan.seed)
+    mean = {name: float(np.mean(errors)) for name, errors in scores.errors.items()}
     rounding = max(ROUNDING[0] * data.y.std(), ROUNDING[1] * np.abs(data.y).max())
-    metrics = {
+    hull = np.array(scores.errors["hull"])
+    return {
         "framework": framework.name,
         "parts": parts,
-        "data": {
-            "name": data.name,
-            "target": data.target,
-            "columns": list(data.columns),
-            "rows": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
-        },
+        "data": {"name": data.name, "target": data.target, "columns": list(data.columns)},
+        "rows": len(data.y),
+        "folds": [len(fold) for fold in data.folds],
         "plan": asdict(plan),
         "best_step": int(fitted.best_step),
         "steps_run": fitted.history.last_step,
-        "test_rmse": errors,
-        "exact": [name for name, error in errors.items() if error <= rounding],
-        "parameters": {"hull": size, "linear": linear_size, "mlp": mlp_size},
-        "importance": dict(zip(data.columns, growth.tolist(), strict=True)),
+        "test_rmse": mean,
+        "test_rmse_spread": {name: float(np.std(errors, ddof=1)) for name, errors in scores.errors.items()},
+        "test_rmse_folds": scores.errors,
+        "hull_ahead": {name: int(np.sum(hull < scores.errors[name])) for name in ("linear", "mlp")},
+        "exact": [name for name, error in mean.items() if error <= rounding],
+        "parameters": scores.sizes,
+        "importance": dict(zip(data.columns, scores.importance.tolist(), strict=True)),
         "convexity": {"segments": SEGMENTS, "violation": violation},
         "parity": compare_frameworks(framework, path, data.x),
     }
-    return metrics, predicted, growth
 
 
 def compare_frameworks(framework: Framework, path: Path, x: NDArray[np.float64]) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ RESUME_HELP = "Go on with the unfinished run of this directory."
 PAUSE_HELP = "Stop at the first evaluation from this step on, to be resumed."
 # What a run keeps of its options: none of them is given again beside --resume.
 KEPT = ("target", "petals", "depth", "steps", "seed", "out", "drop")
-MISSING_HELP = "Rows with missing cells: drop them, or fill in the mean of the column in the training rows."
+MISSING_HELP = "Rows with missing cells: drop them, or fill in the mean of their column."
 DROP_HELP = "Column to leave out; may be repeated."
 
 
@@ -39,7 +39,7 @@ def fit_table(
     petals: Annotated[int, typer.Option(help="Convex networks in the mixture.")] = LIMITS["petals"][2],
     depth: Annotated[int, typer.Option(help="Hidden layers of each.")] = LIMITS["depth"][2],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = LIMITS["steps"][2],
-    seed: Annotated[int, typer.Option(help="Of the split, the weights and the batches.")] = LIMITS["seed"][2],
+    seed: Annotated[int, typer.Option(help="Of the folds, the weights and the batches.")] = LIMITS["seed"][2],
     out: Annotated[
         Path | None, typer.Option(help="Directory to write to.", show_default="a new ./convexmoe-fit")
     ] = None,
@@ -113,7 +113,10 @@ def _run(run: Run, out: Path) -> int | None:
         nothing = "Before the first evaluation there is nothing to go on from."
         say(f"Stopped. {run.go_on if unfinished.exists(out) else nothing}")
         raise
-    except InputError:  # nothing to go on from; what stood there before stays
+    except (InputError, FloatingPointError) as error:  # nothing to go on from; what stood there before stays
         if run.resumed is None:
             unfinished.remove(out)
+        if isinstance(error, FloatingPointError):
+            rule, fix = "training to converge", "Remove the outliers of the table, or use fewer --depth."
+            raise InputError(f"{run.data.name}: expected {rule}; its loss became infinite. {fix}") from None
         raise

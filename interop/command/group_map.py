@@ -12,7 +12,7 @@ from ..frameworks import Framework
 
 Rows = NDArray[np.float64]
 
-_SHUFFLES = 20
+_SHUFFLES = 4  # of the rows of each fold
 _GRID = 120
 
 
@@ -25,9 +25,9 @@ class GroupMap:
         axes: grid values of each, `[G]`.
         group: winning group, `int[G]` for one input, `int[G, G]` for two (the second along axis 0).
         value: predicted target on the same grid.
-        points: the test rows in these inputs, `[N, 1 or 2]`.
-        point_group: winning group of each test row, `[N]`, its other inputs as they are.
-        point_value: true target of each test row, `[N]`.
+        points: the rows in these inputs, `[N, 1 or 2]`.
+        point_group: winning group of each row, `[N]`, its other inputs as they are.
+        point_value: true target of each row, `[N]`.
         members: the petals of each group.
     """
 
@@ -51,7 +51,7 @@ def rmse(predicted: Rows, true: Rows) -> float:
 
 
 def importance(framework: Framework, model: Any, x: Rows, y: Rows, seed: int) -> Rows:
-    """Return by how much the RMSE grows when one column is shuffled, `[in_dim]`: the mean of 20 shuffles.
+    """Return by how much the RMSE grows when one column is shuffled, `[in_dim]`: the mean of some shuffles.
 
     Source: permutation importance (Breiman, "Random Forests", 2001, section 10).
 
@@ -73,16 +73,13 @@ def importance(framework: Framework, model: Any, x: Rows, y: Rows, seed: int) ->
     return growth
 
 
-def map_groups(
-    framework: Framework, model: Any, names: tuple[str, ...], growth: Rows, x: Rows, x_test: Rows, y_test: Rows
-) -> GroupMap:
+def map_groups(framework: Framework, model: Any, names: tuple[str, ...], growth: Rows, x: Rows, y: Rows) -> GroupMap:
     """Return the map over the two inputs of the largest `growth` (one where there is but one).
 
     Args:
         names: `in_dim` names.
         growth: `[in_dim]`, from `importance`.
-        x: `[M, in_dim]`, all rows: they give the medians and the ranges.
-        x_test, y_test: `[N, in_dim]` and `[N]`, the rows shown as points.
+        x, y: `[N, in_dim]` and `[N]`, all rows: they give the medians and the ranges, and are shown as points.
     """
     shown = np.argsort(-growth, kind="stable")[:2]
     low, high = x[:, shown].min(axis=0), x[:, shown].max(axis=0)
@@ -98,8 +95,8 @@ def map_groups(
         axes=axes,
         group=framework.winners(model, rows).reshape(grid[0].shape),
         value=framework.predict(model, rows).reshape(grid[0].shape),
-        points=x_test[:, shown],
-        point_group=framework.winners(model, x_test),
-        point_value=y_test,
+        points=x[:, shown],
+        point_group=framework.winners(model, x),
+        point_value=y,
         members=tuple((k, (k + 1) % petals)[: min(petals, model.config.group_size)] for k in range(petals)),
     )

@@ -36,7 +36,7 @@ def draw_report(metrics: dict[str, Any], history: History, predicted: Vector, gr
     Args:
         metrics: what metrics.json holds.
         history: the losses of the fit.
-        predicted: targets of the test rows, in original units, `[N]`.
+        predicted: targets of all rows, each by a hull fitted without its fold, in original units, `[N]`.
         group_map: which group wins where; it has the true targets.
         path: of the file.
     """
@@ -70,14 +70,18 @@ def print_results(metrics: dict[str, Any]) -> None:
     target, errors = metrics["data"]["target"], metrics["test_rmse"]
     rows = []
     for key, name in {"hull": "convex mixture", "linear": "linear regression", "mlp": "MLP"}.items():
-        figure = f"{errors[key]:.2f}" if 0.1 <= errors[key] < 1000 else f"{errors[key]:.3g}"
+        form = ".2f" if 0.1 <= errors[key] < 1000 else ".3g"
+        figure = f"{errors[key]:{form}} ± {metrics['test_rmse_spread'][key]:{form}}"
         figure = "exact" if key in metrics["exact"] else figure
         rows.append((name, f"{metrics['parameters'][key]:,}", figure, _against(metrics, key)))
-    title = f"Test error on {metrics['data']['rows']['test']} rows"
+    title = f"Test error: mean and deviation over {len(metrics['folds'])} folds of {metrics['rows']} rows"
     tabulate({"model": "left", "parameters": "right", "RMSE": "right", "against linear": "right"}, rows, title)
     gap, parity = metrics["convexity"]["violation"], metrics["parity"]
-    say(f"RMSE in units of {target}.")
-    say(f"Trained {metrics['steps_run']} steps; kept the best on validation, step {metrics['best_step']}.")
+    ahead = metrics["hull_ahead"]
+    lead = f"ahead of linear regression in {ahead['linear']} folds, of the MLP in {ahead['mlp']}"
+    say(f"RMSE in units of {target}. The mixture is {lead}.")
+    kept = f"kept step {metrics['best_step']}, the best on rows held out"
+    say(f"The saved model is fitted to all rows: {metrics['steps_run']} steps, {kept}.")
     outcome = "no violation" if gap is None else f"VIOLATED by {gap:.2g}"
     say(f"Convexity: {outcome} in {metrics['convexity']['segments']:,} segments.")
     if parity is None:
@@ -119,7 +123,7 @@ def _choose_fonts(names: Iterable[str]) -> tuple[list[str], set[str]]:
 
 def _draw_loss(axes: Axes, history: History, best_step: int) -> None:
     axes.plot(history.step, history.train_loss, color=_COLORS[0], label="train", linewidth=1.4)
-    axes.plot(history.step, history.validation_loss, "--", color=_COLORS[5], label="validation", linewidth=1.8)
+    axes.plot(history.step, history.validation_loss, "--", color=_COLORS[5], label="rows held out", linewidth=1.8)
     axes.axvline(best_step, color=_INK, linewidth=1.0, linestyle=":", label=f"kept: step {best_step}")
     axes.set_yscale("log")
     axes.set(title="Loss while training", xlabel="step", ylabel="mean squared error (normalized)")
@@ -133,7 +137,7 @@ def _draw_predictions(axes: Axes, target: str, true: Vector, predicted: Vector, 
     ends = (float(both.min()) - margin, float(both.max()) + margin)
     axes.plot(ends, ends, color=_INK, linewidth=1.0, linestyle=":", label="exact")
     dots = axes.scatter(true, predicted, s=34, color=_COLORS[0], alpha=0.9)
-    dots.set(edgecolor="white", linewidth=0.6, label=f"{len(true)} test rows")
+    dots.set(edgecolor="white", linewidth=0.6, label=f"{len(true)} rows, each tested in its fold")
     axes.set(xlim=ends, ylim=ends, xlabel=f"true {target}", ylabel=f"predicted {target}")
     axes.set_title(f"Predicted against true (test RMSE {rmse:.3g})")
     axes.set_aspect("equal", adjustable="box")
@@ -164,7 +168,7 @@ def _draw_groups(axes: Axes, group_map: GroupMap, labels: dict[str, str], target
     else:
         heights, ylabel = group_map.point_value, target
         axes.scatter(group_map.axes[0], group_map.value, c=colors[index[group_map.group]], s=9, zorder=2)
-        title += f"(curve: predicted {target}; points: test rows)"
+        title += f"(curve: predicted {target}; points: the rows)"
     axes.set(xlabel=labels[group_map.names[0]], ylabel=ylabel)
     dots = colors[index[group_map.point_group]]
     axes.scatter(group_map.points[:, 0], heights, s=30, color=dots, edgecolor=_INK, linewidth=0.8, zorder=3)
@@ -183,7 +187,7 @@ def _draw_groups(axes: Axes, group_map: GroupMap, labels: dict[str, str], target
         shares.append(f"{len(order) - len(shown)} other groups: {share(wins.sum() - wins[shown].sum())}")
     entries = zip(colors, shares, strict=False)
     patches = [Patch(facecolor=color, edgecolor=_INK, label=label) for color, label in entries]
-    title = "share of the map\n(points: test rows, in the\ncolor of their own group)"
+    title = "share of the map\n(points: the rows, in the\ncolor of their own group)"
     legend = axes.legend(handles=patches, title=title, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
     legend.set_alignment("left")
     for text in (legend.get_title(), *legend.get_texts()):

@@ -1,12 +1,12 @@
-"""A run of `convexmoe fit` that is not done: two files in DIR/unfinished, from which either framework goes on.
+"""A run of `convexmoe fit` that is not done: files in DIR/unfinished, from which either framework goes on.
 
 `now.safetensors` has the weights of the last evaluation, Adam's moments, the losses and the options of the run, and
-names the file of the best weights so far by its sha256: what is there is one run at each moment, even if it is killed.
+names by their sha256 the files of the best weights so far, and of the weights and moments of each copy that holds rows
+out: what is there is one run at each moment, even if it is killed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shlex
@@ -16,13 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from convexmoe.errors import InputError, refuse
 from convexmoe.files import inspect
 from convexmoe.files.atomic import make_staging, put_in_place
 from convexmoe.files.schema import demand
-from convexmoe.training import History
+from convexmoe.training import Fold, History
 
 from ..frameworks import Framework
 from .saved_model import UNREADABLE, reason_of
@@ -92,17 +90,9 @@ def remove(directory: Path) -> None:
     shutil.rmtree(directory / FOLDER, ignore_errors=True)
 
 
-def best_file(folder: Path, sha256: str) -> Path:
-    """Return the file of the best weights with a sha256."""
-    return folder / f"best-{sha256[:16]}.safetensors"
-
-
-def fingerprint(names: tuple[str, ...], *arrays: np.ndarray) -> str:
-    """Return a sha256 of names and of arrays: shapes, dtypes, values."""
-    total = hashlib.sha256(json.dumps(names).encode())
-    for array in arrays:
-        total.update(f"{array.dtype} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()
+def file_of(folder: Path, kind: str, sha256: str) -> Path:
+    """Return the file of the best weights, or of a copy that holds rows out, with a sha256."""
+    return folder / f"{kind}-{sha256[:16]}.safetensors"
 
 
 @dataclass
@@ -147,15 +137,20 @@ class Keeper:
         self.folder.mkdir(parents=True, exist_ok=True)
         with make_staging(self.folder) as staging:
             save(state.best, staging / "best", notes=self.notes)
-            sha256 = inspect(staging / "best").sha256
-            best = best_file(self.folder, sha256)
-            losses = {"history": state.history._asdict(), "best_step": int(state.best_step), "best": sha256}
-            notes = self.notes | {"fit": json.loads(json.dumps(asdict(self.record) | losses))}
+            for fold, (model, optimizer) in enumerate(state.folds):
+                save(model, staging / f"{fold}", notes=self.notes, optimizer=optimizer)
+            best, *folds = (inspect(staging / name).sha256 for name in ("best", *map(str, range(len(state.folds)))))
+            where = {"history": state.history._asdict(), "best_step": int(state.best_step), "rows": state.rows}
+            record = asdict(self.record) | where | {"best": best, "folds": folds}
+            notes = self.notes | {"fit": json.loads(json.dumps(record))}
             save(state.model, staging / NOW, notes=notes, optimizer=state.optimizer)
-            put_in_place(staging / "best", best, like=self.folder / NOW)  # its name is new each time
+            kept = {file_of(self.folder, "best", best): "best"}
+            kept |= {file_of(self.folder, "fold", sha256): str(fold) for fold, sha256 in enumerate(folds)}
+            for path, name in kept.items():  # the names are new each time
+                put_in_place(staging / name, path, like=self.folder / NOW)
             put_in_place(staging / NOW, self.folder / NOW)
-        for old in self.folder.glob("best-*.safetensors"):
-            if old != best:
+        for old in (*self.folder.glob("best-*.safetensors"), *self.folder.glob("fold-*.safetensors")):
+            if old not in kept:
                 old.unlink()
         self.write_time = time.monotonic()
 
@@ -180,15 +175,15 @@ def read(directory: Path, framework: Framework) -> Unfinished:
     try:
         run = package.read_notes(folder / NOW).get("fit")
         _check_description(run)
-        best = best_file(folder, run["best"])
-        if inspect(best).sha256 != run["best"]:
-            raise ValueError(f"{best.name} is not of this run")
+        best, *folds = _files(folder, run)
         state = package.FitState(
             model=package.load(folder / NOW),
             optimizer=package.read_optimizer(folder / NOW),
             history=History(**{name: tuple(losses) for name, losses in run["history"].items()}),
             best=package.load(best),
             best_step=run["best_step"],
+            folds=tuple(Fold(package.load(path), package.read_optimizer(path)) for path in folds),
+            rows=run["rows"],
         )
         _check_state(state, run["plan"], package)
     except InputError:
@@ -200,10 +195,19 @@ def read(directory: Path, framework: Framework) -> Unfinished:
     return Unfinished(RunRecord(plan, run["target"], drop, run["table"], run["data"], parts), state)
 
 
+def _files(folder: Path, run: dict[str, Any]) -> list[Path]:
+    """Return the files that the description of a run names, the best weights first, after a check of their content."""
+    named = [("best", run["best"]), *(("fold", sha256) for sha256 in run["folds"])]
+    paths = [file_of(folder, kind, sha256) for kind, sha256 in named]
+    for path, (_, sha256) in zip(paths, named, strict=True):
+        demand(inspect(path).sha256 == sha256, f"{path.name} is not of this run")
+    return paths
+
+
 KINDS = {
-    **dict.fromkeys(("target", "table", "data", "best"), str),
+    **dict.fromkeys(("target", "table", "data", "best", "rows"), str),
     **dict.fromkeys(("plan", "history"), dict),
-    **dict.fromkeys(("drop", "parts"), list),
+    **dict.fromkeys(("drop", "parts", "folds"), list),
     "best_step": int,
 }
 
@@ -231,18 +235,21 @@ def _check_description(run: Any) -> None:
     parts = all(isinstance(part, dict) and set(part) == {"framework", "from_step"} for part in run["parts"])
     demand(parts, "parts has other fields")
     known = all(type(p["framework"]) is str and type(p["from_step"]) is int for p in run["parts"])
-    demand(known and all(c in "0123456789abcdef" for c in run["best"]), "its parts or its best have no such names")
+    demand(known, "its parts have no such names")
+    names = all(type(name) is str and set(name) <= set("0123456789abcdef") for name in (run["best"], *run["folds"]))
+    demand(names, "its best or its folds have no such names")
 
 
 def _check_state(state: Any, plan: dict[str, int], package: Any) -> None:
     """Check that the files of a run are of one model, one step and one kind."""
-    models, optimizer = (state.model, state.best), state.optimizer
+    models = (state.model, state.best, *(fold.model for fold in state.folds))
     hulls = all(isinstance(model, package.VectorHull) for model in models)
     demand(hulls, "there is another model than a VectorHull")
     config = state.model.config
-    planned = config == state.best.config and (config.petals, config.depth) == (plan["petals"], plan["depth"])
-    demand(planned, "its models have other configs than its plan")
-    demand(optimizer is not None and optimizer.rule == "adam", "it has not the state of Adam")
-    demand(optimizer.step == state.history.last_step, "its optimizer and its history are at different steps")
+    planned = (config.petals, config.depth) == (plan["petals"], plan["depth"])
+    demand(planned and all(model.config == config for model in models), "its models have other configs than its plan")
+    for optimizer in (state.optimizer, *(fold.optimizer for fold in state.folds)):
+        demand(optimizer is not None and optimizer.rule == "adam", "it has not the state of Adam")
+        demand(optimizer.step == state.history.last_step, "its optimizer and its history are at different steps")
     single = all(str(model.params["shifts"].dtype).endswith("float32") for model in models)
     demand(single, "its weights are not float32")

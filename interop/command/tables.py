@@ -26,7 +26,7 @@ from .layout import Layout, recognize
 from .options import TableOptions
 
 EMBEDDED_TARGET = "mpg"
-MIN_ROWS = 20
+MIN_ROWS = 10
 LEAST_SPREAD = 1e-13  # of the size of a column: some hundred steps of float64
 _LARGEST = 1e30  # squares of normalized float32 values stay finite
 _SMALLEST = 1e-30  # a spread that float32 holds in full precision, and what is computed from it
@@ -304,15 +304,14 @@ def require_columns(table: Table, names: Sequence[str], owner: str) -> None:
         refuse(owner, rule, shorten(list(map(repr, absent))), fix)
 
 
-def fill_gaps(values: NDArray[np.float64], names: Sequence[str], train: NDArray[np.int64], name: str) -> None:
-    """Fill in, for each NaN of `float64[rows, len(names)]`, the mean of its column over the rows to train on."""
-    for column, values_of_it in zip(names, values.T, strict=True):
-        gaps = np.isnan(values_of_it)
-        known = values_of_it[train][~gaps[train]]
-        if not len(known):
+def fill_gaps(values: NDArray[np.float64], names: Sequence[str], name: str) -> None:
+    """Fill in, for each NaN of `float64[rows, len(names)]`, the mean of its column."""
+    for column, numbers in zip(names, values.T, strict=True):
+        gaps = np.isnan(numbers)
+        if gaps.all():
             fix = f"Leave it out with --drop {_quoted(column)}."
-            refuse(name, f"a number in column {column!r}, in the rows to train on", "none", fix)
-        values_of_it[gaps] = known.mean()
+            refuse(name, f"a number in column {column!r}", "none", fix)
+        numbers[gaps] = numbers[~gaps].mean()
 
 
 def check_varies(values: NDArray[np.float64], names: Sequence[str], target: str, where: str) -> None:
