@@ -46,7 +46,7 @@ class Curvature(NamedTuple):
         return f"{self.shown} by {other / best:.2g} times, and by {self.plane / best:.2g} times against a plane"
 
 
-def compare(convex: Judged, concave: Judged) -> Curvature:
+def compare_errors(convex: Judged, concave: Judged) -> Curvature:
     """Return what the same rows held out say of a hull of y and of one of -y."""
     best, other = sorted((convex, concave), key=lambda one: one.hull.mean())
     shown = all(is_less(best.hull, errors) for errors in (other.hull, best.plane))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convexmoe.training import parts
-from convexmoe.training.curvature import Curvature, Judged, compare
+from convexmoe.training.curvature import Curvature, Judged, compare_errors
 from convexmoe.training.start import along_spread, ridge
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -117,10 +117,10 @@ def test_chance_is_no_curvature():
     same = Judged(plane, plane)
     better = Judged(0.5 * plane, plane)
     lucky = Judged(plane + rng.normal(size=200) - 0.01, plane)
-    assert compare(better, same).shown == "convex" and compare(same, better).shown == "concave"
-    assert compare(lucky, same).shown == compare(same, same).shown == "neither"
-    assert compare(better, same).words().startswith("convex by 1.4 times")
-    assert isinstance(compare(same, same), Curvature) and "no curvature" in compare(same, same).words()
+    assert compare_errors(better, same).shown == "convex" and compare_errors(same, better).shown == "concave"
+    assert compare_errors(lucky, same).shown == compare_errors(same, same).shown == "neither"
+    assert compare_errors(better, same).words().startswith("convex by 1.4 times")
+    assert isinstance(compare_errors(same, same), Curvature) and "no curvature" in compare_errors(same, same).words()
 
 
 @pytest.mark.parametrize("backend", [pytest.param(backends.BACKENDS[0], marks=pytest.mark.release), TORCH])
