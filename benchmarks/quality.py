@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=8, help="of the suite")
     parser.add_argument("--noise", type=float, default=0.1, help="of the suite, over the deviation of y")
     parser.add_argument("--draw", type=int, default=0, help="of the suite: which functions, by seed")
+    parser.add_argument("--only", nargs="+", metavar="MODEL", help="these models, such as hull; the table names all")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} steps: does it run?")
     parser.add_argument("--out", type=Path, default=Path("quality-run"))
     arguments = parser.parse_args()
@@ -205,7 +206,9 @@ def main() -> None:
         other = importlib.import_module(f"quality_{arguments.command}")
         other.main(arguments.quick, arguments.out)
         return
-    jobs = jobs_of(arguments)
+    jobs = [job for job in jobs_of(arguments) if arguments.only is None or job.model in arguments.only]
+    if not jobs:
+        parser.error("--only: expected models of this table")
     if arguments.quick:
         jobs = [replace(job, steps=QUICK) for job in jobs]
     scores = run(score, jobs, arguments.out)
