@@ -9,7 +9,7 @@ import numpy as np
 from .parts import ROUNDS
 
 CONVEX, CONCAVE, NEITHER = "convex", "concave", "neither"
-STANDARD_ERRORS = 2.0
+STANDARD_ERRORS, LEAST_GAIN = 2.0, 0.05
 
 
 class Judged(NamedTuple):
@@ -29,8 +29,8 @@ class Curvature(NamedTuple):
     Args:
         convex, concave, plane: root mean squared errors of a hull of y, of one of -y, and of a plane, in units of the
             deviation of y.
-        shown: "convex" or "concave" where that one errs less than both others by twice the standard error of the mean
-            difference, else "neither".
+        shown: "convex" or "concave" where that one errs less than both others, by a twentieth and by twice the standard
+            error of the mean difference; else "neither".
     """
 
     convex: float
@@ -49,10 +49,10 @@ class Curvature(NamedTuple):
 def compare_errors(convex: Judged, concave: Judged) -> Curvature:
     """Return what the same rows held out say of a hull of y and of one of -y."""
     best, other = sorted((convex, concave), key=lambda one: one.hull.mean())
-    shown = all(is_less(best.hull, errors) for errors in (other.hull, best.plane))
-    word = (CONVEX if best is convex else CONCAVE) if shown else NEITHER
     first, second, third = (float(np.sqrt(e.mean())) for e in (convex.hull, concave.hull, convex.plane))
-    return Curvature(first, second, third, word)
+    shown = min(first, second) < (1.0 - LEAST_GAIN) * min(max(first, second), third)
+    shown = shown and all(is_less(best.hull, errors) for errors in (other.hull, best.plane))
+    return Curvature(first, second, third, (CONVEX if best is convex else CONCAVE) if shown else NEITHER)
 
 
 def is_less(errors: np.ndarray, others: np.ndarray, standard_errors: float = STANDARD_ERRORS) -> bool:

@@ -170,7 +170,8 @@ class HullEngine(Engine, Protocol):
         tiny = np.finfo(np.float64).tiny
         along, size = np.maximum(np.sum(left * bend, axis=0), tiny), np.maximum(np.sum(bend * bend, axis=0), tiny)
         noise = np.mean((left - along / size * bend) ** 2, axis=0)
-        best = np.clip(along / size - GARROTE * noise / along, 0.0, 1.0)
+        with np.errstate(over="ignore"):
+            best = np.clip(along / size - GARROTE * noise / along, 0.0, 1.0)
         return best if scales(self.config) else np.full_like(best, float(2.0 * along.sum() > size.sum()))
 
     def batches(self, schedule: Schedule, done: int) -> Iterator[Batches]:

@@ -142,7 +142,7 @@ class HullEngine(core.HullEngine, Engine):
         self.like = model.params["shifts"].to(wide(self.of_model))
         self.rows, self.held_out = [torch.as_tensor(part).to(self.like) for part in data], None
         size = sum(p.numel() for p in model.parameters())
-        self.work = min(batch_size, *map(len, parts.train)) * len(parts.train) * size
+        self.work = min(batch_size, *map(len, parts.train)) * size
         self.forward = torch.func.vmap(partial(evaluate_flat, self.bare))
 
     @staticmethod
