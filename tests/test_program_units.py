@@ -155,7 +155,7 @@ def test_a_whole_number_keeps_its_own_units():
     assert hasattr(plain, units.ATTRIBUTE)  # the control
 
 
-@pytest.mark.parametrize(("mean", "scale"), [(0.0, 1e-6), (1e9, 1.0)])
+@pytest.mark.parametrize(("mean", "scale"), [(0.0, 1e-6), (1e9, 1.0), (0.0, 1e9)])
 def test_an_output_below_the_tolerance_of_solvers_is_said(mean, scale):
     """The remedy of the warning finds the minimum."""
     model = hull(3, in_dim=2, strong_convexity=0.05, normalization=Normalization((0, 0), (1, 1), (mean,), (scale,)))

@@ -20,6 +20,7 @@ from convexmoe.hull.weights import HullWeights, effective_weights
 from .. import is_installed
 from .matrices import hull_matrices, input_units, structure_of, units_of
 
+LARGEST_SCALE = 1e7
 TOLERANCE = 1e-8  # that solvers have when none is given, of Clarabel
 
 
@@ -71,13 +72,16 @@ def to_cvxpy(model_or_path: Any, variable: Any, *, output: int | None = None, pa
 
 
 def warn_of_tolerance(units: Normalization, outputs: range) -> None:
-    """Warn of outputs whose scale a solver does not resolve: it stops at `TOLERANCE` of the objective, or of 1."""
+    """Warn of outputs whose scale a solver does not resolve, or is lost by.
+
+    It stops at `TOLERANCE` of the objective, or of 1; at 1e8 Clarabel has failed, or called it unbounded.
+    """
     for o in outputs:
         mean, scale = units.output_mean[o], units.output_scale[o]
-        if TOLERANCE * max(1.0, abs(mean)) > CARRIED * scale:
+        if TOLERANCE * max(1.0, abs(mean)) > CARRIED * scale or scale > LARGEST_SCALE:
             got = f"output {o} of mean {mean:.6g} and scale {scale:.3g}"
             fix = f"Minimize (expression - {mean:.6g}) / {scale:.3g}, and bound that."
-            rule = f"outputs that solvers tell apart, to {TOLERANCE:g} of their size and of 1"
+            rule = f"outputs that solvers tell apart, to {TOLERANCE:g} of size and of 1, of scales to {LARGEST_SCALE:g}"
             warnings.warn(f"to_cvxpy.model: expected {rule}; got {got}. {fix}", stacklevel=3)
 
 
