@@ -19,6 +19,8 @@ from interop import cli, frameworks
 from interop.command.saved_model import notes_of, read_model
 from interop.command.tables import read_table, require_columns
 
+pytestmark = pytest.mark.usefixtures("few_folds")
+
 
 def hull_file(path, notes=None, dtype=torch.float32, **options):
     """A model of the columns a and b with random weights, as `fit` would write it but for what is given."""

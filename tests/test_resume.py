@@ -156,6 +156,19 @@ def test_an_interrupted_run_says_how_to_go_on(framework, whole, tmp_path, monkey
     assert metrics(tmp_path / "run") | {"parts": []} == metrics(whole[framework]) | {"parts": []}
 
 
+def test_a_run_that_is_interrupted_among_its_folds_goes_on(whole, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("interop.command.experiment.fit_linear", interrupted)
+        result = invoke(*RUN, "--framework", "torch", "--out", tmp_path / "run")
+    assert result.exit_code == 130 and f"convexmoe fit --resume {tmp_path / 'run'}" in result.output
+    assert os.listdir(tmp_path / "run") == ["unfinished"]
+    assert invoke("fit", "--resume", tmp_path / "run", "--framework", "torch").exit_code == 0
+    assert metrics(tmp_path / "run") | {"parts": []} == metrics(whole["torch"]) | {"parts": []}
+
+
 KILLED = """
 import os, signal, sys
 import convexmoe_torch

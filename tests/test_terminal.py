@@ -15,6 +15,8 @@ from convexmoe import errors
 from interop import cli
 from interop.command.saved_model import notes_of
 
+pytestmark = pytest.mark.usefixtures("few_folds")
+
 NAMES = ("a\x1b[31m[red]", "b\u202e[/]:car:", "y\x9b1m\x07[b]")
 PLAIN = (r"a\x1b[31m[red]", r"b\u202e[/]:car:", r"y\x9b1m\x07[b]")
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shlex
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -205,11 +204,11 @@ def _remarks(data: Dataset) -> list[str]:
         drops = " ".join(f"--drop {shlex.quote(name)}" for name in ids[:8])
         lines.append(f"Perhaps an id, by its name or its whole numbers, all different: {shorten(ids)}. If so: {drops}.")
     rows = [row.tobytes() for row in np.column_stack([x[:, ~is_id | is_id.all()], data.y]) + 0.0]  # no -0
-    places: dict[bytes, set[int]] = defaultdict(set)
-    for fold, part in enumerate(data.folds):
-        for n in part:
-            places[rows[n]].add(fold)
-    if twice := sum(len(places[row]) > 1 for row in rows):
+    places: dict[bytes, int] = {}
+    several = {
+        rows[n] for fold, part in enumerate(data.folds) for n in part if places.setdefault(rows[n], fold) != fold
+    }
+    if twice := sum(row in several for row in rows):
         lines.append(f"Duplicates: {twice} rows stand in several folds, which flatters the errors. Remove the copies.")
     if (count := len(x)) < FEW_ROWS:
         error = f"the errors are uncertain by {1 / math.sqrt(2 * count):.0%} or more"
