@@ -36,7 +36,7 @@ from .start import (
     start_at,
 )
 
-GARROTE = 2.0  # in units of the variance of the share
+GARROTE = 4.0  # in units of the variance of the share: the best of forty evaluations is a lucky one, too
 SHORT = 5  # times shorter is a fit that only compares
 TOO_LARGE = "Fit a float32 model: these are too large for the dtype."
 
