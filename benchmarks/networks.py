@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from convexmoe.hull.parameters import flatten, nest
-from convexmoe.training.fit import plane_of
 from convexmoe.training.schedule import ADAM_DECAYS, EVALUATIONS, learning_rates
-from convexmoe.training.start import start_at
+from convexmoe.training.start import Weights, along_spread, start_at
 from convexmoe_jax import HullConfig, hull
 from convexmoe_jax.training.engine import clip, mean_squared_error
 
@@ -165,10 +164,13 @@ def network_from_start(config: HullConfig) -> Network:
 
 def started(config: HullConfig, params: Params, x: np.ndarray, y: np.ndarray) -> Params:
     """Return the parameters with which `fit` begins: those of a hull scaled and tilted to the rows."""
-    like, values = params["shifts"], np.asarray(hull.apply(params, jnp.asarray(x, params["shifts"].dtype), config))
-    weights = {name: np.asarray(value, np.float64) for name, value in flatten(params).items()}
-    weights = start_at(plane_of(x, y, config), weights, config, values, x, y)
-    return nest({name: jnp.asarray(value, like.dtype) for name, value in weights.items()})
+
+    def tree(weights: Weights) -> Params:
+        return nest({name: jnp.asarray(value, params["shifts"].dtype) for name, value in weights.items()})
+
+    weights = along_spread({name: np.asarray(value, np.float64) for name, value in flatten(params).items()}, x)
+    values = np.asarray(hull.apply(tree(weights), jnp.asarray(x, params["shifts"].dtype), config))
+    return tree(start_at(weights, config, values, x, y))
 
 
 def match_size(make: Callable[[int], Network], parameters: int) -> Network:

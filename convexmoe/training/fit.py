@@ -104,10 +104,10 @@ class HullEngine(Engine, Protocol):
         """Begin every copy at a plane of its own rows; none reads inputs that are constant."""
         self.last = self.judged = None
         started = []
-        for rows, plane in zip(self.parts.train, self.planes, strict=True):
+        for rows in self.parts.train:
             x, y = spread_rows(*self.rows_of(rows))
             weights = along_spread(self.given_weights, x) if self.given.normalization is None else self.given_weights
-            weights = start_at(plane, weights, self.bare, self.values(weights, x), x, y)
+            weights = start_at(weights, self.bare, self.values(weights, x), x, y)
             started.append({name: without_inputs(name, weight, self.constant) for name, weight in weights.items()})
         self.begin(started)
 

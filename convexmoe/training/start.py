@@ -74,12 +74,26 @@ def along_spread(weights: Weights, x: np.ndarray) -> Weights:
         weights: of a new hull, by dotted name.
         x: `[N, D]`.
     """
-    centered = x - x.mean(axis=0)
-    squares, axes = np.linalg.eigh(centered.T @ centered / len(x))
+    squares, axes = np.linalg.eigh(covariance(x - x.mean(axis=0)))
     squares = np.maximum(squares, 0.0)
     size = np.sqrt(squares.sum() / np.maximum(np.sum(squares**2), np.finfo(np.float64).tiny))
     turn = (axes * (size * np.sqrt(squares))) @ axes.T
     return {name: np.tensordot(turn, w, 1) if name.endswith(".weight") else w for name, w in weights.items()}
+
+
+def covariance(x: np.ndarray) -> np.ndarray:
+    """Return the covariances of columns of mean zero, drawn to a multiple of the identity as far as chance explains.
+
+    Source: Ledoit and Wolf, A well-conditioned estimator for large-dimensional covariance matrices, Journal of
+    Multivariate Analysis 88, 2004.
+    """
+    rows, dim = x.shape
+    found = x.T @ x / rows
+    alike = np.trace(found) / dim * np.eye(dim)
+    apart = np.sum((found - alike) ** 2)
+    chance = (np.mean(np.sum(x * x, axis=1) ** 2) - np.sum(found**2)) / rows
+    share = min(chance / apart, 1.0) if apart > 0 else 1.0
+    return share * alike + (1.0 - share) * found
 
 
 def half_square(config: HullConfig, x: np.ndarray) -> np.ndarray:
@@ -97,16 +111,13 @@ def scales(config: HullConfig) -> bool:
     return config.temperature in (0.0, LEARNED)
 
 
-def start_at(
-    plane: Plane, weights: Weights, config: HullConfig, f: np.ndarray, x: np.ndarray, y: np.ndarray
-) -> Weights:
-    """Return the weights of `c f + a' x + b` in which the plane is the given one, and c fits what is bent of `y`.
+def start_at(weights: Weights, config: HullConfig, f: np.ndarray, x: np.ndarray, y: np.ndarray) -> Weights:
+    """Return the weights of `c f + a' x + b` in which c fits what is bent of `y`, and ridge regression the rest.
 
     c is 1 where it would change more than the size of an output. Weights whose values are not finite are returned as
     they are.
 
     Args:
-        plane: of `y` less the part of strong convexity, by `ridge`.
         weights: every parameter by dotted name.
         config: the hull they belong to, without normalization.
         f: `[N, O]`, the values of the hull at x.
@@ -115,13 +126,14 @@ def start_at(
     if not np.isfinite(f).all():
         return weights
     square = half_square(config, x)
-    own = ridge(x, f - square, plane.penalty)
-    factor = np.ones(config.out_dim)
+    f, y, factor = f - square, y - square, np.ones(config.out_dim)
     if scales(config) and scales_apart(config, weights):
-        bent_f, bent_y = f - square - own(x), y - square - plane(x)
+        little = np.full(config.out_dim, float(config.in_dim))  # a prior of variance 1 / D
+        bent_f, bent_y = (part - ridge(x, part, little)(x) for part in (f, y))
         tiny = np.finfo(np.float64).tiny
         factor = np.clip(np.sum(bent_f * bent_y, axis=0) / (np.sum(bent_f**2, axis=0) + tiny), *FACTORS)
-    return tilt(weights, config, factor, plane.slopes - factor * own.slopes, plane.offsets - factor * own.offsets)
+    rest = ridge(x, y - factor * f)
+    return tilt(weights, config, factor, rest.slopes, rest.offsets)
 
 
 def draw_back(weights: Weights, config: HullConfig, share: np.ndarray, plane: Plane) -> Weights:

@@ -14,10 +14,6 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROWS = 211
 
 
-def calibrate(weights, config, f, x, y):
-    return start_at(plane_of(x, y, config), weights, config, f, x, y)
-
-
 def calibrate_hull(fields, seed=0):
     """Calibrated weights with what they were made of: weights, x, y."""
     weights = cases.random_weights(fields, seed)
@@ -30,7 +26,7 @@ def calibrate_hull(fields, seed=0):
     y = 0.7 * (f - square) + square + x @ rng.normal(size=(fields["in_dim"], fields["out_dim"])) - 3.0
     y = y + 0.1 * rng.normal(size=y.shape)
     config = HullConfig(**fields)
-    return calibrate(weights, config, f, x, y), weights, x, y
+    return start_at(weights, config, f, x, y), weights, x, y
 
 
 def correction_of(weights, found, fields, x):
@@ -75,7 +71,7 @@ def test_shifts_that_several_outputs_share_keep_the_factor_at_one():
     x = np.random.default_rng(0).standard_normal((ROWS, 5))
     f = reference.hull(weights, x, fields)
     config = HullConfig(**fields)
-    found = calibrate(weights, config, f, x, 0.5 * f)
+    found = start_at(weights, config, f, x, 0.5 * f)
     assert np.array_equal(found["readout.raw_weight"], weights["readout.raw_weight"])
 
 
@@ -83,7 +79,7 @@ def test_values_that_are_not_finite_leave_the_weights():
     fields = cases.fields()
     weights = cases.random_weights(fields)
     config, x = HullConfig(**fields), np.ones((3, 5))
-    found = calibrate(weights, config, np.full((3, 2), np.inf), x, np.ones((3, 2)))
+    found = start_at(weights, config, np.full((3, 2), np.inf), x, np.ones((3, 2)))
     assert all(np.array_equal(found[name], weights[name]) for name in weights)
 
 
@@ -93,7 +89,7 @@ def test_few_rows_in_many_dimensions_give_no_steep_planes():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((17, 61)), rng.standard_normal((17, 1))
     config, f = HullConfig(**fields), reference.hull(weights, x, fields)
-    found = calibrate(weights, config, f, x, y)
+    found = start_at(weights, config, f, x, y)
     far = rng.standard_normal((1009, 61))
     assert reference.hull(found, far, fields).std() < 1.5
 
