@@ -89,7 +89,7 @@ def test_new_hulls_read_the_inputs_along_their_spread():
     turned = along_spread(weights, x)
     odd = np.array([1, 1, -np.sqrt(2)]) / 2
     before, after = (np.std(odd @ w["trunk.0.weight"]) for w in (weights, turned))
-    assert after < 0.02 < before
+    assert after < 0.05 < before
     assert np.array_equal(turned["trunk.0.bias"], weights["trunk.0.bias"])
     sizes = [np.mean((x @ w["trunk.0.weight"]) ** 2) for w in (weights, turned)]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
