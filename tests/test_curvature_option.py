@@ -58,6 +58,7 @@ def test_a_concave_target_is_found_and_fitted(concave, tables):
     assert found["plan"]["curvature"] == found["curvature"]["fitted"] == found["curvature"]["shown"] == "concave"
     assert found["curvature"]["concave"] < 0.7 * min(found["curvature"]["convex"], found["curvature"]["plane"])
     assert found["test_rmse"]["hull"] < 0.7 * found["test_rmse"]["linear"] and found["shape"] is None
+    assert min(found["importance"].values()) > 0.1 * found["test_rmse"]["linear"]
     x, y = np.hsplit(read_table(tables["concave"]).numbers(("a", "b", "y"))[0], [2])
     assert groups.value.min() > 0 and np.array_equal(groups.point_value, y[:, 0])
     notes = convexmoe_torch.read_notes(model)
