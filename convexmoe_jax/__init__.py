@@ -56,7 +56,7 @@ from .hierarchy import (
 )
 from .hull import FoldedHull, NonConvexHull, VectorHull, Winners
 from .minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
-from .training import FitResult, FitState, Fold, adam, adamw, fit, train
+from .training import FitResult, FitState, Fold, adam, adamw, compare_curvature, fit, train
 
 __all__ = [
     "Ball",
@@ -110,6 +110,7 @@ __all__ = [
     "adam",
     "adamw",
     "certify",
+    "compare_curvature",
     "conjugate",
     "constant_routes",
     "encode_routes",

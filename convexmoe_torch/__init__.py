@@ -57,7 +57,7 @@ from .hierarchy import (
 )
 from .hull import FoldedHull, NonConvexHull, VectorHull, Winners
 from .minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
-from .training import FitResult, FitState, Fold, fit, train
+from .training import FitResult, FitState, Fold, compare_curvature, fit, train
 
 __all__ = [
     "Ball",
@@ -109,6 +109,7 @@ __all__ = [
     "Violation",
     "Winners",
     "certify",
+    "compare_curvature",
     "conjugate",
     "constant_routes",
     "encode_routes",

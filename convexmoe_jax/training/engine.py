@@ -195,6 +195,7 @@ class HullEngine(core.HullEngine, Engine):
 
 
 fit = HullEngine.fit
+compare_curvature = HullEngine.compare_curvature
 
 
 def wide(dtype: Any) -> Any:

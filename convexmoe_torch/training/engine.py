@@ -235,6 +235,7 @@ def evaluate_flat(config: HullConfig, flat: dict[str, Tensor], x: Tensor) -> Ten
 
 
 fit = HullEngine.fit
+compare_curvature = HullEngine.compare_curvature
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

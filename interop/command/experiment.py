@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from convexmoe.files.atomic import write_whole
 from convexmoe.hull import HullConfig
 from convexmoe.hull.parameters import parameter_shapes
 from convexmoe.training import fingerprint
+from convexmoe.training.curvature import CONCAVE, CONVEX, NEITHER, Curvature
+from convexmoe.training.shapes import AUTO
 
 from .. import frameworks
 from ..frameworks import Framework
@@ -96,6 +98,7 @@ class Run:
         go_on: what is said after a stop, with the command that goes on.
         pause_at: the step to pause at, or None.
         resumed: the unfinished run that goes on, or None.
+        budget: seconds to choose a shape in, or None for that of the plan.
     """
 
     data: Dataset
@@ -107,6 +110,7 @@ class Run:
     go_on: str
     pause_at: int | None
     resumed: Unfinished | None
+    budget: float | None
 
 
 def prepare(table: Table, target: str, drop: Sequence[str], seed: int, missing: str | None = None) -> Dataset:
@@ -156,7 +160,7 @@ def run_fit(run: Run) -> int | None:
 
     Return the step at which the run paused, None where it came to its end.
     """
-    data, plan = run.data, run.plan
+    data = run.data
     names = (*data.columns, data.target)
     prints = fingerprint(np.array(names), data.x, data.y)
     first_step = _check_start(run, prints)
@@ -165,13 +169,15 @@ def run_fit(run: Run) -> int | None:
         f"{FOLDS} folds to test. In {frameworks.LABELS[run.framework.name]}."
     )
     if run.resumed is not None:
-        say(f"Going on from step {first_step} of {plan.steps}.")
+        say(f"Going on from step {first_step} of {run.plan.steps}.")
     for line in (*data.remarks, *_remarks(data)):
         say(line)
+    run, curvature = _choose_curvature(run)
+    plan = run.plan
     earlier = () if run.resumed is None else run.resumed.record.parts
     parts = (*earlier, {"framework": run.framework.name, "from_step": first_step})
-    record = RunRecord(plan, data.target, run.drop, data.name, prints, parts)
-    notes = notes_of(data.columns, data.target, data.x, data.y)
+    record = RunRecord(plan, data.target, run.drop, data.name, prints, parts, curvature)
+    notes = notes_of(data.columns, data.target, data.x, data.y) | {"curvature": plan.curvature}
     keeper = Keeper(run.framework, run.folder, notes, record, run.pause_at)
     fitted = _train(run, keeper)
     if keeper.paused and keeper.step < plan.steps:
@@ -180,14 +186,15 @@ def run_fit(run: Run) -> int | None:
     keeper.write_where_long()
     path = run.directory / "model.safetensors"
     run.framework.package.save(fitted.model, path, notes=notes)
-    scores = _cross_validate(run)
-    metrics = _measure(run, fitted, scores, parts, path)
+    scores = _cross_validate(run, replace(fitted.model.config, normalization=None))
+    metrics = _measure(run, fitted, scores, record, path)
     try:
         text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False)
     except ValueError:
         refuse(data.name, "finite results", "NaN or infinity", "Remove the outliers of the table.")
     write_whole(run.directory / "metrics.json", (text + "\n").encode())
     group_map = map_groups(run.framework, fitted.model, data.columns, scores.importance, data.x, data.y)
+    group_map = replace(group_map, value=plan.sign * group_map.value)
     legend = draw_report(metrics, fitted.history, scores.predicted, group_map, run.directory / "report.png")
     print_results(metrics)
     if legend:
@@ -231,8 +238,27 @@ def _check_start(run: Run, prints: str) -> int:
     return step
 
 
+def _choose_curvature(run: Run) -> tuple[Run, Curvature]:
+    """Return a run whose plan is of a convex or a concave target, and what the rows say of it; a new one asks them."""
+    if run.resumed is not None:
+        return run, run.resumed.record.curvature
+    plan, data = run.plan, run.data
+    with terminal().status("Comparing a convex with a concave function"):
+        compare = run.framework.package.compare_curvature
+        found = compare(_new_hull(run), data.x, data.y, steps=plan.steps, seed=plan.seed)
+    taken, fix = plan.curvature, ""
+    if taken == AUTO:
+        taken = CONCAVE if found.shown == CONCAVE else CONVEX
+        fix = f"; --curvature auto takes {taken}"
+    elif found.shown not in (taken, NEITHER):
+        fix = f"; pass --curvature {found.shown} or auto"
+    speak = "neither a convex nor a concave" if found.shown == NEITHER else f"a {found.shown}"
+    say(f"The rows speak for {speak} function: {found.words()}{fix}.")
+    return replace(run, plan=replace(plan, curvature=taken)), found
+
+
 def _new_hull(run: Run) -> Any:
-    """Return the hull that a fit begins with: the same for all rows and for each fold."""
+    """Return the hull that a fit to all rows begins with."""
     plan = run.plan
     config = HullConfig(len(run.data.columns), plan.petals, 1, depth=plan.depth, temperature="learned")
     return run.framework.new_hull(config, plan.seed)
@@ -242,9 +268,13 @@ def _train(run: Run, keeper: Keeper) -> Any:
     """Return what `fit` of the framework's package returns for all rows, in a new run or one that goes on."""
     data, plan, state = run.data, run.plan, None if run.resumed is None else run.resumed.state
     model = _new_hull(run) if state is None else state.model
-    options = {"steps": plan.steps, "seed": plan.seed, "progress": True, "resume": state, "on_evaluation": keeper}
+    options: dict[str, Any] = {"steps": plan.steps, "seed": plan.seed, "progress": True, "compare": False}
+    if run.budget is None:
+        options |= {"resume": state, "on_evaluation": keeper}
+    else:
+        options |= {"shape": AUTO, "budget": run.budget}
     try:
-        return run.framework.package.fit(model, data.x, data.y, **options)
+        return run.framework.package.fit(model, data.x, plan.sign * data.y, **options)
     except KeyboardInterrupt:
         keeper.write()
         raise
@@ -255,31 +285,31 @@ def _train(run: Run, keeper: Keeper) -> Any:
         refuse("convexmoe fit --resume", f"an unfinished run in {run.folder}", got, "Begin again with --out.")
 
 
-def _cross_validate(run: Run) -> Scores:
+def _cross_validate(run: Run, config: HullConfig) -> Scores:
     """Fit a hull, linear regression and an MLP to the rows of all folds but one, and test them on it, for each fold."""
     data, plan, side = run.data, run.plan, run.framework
     errors: dict[str, list[float]] = {"hull": [], "linear": [], "mlp": []}
     predicted, growth, sizes = np.empty(len(data.y)), [], {}
+    schedule: dict[str, Any] = {"steps": plan.steps, "seed": plan.seed}
     with terminal().status("") as status:
         for fold, test in enumerate(data.folds):
             status.update(f"Fold {fold + 1} of {len(data.folds)}")
             rest, (x, y) = data.outside(fold), data.rows(test)
-            hull = side.package.fit(_new_hull(run), *data.rows(rest), steps=plan.steps, seed=plan.seed).model
+            new, (x_rest, y_rest) = side.new_hull(config, plan.seed), data.rows(rest)
+            hull = side.package.fit(new, x_rest, plan.sign * y_rest, **schedule, compare=False).model
             sizes["hull"] = sum(math.prod(shape) for shape in parameter_shapes(hull.config).values())
-            linear, sizes["linear"] = fit_linear(*data.rows(rest))
+            linear, sizes["linear"] = fit_linear(x_rest, y_rest)
             held_out, learned = np.split(rest, [round(MLP_HELD_OUT * len(rest))])
             (x_mlp, y_mlp), chooses, size = data.rows(learned), data.rows(held_out), sizes["hull"]
-            mlp, sizes["mlp"] = fit_mlp(
-                side, x_mlp, y_mlp, chooses, num_parameters=size, steps=plan.steps, seed=plan.seed
-            )
-            predicted[test] = side.predict(hull, x)
+            mlp, sizes["mlp"] = fit_mlp(side, x_mlp, y_mlp, chooses, num_parameters=size, **schedule)
+            predicted[test] = plan.sign * side.predict(hull, x)
             for name, values in (("hull", predicted[test]), ("linear", linear(x)), ("mlp", mlp(x))):
                 errors[name].append(rmse(values, y))
-            growth.append(importance(side, hull, x, y, plan.seed))
+            growth.append(importance(side, hull, x, plan.sign * y, plan.seed))
     return Scores(errors, sizes, predicted, np.mean(growth, axis=0))
 
 
-def _measure(run: Run, fitted: Any, scores: Scores, parts: tuple[dict[str, Any], ...], path: Path) -> dict[str, Any]:
+def _measure(run: Run, fitted: Any, scores: Scores, record: RunRecord, path: Path) -> dict[str, Any]:
     """Return the metrics of a hull fitted to all rows, and of the folds."""
     data, plan, framework = run.data, run.plan, run.framework
     violation = framework.largest_violation(fitted.model, data.x, segments=SEGMENTS, seed=plan.seed)
@@ -288,11 +318,13 @@ def _measure(run: Run, fitted: Any, scores: Scores, parts: tuple[dict[str, Any],
     hull = np.array(scores.errors["hull"])
     return {
         "framework": framework.name,
-        "parts": parts,
+        "parts": record.parts,
         "data": {"name": data.name, "target": data.target, "columns": list(data.columns)},
         "rows": len(data.y),
         "folds": [len(fold) for fold in data.folds],
         "plan": asdict(plan),
+        "curvature": {"fitted": plan.curvature} | record.curvature._asdict(),
+        "shape": fitted.shape or None,
         "best_step": int(fitted.best_step),
         "steps_run": fitted.history.last_step,
         "test_rmse": mean,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Annotated
 import typer
 
 from convexmoe.errors import InputError, refuse
+from convexmoe.training.curvature import CONCAVE, CONVEX
+from convexmoe.training.shapes import AUTO
 
 from .. import frameworks
 from . import resume as unfinished
@@ -24,9 +27,12 @@ DATA_HELP = "Table to learn from; without it, the embedded Auto MPG data."
 RESUME_HELP = "Go on with the unfinished run of this directory."
 PAUSE_HELP = "Stop at the first evaluation from this step on, to be resumed."
 # What a run keeps of its options: none of them is given again beside --resume.
-KEPT = ("target", "petals", "depth", "steps", "seed", "out", "drop")
+KEPT = ("target", "petals", "depth", "steps", "seed", "out", "drop", "curvature", "shape", "budget")
 MISSING_HELP = "Rows with missing cells: drop them, or fill in the mean of their column."
 DROP_HELP = "Column to leave out; may be repeated."
+CURVATURE_HELP = "Of the target: convex, concave, or auto, which asks the rows."
+SHAPE_HELP = "auto tries other shapes and rates on rows held out."
+BUDGET_HELP, SECONDS = "Seconds for --shape auto.", 60.0
 
 
 def fit_table(
@@ -44,6 +50,9 @@ def fit_table(
         Path | None, typer.Option(help="Directory to write to.", show_default="a new ./convexmoe-fit")
     ] = None,
     drop: Annotated[list[str] | None, typer.Option(help=DROP_HELP, show_default=False)] = None,
+    curvature: Annotated[str, typer.Option(help=CURVATURE_HELP)] = CONVEX,
+    shape: Annotated[str | None, typer.Option(help=SHAPE_HELP, show_default="--petals and --depth")] = None,
+    budget: Annotated[float | None, typer.Option(help=BUDGET_HELP, show_default=f"{SECONDS:g}")] = None,
     missing: Annotated[str | None, typer.Option(help=MISSING_HELP, show_default="they are refused")] = None,
     sep: SepOption = None,
     decimal: DecimalOption = None,
@@ -56,11 +65,12 @@ def fit_table(
         if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE":  # the run itself has set it
             got, fix = f"--{name} beside it", f"Leave --{name} out."
             refuse("convexmoe fit --resume", "the options of the run itself", got, fix)
-    plan, dropped = Plan(petals=petals, depth=depth, steps=steps, seed=seed), tuple(drop or ())
+    plan, dropped = Plan(petals, depth, steps, seed, curvature), tuple(drop or ())
     for name, limits in LIMITS.items():
         check_whole_number("fit", name, getattr(plan, name), *limits)
     if pause_at is not None:
         check_whole_number("fit", "pause-at", pause_at, 1, 10**7, 1000)
+    seconds = check_choices(curvature, shape, budget, pause_at)
     if missing not in (None, "drop", "mean"):
         refuse("convexmoe fit --missing", "drop or mean", repr(missing), "Try --missing drop.")
     side, earlier, options = frameworks.choose(framework), None, check_table_options(sep, decimal, encoding)
@@ -87,11 +97,29 @@ def fit_table(
         unfinished.check_folder(place, resume is not None)
         go_on = f"Go on, in either framework: {resume_command(context, data, place)}"
         with write_together(place, FILES) as staging:
-            run = Run(dataset, side, plan, staging, folder, dropped, go_on, pause_at, earlier)
+            run = Run(dataset, side, plan, staging, folder, dropped, go_on, pause_at, earlier, seconds)
             if _run(run, place) is not None:
                 return
         shutil.rmtree(folder, ignore_errors=True)
     say(f"Written to {place}: {', '.join(FILES)}")
+
+
+def check_choices(curvature: str, shape: str | None, budget: float | None, pause_at: int | None) -> float | None:
+    """Return the seconds to choose a shape in, None for no choice, after checks of the options of what rows choose."""
+    if curvature not in (CONVEX, CONCAVE, AUTO):
+        refuse("convexmoe fit --curvature", "convex, concave or auto", repr(curvature), "Try --curvature auto.")
+    if shape not in (None, AUTO):
+        refuse("convexmoe fit --shape", "auto", repr(shape), "Leave it out for --petals and --depth.")
+    if shape is None:
+        if budget is not None:
+            refuse("convexmoe fit --budget", "--shape auto, which it is for", "none", "Add --shape auto.")
+        return None
+    if pause_at is not None:
+        refuse("convexmoe fit --shape", "a run that is not paused", "--pause-at beside it", "Leave one of them out.")
+    seconds = SECONDS if budget is None else budget
+    if not 0 < seconds < math.inf:
+        refuse("convexmoe fit --budget", "a finite number of seconds above 0", f"{seconds:g}", "Try --budget 60.")
+    return seconds
 
 
 def resume_command(context: typer.Context, data: Path | None, out: Path) -> str:
@@ -110,7 +138,8 @@ def _run(run: Run, out: Path) -> int | None:
     try:
         return run_fit(run)
     except KeyboardInterrupt:
-        nothing = "Before the first evaluation there is nothing to go on from."
+        when = "Before the first evaluation" if run.budget is None else "With --shape"
+        nothing = f"{when} there is nothing to go on from."
         say(f"Stopped. {run.go_on if unfinished.exists(out) else nothing}")
         raise
     except (InputError, FloatingPointError) as error:  # nothing to go on from; what stood there before stays

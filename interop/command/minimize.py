@@ -22,7 +22,7 @@ from ..frameworks import LABELS, Framework, choose
 from .leverage import outside, read_ranges
 from .options import FrameworkOption, HullArgument
 from .output import digits_of, say, tabulate, terminal
-from .saved_model import columns_of, read_hull
+from .saved_model import columns_of, explain_sign, read_hull, sign_of
 from .tables import shorten
 
 OWNER = "convexmoe minimize"
@@ -107,6 +107,10 @@ def minimize(path: Path, framework: Framework, boxes: Sequence[str], tol: float,
         InputError: no such model, column or output; a bound that cannot be read; no bound and no range; no minimum.
     """
     model, notes = read_hull(path, framework)
+    if sign_of(path, notes) < 0:
+        got = "a concave one, least at corners of a box: what can be certified is its largest"
+        fix = "Minimize that hull in Python: its least value is minus the target's largest."
+        refuse(path, "a convex function, for its least value", got, f"{explain_sign(notes)[0]} {fix}")
     in_dim, out_dim = model.config.in_dim, model.config.out_dim
     columns = columns_of(notes, in_dim) or tuple(f"x{k}" for k in range(in_dim))
     if output is None and out_dim > 1:

@@ -16,7 +16,7 @@ from ..frameworks import choose
 from .leverage import Outside, outside, read_ranges
 from .options import DecimalOption, EncodingOption, FrameworkOption, SepOption, check_table_options
 from .output import digits_of, emit, say, write_text
-from .saved_model import read_model
+from .saved_model import read_model, sign_of
 from .tables import read_table, require_columns, shorten
 
 MODEL_HELP = "A model.safetensors that `convexmoe fit` wrote."
@@ -43,6 +43,7 @@ def predict_rows(
     side, options = choose(framework), check_table_options(sep, decimal, encoding)
     with side.quiet():
         hull, columns, target, notes = read_model(model, side)
+    sign = sign_of(model, notes)
     if flag and np.isnan(read_ranges(notes, "ranges", (len(columns), 2))).any():
         rule, fix = "a model with the ranges of its training rows", "Leave --flag out, or fit the model anew."
         refuse(model, rule, "one without them", fix)
@@ -57,7 +58,7 @@ def predict_rows(
         inputs = np.where(np.isnan(inputs), np.asarray(units.input_mean), inputs)
         remarks += (f"Missing cells, filled with means of the training rows: {gaps}.",)
     with side.quiet():
-        predictions = side.predict(hull, inputs)
+        predictions = sign * side.predict(hull, inputs)
     if not np.isfinite(predictions).all():
         line = next(islice(table.rows(), int(np.isfinite(predictions).argmin()), None))[0]
         rule, got = "inputs near those of the fitted table", f"values on line {line} that overflow"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from convexmoe.files.atomic import write_whole
 from convexmoe.training import History
+from convexmoe.training.curvature import CONCAVE
 
 from ..frameworks import LABELS
 from .group_map import GroupMap
@@ -82,8 +83,11 @@ def print_results(metrics: dict[str, Any]) -> None:
     say(f"RMSE in units of {target}. The mixture is {lead}.")
     kept = f"kept step {metrics['best_step']}, the best on rows held out"
     say(f"The saved model is fitted to all rows: {metrics['steps_run']} steps, {kept}.")
+    if metrics["shape"] is not None:
+        say(f"Shape, chosen on rows held out: {metrics['shape']}. The folds have it, too, at the usual rate.")
     outcome = "no violation" if gap is None else f"VIOLATED by {gap:.2g}"
-    say(f"Convexity: {outcome} in {metrics['convexity']['segments']:,} segments.")
+    of_what = f" of minus {target}" if metrics["curvature"]["fitted"] == CONCAVE else ""
+    say(f"Convexity{of_what}: {outcome} in {metrics['convexity']['segments']:,} segments.")
     if parity is None:
         other = "PyTorch" if metrics["framework"] == "jax" else "JAX"
         say(f'Parity: not checked, {other} is not installed (in a clone: pip install -e ".[interop]").')

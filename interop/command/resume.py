@@ -21,6 +21,7 @@ from convexmoe.files import inspect
 from convexmoe.files.atomic import make_staging, put_in_place
 from convexmoe.files.schema import demand
 from convexmoe.training import Fold, History
+from convexmoe.training.curvature import CONCAVE, CONVEX, NEITHER, Curvature
 
 from ..frameworks import Framework
 from .saved_model import UNREADABLE, reason_of
@@ -33,12 +34,18 @@ LIMITS = {"petals": (1, 1024, 8), "depth": (1, 32, 1), "steps": (1, 10**7, 2000)
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: the options of `convexmoe fit`."""
+    """How to train: the options of `convexmoe fit`; `curvature` is "auto" until the rows are compared."""
 
     petals: int
     depth: int
     steps: int
     seed: int
+    curvature: str
+
+    @property
+    def sign(self) -> float:
+        """What turns values of the target into those that a convex hull is fitted to, and back."""
+        return -1.0 if self.curvature == CONCAVE else 1.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class RunRecord:
         target: the column to predict; drop: the columns left out.
         table: the name of the table; data: the fingerprint of its rows and columns.
         parts: the framework and the first step of each part so far.
+        curvature: what the rows say of it.
     """
 
     plan: Plan
@@ -58,6 +66,7 @@ class RunRecord:
     table: str
     data: str
     parts: tuple[dict[str, Any], ...]
+    curvature: Curvature
 
 
 @dataclass(frozen=True)
@@ -191,8 +200,9 @@ def read(directory: Path, framework: Framework) -> Unfinished:
     except UNREADABLE as error:
         got = f"files that cannot be read as one ({reason_of(error)[:160]})"
         refuse("convexmoe fit --resume", f"an unfinished run in {folder}", got, "Begin again with --out.")
-    plan, drop, parts = Plan(**run["plan"]), tuple(run["drop"]), tuple(run["parts"])
-    return Unfinished(RunRecord(plan, run["target"], drop, run["table"], run["data"], parts), state)
+    lists = tuple(run["parts"]), Curvature(*run["curvature"])
+    plan, drop = Plan(**run["plan"]), tuple(run["drop"])
+    return Unfinished(RunRecord(plan, run["target"], drop, run["table"], run["data"], *lists), state)
 
 
 def _files(folder: Path, run: dict[str, Any]) -> list[Path]:
@@ -207,7 +217,7 @@ def _files(folder: Path, run: dict[str, Any]) -> list[Path]:
 KINDS = {
     **dict.fromkeys(("target", "table", "data", "best", "rows"), str),
     **dict.fromkeys(("plan", "history"), dict),
-    **dict.fromkeys(("drop", "parts", "folds"), list),
+    **dict.fromkeys(("drop", "parts", "folds", "curvature"), list),
     "best_step": int,
 }
 
@@ -218,7 +228,11 @@ def _check_description(run: Any) -> None:
     for name, kind in KINDS.items():
         demand(type(run[name]) is kind, f"{name} is no {kind.__name__}")
     plan, history = run["plan"], run["history"]
-    demand(set(plan) == set(LIMITS), "plan has other fields")
+    demand(set(plan) == {*LIMITS, "curvature"}, "plan has other fields")
+    *errors, shown = Curvature(*run["curvature"])
+    numbers = all(type(error) is float and 0 <= error < math.inf for error in errors)
+    known = plan["curvature"] in (CONVEX, CONCAVE) and shown in (CONVEX, CONCAVE, NEITHER)
+    demand(numbers and known, "its curvature is none")
     for name, (least, most, _) in LIMITS.items():
         whole = type(plan[name]) is int and least <= plan[name] <= most
         demand(whole, f"{name} is no whole number from {least} to {most}")

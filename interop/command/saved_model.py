@@ -10,6 +10,7 @@ from convexmoe.errors import refuse
 from convexmoe.files import Inspection
 from convexmoe.files.format import infinite
 from convexmoe.files.inspect import OF_DIRECTORIES
+from convexmoe.training.curvature import CONCAVE, CONVEX
 
 from ..frameworks import Framework
 from .leverage import Array, notes_of_rows
@@ -34,6 +35,20 @@ def precision_of(inspection: Inspection, framework: Framework) -> AbstractContex
 def notes_of(columns: tuple[str, ...], target: str, x: Array | None = None, y: Array | None = None) -> dict[str, Any]:
     """Return the notes that `read_model` expects in the file, with those of the training rows `x` and their targets."""
     return {"columns": list(columns), "target": target} | ({} if x is None else notes_of_rows(x, y))
+
+
+def sign_of(path: Path, notes: dict[str, Any]) -> float:
+    """Return what turns values of the hull in a file into those of the target: -1.0 where that is concave, else 1.0."""
+    value = notes.get("curvature", CONVEX)
+    if value not in (CONVEX, CONCAVE):
+        refuse(path, "convex or concave as the curvature in its notes", shorten([repr(value)]), FIX)
+    return -1.0 if value == CONCAVE else 1.0
+
+
+def explain_sign(notes: dict[str, Any]) -> list[str]:
+    """Return a sentence that says of what a hull is the negative; none where it is not."""
+    name = shorten([notes.get("target", "the target")])
+    return [f"The hull in the file is minus {name}, which is concave."] if notes.get("curvature") == CONCAVE else []
 
 
 def read_model(path: Path, framework: Framework) -> tuple[Any, tuple[str, ...], str, dict[str, Any]]:

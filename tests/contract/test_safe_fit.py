@@ -104,11 +104,19 @@ def test_a_fit_says_which_way_the_data_are_bent(backend, sign, shown):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = backend.package.fit(fresh(backend, 3), x, y, **SHORT).curvature
-    assert found.shown == shown
+        alone = backend.package.compare_curvature(fresh(backend, 3), x, y, **SHORT)
+    assert found.shown == shown and alone == found
     texts = [str(one.message) for one in caught if "fit.y" in str(one.message)]
     assert len(texts) == (shown == "concave") and all("concave by" in text for text in texts)
     if sign:
         assert found.plane > 2 * min(found.convex, found.concave)
+
+
+def test_four_rows_are_too_few_to_compare():
+    x, y = convex(5)
+    assert TORCH.package.compare_curvature(fresh(TORCH, 3), x, y, steps=4).plane > 0  # control: five are enough
+    with pytest.raises(ValueError, match=r"compare_curvature\.x: expected five rows or more, some to hold out; got 4"):
+        TORCH.package.compare_curvature(fresh(TORCH, 3), x[:4], y[:4], steps=4)
 
 
 def test_chance_is_no_curvature():
