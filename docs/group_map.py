@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib.image
 import numpy as np
+from PIL import Image
 
 PLACE = Path(__file__).parent / "pages" / "images" / "group_map.png"
 GAP = 10  # blank columns between two panels at least; within a panel, between labels and ticks, there are fewer
@@ -35,7 +36,8 @@ def main(path: Path) -> None:
         subprocess.run([sys.executable, "-c", fit, "fit", "--out", folder], check=True)
         picture = matplotlib.image.imread(Path(folder) / "report.png")
     path.parent.mkdir(exist_ok=True)
-    matplotlib.image.imsave(path, np.ascontiguousarray(third_panel(picture)))
+    panel = Image.fromarray((255 * third_panel(picture)).round().astype(np.uint8)).convert("RGB")
+    panel.quantize(256).save(path, optimize=True)
 
 
 if __name__ == "__main__":
