@@ -241,10 +241,10 @@ class HullEngine(Engine, Protocol):
             model: the hull to start from, as `c f(x) + a' x + b` with the plane of ridge regression.
             x: `[rows, in_dim]`, finite, original units.
             y: `[rows, out_dim]` (or `[rows]` for one output), finite, original units.
-            validation: None for folds (five; from 1,000 rows on as many as hold 1,000 rows out together) and the rows
-                of the largest leverage; or held-out `(x, y)`, or the share of the rows to hold out, from which the
-                model then does not learn. 0 trains on every row and gives the mean of the last steps, whatever the
-                start was.
+            validation: None for folds (two rounds of five; from 500 rows on as many as hold 1,000 rows out together)
+                and the rows of the largest leverage; or held-out `(x, y)`, or the share of the rows to hold out, from
+                which the model then does not learn. 0 trains on every row and gives the mean of the last steps,
+                whatever the start was.
             steps: steps of Adam, >= 1.
             batch_size: rows of a step, >= 1; all rows where there are fewer.
             learning_rate: peak of the schedule; None means `default_rate(rows to train on, in_dim)`.
@@ -275,13 +275,14 @@ class HullEngine(Engine, Protocol):
         engine = cls.of(model, x, y, validation, seed, batch_size)
         if resume is not None:
             check_resumed(resume, cls.kind, engine.config)
+        if shape is not None:
+            check_shape(shape, budget, engine.judges, resume is None and on_evaluation is None)
         compares = compare and resume is None and validation is None
         curvature = engine.curvature(schedule) if compares else None
         hint_at(curvature)
         if shape is None:
             found = engine.train(schedule, resume, on_evaluation)
         else:
-            check_shape(shape, budget, engine.judges, resume is None and on_evaluation is None)
             rate = learning_rate or default_rate(len(engine.parts.train[-1]), engine.config.in_dim)
 
             def fit(trial: Trial) -> FitResult:
