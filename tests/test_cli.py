@@ -221,21 +221,6 @@ def test_the_folds_use_every_row_once(number, monkeypatch):
     assert set(first.folds[0]) != set(second.folds[0])
 
 
-def test_five_folds_of_ten_rows_of_which_one_differs(tmp_path, monkeypatch):
-    """A column and the target are constant outside one fold: no end of the run."""
-    monkeypatch.setattr(experiment, "FOLDS", 5)
-    monkeypatch.setattr(frameworks, "installed", lambda: ("torch",))
-    data = write(tmp_path / "t.csv", [["a", "b", "y"], *[[k * k % 7, k == 3, 5 + (k == 3)] for k in range(10)]])
-    options = ["--target", "y", "--framework", "torch", "--steps", "5", "--out", tmp_path / "run"]
-    result = invoke("fit", data, *options)
-    assert result.exit_code == 0, result.output
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["folds"] == [2] * 5 and np.isfinite([*metrics["test_rmse"].values()]).all()
-    assert "Only 10 rows: the errors are uncertain by 22% or more" in result.stdout
-    write(data, [["a", "y"], *[[k, k] for k in range(9)]])  # control: too few
-    assert_one_line_refusal(invoke("fit", data, *options), "at least 10 rows", "got 9")
-
-
 @pytest.mark.parametrize("reader", FRAMEWORKS)
 def test_predict_reads_the_file_in_either_framework(trained, tmp_path, reader):
     name, out, _ = trained

@@ -1,9 +1,12 @@
 """What `convexmoe fit` says of a table before it is fitted, of errors that are none, and of names without a font."""
 
+import json
+
 import numpy as np
 import pytest
-from commands import rows, write
+from commands import assert_one_line_refusal, invoke, rows, write
 
+from interop import frameworks
 from interop.command import experiment, report
 from interop.command.tables import read_table
 
@@ -69,3 +72,18 @@ def test_letters_are_drawn_by_a_font_that_has_them_or_by_none():
     assert report._choose_fonts(["mpg", "größe λ"]) == (list(rcParams["font.family"]), set())
     families, missing = report._choose_fonts(["a\u1d84", "\U0010fffdb"])  # the first in a font beside the default
     assert families[:-1] == list(rcParams["font.family"]) and missing == {"\U0010fffd"}
+
+
+def test_five_folds_of_ten_rows_of_which_one_differs(tmp_path, monkeypatch):
+    """A column and the target are constant outside one fold: no end of the run."""
+    monkeypatch.setattr(experiment, "FOLDS", 5)
+    monkeypatch.setattr(frameworks, "installed", lambda: ("torch",))
+    data = write(tmp_path / "t.csv", [["a", "b", "y"], *[[k * k % 7, k == 3, 5 + (k == 3)] for k in range(10)]])
+    options = ["--target", "y", "--framework", "torch", "--steps", "5", "--out", tmp_path / "run"]
+    result = invoke("fit", data, *options)
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["folds"] == [2] * 5 and np.isfinite([*metrics["test_rmse"].values()]).all()
+    assert "Only 10 rows: the errors are uncertain by 22% or more" in result.stdout
+    write(data, [["a", "y"], *[[k, k] for k in range(9)]])  # control: too few
+    assert_one_line_refusal(invoke("fit", data, *options), "at least 10 rows", "got 9")
