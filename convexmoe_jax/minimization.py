@@ -25,13 +25,13 @@ import numpy as np
 
 from convexmoe.errors import fail
 from convexmoe.hull.config import HullConfig
-from convexmoe.hull.parameters import Tree, averaged, check_parameters, effective, map_tree, positive_scale
+from convexmoe.hull.parameters import Tree, averaged, check_parameters, effective, map_tree
+from convexmoe.hull.weights import positive_weight, signed_weight
 from convexmoe.minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
 from convexmoe.minimization.solver import Arrays, Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers JAX)
-from .hull import FoldedHull, VectorHull, compiled_apply
-from .hull.positive import positive_weight
+from .hull import FoldedHull, VectorHull, compiled_apply, petals
 from .settings import P, by_compiler, leading_spec, standard_promotion, vary
 
 __all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize"]
@@ -85,7 +85,7 @@ class HullSolver:
 def _compute(params: Tree, arrays: Arrays, function: Callable, config: HullConfig, static: dict[str, Any]) -> Any:
     """Return what `function` computes in numpy, as arrays of JAX."""
     with np.errstate(all="ignore"):
-        weights = effective(params, config, lambda raw, n: np.logaddexp(raw, 0.0) * positive_scale(n))
+        weights = effective(params, config, positive_weight, signed_weight)
         weights, config = averaged(weights, config, np.roll)
         record = function(weights, *arrays, config=config, **static)
     return type(record)(*(jax.device_put(part) for part in record))
@@ -102,7 +102,7 @@ def _trace(
     def run(given: Any) -> Any:
         params, arrays = vary(given, given)
         params = map_tree(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
-        weights, own_config = averaged(effective(params, config, positive_weight), config, jnp.roll)
+        weights, own_config = averaged(petals.effective(params, config), config, jnp.roll)
         return function(weights, *arrays, config=own_config, **dict(static))
 
     problems = dict(static).get("problems") or (arrays[0].shape[:-1] if differentiable else ())

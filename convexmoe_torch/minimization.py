@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from convexmoe.hull import HullConfig
-from convexmoe.hull.parameters import Tree, averaged, effective, map_tree
+from convexmoe.hull.parameters import Tree, averaged, map_tree
 from convexmoe.minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
 from convexmoe.minimization.solver import Arrays, Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers PyTorch)
 from .hull import HullModule, apply
-from .hull.positive import positive_weight
+from .hull.petals import effective
 
 __all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize"]
 
@@ -64,7 +64,7 @@ class HullSolver:
     ) -> Record:
         with torch.set_grad_enabled(beside is not None and torch.is_grad_enabled()):
             weights = map_tree(Tensor.double, model.tree)
-            weights, config = averaged(effective(weights, model.config, positive_weight), model.config, torch.roll)
+            weights, config = averaged(effective(weights, model.config), model.config, torch.roll)
             known = [np.array(v) if hasattr(v, "__array__") and not isinstance(v, Tensor) else v for v in arrays]
             kinds, like = (Tensor, np.ndarray), weights["shifts"]
             given = [torch.as_tensor(value).to(like) if isinstance(value, kinds) else value for value in known]

@@ -11,9 +11,21 @@ from typing import Any
 from ..errors import fail, one_of, whole_number
 from .activations import ACTIVATIONS
 
-TRUNKS = ("shared", "private")
+TRUNKS, CURVATURES = ("shared", "private"), ("convex", "concave")
 LEARNED, LEAST_TEMPERATURE, LARGEST_TEMPERATURE = "learned", 1e-3, 1e6
 LARGEST_DEPTH, LARGEST_STRONG_CONVEXITY = 1000, 1e6
+CONTEXT_HIDDEN_DIM = 32
+# Fields that came later, with the values at which JSON leaves them out: older files are read, and written alike.
+LATER: dict[str, dict[str, Any]] = {
+    "Normalization": {"context_mean": (), "context_scale": ()},
+    "HullConfig": {
+        "context_dim": 0,
+        "context_hidden_dim": None,
+        "monotone": None,
+        "curvature": "convex",
+        "nonnegative": False,
+    },
+}
 
 
 def default_hidden_dim(in_dim: int) -> int:
@@ -37,12 +49,15 @@ class Normalization:
     Args:
         input_mean, input_scale: `in_dim` numbers each, in the units of the input.
         output_mean, output_scale: `out_dim` numbers each, in the units of the output.
+        context_mean, context_scale: `context_dim` numbers each, in the units of the context; () for 0 and 1.
     """
 
     input_mean: tuple[float, ...]
     input_scale: tuple[float, ...]
     output_mean: tuple[float, ...]
     output_scale: tuple[float, ...]
+    context_mean: tuple[float, ...] = ()
+    context_scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -54,7 +69,7 @@ class Normalization:
             if bad:
                 fix = "Use 1.0 for a constant column." if scale else "Remove it."
                 fail("Normalization", entry.name, rule, repr(bad[0]), fix)
-        for side in ("input", "output"):
+        for side in ("input", "output", "context"):
             mean, scale = getattr(self, f"{side}_mean"), getattr(self, f"{side}_scale")
             if len(mean) != len(scale):
                 rule = f"{len(mean)} numbers, as {side}_mean has"
@@ -95,8 +110,14 @@ class HullConfig:
         temperature: 0.0 for the maximum, T in [1e-3, 1e6] for its smooth form, "learned" for one trained T an output.
         activation: a name in `convexmoe.hull.activations`: "softplus", "relu" or "huber_relu".
         gate: add a convex gate inside the first activation.
-        strong_convexity: mu in [0, 1e6]: `mu / 2 ||x||^2` is added to every output, x and y in normalized units.
+        strong_convexity: mu in [0, 1e6]: `mu / 2 ||x||^2` is added to every output, x and y in normalized units;
+            subtracted from concave ones.
         normalization: the change of units around the hull, or None.
+        context_dim: width of a second input in which nothing is assumed, >= 0.
+        context_hidden_dim: hidden units of the network that reads it; None means 32. None without a context.
+        monotone: for each input -1 (every output falls), 0 or 1 (rises), or None.
+        curvature: "convex", or "concave" for minus a convex hull.
+        nonnegative: outputs are >= 0, of concave hulls <= 0.
     """
 
     in_dim: int
@@ -111,6 +132,11 @@ class HullConfig:
     gate: bool = False
     strong_convexity: float = 0.0
     normalization: Normalization | None = None
+    context_dim: int = 0
+    context_hidden_dim: int | None = None
+    monotone: tuple[int, ...] | None = None
+    curvature: str = "convex"
+    nonnegative: bool = False
 
     def __post_init__(self) -> None:
         owner, most = "HullConfig", LARGEST_STRONG_CONVEXITY
@@ -131,10 +157,49 @@ class HullConfig:
             "strong_convexity": _real(
                 "strong_convexity", self.strong_convexity, 0, most, f"a number in [0, {most:g}]", fix
             ),
+            "context_dim": whole_number(owner, "context_dim", self.context_dim, 0),
+            "context_hidden_dim": self._whole_context_hidden_dim(),
+            "monotone": self._whole_monotone(in_dim),
+            "curvature": one_of(owner, "curvature", self.curvature, CURVATURES),
+            "nonnegative": one_of(owner, "nonnegative", self.nonnegative, (False, True)),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        if self.monotone is not None and self.strong_convexity > 0:
+            rule, got = "0 for a monotone hull: ||x||^2 falls and rises", f"{self.strong_convexity:g}"
+            fail(owner, "strong_convexity", rule, got, "Leave out one of monotone and strong_convexity.")
         self._check_normalization()
+
+    @property
+    def is_concave(self) -> bool:
+        """Whether it is minus a convex hull."""
+        return self.curvature == "concave"
+
+    @property
+    def signs(self) -> tuple[int, ...] | None:
+        """For each input the sign of the weights on it, 0 for any; None where all are free. A concave hull turns it."""
+        return self.monotone if not self.is_concave or self.monotone is None else tuple(-s for s in self.monotone)
+
+    def _whole_context_hidden_dim(self) -> int | None:
+        size = self.context_hidden_dim
+        if self.context_dim:
+            size = CONTEXT_HIDDEN_DIM if size is None else size
+            return whole_number("HullConfig", "context_hidden_dim", size, 1)
+        if size is not None:
+            fix = "Pass context_dim too, or leave it out."
+            fail("HullConfig", "context_hidden_dim", "None without a context", repr(size), fix)
+        return None
+
+    def _whole_monotone(self, in_dim: int) -> tuple[int, ...] | None:
+        if self.monotone is None:
+            return None
+        rule, fix = f"None or {in_dim} numbers of -1, 0 and 1", "Give one for each input."
+        if isinstance(self.monotone, str) or not hasattr(self.monotone, "__iter__"):
+            fail("HullConfig", "monotone", rule, repr(self.monotone), fix, TypeError)
+        signs = tuple(self.monotone)
+        if len(signs) != in_dim or any(isinstance(s, bool) or s not in (-1, 0, 1) for s in signs):
+            fail("HullConfig", "monotone", rule, repr(self.monotone), fix)
+        return tuple(int(s) for s in signs) if any(signs) else None
 
     def _real_temperature(self) -> float | str:
         value, least, most = self.temperature, LEAST_TEMPERATURE, LARGEST_TEMPERATURE
@@ -153,25 +218,37 @@ class HullConfig:
         if not isinstance(self.normalization, Normalization):
             got = type(self.normalization).__name__
             fail("HullConfig", "normalization", "a Normalization or None", got, "Build a Normalization.", TypeError)
-        for side, size in (("input", self.in_dim), ("output", self.out_dim)):
+        for side, size in (("input", self.in_dim), ("output", self.out_dim), ("context", self.context_dim)):
             got = len(getattr(self.normalization, f"{side}_mean"))
-            if got != size:
+            if got != size and (got or side != "context"):
                 rule, fix = f"{size} numbers for the {side}", "Give one for each coordinate."
                 fail("HullConfig", "normalization", rule, str(got), fix)
+        mean = self.normalization.output_mean
+        if self.nonnegative and any(mean):
+            fix = "Scale the output without taking off its mean."
+            fail("HullConfig", "normalization", "output_mean=0 for a nonnegative hull", repr(mean), fix)
 
     def to_json(self) -> str:
         """Return the config as JSON with sorted keys; equal configs give equal text."""
-        return json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        if self.normalization is not None:
+            values["normalization"] = without_later("Normalization", values["normalization"])
+        return json.dumps(without_later("HullConfig", values), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> HullConfig:
         """Return the config that `to_json` wrote. An unknown or a missing field is a ValueError."""
         values = json.loads(text)
-        check_fields(cls, values)
+        check_fields(cls, values, frozenset(LATER["HullConfig"]))
         if values["normalization"] is not None:
-            check_fields(Normalization, values["normalization"])
+            check_fields(Normalization, values["normalization"], frozenset(LATER["Normalization"]))
             values["normalization"] = Normalization(**values["normalization"])
         return cls(**values)
+
+
+def without_later(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a config without the later ones that have their defaults."""
+    return {key: value for key, value in values.items() if key not in LATER[name] or value != LATER[name][key]}
 
 
 def read_exactly(cls: Any, values: Any) -> Any:

@@ -1,6 +1,10 @@
 """Names, shapes and initial laws of a hull's parameters.
 
-Letters: D in, H hidden, P petals, O out. Weights are laid out (in, [petal,] out).
+Letters: D in, H hidden, P petals, O out, C context, F its features. Weights are laid out (in, [petal,] out).
+
+What is stored is of any sign: `raw_weight`, and in a monotone hull the rows of `weight` on monotone inputs, stand for
+non-negative numbers (`effective`). What a context adds to a parameter, or multiplies it by, has that parameter's name
+under `context` (`context.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 TRUNK_SPREAD, READOUT_SPREAD = 0.5, 0.1  # of the logarithm of the weights that read hidden units
 # Of the variance of a layer, for the affine parts of the petals: near each other, unless they outnumber the units.
 PETAL_SHARE, ALONE_SHARE = 0.09, 1.0
+HEAD_SPREAD = 0.1  # of what a context adds or multiplies at first
 LEAST_INITIAL_TEMPERATURE, ALONE_TEMPERATURE, INPUTS_PER_TEMPERATURE = 0.3, 1.0, 25
 
 
@@ -50,7 +55,21 @@ def parameter_shapes(config: HullConfig) -> dict[str, tuple[int, ...]]:
     shapes["shifts"] = (P,)
     if config.temperature == LEARNED:
         shapes["raw_temperature"] = (O,)
-    return shapes
+    return shapes | _context_shapes(config, unit)
+
+
+def _context_shapes(config: HullConfig, unit: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the network that reads the context, and of its heads."""
+    C, K = config.context_dim, config.context_hidden_dim
+    if K is None:
+        return {}
+    shapes: dict[str, tuple[int, ...]] = {"context.0.weight": (C, K), "context.0.bias": (K,)}
+    shapes |= {"context.1.weight": (K, K), "context.1.bias": (K,)}
+    for k in range(config.depth):
+        shapes |= {f"context.trunk.{k}.{head}": (C + K, *unit) for head in ("slope", "bias", "scale")}
+    D, P, O = config.in_dim, config.petals, config.out_dim
+    shapes |= {"context.readout.weight": (C + K, D, O), "context.readout.bias": (C + K, O)}
+    return shapes | {"context.readout.shifts": (C + K, P)}
 
 
 def initial_law(name: str, config: HullConfig) -> Law:
@@ -79,6 +98,8 @@ def initial_law(name: str, config: HullConfig) -> Law:
     if first:
         share = 0.5 if config.gate else 1.0
     alone = config.trunk == "shared" and config.petals > N
+    if name.startswith("context."):
+        return _context_law(name, config)
     if name == "raw_temperature":
         T = initial_temperature(config.in_dim, alone)
         return Law("constant", math.log(math.expm1(T - LEAST_TEMPERATURE)), 0.0)
@@ -93,6 +114,24 @@ def initial_law(name: str, config: HullConfig) -> Law:
     if name.endswith("bias") and first:
         return Law("normal", 0.0, math.sqrt(share / 4))
     return Law("constant", 0.0, 0.0)
+
+
+def _context_law(name: str, config: HullConfig) -> Law:
+    """Return the law of a parameter of the context: a network as the trunk is one, and small heads."""
+    C, K = config.context_dim, config.context_hidden_dim or 0
+    if name.startswith(("context.0.", "context.1.")):
+        if name.endswith("bias"):
+            return Law("normal", 0.0, 0.5)
+        return Law("orthogonal", 0.0, 1.0 / math.sqrt(C if name.startswith("context.0.") else K))
+    return Law("normal", 0.0, HEAD_SPREAD / math.sqrt(C + K))
+
+
+def row_factors(name: str, config: HullConfig) -> list[float] | None:
+    """Return by what the rows of a drawn `weight` are multiplied, one an input, so that raw ones have variance 1."""
+    if config.signs is None or name.startswith("context.") or not name.endswith(".weight"):
+        return None
+    raw = 1.0 / initial_law(name, config).deviation
+    return [raw if sign else 1.0 for sign in config.signs]
 
 
 def initial_temperature(in_dim: int, alone: bool = False) -> float:
@@ -146,26 +185,33 @@ def positive_scale(fan_in: int) -> float:
     return math.sqrt(POSITIVE_SHARE / fan_in)
 
 
-def effective(params: Tree, config: HullConfig, positive_weight: Callable[[Any, int], Any]) -> Tree:
+def effective(
+    params: Tree, config: HullConfig, positive_weight: Callable[[Any, int], Any], signed_weight: Callable[..., Any]
+) -> Tree:
     """Return the tree with each `raw_weight` replaced by its `positive_weight`, `c softplus(raw_weight) >= 0`.
 
-    A tree that is effective already is returned as it is.
+    The rows of `weight` on monotone inputs become `sign c softplus(row)`. A tree that is effective already is returned
+    as it is.
 
     Args:
         params: as `nest` gives them; config: theirs.
         positive_weight: (raw weight, fan-in) -> the non-negative weight, in the library of the parameters.
+        signed_weight: (weight, signs) -> the weight whose rows have these signs, likewise.
     """
     if "positive_weight" in params["readout"]:
         return params
+    signs = config.signs
 
     def layer(raw: Tree) -> Tree:
-        weights = {"weight": raw["weight"], "bias": raw["bias"]}
+        weight = raw["weight"]
+        weights = {"weight": weight if signs is None else signed_weight(weight, signs), "bias": raw["bias"]}
         if "raw_weight" in raw:
             weights["positive_weight"] = positive_weight(raw["raw_weight"], config.hidden_dim)
         return weights
 
     trunk = {k: layer(raw) for k, raw in params["trunk"].items()}
-    return {**params, "trunk": trunk, "readout": layer(params["readout"])}
+    gate = {"gate": layer(params["gate"])} if config.gate else {}
+    return {**params, **gate, "trunk": trunk, "readout": layer(params["readout"])}
 
 
 def averaged(weights: Tree, config: HullConfig, roll: Callable[[Any, int, int], Any]) -> tuple[Tree, HullConfig]:

@@ -29,6 +29,23 @@ class HullWeights(NamedTuple):
     arrays: Arrays
 
 
+def positive_weight(raw: NDArray[np.float64], fan_in: int) -> NDArray[np.float64]:
+    """Return `softplus(raw) * sqrt(POSITIVE_SHARE / fan_in)`, which is >= 0 for every raw value."""
+    return np.logaddexp(raw, 0.0) * positive_scale(fan_in)
+
+
+def signed_weight(
+    raw: NDArray[np.float64], signs: tuple[int, ...], axis: int = 0, offset: float = 0.0
+) -> NDArray[np.float64]:
+    """Return a weight on inputs with the sign of each: `sign * positive_weight(raw + offset)`, as it is where it is 0.
+
+    Args:
+        raw: `[..., in_dim, ...]`, the inputs along `axis`; signs: -1, 0 or 1 for each input.
+    """
+    sign = np.asarray(signs, raw.dtype).reshape(-1, *[1] * (raw.ndim - 1 - axis))
+    return np.where(sign == 0, raw, sign * positive_weight(raw + offset, len(signs)))
+
+
 def effective_weights(config: HullConfig, parameters: Arrays, owner: str) -> HullWeights:
     """Return the effective weights of a hull: non-negative ones are softplus(raw) times a constant.
 
@@ -41,11 +58,16 @@ def effective_weights(config: HullConfig, parameters: Arrays, owner: str) -> Hul
         ValueError: names or shapes are not those of the config, a value is not finite, or a `positive_weight` is
             negative; all faults are listed.
     """
-    arrays, finite, scale = {}, {}, positive_scale(config.hidden_dim)
+    arrays, finite, raw = {}, {}, any(name.endswith("raw_weight") for name in parameters)
     for name, value in parameters.items():
-        raw, effective = name.endswith("raw_weight"), name.replace("raw_weight", "positive_weight")
+        effective = name.replace("raw_weight", "positive_weight")
         with np.errstate(invalid="ignore"):
-            arrays[effective] = np.logaddexp(value, 0.0) * scale if raw else value
+            if name.endswith("raw_weight"):
+                arrays[effective] = positive_weight(value, config.hidden_dim)
+            elif raw and config.signs is not None and name.endswith(".weight") and not name.startswith("context."):
+                arrays[name] = signed_weight(value, config.signs)
+            else:
+                arrays[name] = value
         finite[effective] = np.isfinite(value).all()  # softplus makes 0 of -inf, through which no gradient comes back
     shapes = {name.replace("raw_weight", "positive_weight"): s for name, s in parameter_shapes(config).items()}
     faults = [f"missing {name}" for name in sorted(shapes.keys() - arrays.keys())]

@@ -12,7 +12,7 @@ from flax import nnx
 
 from convexmoe.errors import fail
 from convexmoe.hull.config import HullConfig
-from convexmoe.hull.parameters import Law, initial_law, parameter_shapes
+from convexmoe.hull.parameters import Law, initial_law, parameter_shapes, row_factors
 
 Rngs = nnx.Rngs | None  # an argument that has to be given: without it a TypeError names the remedy
 
@@ -60,6 +60,9 @@ def initial_parameters(config: HullConfig, key: jax.Array, dtype: Any = jnp.floa
         fail("VectorHull", "dtype", "a floating dtype that JAX has switched on", str(jnp.dtype(dtype)), fix)
     shapes = parameter_shapes(config)
     keys = jax.random.split(key, len(shapes))
-    return {
-        name: draw(initial_law(name, config), shape, keys[i], dtype) for i, (name, shape) in enumerate(shapes.items())
-    }
+    drawn = {}
+    for i, (name, shape) in enumerate(shapes.items()):
+        drawn[name], factors = draw(initial_law(name, config), shape, keys[i], dtype), row_factors(name, config)
+        if factors is not None:
+            drawn[name] = drawn[name] * jnp.asarray(factors, dtype).reshape(-1, *[1] * (len(shape) - 1))
+    return drawn

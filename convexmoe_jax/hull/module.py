@@ -6,6 +6,7 @@ Letters: N rows, D in, P petals (and groups), O out.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from flax import nnx
 from convexmoe.errors import dtype_name, fail, last_axis, same_dtype
 from convexmoe.hull import parameters
 from convexmoe.hull.config import HullConfig, Normalization, refuse_inversion
+from convexmoe.hull.context import at_context, broadcast_axes, check_context, check_one_context, context_heads
 from convexmoe.hull.parameters import Tree, parameter_shapes
 from convexmoe.hull.parameters import flatten as flatten
 from convexmoe.hull.parameters import nest as nest
@@ -26,7 +28,8 @@ from convexmoe.hull.rows import warn_of_rounding
 from ..settings import by_compiler, on_any_mesh, standard_promotion
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .initialization import Rngs, check_rngs, initial_parameters
-from .petals import effective, petal_values
+from .petals import act, effective, petal_values
+from .positive import signed_weight, softplus
 
 
 class Winners(NamedTuple):
@@ -47,52 +50,128 @@ def init(config: HullConfig, key: jax.Array, *, dtype: Any = jnp.float32) -> Tre
 
 
 @on_any_mesh
-def apply(params: Tree, x: jax.Array, config: HullConfig) -> jax.Array:
+def apply(params: Tree, x: jax.Array, config: HullConfig, context: jax.Array | None = None) -> jax.Array:
     """Return the hull of `x`.
 
-    Guarantee: every coordinate of the output is a convex function of x, for all values of the parameters,
-    in exact arithmetic (tests/properties/test_convexity.py).
+    Guarantee: every coordinate of the output is a convex function of x, concave where the config says so, for all
+    values of the parameters and of the context, in exact arithmetic (tests/properties/test_convexity.py).
 
     Args:
         params: the parameters, as `init` or `fold_parameters` gives them.
         x: `[..., in_dim]`, of the dtype of the parameters.
         config: the hull; static under jit.
+        context: `[..., context_dim]` for a hull that has one; the leading axes of both are broadcast.
 
     Returns:
         `[..., out_dim]`, of the dtype of the parameters.
 
     Raises:
-        TypeError: x is no array, or has another dtype than the parameters.
-        ValueError: the last axis of x is not in_dim wide, or the parameters are not those of the config.
+        TypeError: x or context is no array, or has another dtype than the parameters, or a context is missing.
+        ValueError: the last axis of x or context has another width, or the parameters are not those of the config.
 
     >>> config = HullConfig(3, petals=4, out_dim=2)
     >>> apply(init(config, jax.random.key(0)), jnp.ones((5, 3)), config).shape
     (5, 2)
     """
-    params = effective(params, config)
-    x_ND = normalized_rows(params, x, config)
+    rows = given_rows(effective(params, config), x, config, context)
     # a symbolic number of rows is no int, and cannot be compared
-    many = isinstance(x_ND.shape[0], int) and x_ND.shape[0] > config.in_dim + config.hidden_dim
-    y_NO = fused_petals(*(averaged(params, config) if many else (params, config)), x_ND)
-    if config.strong_convexity > 0:
-        y_NO = y_NO + half_square(x_ND, config.strong_convexity)
-    return rescaled(y_NO, config.normalization).reshape(*x.shape[:-1], config.out_dim)
+    number, many = rows.x_ND.shape[0], config.in_dim + config.hidden_dim
+    if isinstance(number, int) and number > many:
+        params, config = averaged(rows.params, rows.config)
+        rows = rows._replace(params=params, config=config)
+    y_NO = bent_part(rows, fused_petals(rows))
+    return rescaled(y_NO, config).reshape(*rows.leading, config.out_dim)
 
 
 compiled_apply = jax.jit(apply, static_argnums=2)
 
 
-def fused_petals(params: Tree, config: HullConfig, x_ND: jax.Array) -> jax.Array:
-    """Return the fused petals, (N, O), from effective parameters, in normalized units."""
-    f_NPO = petal_values(params, x_ND, config)
+class Rows(NamedTuple):
+    """What a hull is asked for.
+
+    Args:
+        params: effective parameters; config: theirs, without a context where all rows have the same.
+        x_ND: rows in normalized units; heads: what the context of each makes of the parameters, or None.
+        leading: the leading axes of the answer.
+    """
+
+    params: Tree
+    config: HullConfig
+    x_ND: jax.Array
+    heads: Tree | None
+    leading: tuple[int, ...]
+
+
+def given_rows(params: Tree, x: Any, config: HullConfig, context: Any) -> Rows:
+    """Return the rows of x and context after their checks; one context is taken into the parameters."""
+    x_ND, leading = normalized_rows(params, x, config), x.shape[:-1]
+    check_context("VectorHull", config, context, (jax.Array, np.ndarray))
+    if context is None:
+        return Rows(params, config, x_ND, None, leading)
+    leading, heads = broadcast_axes("VectorHull", x.shape, context.shape), heads_of(params, context, config)
+    one = math.prod(context.shape[:-1]) == 1
+    if leading != x.shape[:-1]:
+        x_ND = jnp.broadcast_to(x_ND.reshape(x.shape), (*leading, config.in_dim)).reshape(-1, config.in_dim)
+    if one:
+        return Rows(*at_context(params, config, heads), x_ND, None, leading)
+    if leading != context.shape[:-1]:
+        heads = jax.tree.map(lambda head: spread(head, context.shape[:-1], leading), heads)
+    return Rows(params, config, x_ND, heads, leading)
+
+
+def heads_of(params: Tree, context: Any, config: HullConfig) -> Tree:
+    """Return what each context, `[..., context_dim]`, makes of the parameters, by the names under `context`."""
+    same_dtype("VectorHull", "context", context, params["shifts"].dtype)
+    c_MC = jnp.asarray(context).reshape(-1, config.context_dim)
+    units = config.normalization
+    if units is not None and units.context_mean:
+        c_MC = (c_MC - jnp.asarray(units.context_mean, c_MC.dtype)) / jnp.asarray(units.context_scale, c_MC.dtype)
+    return context_heads(params, config, c_MC, lambda u: act(u, config.activation), softplus, signed_weight)
+
+
+def spread(head: jax.Array, own: tuple[int, ...], leading: tuple[int, ...]) -> jax.Array:
+    """Return what belongs to contexts with leading axes `own`, one a row of the axes that they are broadcast to."""
+    rest = head.shape[1:]
+    return jnp.broadcast_to(head.reshape(*own, *rest), (*leading, *rest)).reshape(-1, *rest)
+
+
+def fused_petals(rows: Rows) -> jax.Array:
+    """Return the fused petals, (N, O), in normalized units."""
+    params, config, x_ND, heads, _ = rows
+    f_NPO = petal_values(params, x_ND, config, heads)
+    y_NO = fuse(f_NPO, params, config, heads)
+    if heads is None:
+        return y_NO
+    own = heads["readout"]
+    return y_NO + jnp.einsum("nd,ndo->no", x_ND, own["weight"]) + own["bias"]
+
+
+def fuse(f_NPO: jax.Array, params: Tree, config: HullConfig, heads: Tree | None) -> jax.Array:
+    """Return the fusion of petals, (N, O)."""
     if config.petals == 1:
         return f_NPO[:, 0]
-    g_NPO = group_values(f_NPO, params["shifts"], config.group_size)
+    g_NPO = shifted_groups(f_NPO, params, config, heads)
     if config.temperature == 0.0:
         return maximum(g_NPO)
     if isinstance(config.temperature, str):  # LEARNED
         return smooth_maximum(g_NPO, learned_temperature(params["raw_temperature"]))
     return smooth_maximum(g_NPO, config.temperature)
+
+
+def shifted_groups(f_NPO: jax.Array, params: Tree, config: HullConfig, heads: Tree | None) -> jax.Array:
+    """Return the groups of petals, with the shifts that their context gives."""
+    g_NPO = group_values(f_NPO, params["shifts"], config.group_size)
+    return g_NPO if heads is None else g_NPO + heads["readout"]["shifts"][..., None]
+
+
+def bent_part(rows: Rows, y_NO: jax.Array) -> jax.Array:
+    """Return the output of a hull, (N, O), in normalized units, from its fused petals."""
+    config = rows.config
+    if config.nonnegative:
+        y_NO = softplus(y_NO)
+    if config.strong_convexity > 0:
+        y_NO = y_NO + half_square(rows.x_ND, config.strong_convexity)
+    return -y_NO if config.is_concave else y_NO
 
 
 def half_square(x_ND: jax.Array, factor: float) -> jax.Array:
@@ -102,19 +181,33 @@ def half_square(x_ND: jax.Array, factor: float) -> jax.Array:
 
 
 @on_any_mesh
-def winners(params: Tree, x: Any, config: HullConfig) -> Winners:
+def winners(params: Tree, x: Any, config: HullConfig, context: Any = None) -> Winners:
     """Return which group is the maximum at `x` and by how much (arguments as for `apply`)."""
-    tree = effective(params, config)
-    x_ND = normalized_rows(tree, x, config)
-    f_NPO = petal_values(tree, x_ND, config)
-    g_NPO = f_NPO if config.petals == 1 else group_values(f_NPO, tree["shifts"], config.group_size)
+    tree, config, x_ND, heads, leading = given_rows(effective(params, config), x, config, context)
+    f_NPO = petal_values(tree, x_ND, config, heads)
+    g_NPO = f_NPO if config.petals == 1 else shifted_groups(f_NPO, tree, config, heads)
     group = jnp.argmax(g_NPO, axis=-2)
     won = jnp.arange(config.petals)[:, None] == group[:, None, :]
     margin = jnp.max(g_NPO, axis=-2) - jnp.max(jnp.where(won, -math.inf, g_NPO), axis=-2)
     if config.normalization is not None:
         margin = margin * jnp.asarray(config.normalization.output_scale, margin.dtype)
-    shape = (*x.shape[:-1], config.out_dim)
+    shape = (*leading, config.out_dim)
     return Winners(group.astype(jnp.int32).reshape(shape), margin.reshape(shape))
+
+
+@standard_promotion
+def at(params: Tree, config: HullConfig, context: Any) -> tuple[Tree, HullConfig]:
+    """Return effective parameters and the config of the plain hull in x that a hull is at one context.
+
+    Args:
+        params, config: of the hull; context: `[context_dim]`, in original units.
+
+    Raises:
+        TypeError, ValueError: the hull has no context; it is no array, of another shape or dtype.
+    """
+    weights = effective(params, config)
+    check_one_context("VectorHull", config, context, (jax.Array, np.ndarray))
+    return at_context(weights, config, heads_of(weights, context, config))
 
 
 def averaged(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:
@@ -158,11 +251,11 @@ def normalized_rows(params: Tree, x: Any, config: HullConfig) -> jax.Array:
     return (x_ND - jnp.asarray(mean, x.dtype)) / jnp.asarray(scale, x.dtype)
 
 
-def rescaled(y_NO: jax.Array, normalization: Normalization | None) -> jax.Array:
+def rescaled(y_NO: jax.Array, config: HullConfig) -> jax.Array:
     """Return `output_mean + output_scale * y`."""
-    if normalization is None:
+    if config.normalization is None:
         return y_NO
-    mean, scale = normalization.output_mean, normalization.output_scale
+    mean, scale = config.normalization.output_mean, config.normalization.output_scale
     return jnp.asarray(mean, y_NO.dtype) + jnp.asarray(scale, y_NO.dtype) * y_NO
 
 
@@ -179,9 +272,13 @@ class FoldedHull:
     params: Tree
     config: HullConfig
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the hull of `x`, `[..., in_dim]` -> `[..., out_dim]`."""
-        return apply(self.params, x, self.config)
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        """Return the hull of `x`, `[..., in_dim]` and `[..., context_dim]` -> `[..., out_dim]`."""
+        return apply(self.params, x, self.config, context)
+
+    def at(self, context: jax.Array) -> FoldedHull:
+        """Return the plain hull in x at one context, `[context_dim]`."""
+        return FoldedHull(*at(self.params, self.config, context))
 
 
 class VectorHull(nnx.Module):
@@ -191,12 +288,13 @@ class VectorHull(nnx.Module):
     (`petals.py`) and s the learned shifts (`fusion.py`). At P = 2 both groups have the same mean, so that
     the maximum chooses between shifts only; at even P, adding `(-1)^p g(x)` to the petals changes nothing.
 
-    Guarantee: every coordinate of the output is a convex function of x, for all values of the parameters,
-    in exact arithmetic (tests/properties/test_convexity.py).
+    Guarantee: every coordinate of the output is a convex function of x (concave with `curvature="concave"`), for all
+    values of the parameters and of the context, in exact arithmetic (tests/properties/test_convexity.py).
 
     Args:
         in_dim, petals, out_dim, hidden_dim, depth, trunk, group_size, temperature, activation, gate,
-            strong_convexity, normalization: the fields of `HullConfig`.
+            strong_convexity, normalization, context_dim, context_hidden_dim, monotone, curvature, nonnegative: the
+            fields of `HullConfig`.
         invert: an option of torch-mice 0.5, whose hull is another model: refused.
         dtype: floating dtype of the parameters; None means float32.
         rngs: the source of the initial values.
@@ -224,6 +322,11 @@ class VectorHull(nnx.Module):
         gate: bool = False,
         strong_convexity: float = 0.0,
         normalization: Normalization | None = None,
+        context_dim: int = 0,
+        context_hidden_dim: int | None = None,
+        monotone: Sequence[int] | None = None,
+        curvature: str = "convex",
+        nonnegative: bool = False,
         invert: None = None,
         dtype: Any = None,
         rngs: Rngs = None,
@@ -242,6 +345,11 @@ class VectorHull(nnx.Module):
             gate=gate,
             strong_convexity=strong_convexity,
             normalization=normalization,
+            context_dim=context_dim,
+            context_hidden_dim=context_hidden_dim,
+            monotone=monotone,  # type: ignore[arg-type]
+            curvature=curvature,
+            nonnegative=nonnegative,
         )
         tree = init(self.config, check_rngs("VectorHull", rngs).params(), dtype=jnp.float32 if dtype is None else dtype)
         for name, value in tree.items():
@@ -276,13 +384,21 @@ class VectorHull(nnx.Module):
             value = value[key]
         return value.get_value()
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the hull of `x`, `[..., in_dim]` -> `[..., out_dim]`, of the dtype of the parameters."""
-        return apply(self.params, x, self.config)
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        """Return the hull of `x`, `[..., in_dim]` -> `[..., out_dim]`, of the dtype of the parameters.
 
-    def winners(self, x: jax.Array) -> Winners:
+        Args:
+            x: `[..., in_dim]`; context: `[..., context_dim]` for a hull that has one, leading axes broadcast.
+        """
+        return apply(self.params, x, self.config, context)
+
+    def winners(self, x: jax.Array, context: jax.Array | None = None) -> Winners:
         """Return which group is the maximum at `x`, and its margin, for every output coordinate."""
-        return winners(self.params, x, self.config)
+        return winners(self.params, x, self.config, context)
+
+    def at(self, context: jax.Array) -> FoldedHull:
+        """Return the plain hull in x at one context, `[context_dim]`: what is minimized, exported, proved."""
+        return FoldedHull(*at(self.params, self.config, context))
 
     def fold(self) -> FoldedHull:
         """Return the same function for inference, with its weights computed once."""

@@ -16,3 +16,13 @@ def softplus(u: jax.Array) -> jax.Array:
 def positive_weight(raw: jax.Array, fan_in: int) -> jax.Array:
     """Return `softplus(raw) * sqrt(POSITIVE_SHARE / fan_in)`, which is >= 0 for every raw value."""
     return softplus(raw) * positive_scale(fan_in)
+
+
+def signed_weight(raw: jax.Array, signs: tuple[int, ...], axis: int = 0, offset: float = 0.0) -> jax.Array:
+    """Return a weight on inputs with the sign of each: `sign * positive_weight(raw + offset)`, as it is where it is 0.
+
+    Args:
+        raw: `[..., in_dim, ...]`, the inputs along `axis`; signs: -1, 0 or 1 for each input.
+    """
+    sign = jnp.asarray(signs, raw.dtype).reshape(-1, *[1] * (raw.ndim - 1 - axis))
+    return jnp.where(sign == 0, raw, sign * positive_weight(raw + offset, len(signs)))

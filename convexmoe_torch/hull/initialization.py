@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from convexmoe.errors import fail
 from convexmoe.hull.config import HullConfig
-from convexmoe.hull.parameters import Law, initial_law, parameter_shapes
+from convexmoe.hull.parameters import Law, initial_law, parameter_shapes, row_factors
 
 
 def draw(law: Law, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
@@ -39,4 +39,9 @@ def initial_parameters(config: HullConfig, dtype: torch.dtype | None = None) -> 
     """Draw every parameter (dotted name -> tensor) from its `initial_law`."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         fail("VectorHull", "dtype", "a floating dtype", str(dtype), "Pass torch.float32, for example.")
-    return {name: draw(initial_law(name, config), shape, dtype) for name, shape in parameter_shapes(config).items()}
+    drawn = {}
+    for name, shape in parameter_shapes(config).items():
+        drawn[name], factors = draw(initial_law(name, config), shape, dtype), row_factors(name, config)
+        if factors is not None:
+            drawn[name] *= torch.tensor(factors, dtype=drawn[name].dtype).reshape(-1, *[1] * (len(shape) - 1))
+    return drawn

@@ -6,6 +6,7 @@ Letters: N rows, D in, P petals (and groups), O out.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, NamedTuple
 
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from convexmoe.errors import last_axis, same_dtype
 from convexmoe.hull import parameters
 from convexmoe.hull.config import HullConfig, Normalization, refuse_inversion
-from convexmoe.hull.parameters import Tree, flatten, nest, parameter_shapes
+from convexmoe.hull.context import at_context, broadcast_axes, check_context, check_one_context, context_heads
+from convexmoe.hull.parameters import Tree, flatten, map_tree, nest, parameter_shapes
 from convexmoe.hull.rows import warn_of_rounding
 
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .initialization import initial_parameters
-from .petals import effective, petal_values
+from .petals import act, effective, petal_values
+from .positive import signed_weight, softplus
 
 Units = dict[str, Tensor]
 
@@ -45,30 +48,33 @@ def init(config: HullConfig, *, dtype: torch.dtype | None = None) -> Tree:
     return nest(initial_parameters(config, dtype))
 
 
-def apply(params: Tree, x: Tensor, config: HullConfig, units: Units | None = None) -> Tensor:
+def apply(
+    params: Tree, x: Tensor, config: HullConfig, context: Tensor | None = None, *, units: Units | None = None
+) -> Tensor:
     """Return the hull of `x`.
 
-    Guarantee: every coordinate of the output is a convex function of x, for all values of the parameters,
-    in exact arithmetic (tests/properties/test_convexity.py).
+    Guarantee: every coordinate of the output is a convex function of x, concave where the config says so, for all
+    values of the parameters and of the context, in exact arithmetic (tests/properties/test_convexity.py).
 
     Args:
         params: the parameters, as `init` gives them.
         x: `[..., in_dim]`, of the dtype of the parameters.
         config: the hull.
+        context: `[..., context_dim]` for a hull that has one; the leading axes of both are broadcast.
         units: the config's normalization as tensors; None makes them anew.
 
     Returns:
         `[..., out_dim]`, of the dtype of the parameters.
 
     Raises:
-        TypeError: x is no tensor, or has another dtype than the parameters.
-        ValueError: the last axis of x is not in_dim wide, or the parameters are not those of the config.
+        TypeError: x or context is no tensor, or has another dtype than the parameters, or a context is missing.
+        ValueError: the last axis of x or context has another width, or the parameters are not those of the config.
 
     >>> config = HullConfig(3, petals=4, out_dim=2)
     >>> apply(init(config), torch.ones(5, 3), config).shape
     torch.Size([5, 2])
     """
-    return evaluate(checked_effective(params, config), x, config, units)
+    return evaluate(checked_effective(params, config), x, config, context, units)
 
 
 def checked_effective(params: Tree, config: HullConfig) -> Tree:
@@ -78,30 +84,106 @@ def checked_effective(params: Tree, config: HullConfig) -> Tree:
     return effective(params, config)
 
 
-def evaluate(params: Tree, x: Any, config: HullConfig, units: Units | None = None) -> Tensor:
+def evaluate(
+    params: Tree, x: Any, config: HullConfig, context: Tensor | None = None, units: Units | None = None
+) -> Tensor:
     """Return the hull of `x` from `effective` parameters."""
     units = units_of(config, params["shifts"]) if units is None else units
-    x_ND = normalized_rows(params, x, config, units)
+    rows = given_rows(params, x, config, context, units)
     # a compiler fuses the mean over values, and may not know the number of rows; nor does a trace
     eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-    many = eager and x_ND.shape[0] > config.in_dim + config.hidden_dim
-    y_NO = fused_petals(*(averaged(params, config) if many else (params, config)), x_ND)
-    if config.strong_convexity > 0:
-        y_NO = y_NO + half_square(x_ND, config.strong_convexity)
-    return rescaled(y_NO, units).reshape(*x.shape[:-1], config.out_dim)
+    if eager and rows.x_ND.shape[0] > config.in_dim + config.hidden_dim:
+        params, config = averaged(rows.params, rows.config)
+        rows = rows._replace(params=params, config=config)
+    y_NO = bent_part(rows, fused_petals(rows))
+    return rescaled(y_NO, units).reshape(*rows.leading, config.out_dim)
 
 
-def fused_petals(params: Tree, config: HullConfig, x_ND: Tensor) -> Tensor:
-    """Return the fused petals, (N, O), from effective parameters, in normalized units."""
-    f_NPO = petal_values(params, x_ND, config)
+class Rows(NamedTuple):
+    """What a hull is asked for.
+
+    Args:
+        params: effective parameters; config: theirs, without a context where all rows have the same.
+        x_ND: rows in normalized units; heads: what the context of each makes of the parameters, or None.
+        leading: the leading axes of the answer.
+    """
+
+    params: Tree
+    config: HullConfig
+    x_ND: Tensor
+    heads: Tree | None
+    leading: tuple[int, ...]
+
+
+def given_rows(params: Tree, x: Any, config: HullConfig, context: Any, units: Units | None) -> Rows:
+    """Return the rows of x and context after their checks; one context is taken into the parameters."""
+    x_ND, leading = normalized_rows(params, x, config, units), x.shape[:-1]
+    check_context("VectorHull", config, context, (Tensor,))
+    if context is None:
+        return Rows(params, config, x_ND, None, leading)
+    leading, heads = broadcast_axes("VectorHull", x.shape, context.shape), heads_of(params, context, config, units)
+    one = math.prod(context.shape[:-1]) == 1
+    if leading != x.shape[:-1]:
+        x_ND = torch.broadcast_to(x_ND.reshape(x.shape), (*leading, config.in_dim)).reshape(-1, config.in_dim)
+    if one:
+        return Rows(*at_context(params, config, heads), x_ND, None, leading)
+    if leading != context.shape[:-1]:
+        heads = map_tree(lambda head: spread(head, context.shape[:-1], leading), heads)
+    return Rows(params, config, x_ND, heads, leading)
+
+
+def heads_of(params: Tree, context: Any, config: HullConfig, units: Units | None) -> Tree:
+    """Return what each context, `[..., context_dim]`, makes of the parameters, by the names under `context`."""
+    check_dtype("context", context, params)
+    c_MC = context.reshape(-1, config.context_dim)
+    if units is not None and "context_mean" in units:
+        c_MC = (c_MC - units["context_mean"]) / units["context_scale"]
+    return context_heads(params, config, c_MC, lambda u: act(u, config.activation), softplus, signed_weight)
+
+
+def spread(head: Tensor, own: tuple[int, ...], leading: tuple[int, ...]) -> Tensor:
+    """Return what belongs to contexts with leading axes `own`, one a row of the axes that they are broadcast to."""
+    rest = head.shape[1:]
+    return torch.broadcast_to(head.reshape(*own, *rest), (*leading, *rest)).reshape(-1, *rest)
+
+
+def fused_petals(rows: Rows) -> Tensor:
+    """Return the fused petals, (N, O), in normalized units."""
+    params, config, x_ND, heads, _ = rows
+    f_NPO = petal_values(params, x_ND, config, heads)
+    y_NO = fuse(f_NPO, params, config, heads)
+    if heads is None:
+        return y_NO
+    own = heads["readout"]
+    return y_NO + torch.einsum("nd,ndo->no", x_ND, own["weight"]) + own["bias"]
+
+
+def fuse(f_NPO: Tensor, params: Tree, config: HullConfig, heads: Tree | None) -> Tensor:
+    """Return the fusion of petals, (N, O)."""
     if config.petals == 1:
         return f_NPO[:, 0]
-    g_NPO = group_values(f_NPO, params["shifts"], config.group_size)
+    g_NPO = shifted_groups(f_NPO, params, config, heads)
     if config.temperature == 0.0:
         return maximum(g_NPO)
     if isinstance(config.temperature, str):  # LEARNED
         return smooth_maximum(g_NPO, learned_temperature(params["raw_temperature"]))
     return smooth_maximum(g_NPO, config.temperature)
+
+
+def shifted_groups(f_NPO: Tensor, params: Tree, config: HullConfig, heads: Tree | None) -> Tensor:
+    """Return the groups of petals, with the shifts that their context gives."""
+    g_NPO = group_values(f_NPO, params["shifts"], config.group_size)
+    return g_NPO if heads is None else g_NPO + heads["readout"]["shifts"][..., None]
+
+
+def bent_part(rows: Rows, y_NO: Tensor) -> Tensor:
+    """Return the output of a hull, (N, O), in normalized units, from its fused petals."""
+    config = rows.config
+    if config.nonnegative:
+        y_NO = softplus(y_NO)
+    if config.strong_convexity > 0:
+        y_NO = y_NO + half_square(rows.x_ND, config.strong_convexity)
+    return -y_NO if config.is_concave else y_NO
 
 
 def half_square(x_ND: Tensor, factor: float) -> Tensor:
@@ -110,20 +192,35 @@ def half_square(x_ND: Tensor, factor: float) -> Tensor:
     return (0.5 * factor * torch.sum(wide * wide, dim=-1, keepdim=True)).to(x_ND.dtype)
 
 
-def winners(params: Tree, x: Any, config: HullConfig, units: Units | None = None) -> Winners:
+def winners(
+    params: Tree, x: Any, config: HullConfig, context: Tensor | None = None, *, units: Units | None = None
+) -> Winners:
     """Return which group is the maximum at `x` and by how much (arguments as for `apply`)."""
     units = units_of(config, params["shifts"]) if units is None else units
-    tree = checked_effective(params, config)
-    x_ND = normalized_rows(tree, x, config, units)
-    f_NPO = petal_values(tree, x_ND, config)
-    g_NPO = f_NPO if config.petals == 1 else group_values(f_NPO, tree["shifts"], config.group_size)
+    tree, config, x_ND, heads, leading = given_rows(checked_effective(params, config), x, config, context, units)
+    f_NPO = petal_values(tree, x_ND, config, heads)
+    g_NPO = f_NPO if config.petals == 1 else shifted_groups(f_NPO, tree, config, heads)
     group = torch.argmax(g_NPO, dim=-2)
     won = torch.arange(config.petals, device=group.device)[:, None] == group[:, None, :]
     margin = torch.amax(g_NPO, dim=-2) - torch.amax(g_NPO.masked_fill(won, -math.inf), dim=-2)
     if units is not None:
         margin = margin * units["output_scale"]
-    shape = (*x.shape[:-1], config.out_dim)
+    shape = (*leading, config.out_dim)
     return Winners(group.to(torch.int32).reshape(shape), margin.reshape(shape))
+
+
+def at(params: Tree, config: HullConfig, context: Any) -> tuple[Tree, HullConfig]:
+    """Return effective parameters and the config of the plain hull in x that a hull is at one context.
+
+    Args:
+        params, config: of the hull; context: `[context_dim]`, in original units.
+
+    Raises:
+        TypeError, ValueError: the hull has no context; it is no tensor, of another shape or dtype.
+    """
+    weights = checked_effective(params, config)
+    check_one_context("VectorHull", config, context, (Tensor,))
+    return at_context(weights, config, heads_of(weights, context, config, units_of(config, weights["shifts"])))
 
 
 def averaged(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:
@@ -144,7 +241,7 @@ def units_of(config: HullConfig, like: Tensor) -> Units | None:
     if config.normalization is None:
         return None
     values = asdict(config.normalization).items()
-    return {name: torch.tensor(numbers, dtype=like.dtype, device=like.device) for name, numbers in values}
+    return {name: torch.tensor(own, dtype=like.dtype, device=like.device) for name, own in values if own}
 
 
 def checked_params(config: HullConfig, params: Tree) -> dict[str, Tensor]:
@@ -156,15 +253,20 @@ def checked_params(config: HullConfig, params: Tree) -> dict[str, Tensor]:
 def normalized_rows(params: Tree, x: Any, config: HullConfig, units: Units | None) -> Tensor:
     """Return `x` after its checks as rows (N, D) in normalized units."""
     last_axis("VectorHull", "x", x, config.in_dim, (Tensor,))
-    device = x.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        same_dtype("VectorHull", "x", x, params["shifts"].dtype)
+    check_dtype("x", x, params)
     x_ND = x.reshape(-1, config.in_dim)
     if units is None:
         return x_ND
     if config.normalization is not None and not torch.compiler.is_compiling():
         warn_of_rounding(config.normalization, x.dtype)
     return (x_ND - units["input_mean"]) / units["input_scale"]
+
+
+def check_dtype(argument: str, value: Tensor, params: Tree) -> None:
+    """Check that a tensor has the dtype of the parameters, where autocast does not give it another."""
+    device = value.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        same_dtype("VectorHull", argument, value, params["shifts"].dtype)
 
 
 def rescaled(y_NO: Tensor, units: Units | None) -> Tensor:
@@ -223,6 +325,11 @@ class HullModule(nn.Module):
         """The normalization as tensors, None without one."""
         return None if self.normalization is None else dict(self.normalization.named_buffers())
 
+    @torch.no_grad()
+    def at(self, context: Tensor) -> FoldedHull:
+        """Return the plain hull in x at one context, `[context_dim]`: what is minimized, exported, proved."""
+        return FoldedHull(*at(self.tree, self.config, context))
+
     def extra_repr(self) -> str:
         return ", ".join(f"{field.name}={getattr(self.config, field.name)!r}" for field in fields(self.config))
 
@@ -250,9 +357,9 @@ class FoldedHull(HullModule):
         own = {name: value.detach().clone() for name, value in flatten(checked_effective(params, config)).items()}
         super().__init__(config, nest(own), trainable=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the hull of `x`, `[..., in_dim]` -> `[..., out_dim]`."""
-        return evaluate(self.tree, x, self.config, self.units)
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the hull of `x`, `[..., in_dim]` and `[..., context_dim]` -> `[..., out_dim]`."""
+        return evaluate(self.tree, x, self.config, context, self.units)
 
 
 class VectorHull(HullModule):
@@ -262,12 +369,13 @@ class VectorHull(HullModule):
     (`petals.py`) and s the learned shifts (`fusion.py`). At P = 2 both groups have the same mean, so that
     the maximum chooses between shifts only; at even P, adding `(-1)^p g(x)` to the petals changes nothing.
 
-    Guarantee: every coordinate of the output is a convex function of x, for all values of the parameters,
-    in exact arithmetic (tests/properties/test_convexity.py).
+    Guarantee: every coordinate of the output is a convex function of x (concave with `curvature="concave"`), for all
+    values of the parameters and of the context, in exact arithmetic (tests/properties/test_convexity.py).
 
     Args:
         in_dim, petals, out_dim, hidden_dim, depth, trunk, group_size, temperature, activation, gate,
-            strong_convexity, normalization: the fields of `HullConfig`.
+            strong_convexity, normalization, context_dim, context_hidden_dim, monotone, curvature, nonnegative: the
+            fields of `HullConfig`.
         invert: an option of torch-mice 0.5, whose hull is another model: refused.
         dtype: floating dtype of the parameters; None means PyTorch's default.
 
@@ -294,6 +402,11 @@ class VectorHull(HullModule):
         gate: bool = False,
         strong_convexity: float = 0.0,
         normalization: Normalization | None = None,
+        context_dim: int = 0,
+        context_hidden_dim: int | None = None,
+        monotone: Sequence[int] | None = None,
+        curvature: str = "convex",
+        nonnegative: bool = False,
         invert: None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -311,6 +424,11 @@ class VectorHull(HullModule):
             gate=gate,
             strong_convexity=strong_convexity,
             normalization=normalization,
+            context_dim=context_dim,
+            context_hidden_dim=context_hidden_dim,
+            monotone=monotone,  # type: ignore[arg-type]
+            curvature=curvature,
+            nonnegative=nonnegative,
         )
         super().__init__(config, init(config, dtype=dtype), trainable=True)
 
@@ -337,13 +455,17 @@ class VectorHull(HullModule):
         """The parameters as a nested dict of tensors: what `hull.apply` and `torch.func` work on."""
         return nest(dict(self.named_parameters()))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the hull of `x`, `[..., in_dim]` -> `[..., out_dim]`, of the dtype of the parameters."""
-        return evaluate(effective(self.tree, self.config), x, self.config, self.units)
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the hull of `x`, `[..., in_dim]` -> `[..., out_dim]`, of the dtype of the parameters.
 
-    def winners(self, x: Tensor) -> Winners:
+        Args:
+            x: `[..., in_dim]`; context: `[..., context_dim]` for a hull that has one, leading axes broadcast.
+        """
+        return evaluate(effective(self.tree, self.config), x, self.config, context, self.units)
+
+    def winners(self, x: Tensor, context: Tensor | None = None) -> Winners:
         """Return which group is the maximum at `x`, and its margin, for every output coordinate."""
-        return winners(self.tree, x, self.config, self.units)
+        return winners(self.tree, x, self.config, context, units=self.units)
 
     @torch.no_grad()
     def fold(self) -> FoldedHull:

@@ -13,6 +13,7 @@ arXiv 1609.07152, eq. 2). Differs from the source: no activation on f, which wou
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from convexmoe.hull.activations import ACTIVATIONS
 from convexmoe.hull.config import HullConfig
 from convexmoe.hull.parameters import Tree
 
-from .positive import positive_weight, softplus
+from .positive import positive_weight, signed_weight, softplus
 
 
 def huber_relu(u: Tensor) -> Tensor:
@@ -56,27 +57,39 @@ def add_mix(start: Tensor, z: Tensor, weight: Tensor, trunk: str) -> Tensor:
 
 def effective(params: Tree, config: HullConfig) -> Tree:
     """Return the tree with each `raw_weight` replaced by its `positive_weight`."""
-    return parameters.effective(params, config, positive_weight)
+    return parameters.effective(params, config, positive_weight, signed_weight)
 
 
-def hidden_units(params: Tree, x_ND: Tensor, config: HullConfig) -> Tensor:
+def layer_input(layer: Tree, x_ND: Tensor, heads: Tree | None) -> Tensor:
+    """Return `A x + b` of a layer, as a context changes it."""
+    u = add_linear(layer["bias"], x_ND, layer["weight"])
+    return u if heads is None else heads["slope"] * u + heads["bias"]
+
+
+def hidden_units(params: Tree, x_ND: Tensor, config: HullConfig, heads: Tree | None = None) -> Tensor:
     """Return the last hidden layer, (N, H) for a shared trunk and (N, P, H) for private ones."""
-    first = params["trunk"]["0"]
-    u = add_linear(first["bias"], x_ND, first["weight"])
-    if config.gate:
-        gate = act(add_linear(params["gate"]["bias"], x_ND, params["gate"]["weight"]), config.activation)
-        u = u + (gate if config.trunk == "shared" else gate[:, None, :])
-    z = act(u, config.activation)
-    for k in range(1, config.depth):
-        layer = params["trunk"][str(k)]
-        u = add_linear(layer["bias"], x_ND, layer["weight"])
-        z = act(add_mix(u, z, layer["positive_weight"], config.trunk), config.activation)
+    z: Any = None
+    for k in range(config.depth):
+        layer, head = params["trunk"][str(k)], None if heads is None else heads["trunk"][str(k)]
+        u = layer_input(layer, x_ND, head)
+        if z is not None:
+            u = add_mix(u, z, layer["positive_weight"], config.trunk)
+        elif config.gate:
+            gate = act(add_linear(params["gate"]["bias"], x_ND, params["gate"]["weight"]), config.activation)
+            u = u + (gate if config.trunk == "shared" else gate[:, None, :])
+        z = act(u, config.activation)
+        z = z if head is None else head["scale"] * z
     return z
 
 
-def petal_values(params: Tree, x_ND: Tensor, config: HullConfig) -> Tensor:
-    """Return f, the value of every petal, (N, P, O), from `effective` parameters."""
-    z = hidden_units(params, x_ND, config)
+def petal_values(params: Tree, x_ND: Tensor, config: HullConfig, heads: Tree | None = None) -> Tensor:
+    """Return f, the value of every petal, (N, P, O), from `effective` parameters.
+
+    Args:
+        params, x_ND, config: of the hull.
+        heads: what the context of each row makes of the parameters (`convexmoe.hull.context`); None without one.
+    """
+    z = hidden_units(params, x_ND, config, heads)
     readout = params["readout"]
     f_NPO = add_linear(readout["bias"], x_ND, readout["weight"])
     return add_mix(f_NPO, z, readout["positive_weight"], config.trunk)
