@@ -180,6 +180,11 @@ class HullConfig:
         """For each input the sign of the weights on it, 0 for any; None where all are free. A concave hull turns it."""
         return self.monotone if not self.is_concave or self.monotone is None else tuple(-s for s in self.monotone)
 
+    @property
+    def free_inputs(self) -> list[int]:
+        """The inputs whose weights may have any sign."""
+        return [j for j, sign in enumerate(self.signs or (0,) * self.in_dim) if not sign]
+
     def _whole_context_hidden_dim(self) -> int | None:
         size = self.context_hidden_dim
         if self.context_dim:

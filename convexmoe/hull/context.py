@@ -3,16 +3,17 @@
 Letters: M contexts, C wide, K hidden, F = C + K features, D in, H hidden, P petals, O out.
 
     h    = act(act(c W_0 + b_0) W_1 + b_1),    features (c, h)
-    u_k  = slope_k(c) (A_k x + b_k) + bias_k(c) + V_k z_{k-1},    z_k = scale_k(c) act(u_k)
+    u_k  = slope_k(c) (A_k x + b_k) + (sum_i c_i B_ki) x + bias_k(c) + V_k z_{k-1},    z_k = scale_k(c) act(u_k)
     g_i  = ... + shifts_i(c),    y = fused(g) + weight(c)' x + bias(c)
 
 Each head is a linear map of the features. slope and scale go through softplus, and are 1 where the head is 0: what
-multiplies z is positive, and what multiplies an affine function of x may be anything. The shifts are the gate over the
-petals: with a temperature T, `T log w_i(c)` for weights w_i(c) of the groups. Only operators are used here, which
-arrays of every library have.
+multiplies z is positive, and what multiplies an affine function of x may be anything. B turns the directions that units
+look along, of inputs that are not monotone; without it quadratic forms x' C C' x with the context C err 13 times as
+much (`benchmarks/shape.py`). The shifts are the gate over the petals: with a temperature T, `T log w_i(c)` for weights
+w_i(c) of the groups. Only operators are used here, which arrays of every library have.
 
 Source: Amos, Xu and Kolter, Input convex neural networks (arXiv 1609.07152), eq. 3. Differs from the source: a context
-scales units after their activation and before it, not inputs, so that a layer of one context is one of a plain hull.
+scales units before and after their activation, and turns them, so that a layer of one context is one of a plain hull.
 """
 
 from __future__ import annotations
@@ -111,16 +112,28 @@ def context_heads(
     readout = {name: head(weight) for name, weight in net["readout"].items()}
     if config.signs is not None:
         readout["weight"] = signed_weight(readout["weight"], config.signs, 1, RAW)
-    return {"trunk": {str(k): layer(net["trunk"][str(k)]) for k in range(config.depth)}, "readout": readout}
+    trunk = {str(k): layer(net["trunk"][str(k)]) for k in range(config.depth)}
+    return {"context": c_MC, "trunk": trunk, "readout": readout}
 
 
-def at_context(weights: Tree, config: HullConfig, heads: Tree) -> tuple[Tree, HullConfig]:
+def mixed_inputs(x_ND: Any, heads: Tree, config: HullConfig) -> Any:
+    """Return the products of inputs that are not monotone with the context of their row, (N, D C)."""
+    free = config.free_inputs
+    x_free = x_ND if len(free) == config.in_dim else x_ND[:, free]
+    return (x_free[:, :, None] * heads["context"][:, None, :]).reshape(x_ND.shape[0], len(free) * config.context_dim)
+
+
+def at_context(
+    weights: Tree, config: HullConfig, heads: Tree, add_rows: Callable[[Any, list[int], Any], Any]
+) -> tuple[Tree, HullConfig]:
     """Return the effective parameters and the config of the plain hull that a hull is at one context.
 
     Args:
         weights: effective parameters of the hull; config: theirs.
         heads: of `context_heads` at one context, M = 1.
+        add_rows: (array, rows, what to add to these rows) -> array.
     """
+    free, c = config.free_inputs, heads["context"][0]
     private = config.trunk == "private"
     trunk: Tree = {}
     scale: Any = None
@@ -134,10 +147,11 @@ def at_context(weights: Tree, config: HullConfig, heads: Tree) -> tuple[Tree, Hu
 
     for k in range(config.depth):
         layer, head = weights["trunk"][str(k)], {name: part[0] for name, part in heads["trunk"][str(k)].items()}
-        trunk[str(k)] = {
-            "weight": layer["weight"] * head["slope"],
-            "bias": layer["bias"] * head["slope"] + head["bias"],
-        }
+        weight = layer["weight"] * head["slope"]
+        if free:
+            turn = weights["context"]["trunk"][str(k)]["weight"]
+            weight = add_rows(weight, free, (turn * c.reshape(-1, *[1] * (len(turn.shape) - 2))).sum(1))
+        trunk[str(k)] = {"weight": weight, "bias": layer["bias"] * head["slope"] + head["bias"]}
         if "positive_weight" in layer:
             trunk[str(k)]["positive_weight"] = scaled(layer["positive_weight"])
         scale = head["scale"]

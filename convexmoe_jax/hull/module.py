@@ -29,7 +29,7 @@ from ..settings import by_compiler, on_any_mesh, standard_promotion
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .initialization import Rngs, check_rngs, initial_parameters
 from .petals import act, effective, petal_values
-from .positive import signed_weight, softplus
+from .positive import add_rows, signed_weight, softplus
 
 
 class Winners(NamedTuple):
@@ -113,7 +113,7 @@ def given_rows(params: Tree, x: Any, config: HullConfig, context: Any) -> Rows:
     if leading != x.shape[:-1]:
         x_ND = jnp.broadcast_to(x_ND.reshape(x.shape), (*leading, config.in_dim)).reshape(-1, config.in_dim)
     if one:
-        return Rows(*at_context(params, config, heads), x_ND, None, leading)
+        return Rows(*at_context(params, config, heads, add_rows), x_ND, None, leading)
     if leading != context.shape[:-1]:
         heads = jax.tree.map(lambda head: spread(head, context.shape[:-1], leading), heads)
     return Rows(params, config, x_ND, heads, leading)
@@ -207,7 +207,7 @@ def at(params: Tree, config: HullConfig, context: Any) -> tuple[Tree, HullConfig
     """
     weights = effective(params, config)
     check_one_context("VectorHull", config, context, (jax.Array, np.ndarray))
-    return at_context(weights, config, heads_of(weights, context, config))
+    return at_context(weights, config, heads_of(weights, context, config), add_rows)
 
 
 def averaged(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from convexmoe.hull import parameters
 from convexmoe.hull.activations import ACTIVATIONS
 from convexmoe.hull.config import HullConfig
+from convexmoe.hull.context import mixed_inputs
 from convexmoe.hull.parameters import Tree
 
 from .positive import positive_weight, signed_weight, softplus
@@ -58,26 +59,29 @@ def effective(params: Tree, config: HullConfig) -> Tree:
     return parameters.effective(params, config, positive_weight, signed_weight)
 
 
-def layer_input(layer: Tree, x_ND: jax.Array, heads: Tree | None) -> jax.Array:
-    """Return `A x + b` of a layer, as a context changes it."""
-    u = add_linear(layer["bias"], x_ND, layer["weight"])
-    return u if heads is None else heads["slope"] * u + heads["bias"]
-
-
 def hidden_units(params: Tree, x_ND: jax.Array, config: HullConfig, heads: Tree | None = None) -> jax.Array:
     """Return the last hidden layer, (N, H) for a shared trunk and (N, P, H) for private ones."""
     z: Any = None
+    mixed: Any = None if heads is None else mixed_inputs(x_ND, heads, config)
     for k in range(config.depth):
-        layer, head = params["trunk"][str(k)], None if heads is None else heads["trunk"][str(k)]
-        u = layer_input(layer, x_ND, head)
+        layer = params["trunk"][str(k)]
+        u = add_linear(layer["bias"], x_ND, layer["weight"])
+        if heads is not None:
+            u = moved_by_context(u, mixed, params["context"]["trunk"][str(k)], heads["trunk"][str(k)])
         if z is not None:
             u = add_mix(u, z, layer["positive_weight"], config.trunk)
         elif config.gate:
             gate = act(add_linear(params["gate"]["bias"], x_ND, params["gate"]["weight"]), config.activation)
             u = u + (gate if config.trunk == "shared" else gate[:, None, :])
         z = act(u, config.activation)
-        z = z if head is None else head["scale"] * z
+        z = z if heads is None else heads["trunk"][str(k)]["scale"] * z
     return z
+
+
+def moved_by_context(u: jax.Array, mixed: jax.Array, turn: Tree, head: Tree) -> jax.Array:
+    """Return `slope (A x + b) + B(c) x + bias` from `A x + b`, the inputs times the context, and a layer's heads."""
+    u = head["slope"] * u + head["bias"]
+    return add_linear(u, mixed, turn["weight"].reshape(-1, *turn["weight"].shape[2:])) if "weight" in turn else u
 
 
 def petal_values(params: Tree, x_ND: jax.Array, config: HullConfig, heads: Tree | None = None) -> jax.Array:

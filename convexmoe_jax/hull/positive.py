@@ -26,3 +26,8 @@ def signed_weight(raw: jax.Array, signs: tuple[int, ...], axis: int = 0, offset:
     """
     sign = jnp.asarray(signs, raw.dtype).reshape(-1, *[1] * (raw.ndim - 1 - axis))
     return jnp.where(sign == 0, raw, sign * positive_weight(raw + offset, len(signs)))
+
+
+def add_rows(weight: jax.Array, rows: list[int], change: jax.Array) -> jax.Array:
+    """Return a weight with a change added to some of its rows."""
+    return weight.at[jnp.asarray(rows)].add(change)

@@ -23,7 +23,7 @@ from convexmoe.hull.rows import warn_of_rounding
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .initialization import initial_parameters
 from .petals import act, effective, petal_values
-from .positive import signed_weight, softplus
+from .positive import add_rows, signed_weight, softplus
 
 Units = dict[str, Tensor]
 
@@ -126,7 +126,7 @@ def given_rows(params: Tree, x: Any, config: HullConfig, context: Any, units: Un
     if leading != x.shape[:-1]:
         x_ND = torch.broadcast_to(x_ND.reshape(x.shape), (*leading, config.in_dim)).reshape(-1, config.in_dim)
     if one:
-        return Rows(*at_context(params, config, heads), x_ND, None, leading)
+        return Rows(*at_context(params, config, heads, add_rows), x_ND, None, leading)
     if leading != context.shape[:-1]:
         heads = map_tree(lambda head: spread(head, context.shape[:-1], leading), heads)
     return Rows(params, config, x_ND, heads, leading)
@@ -220,7 +220,8 @@ def at(params: Tree, config: HullConfig, context: Any) -> tuple[Tree, HullConfig
     """
     weights = checked_effective(params, config)
     check_one_context("VectorHull", config, context, (Tensor,))
-    return at_context(weights, config, heads_of(weights, context, config, units_of(config, weights["shifts"])))
+    heads = heads_of(weights, context, config, units_of(config, weights["shifts"]))
+    return at_context(weights, config, heads, add_rows)
 
 
 def averaged(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:

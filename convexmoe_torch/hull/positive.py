@@ -30,3 +30,8 @@ def signed_weight(raw: Tensor, signs: tuple[int, ...], axis: int = 0, offset: fl
     """
     sign = torch.tensor(signs, dtype=raw.dtype, device=raw.device).reshape(-1, *[1] * (raw.ndim - 1 - axis))
     return torch.where(sign == 0, raw, sign * positive_weight(raw + offset, len(signs)))
+
+
+def add_rows(weight: Tensor, rows: list[int], change: Tensor) -> Tensor:
+    """Return a weight with a change added to some of its rows."""
+    return weight.index_add(0, torch.tensor(rows, device=weight.device), change.to(weight.dtype))
