@@ -26,7 +26,7 @@ import numpy as np
 from convexmoe.errors import fail
 from convexmoe.hull.config import HullConfig
 from convexmoe.hull.parameters import Tree, averaged, check_parameters, effective, map_tree
-from convexmoe.hull.weights import positive_weight, signed_weight
+from convexmoe.hull.weights import NUMPY
 from convexmoe.minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
 from convexmoe.minimization.solver import Arrays, Record, solver_of
 
@@ -85,7 +85,7 @@ class HullSolver:
 def _compute(params: Tree, arrays: Arrays, function: Callable, config: HullConfig, static: dict[str, Any]) -> Any:
     """Return what `function` computes in numpy, as arrays of JAX."""
     with np.errstate(all="ignore"):
-        weights = effective(params, config, positive_weight, signed_weight)
+        weights = effective(params, config, NUMPY)
         weights, config = averaged(weights, config, np.roll)
         record = function(weights, *arrays, config=config, **static)
     return type(record)(*(jax.device_put(part) for part in record))

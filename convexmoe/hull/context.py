@@ -19,13 +19,12 @@ scales units before and after their activation, and turns them, so that a layer 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import describe, fail
 from .config import HullConfig
-from .parameters import Tree
+from .parameters import Operations, Tree, map_tree, signed_weight
 
 ONE = math.log(math.expm1(1.0))  # softplus(ONE) = 1
 RAW = -4.0  # what a raw slope on a monotone input starts from: nearly none
@@ -59,59 +58,86 @@ def check_one_context(owner: str, config: HullConfig, context: Any, kinds: tuple
         fail(owner, "context", rule, describe(context), fix)
 
 
-def broadcast_axes(owner: str, x: tuple[Any, ...], context: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the leading axes that those of x and context are broadcast to."""
-    try:
-        return broadcast_shapes(x[:-1], context[:-1])
-    except ValueError:
-        got, fix = f"{list(context[:-1])} beside {list(x[:-1])} of x", "Give one context for all rows, or one a row."
-        fail(owner, "context", "leading axes that broadcast with those of x", got, fix)
-
-
-def broadcast_shapes(*shapes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return what shapes are broadcast to; sizes may be symbols, which are equal or one of them is 1."""
-    width = max(map(len, shapes))
-    padded = [(1,) * (width - len(shape)) + tuple(shape) for shape in shapes]
-    found = []
-    for sizes in zip(*padded, strict=True):
-        size = next((size for size in sizes if size != 1), 1)
-        if any(other not in (1, size) for other in sizes):
-            raise ValueError(shapes)
-        found.append(size)
+def broadcast_axes(x: tuple[Any, ...], context: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what the leading axes of x and context are broadcast to; sizes may be symbols, equal or beside 1."""
+    width, found = max(len(x), len(context)), []
+    for sizes in zip(*((1,) * (width - len(axes)) + tuple(axes) for axes in (x, context)), strict=True):
+        found.append(sizes[1] if sizes[0] == 1 else sizes[0])
+        if any(size != 1 and size != found[-1] for size in sizes):
+            got, fix = f"{list(context)} beside {list(x)} of x", "Give one context for all rows, or one a row."
+            fail("VectorHull", "context", "leading axes that broadcast with those of x", got, fix)
     return tuple(found)
 
 
-def context_heads(
-    params: Tree,
-    config: HullConfig,
-    c_MC: Any,
-    act: Callable[[Any], Any],
-    softplus: Callable[[Any], Any],
-    signed_weight: Callable[..., Any],
-) -> Tree:
+class Rows(NamedTuple):
+    """What a hull is asked for.
+
+    Args:
+        params: effective parameters; config: theirs, without a context where all rows have the same.
+        x_ND: rows in normalized units; heads: what the context of each makes of the parameters, or None.
+        leading: the leading axes of the answer.
+    """
+
+    params: Tree
+    config: HullConfig
+    x_ND: Any
+    heads: Tree | None
+    leading: tuple[Any, ...]
+
+
+def rows_in_context(
+    params: Tree, config: HullConfig, x_ND: Any, leading: tuple[Any, ...], context: Any, operations: Operations
+) -> Rows:
+    """Return rows with what their contexts make of the parameters; one context for all is taken into these.
+
+    Args:
+        params: effective parameters; config: theirs.
+        x_ND: rows in normalized units, with leading axes `leading`; context: `[..., context_dim]`, or None.
+        operations: of the library of all of them.
+    """
+    if context is None:
+        return Rows(params, config, x_ND, None, leading)
+    own, D = tuple(context.shape[:-1]), config.in_dim
+    shape, heads = broadcast_axes(leading, own), context_heads(params, config, context, operations)
+    if shape != leading:
+        x_ND = operations.broadcast(x_ND.reshape(*leading, D), (*shape, D)).reshape(-1, D)
+    if math.prod(own) == 1:
+        return Rows(*at_context(params, config, heads, operations), x_ND, None, shape)
+
+    def spread(head: Any) -> Any:
+        rest = tuple(head.shape[1:])
+        return operations.broadcast(head.reshape(*own, *rest), (*shape, *rest)).reshape(-1, *rest)
+
+    return Rows(params, config, x_ND, heads if shape == own else map_tree(spread, heads), shape)
+
+
+def context_heads(params: Tree, config: HullConfig, context: Any, operations: Operations) -> Tree:
     """Return what each context makes of the parameters: arrays `(M, ...)` by the names under `context`.
 
     Args:
-        params: of the hull; config: theirs.
-        c_MC: contexts in normalized units.
-        act, softplus, signed_weight: in the library of the parameters.
+        params: effective parameters; config: theirs.
+        context: `[..., context_dim]`, in original units; operations: of its library.
     """
+    c_MC, units = context.reshape(-1, config.context_dim), config.normalization
+    if units is not None and units.context_mean:
+        mean, scale = (operations.constant(n, c_MC) for n in (units.context_mean, units.context_scale))
+        c_MC = (c_MC - mean) / scale
     net, C = params["context"], config.context_dim
     h_MK = c_MC
     for k in ("0", "1"):
-        h_MK = act(h_MK @ net[k]["weight"] + net[k]["bias"])
+        h_MK = operations.act(h_MK @ net[k]["weight"] + net[k]["bias"], config.activation)
 
     def head(weight: Any) -> Any:
         flat = weight.reshape(weight.shape[0], -1)
         return (c_MC @ flat[:C] + h_MK @ flat[C:]).reshape(c_MC.shape[0], *weight.shape[1:])
 
     def layer(heads: Tree) -> Tree:
-        slope, scale = (softplus(head(heads[name]) + ONE) for name in ("slope", "scale"))
+        slope, scale = (operations.softplus(head(heads[name]) + ONE) for name in ("slope", "scale"))
         return {"slope": slope, "bias": head(heads["bias"]), "scale": scale}
 
     readout = {name: head(weight) for name, weight in net["readout"].items()}
     if config.signs is not None:
-        readout["weight"] = signed_weight(readout["weight"], config.signs, 1, RAW)
+        readout["weight"] = signed_weight(readout["weight"], config.signs, operations, 1, RAW)
     trunk = {str(k): layer(net["trunk"][str(k)]) for k in range(config.depth)}
     return {"context": c_MC, "trunk": trunk, "readout": readout}
 
@@ -123,17 +149,14 @@ def mixed_inputs(x_ND: Any, heads: Tree, config: HullConfig) -> Any:
     return (x_free[:, :, None] * heads["context"][:, None, :]).reshape(x_ND.shape[0], len(free) * config.context_dim)
 
 
-def at_context(
-    weights: Tree, config: HullConfig, heads: Tree, add_rows: Callable[[Any, list[int], Any], Any]
-) -> tuple[Tree, HullConfig]:
+def at_context(weights: Tree, config: HullConfig, heads: Tree, operations: Operations) -> tuple[Tree, HullConfig]:
     """Return the effective parameters and the config of the plain hull that a hull is at one context.
 
     Args:
         weights: effective parameters of the hull; config: theirs.
-        heads: of `context_heads` at one context, M = 1.
-        add_rows: (array, rows, what to add to these rows) -> array.
+        heads: of `context_heads` at one context, M = 1; operations: of their library.
     """
-    free, c = config.free_inputs, heads["context"][0]
+    D, free, c = config.in_dim, config.free_inputs, heads["context"][0]
     private = config.trunk == "private"
     trunk: Tree = {}
     scale: Any = None
@@ -150,7 +173,11 @@ def at_context(
         weight = layer["weight"] * head["slope"]
         if free:
             turn = weights["context"]["trunk"][str(k)]["weight"]
-            weight = add_rows(weight, free, (turn * c.reshape(-1, *[1] * (len(turn.shape) - 2))).sum(1))
+            turn = (turn * c.reshape(-1, *[1] * (len(turn.shape) - 2))).sum(1)
+            if len(free) < D:
+                places = operations.constant([[float(j == i) for i in free] for j in range(D)], weight)
+                turn = (places @ turn.reshape(len(free), -1)).reshape(weight.shape)
+            weight = weight + turn
         trunk[str(k)] = {"weight": weight, "bias": layer["bias"] * head["slope"] + head["bias"]}
         if "positive_weight" in layer:
             trunk[str(k)]["positive_weight"] = scaled(layer["positive_weight"])

@@ -179,26 +179,54 @@ def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
     return nest({name: function(value) for name, value in flatten(tree).items()})
 
 
-def positive_scale(fan_in: int) -> float:
-    """Return c in `positive_weight = c softplus(raw_weight)`, `c = sqrt(POSITIVE_SHARE / fan_in)`.
+class Operations(NamedTuple):
+    """What the core needs of the library of a hull's parameters, beside operators.
 
-    It keeps raw values of one size at every width, so that one learning rate serves all.
+    Args:
+        softplus: u -> `log(1 + exp(u))`; act: (u, name) -> the standardized activation.
+        constant: (numbers, like) -> an array of the dtype and on the device of another.
+        broadcast: (array, shape) -> the array with that shape.
     """
+
+    softplus: Callable[[Any], Any]
+    act: Callable[[Any, str], Any]
+    constant: Callable[[Any, Any], Any]
+    broadcast: Callable[[Any, tuple[Any, ...]], Any]
+
+
+def positive_weight(raw: Any, fan_in: int, operations: Operations) -> Any:
+    """Return `c softplus(raw)`, `c = sqrt(POSITIVE_SHARE / fan_in)`, which is >= 0 for every raw value.
+
+    c keeps raw values of one size at every width, so that one learning rate serves all.
+    """
+    return operations.softplus(raw) * positive_scale(fan_in)
+
+
+def positive_scale(fan_in: int) -> float:
+    """Return c in `positive_weight`."""
     return math.sqrt(POSITIVE_SHARE / fan_in)
 
 
-def effective(
-    params: Tree, config: HullConfig, positive_weight: Callable[[Any, int], Any], signed_weight: Callable[..., Any]
-) -> Tree:
+def signed_weight(raw: Any, signs: tuple[int, ...], operations: Operations, axis: int = 0, offset: float = 0.0) -> Any:
+    """Return a weight on inputs with the sign of each: `sign * positive_weight(raw + offset)`, as it is where it is 0.
+
+    Args:
+        raw: `[..., in_dim, ...]`, the inputs along `axis`; signs: -1, 0 or 1 for each input.
+        operations: of its library.
+    """
+    shape = (-1, *[1] * (len(raw.shape) - 1 - axis))
+    sign, free = (operations.constant(n, raw).reshape(shape) for n in (signs, [float(not s) for s in signs]))
+    return free * raw + sign * positive_weight(raw + offset, len(signs), operations)
+
+
+def effective(params: Tree, config: HullConfig, operations: Operations) -> Tree:
     """Return the tree with each `raw_weight` replaced by its `positive_weight`, `c softplus(raw_weight) >= 0`.
 
     The rows of `weight` on monotone inputs become `sign c softplus(row)`. A tree that is effective already is returned
     as it is.
 
     Args:
-        params: as `nest` gives them; config: theirs.
-        positive_weight: (raw weight, fan-in) -> the non-negative weight, in the library of the parameters.
-        signed_weight: (weight, signs) -> the weight whose rows have these signs, likewise.
+        params: as `nest` gives them; config: theirs; operations: of their library.
     """
     if "positive_weight" in params["readout"]:
         return params
@@ -206,9 +234,9 @@ def effective(
 
     def layer(raw: Tree) -> Tree:
         weight = raw["weight"]
-        weights = {"weight": weight if signs is None else signed_weight(weight, signs), "bias": raw["bias"]}
+        weights = {"weight": weight if signs is None else signed_weight(weight, signs, operations), "bias": raw["bias"]}
         if "raw_weight" in raw:
-            weights["positive_weight"] = positive_weight(raw["raw_weight"], config.hidden_dim)
+            weights["positive_weight"] = positive_weight(raw["raw_weight"], config.hidden_dim, operations)
         return weights
 
     trunk = {k: layer(raw) for k, raw in params["trunk"].items()}

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import fail
+from .activations import ACTIVATIONS
 from .config import HullConfig
-from .parameters import parameter_shapes, positive_scale
+from .parameters import Operations, effective, flatten, nest, parameter_shapes
 
 Arrays = dict[str, NDArray[np.float64]]
 
@@ -29,21 +30,12 @@ class HullWeights(NamedTuple):
     arrays: Arrays
 
 
-def positive_weight(raw: NDArray[np.float64], fan_in: int) -> NDArray[np.float64]:
-    """Return `softplus(raw) * sqrt(POSITIVE_SHARE / fan_in)`, which is >= 0 for every raw value."""
-    return np.logaddexp(raw, 0.0) * positive_scale(fan_in)
+def _act(u: NDArray[np.float64], activation: str) -> NDArray[np.float64]:
+    row = ACTIVATIONS[activation]
+    return row.standardize(row.value(u))
 
 
-def signed_weight(
-    raw: NDArray[np.float64], signs: tuple[int, ...], axis: int = 0, offset: float = 0.0
-) -> NDArray[np.float64]:
-    """Return a weight on inputs with the sign of each: `sign * positive_weight(raw + offset)`, as it is where it is 0.
-
-    Args:
-        raw: `[..., in_dim, ...]`, the inputs along `axis`; signs: -1, 0 or 1 for each input.
-    """
-    sign = np.asarray(signs, raw.dtype).reshape(-1, *[1] * (raw.ndim - 1 - axis))
-    return np.where(sign == 0, raw, sign * positive_weight(raw + offset, len(signs)))
+NUMPY = Operations(lambda u: np.logaddexp(u, 0.0), _act, lambda n, like: np.asarray(n, like.dtype), np.broadcast_to)
 
 
 def effective_weights(config: HullConfig, parameters: Arrays, owner: str) -> HullWeights:
@@ -55,32 +47,26 @@ def effective_weights(config: HullConfig, parameters: Arrays, owner: str) -> Hul
         owner: who asks, for the messages.
 
     Raises:
-        ValueError: names or shapes are not those of the config, a value is not finite, or a `positive_weight` is
-            negative; all faults are listed.
+        ValueError: names or shapes are not those of the config, a value is not finite, or an effective weight has a
+            wrong sign; all faults are listed.
     """
-    arrays, finite, raw = {}, {}, any(name.endswith("raw_weight") for name in parameters)
-    for name, value in parameters.items():
-        effective = name.replace("raw_weight", "positive_weight")
-        with np.errstate(invalid="ignore"):
-            if name.endswith("raw_weight"):
-                arrays[effective] = positive_weight(value, config.hidden_dim)
-            elif raw and config.signs is not None and name.endswith(".weight") and not name.startswith("context."):
-                arrays[name] = signed_weight(value, config.signs)
-            else:
-                arrays[name] = value
-        finite[effective] = np.isfinite(value).all()  # softplus makes 0 of -inf, through which no gradient comes back
-    shapes = {name.replace("raw_weight", "positive_weight"): s for name, s in parameter_shapes(config).items()}
-    faults = [f"missing {name}" for name in sorted(shapes.keys() - arrays.keys())]
-    faults += [f"unexpected {name}" for name in sorted(arrays.keys() - shapes.keys())]
-    for name in sorted(shapes.keys() & arrays.keys()):
-        value = arrays[name]
+    shapes, raw = parameter_shapes(config), any(name.endswith("raw_weight") for name in parameters)
+    if not raw:
+        shapes = {name.replace("raw_weight", "positive_weight"): shape for name, shape in shapes.items()}
+    faults = [f"missing {name}" for name in sorted(shapes.keys() - parameters.keys())]
+    faults += [f"unexpected {name}" for name in sorted(parameters.keys() - shapes.keys())]
+    for name in sorted(shapes.keys() & parameters.keys()):
+        value, signs = parameters[name], config.signs
         if value.shape != shapes[name]:
             faults.append(f"{name} has shape {list(value.shape)}, not {list(shapes[name])}")
-        elif not finite[name]:
+        elif not np.isfinite(value).all():
             faults.append(f"{name} holds NaN or infinity")
         elif name.endswith("positive_weight") and (value < 0).any():
             faults.append(f"{name} holds {value.min():g}, which is negative")
+        elif not raw and signs is not None and name.endswith(".weight") and not name.startswith("context."):
+            wrong = [j for j, sign in enumerate(signs) if (sign * value[j] < 0).any()]
+            faults += [f"{name} has the wrong sign on the inputs {wrong}"] if wrong else []
     if faults:
         rule, fix = "finite weights that belong to its config", "Load the model again, or fit it anew."
         fail(owner, "model", rule, "; ".join(faults), fix)
-    return HullWeights(config, arrays)
+    return HullWeights(config, flatten(effective(nest(parameters), config, NUMPY)))

@@ -24,8 +24,8 @@ from convexmoe.hierarchy import CELMoEConfig
 from ..hierarchy.experts import HullExpert, LinearExpert, MLPExpert
 from ..hierarchy.fusion import LearnedFusion, PositionAwareFusion
 from ..hierarchy.module import HierarchicalCELMoE
+from ..hull import VectorHull, flatten
 from ..hull.initialization import switched_on
-from ..hull.module import VectorHull, flatten
 
 MODELS = VectorHull, HierarchicalCELMoE
 Permutation = Callable[[int], tuple[int, ...]]

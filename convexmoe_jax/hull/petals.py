@@ -21,9 +21,9 @@ from convexmoe.hull import parameters
 from convexmoe.hull.activations import ACTIVATIONS
 from convexmoe.hull.config import HullConfig
 from convexmoe.hull.context import mixed_inputs
-from convexmoe.hull.parameters import Tree
+from convexmoe.hull.parameters import Operations, Tree
 
-from .positive import positive_weight, signed_weight, softplus
+from .positive import softplus
 
 
 def huber_relu(u: jax.Array) -> jax.Array:
@@ -38,6 +38,9 @@ FUNCTIONS = {"softplus": softplus, "relu": jax.nn.relu, "huber_relu": huber_relu
 def act(u: jax.Array, activation: str) -> jax.Array:
     """Return the activation of `u`, standardized for u ~ N(0, 1). Convex and non-decreasing."""
     return ACTIVATIONS[activation].standardize(FUNCTIONS[activation](u))
+
+
+OPERATIONS = Operations(softplus, act, lambda numbers, like: jnp.asarray(numbers, like.dtype), jnp.broadcast_to)
 
 
 def add_linear(start: jax.Array, x_ND: jax.Array, weight: jax.Array) -> jax.Array:
@@ -56,7 +59,7 @@ def add_mix(start: jax.Array, z: jax.Array, weight: jax.Array, trunk: str) -> ja
 def effective(params: Tree, config: HullConfig) -> Tree:
     """Return the tree, checked, with each `raw_weight` replaced by its `positive_weight`."""
     parameters.check_parameters(config, params)
-    return parameters.effective(params, config, positive_weight, signed_weight)
+    return parameters.effective(params, config, OPERATIONS)
 
 
 def hidden_units(params: Tree, x_ND: jax.Array, config: HullConfig, heads: Tree | None = None) -> jax.Array:

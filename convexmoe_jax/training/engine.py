@@ -18,7 +18,7 @@ from convexmoe.hull import HullConfig
 from convexmoe.training import ADAM_DECAYS, FitResult, FitState, Fold, History, Parts, Schedule, Weights
 
 from ..files.optimizer import optimizer_state, restore
-from ..hull.module import VectorHull, apply, compiled_apply, flatten, nest
+from ..hull import VectorHull, apply, compiled_apply, flatten, nest
 from ..hull.petals import Tree
 from .optimizers import scale_by_adam
 

@@ -22,9 +22,9 @@ from convexmoe.hull import parameters
 from convexmoe.hull.activations import ACTIVATIONS
 from convexmoe.hull.config import HullConfig
 from convexmoe.hull.context import mixed_inputs
-from convexmoe.hull.parameters import Tree
+from convexmoe.hull.parameters import Operations, Tree
 
-from .positive import positive_weight, signed_weight, softplus
+from .positive import softplus
 
 
 def huber_relu(u: Tensor) -> Tensor:
@@ -39,6 +39,14 @@ FUNCTIONS = {"softplus": softplus, "relu": torch.relu, "huber_relu": huber_relu}
 def act(u: Tensor, activation: str) -> Tensor:
     """Return the activation of `u`, standardized for u ~ N(0, 1). Convex and non-decreasing."""
     return ACTIVATIONS[activation].standardize(FUNCTIONS[activation](u))
+
+
+def constant(numbers: Any, like: Tensor) -> Tensor:
+    """Return numbers as a tensor of the dtype and on the device of another."""
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device)
+
+
+OPERATIONS = Operations(softplus, act, constant, torch.broadcast_to)
 
 
 def add_linear(start: Tensor, x_ND: Tensor, weight: Tensor) -> Tensor:
@@ -58,7 +66,7 @@ def add_mix(start: Tensor, z: Tensor, weight: Tensor, trunk: str) -> Tensor:
 
 def effective(params: Tree, config: HullConfig) -> Tree:
     """Return the tree with each `raw_weight` replaced by its `positive_weight`."""
-    return parameters.effective(params, config, positive_weight, signed_weight)
+    return parameters.effective(params, config, OPERATIONS)
 
 
 def hidden_units(params: Tree, x_ND: Tensor, config: HullConfig, heads: Tree | None = None) -> Tensor:

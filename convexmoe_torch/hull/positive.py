@@ -1,11 +1,9 @@
-"""Raw parameters (trained, stored, of any sign) and the non-negative weights made of them."""
+"""softplus, which makes positive numbers of raw ones."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from convexmoe.hull.parameters import positive_scale
 
 
 def softplus(u: Tensor) -> Tensor:
@@ -15,23 +13,3 @@ def softplus(u: Tensor) -> Tensor:
     and u are the same float64.
     """
     return torch.nn.functional.softplus(u, threshold=34.0)
-
-
-def positive_weight(raw: Tensor, fan_in: int) -> Tensor:
-    """Return `softplus(raw) * sqrt(POSITIVE_SHARE / fan_in)`, which is >= 0 for every raw value."""
-    return softplus(raw) * positive_scale(fan_in)
-
-
-def signed_weight(raw: Tensor, signs: tuple[int, ...], axis: int = 0, offset: float = 0.0) -> Tensor:
-    """Return a weight on inputs with the sign of each: `sign * positive_weight(raw + offset)`, as it is where it is 0.
-
-    Args:
-        raw: `[..., in_dim, ...]`, the inputs along `axis`; signs: -1, 0 or 1 for each input.
-    """
-    sign = torch.tensor(signs, dtype=raw.dtype, device=raw.device).reshape(-1, *[1] * (raw.ndim - 1 - axis))
-    return torch.where(sign == 0, raw, sign * positive_weight(raw + offset, len(signs)))
-
-
-def add_rows(weight: Tensor, rows: list[int], change: Tensor) -> Tensor:
-    """Return a weight with a change added to some of its rows."""
-    return weight.index_add(0, torch.tensor(rows, device=weight.device), change.to(weight.dtype))

@@ -18,7 +18,8 @@ from convexmoe.hull import HullConfig
 from convexmoe.training import ADAM_DECAYS, FitResult, FitState, Fold, History, Parts, Schedule, Weights
 
 from ..files.optimizer import KEYS, KINDS
-from ..hull.module import VectorHull, evaluate, nest
+from ..hull import VectorHull, nest
+from ..hull.forward import evaluate
 from ..hull.petals import effective
 from ..settings import one_thread
 

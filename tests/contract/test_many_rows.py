@@ -54,7 +54,7 @@ def broken(params, config):
 def test_control_the_limit_is_where_it_is_said_to_be(backend, rows, replace):
     fields, weights, x = problem("default", rows)
     model = backend.model(fields, weights)
-    replace(backend.package.hull.module, "averaged", broken)
+    replace(backend.package.hull.forward, "averaged", broken)
     if rows <= LIMIT:
         backend.apply(model, x)
     else:
@@ -71,5 +71,5 @@ def test_control_a_read_out_averaged_the_other_way_round_is_seen(backend, replac
         turned = {**params, "shifts": params["shifts"][backend.array(np.array([1, 2, 0]))]}
         return right(turned, config)
 
-    replace(backend.package.hull.module, "averaged", shifted)
+    replace(backend.package.hull.forward, "averaged", shifted)
     assert relative_error(backend.apply(model, x), reference.hull(weights, x, fields)) > 1e-3

@@ -69,7 +69,7 @@ def wrong_neighbour(monkeypatch):
     def group_values(f, shifts, group_size):
         return torch.add(shifts[:, None], f + torch.roll(f, 1, dims=-2), alpha=0.5)
 
-    monkeypatch.setattr(convexmoe_torch.hull.module, "group_values", group_values)
+    monkeypatch.setattr(convexmoe_torch.hull.forward, "group_values", group_values)
 
 
 CODE = [softplus_threshold, wrong_positivity, unscaled_positivity, wrong_neighbour]
@@ -90,7 +90,7 @@ def test_one_winner_of_a_tie_is_caught(seed, monkeypatch, x64):
     hull, x = tied_hull(seed)
     twin = to_jax(hull)
     assert check_parity(twin, hull, x).ok
-    monkeypatch.setattr(convexmoe_torch.hull.module, "maximum", lambda g: torch.max(g, dim=-2).values)
+    monkeypatch.setattr(convexmoe_torch.hull.forward, "maximum", lambda g: torch.max(g, dim=-2).values)
     assert not check_parity(twin, hull, x).ok
 
 

@@ -133,12 +133,16 @@ CONTROLS = {
         "torch": lambda: negative_entry(convexmoe_torch, torch),
     },
     "min instead of max": {
-        "jax": lambda: (convexmoe_jax.hull.module, "maximum", lambda g: g.min(axis=-2)),
-        "torch": lambda: (convexmoe_torch.hull.module, "maximum", lambda g: g.amin(dim=-2)),
+        "jax": lambda: (convexmoe_jax.hull.forward, "maximum", lambda g: g.min(axis=-2)),
+        "torch": lambda: (convexmoe_torch.hull.forward, "maximum", lambda g: g.amin(dim=-2)),
     },
     "a softmax gate that depends on x": {
-        "jax": lambda: (convexmoe_jax.hull.module, "maximum", lambda g: (jax.nn.softmax(g, axis=-2) * g).sum(axis=-2)),
-        "torch": lambda: (convexmoe_torch.hull.module, "maximum", lambda g: (torch.softmax(g, dim=-2) * g).sum(dim=-2)),
+        "jax": lambda: (convexmoe_jax.hull.forward, "maximum", lambda g: (jax.nn.softmax(g, axis=-2) * g).sum(axis=-2)),
+        "torch": lambda: (convexmoe_torch.hull.forward, "maximum", lambda g: (torch.softmax(g, -2) * g).sum(-2)),
+            convexmoe_torch.hull.forward,
+            "maximum",
+            lambda g: (torch.softmax(g, dim=-2) * g).sum(dim=-2),
+        ),
     },
 }
 
