@@ -139,10 +139,6 @@ CONTROLS = {
     "a softmax gate that depends on x": {
         "jax": lambda: (convexmoe_jax.hull.forward, "maximum", lambda g: (jax.nn.softmax(g, axis=-2) * g).sum(axis=-2)),
         "torch": lambda: (convexmoe_torch.hull.forward, "maximum", lambda g: (torch.softmax(g, -2) * g).sum(-2)),
-            convexmoe_torch.hull.forward,
-            "maximum",
-            lambda g: (torch.softmax(g, dim=-2) * g).sum(dim=-2),
-        ),
     },
 }
 
