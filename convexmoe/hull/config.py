@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..errors import fail, one_of, whole_number
@@ -179,6 +179,15 @@ class HullConfig:
     def signs(self) -> tuple[int, ...] | None:
         """For each input the sign of the weights on it, 0 for any; None where all are free. A concave hull turns it."""
         return self.monotone if not self.is_concave or self.monotone is None else tuple(-s for s in self.monotone)
+
+    def negate(self) -> HullConfig:
+        """Return the config with which the same parameters are minus this hull."""
+        units = self.normalization
+        if units is not None:
+            units = replace(units, output_mean=tuple(-m for m in units.output_mean))
+        monotone = None if self.monotone is None else tuple(-sign for sign in self.monotone)
+        curvature = CURVATURES[not self.is_concave]
+        return replace(self, curvature=curvature, monotone=monotone, normalization=units)
 
     @property
     def free_inputs(self) -> list[int]:

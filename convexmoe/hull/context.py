@@ -24,10 +24,9 @@ from typing import Any, NamedTuple
 
 from ..errors import describe, fail
 from .config import HullConfig
-from .parameters import Operations, Tree, map_tree, signed_weight
+from .parameters import Operations, Tree, map_tree
 
 ONE = math.log(math.expm1(1.0))  # softplus(ONE) = 1
-RAW = -4.0  # what a raw slope on a monotone input starts from: nearly none
 
 
 def check_context(owner: str, config: HullConfig, context: Any, kinds: tuple[Any, ...]) -> None:
@@ -136,17 +135,28 @@ def context_heads(params: Tree, config: HullConfig, context: Any, operations: Op
         return {"slope": slope, "bias": head(heads["bias"]), "scale": scale}
 
     readout = {name: head(weight) for name, weight in net["readout"].items()}
-    if config.signs is not None:
-        readout["weight"] = signed_weight(readout["weight"], config.signs, operations, 1, RAW)
     trunk = {str(k): layer(net["trunk"][str(k)]) for k in range(config.depth)}
     return {"context": c_MC, "trunk": trunk, "readout": readout}
 
 
-def mixed_inputs(x_ND: Any, heads: Tree, config: HullConfig) -> Any:
-    """Return the products of inputs that are not monotone with the context of their row, (N, D C)."""
+def free_inputs(x_ND: Any, config: HullConfig) -> Any:
+    """Return the inputs that are not monotone, (N, free)."""
     free = config.free_inputs
-    x_free = x_ND if len(free) == config.in_dim else x_ND[:, free]
-    return (x_free[:, :, None] * heads["context"][:, None, :]).reshape(x_ND.shape[0], len(free) * config.context_dim)
+    return x_ND if len(free) == config.in_dim else x_ND[:, free]
+
+
+def mixed_inputs(x_ND: Any, heads: Tree, config: HullConfig) -> Any:
+    """Return the products of inputs that are not monotone with the context of their row, (N, free C)."""
+    mixed = free_inputs(x_ND, config)[:, :, None] * heads["context"][:, None, :]
+    return mixed.reshape(x_ND.shape[0], len(config.free_inputs) * config.context_dim)
+
+
+def add_readout(y_NO: Any, x_ND: Any, heads: Tree, config: HullConfig) -> Any:
+    """Return fused petals, (N, O), with the plane in x that the context of each row adds."""
+    head = heads["readout"]
+    if "weight" in head:
+        y_NO = y_NO + (free_inputs(x_ND, config)[:, :, None] * head["weight"]).sum(1)
+    return y_NO + head["bias"]
 
 
 def at_context(weights: Tree, config: HullConfig, heads: Tree, operations: Operations) -> tuple[Tree, HullConfig]:
@@ -161,6 +171,13 @@ def at_context(weights: Tree, config: HullConfig, heads: Tree, operations: Opera
     trunk: Tree = {}
     scale: Any = None
 
+    def placed(rows: Any) -> Any:
+        """Return an array of all inputs from its rows of those that are not monotone."""
+        if len(free) == D:
+            return rows
+        places = operations.constant([[float(j == i) for i in free] for j in range(D)], rows)
+        return (places @ rows.reshape(len(free), -1)).reshape(D, *rows.shape[1:])
+
     def scaled(positive: Any) -> Any:
         """Return the weights that read units, times the scales of these."""
         if not private:
@@ -174,18 +191,16 @@ def at_context(weights: Tree, config: HullConfig, heads: Tree, operations: Opera
         if free:
             turn = weights["context"]["trunk"][str(k)]["weight"]
             turn = (turn * c.reshape(-1, *[1] * (len(turn.shape) - 2))).sum(1)
-            if len(free) < D:
-                places = operations.constant([[float(j == i) for i in free] for j in range(D)], weight)
-                turn = (places @ turn.reshape(len(free), -1)).reshape(weight.shape)
-            weight = weight + turn
+            weight = weight + placed(turn)
         trunk[str(k)] = {"weight": weight, "bias": layer["bias"] * head["slope"] + head["bias"]}
         if "positive_weight" in layer:
             trunk[str(k)]["positive_weight"] = scaled(layer["positive_weight"])
         scale = head["scale"]
     readout, head = weights["readout"], {name: part[0] for name, part in heads["readout"].items()}
+    weight = readout["weight"]
     new = {
         "positive_weight": scaled(readout["positive_weight"]),
-        "weight": readout["weight"] + head["weight"][:, None, :],
+        "weight": weight + placed(head["weight"])[:, None, :] if free else weight,
         "bias": readout["bias"] + head["bias"],
     }
     plain = {name: part for name, part in weights.items() if name != "context"}

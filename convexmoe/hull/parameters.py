@@ -65,12 +65,12 @@ def _context_shapes(config: HullConfig, unit: tuple[int, ...]) -> dict[str, tupl
         return {}
     shapes: dict[str, tuple[int, ...]] = {"context.0.weight": (C, K), "context.0.bias": (K,)}
     shapes |= {"context.1.weight": (K, K), "context.1.bias": (K,)}
-    D, P, O, free = config.in_dim, config.petals, config.out_dim, len(config.free_inputs)
+    P, O, free = config.petals, config.out_dim, len(config.free_inputs)
     for k in range(config.depth):
         shapes |= {f"context.trunk.{k}.weight": (free, C, *unit)} if free else {}
         shapes |= {f"context.trunk.{k}.{head}": (C + K, *unit) for head in ("slope", "bias", "scale")}
-    shapes |= {"context.readout.weight": (C + K, D, O), "context.readout.bias": (C + K, O)}
-    return shapes | {"context.readout.shifts": (C + K, P)}
+    shapes |= {"context.readout.weight": (C + K, free, O)} if free else {}
+    return shapes | {"context.readout.bias": (C + K, O), "context.readout.shifts": (C + K, P)}
 
 
 def initial_law(name: str, config: HullConfig) -> Law:
@@ -124,6 +124,8 @@ def _context_law(name: str, config: HullConfig) -> Law:
         if name.endswith("bias"):
             return Law("normal", 0.0, 0.5)
         return Law("orthogonal", 0.0, 1.0 / math.sqrt(C if name.startswith("context.0.") else K))
+    if name.endswith("shifts"):
+        return Law("constant", 0.0, 0.0)
     inputs = C * len(config.free_inputs) if name.startswith("context.trunk") and name.endswith("weight") else C + K
     return Law("normal", 0.0, HEAD_SPREAD / math.sqrt(inputs))
 

@@ -15,7 +15,15 @@ from torch import Tensor
 from convexmoe.errors import last_axis, same_dtype
 from convexmoe.hull import parameters
 from convexmoe.hull.config import HullConfig
-from convexmoe.hull.context import Rows, at_context, check_context, check_one_context, context_heads, rows_in_context
+from convexmoe.hull.context import (
+    Rows,
+    add_readout,
+    at_context,
+    check_context,
+    check_one_context,
+    context_heads,
+    rows_in_context,
+)
 from convexmoe.hull.parameters import Tree, nest
 from convexmoe.hull.rows import warn_of_rounding
 
@@ -112,10 +120,7 @@ def fused_petals(rows: Rows) -> Tensor:
     params, config, x_ND, heads, _ = rows
     f_NPO = petal_values(params, x_ND, config, heads)
     y_NO = fuse(f_NPO, params, config, heads)
-    if heads is None:
-        return y_NO
-    own = heads["readout"]
-    return y_NO + torch.einsum("nd,ndo->no", x_ND, own["weight"]) + own["bias"]
+    return y_NO if heads is None else add_readout(y_NO, x_ND, heads, config)
 
 
 def fuse(f_NPO: Tensor, params: Tree, config: HullConfig, heads: Tree | None) -> Tensor:
