@@ -168,7 +168,7 @@ def started(config: HullConfig, params: Params, x: np.ndarray, y: np.ndarray) ->
     def tree(weights: Weights) -> Params:
         return nest({name: jnp.asarray(value, params["shifts"].dtype) for name, value in weights.items()})
 
-    weights = along_spread({name: np.asarray(value, np.float64) for name, value in flatten(params).items()}, x)
+    weights = along_spread({name: np.asarray(value, np.float64) for name, value in flatten(params).items()}, x, config)
     values = np.asarray(hull.apply(tree(weights), jnp.asarray(x, params["shifts"].dtype), config))
     return tree(start_at(weights, config, values, x, y))
 

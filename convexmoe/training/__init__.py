@@ -1,8 +1,9 @@
 """What a fit does that touches no tensor: rows, rates, history, starts, and the run itself."""
 
 from .data import fingerprint, given_rows
-from .fit import HullEngine
+from .fit import HullFit
 from .history import History
+from .losses import Expectile, Huber, Objective, Quantile
 from .parts import Parts
 from .run import Engine, FitResult, FitState, Fold, check_finite, run
 from .schedule import ADAM_DECAYS, EVALUATIONS, Schedule, learning_rates
@@ -12,12 +13,16 @@ __all__ = [
     "ADAM_DECAYS",
     "EVALUATIONS",
     "Engine",
+    "Expectile",
     "FitResult",
     "FitState",
     "Fold",
     "History",
-    "HullEngine",
+    "Huber",
+    "HullFit",
+    "Objective",
     "Parts",
+    "Quantile",
     "Schedule",
     "Weights",
     "check_finite",

@@ -1,4 +1,8 @@
-"""The rows that `fit` is given: checked, normalized, known again."""
+"""The rows that `fit` is given: checked, normalized, known again.
+
+Columns are those of x and then of the context, `[N, D + C]`; targets are y and then, where rows have weights, these,
+`[N, O]` or `[N, O + 1]`.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,14 @@ from .parts import Parts, share
 Data = tuple[np.ndarray, np.ndarray]
 
 
-def check_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:
-    """Return x `(rows, in_dim)` and y `(rows, out_dim)` as float64 after their checks."""
-    targets = "y" if argument == "x" else argument
+def check_data(argument: str, x: Any, y: Any, config: HullConfig, context: Any = None, weight: Any = None) -> Data:
+    """Return columns `[rows, D + C]` and targets as float64 after their checks.
+
+    Args:
+        argument: "x", or the name of rows to hold out, for the messages.
+        x, y, context, weight: as `fit` is given them; config: of the hull.
+    """
+    targets, contexts = ("y", "context") if argument == "x" else (argument, argument)
     x, y = as_numbers("fit", argument, x), as_numbers("fit", targets, y)
     y = y[:, None] if y.ndim == 1 else y
     if x.ndim != 2 or x.shape[1] != config.in_dim:
@@ -31,9 +40,42 @@ def check_data(argument: str, x: Any, y: Any, config: HullConfig) -> Data:
     if len(x) < least:
         rule = f"{least} row{'s' * (least > 1)} at least"
         fail("fit", argument, rule, str(len(x)), "Give more rows.")
-    for name, array in ((argument, x), (targets, y)):
+    columns = check_contexts(contexts, context, len(x), config)
+    for name, array in ((argument, x), (targets, y), (contexts, columns)):
         check_finite("fit", name, array, "Remove that row or fill it.")
-    return x, y
+    x = np.concatenate([x, columns], axis=1) if config.context_dim else x
+    return x, y if weight is None else np.concatenate([y, check_weight(weight, len(x))], axis=1)
+
+
+def check_contexts(argument: str, context: Any, rows: int, config: HullConfig) -> np.ndarray:
+    """Return contexts `[rows, C]` after their checks; no columns for a hull without."""
+    C = config.context_dim
+    if context is None and not C:
+        return np.empty((rows, 0))
+    if context is None:
+        fix = "Pass one row of it for each row of x."
+        fail("fit", argument, f"a context [rows={rows}, context_dim={C}]", "None", fix, TypeError)
+    if not C:
+        fix = "Leave it out, or build the hull with context_dim."
+        fail("fit", argument, "no context for a hull without one", describe(context), fix, TypeError)
+    columns = as_numbers("fit", argument, context)
+    columns = columns[:, None] if columns.ndim == 1 else columns
+    if columns.shape != (rows, C):
+        fix = "Give one row of it for each row of x."
+        fail("fit", argument, f"a context [rows={rows}, context_dim={C}]", describe(columns), fix)
+    return columns
+
+
+def check_weight(weight: Any, rows: int) -> np.ndarray:
+    """Return weights `[rows, 1]` after their checks, of mean 1."""
+    weight = as_numbers("fit", "sample_weight", weight)
+    fix = "Give one number for each row of x."
+    if weight.shape != (rows,):
+        fail("fit", "sample_weight", f"[rows={rows}]", describe(weight), fix)
+    check_finite("fit", "sample_weight", weight, "Remove that row or give it 0.")
+    if (weight < 0).any() or not weight.any():
+        fail("fit", "sample_weight", "numbers >= 0, one of them larger", f"{weight.min():g} to {weight.max():g}", fix)
+    return (weight / weight.mean())[:, None]
 
 
 def given_rows(x: Any, y: Any, validation: Any) -> tuple[Any, Any]:
@@ -50,10 +92,12 @@ def held_out_data(x: np.ndarray, y: np.ndarray, validation: Any, config: HullCon
     """Return all rows, those of `validation` too, and which are for what; None for folds."""
     if validation is None:
         return (x, y), None
-    if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+    if not isinstance(validation, (tuple, list)) or len(validation) != 2 + (config.context_dim > 0):
         return (x, y), share(len(x), validation, seed)
-    x_held_out, y_held_out = validation
-    x_held_out, y_held_out = check_data("validation", x_held_out, y_held_out, config)
+    x_held_out, y_held_out, *context = validation
+    x_held_out, y_held_out = check_data("validation", x_held_out, y_held_out, config, *context)
+    if y.shape[1] > config.out_dim:  # rows to hold out are as heavy as the others in the mean
+        y_held_out = np.concatenate([y_held_out, np.ones((len(y_held_out), 1))], axis=1)
     rows = np.arange(len(x) + len(x_held_out))
     parts = Parts((rows[: len(x)],), (rows[len(x) :],))
     return (np.concatenate([x, x_held_out]), np.concatenate([y, y_held_out])), parts
@@ -67,18 +111,18 @@ def fingerprint(*arrays: np.ndarray) -> str:
     return total.hexdigest()
 
 
-def normalization_of(x: np.ndarray, y: np.ndarray, *dtypes: Any) -> Normalization:
-    """Return mean and deviation of each column; 1 for the deviation of a constant column.
+def normalization_of(x: np.ndarray, y: np.ndarray, config: HullConfig, *dtypes: Any) -> Normalization:
+    """Return mean and deviation of each column; 1 for the deviation of a constant column, 0 for a mean to be kept.
 
     Args:
-        x, y: `[N, D]` and `[N, O]`.
+        x, y: `[N, D + C]` and `[N, O]`; config: of the hull, which keeps zero where it is non-negative.
         dtypes: the limits (`finfo`) of each dtype that computes on them: in training, and in the fitted model.
 
     Raises:
         ValueError: one of the dtypes cannot resolve a column: its spread is lost beside its size, or leaves the range.
     """
-    values = []
-    for argument, array in (("x", x), ("y", y)):
+    values, D = [], config.in_dim
+    for argument, array in (("x", x[:, :D]), ("y", y), ("context", x[:, D:])):
         size = np.abs(array).max(axis=0)
         unit = np.where(size > 0, size, 1.0)
         deviation = size * (array / unit).std(axis=0)
@@ -93,11 +137,17 @@ def normalization_of(x: np.ndarray, y: np.ndarray, *dtypes: Any) -> Normalizatio
                 fix = "Subtract an offset or change its unit."
                 dtype = limits.dtype if narrow or out_of_range[column] else "float64"
                 fail("fit", argument, f"columns that {dtype} can resolve", got, fix)
-        values += [unit * (array / unit).mean(axis=0), np.where(constant, 1.0, deviation)]
+        mean = unit * (array / unit).mean(axis=0)
+        if argument == "y" and config.nonnegative:
+            mean, deviation = 0.0 * mean, np.where(constant, size, deviation)
+            constant = deviation == 0
+        values += [mean, np.where(constant, 1.0, deviation)]
     return Normalization(*[tuple(value.tolist()) for value in values])
 
 
 def normalize_rows(x: np.ndarray, y: np.ndarray, units: Normalization) -> Data:
-    """Return x and y in the units of a normalization."""
-    x = normalize(x, units.input_mean, units.input_scale)
-    return x, normalize(y, units.output_mean, units.output_scale)
+    """Return columns and targets in the units of a normalization; weights stay."""
+    O, C = len(units.output_mean), x.shape[1] - len(units.input_mean)
+    mean, scale = units.context_mean or (0.0,) * C, units.context_scale or (1.0,) * C
+    columns = normalize(x, units.input_mean + mean, units.input_scale + scale)
+    return columns, np.concatenate([normalize(y[:, :O], units.output_mean, units.output_scale), y[:, O:]], axis=1)

@@ -18,8 +18,8 @@ from convexmoe.hull import HullConfig
 from convexmoe.training import ADAM_DECAYS, FitResult, FitState, Fold, History, Parts, Schedule, Weights
 
 from ..files.optimizer import optimizer_state, restore
-from ..hull import VectorHull, apply, compiled_apply, flatten, nest
-from ..hull.petals import Tree
+from ..hull import VectorHull, apply, flatten, nest
+from ..hull.petals import OPERATIONS, Tree
 from .optimizers import scale_by_adam
 
 __all__ = ["ADAM", "ADAM_DECAYS", "FitResult", "FitState", "Fold", "HullFunction", "fit", "train", "train_step"]
@@ -35,34 +35,42 @@ def clip(grads: Any) -> Any:
     return jax.tree.map(lambda g: g * factor, grads)
 
 
-def train_step(model: Callable[[Any, jax.Array], jax.Array], carry: Any, batch: Any) -> tuple[Any, jax.Array]:
-    """Take one step of Adam on the mean squared error; returns the new carry and the loss before it.
-
-    Args:
-        model: `(params, x) -> y`, pure.
-        carry: params and the state of `ADAM`.
-        batch: x, y and the learning rate.
-    """
-    params, state = carry
-    x, y, learning_rate = batch
-    loss, grads = jax.value_and_grad(lambda p: mean_squared_error(model(p, x), y))(params)
-    directions, state = ADAM.update(clip(grads), state)
-    return (jax.tree.map(lambda p, d: p - learning_rate.astype(p.dtype) * d, params, directions), state), loss
-
-
 def mean_squared_error(prediction: jax.Array, y: jax.Array) -> jax.Array:
     """Return the mean over rows and coordinates of the squared error."""
     return jnp.mean((prediction - y) ** 2)
 
 
-@partial(jax.jit, static_argnames="model", donate_argnames="carry")
-def _train_steps(model: Any, carry: Any, x: jax.Array, y: jax.Array, rows: jax.Array, rates: jax.Array) -> Any:
+def train_step(
+    model: Callable[[Any, jax.Array], jax.Array],
+    carry: Any,
+    batch: Any,
+    mean_loss: Callable[[jax.Array, jax.Array], jax.Array] = mean_squared_error,
+) -> tuple[Any, jax.Array]:
+    """Take one step of Adam on the mean loss; returns the new carry and the loss before it.
+
+    Args:
+        model: `(params, x) -> y`, pure.
+        carry: params and the state of `ADAM`.
+        batch: x, y and the learning rate.
+        mean_loss: `(prediction, y) -> scalar`.
+    """
+    params, state = carry
+    x, y, learning_rate = batch
+    loss, grads = jax.value_and_grad(lambda p: mean_loss(model(p, x), y))(params)
+    directions, state = ADAM.update(clip(grads), state)
+    return (jax.tree.map(lambda p, d: p - learning_rate.astype(p.dtype) * d, params, directions), state), loss
+
+
+@partial(jax.jit, static_argnames=("model", "mean_loss"), donate_argnames="carry")
+def _train_steps(
+    model: Any, mean_loss: Any, carry: Any, x: jax.Array, y: jax.Array, rows: jax.Array, rates: jax.Array
+) -> Any:
     """Take one step for each line of `rows`; return the carry, the mean weights and the losses.
 
     They are (steps, batch), or (steps, copies, batch) for copies of the model side by side.
     """
 
-    take = partial(train_step, model)
+    take = partial(train_step, model, mean_loss=mean_loss)
     take = jax.vmap(take, (0, (0, 0, None))) if rows.ndim == 3 else take
 
     def body(carry: Any, step: Any) -> Any:
@@ -94,6 +102,7 @@ class Engine(core.Engine):
 
     def __init__(self, model: Any, params: Any, rows: Any, held_out: Any) -> None:
         self.model, self.dtype = model, jax.tree.leaves(params)[0].dtype
+        self.mean_loss: Callable[[jax.Array, jax.Array], jax.Array] = mean_squared_error
         self.rows, self.held_out = jax.tree.map(partial(jnp.asarray, dtype=self.dtype), (rows, held_out))
         self.put(params, ADAM.init(params), params)
 
@@ -106,7 +115,8 @@ class Engine(core.Engine):
 
     def take_steps(self, rows: np.ndarray, rates: np.ndarray) -> float:
         batches = jnp.asarray(rows), jnp.asarray(rates, self.dtype)
-        self.carry, self.mean_params, losses = _train_steps(self.model, self.carry, *self.rows, *batches)
+        functions = self.model, self.mean_loss
+        self.carry, self.mean_params, losses = _train_steps(*functions, self.carry, *self.rows, *batches)
         return float(jnp.mean(losses if losses.ndim == 1 else losses[:, -1]))
 
     def mean_weights(self) -> Any:
@@ -129,23 +139,46 @@ class Engine(core.Engine):
 
 @dataclass(frozen=True)
 class HullFunction:
-    """A hull as `(params, x) -> y`; equal configs are one function to jit."""
+    """A hull as `(params, columns of x and context) -> y`; equal configs are one function to jit."""
 
     config: HullConfig
 
     def __call__(self, params: Tree, x: jax.Array) -> jax.Array:
-        return apply(params, x, self.config)
+        D = self.config.in_dim
+        return apply(params, x[:, :D], self.config, x[:, D:] if self.config.context_dim else None)
 
 
-class HullEngine(core.HullEngine, Engine):
+@partial(jax.jit, static_argnames="function")
+def _values(function: HullFunction, params: Tree, x: jax.Array) -> jax.Array:
+    return function(params, x)
+
+
+@dataclass(frozen=True)
+class MeanLoss:
+    """The mean of an objective; equal ones are one function to jit."""
+
+    objective: core.Objective
+
+    def __call__(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
+        return jnp.mean(self.objective(prediction, target, OPERATIONS.constant))
+
+
+class HullEngine(core.HullFit, Engine):
     """A fit of copies of a hull, stacked, in float32 at least: see `convexmoe.training.HullEngine`."""
 
     kind = VectorHull
 
-    def __init__(self, model: VectorHull, config: HullConfig, data: Any, parts: Parts, _: int) -> None:
+    def __init__(
+        self, model: VectorHull, config: HullConfig, objective: core.Objective, data: Any, parts: Parts, _: int
+    ) -> None:
         self.config, self.of_model, self.data, self.parts = config, model.params["shifts"].dtype, data, parts
         params = jax.tree.map(lambda leaf: leaf.astype(wide(self.of_model)), model.params)
         Engine.__init__(self, HullFunction(self.bare), params, data, None)
+        self.objective = objective
+
+    def take_steps(self, rows: np.ndarray, rates: np.ndarray) -> float:
+        self.mean_loss = MeanLoss(self.objective)
+        return Engine.take_steps(self, rows, rates)
 
     @staticmethod
     def limits(model: VectorHull) -> tuple[Any, Any]:
@@ -165,9 +198,12 @@ class HullEngine(core.HullEngine, Engine):
     def mean(self, copy: int) -> Weights:
         return {name: np.asarray(value[copy], np.float64) for name, value in flatten(self.mean_params).items()}
 
+    def array(self, value: np.ndarray) -> jax.Array:
+        return jnp.asarray(value, self.dtype)
+
     def values(self, weights: Weights, x: np.ndarray) -> np.ndarray:
         rows = np.resize(x, (1 << (len(x) - 1).bit_length(), x.shape[1]))  # few shapes are few compilations
-        y = compiled_apply(self.tree(weights), jnp.asarray(rows, self.dtype), self.model.config)
+        y = _values(HullFunction(self.inner), self.tree(weights), self.array(rows))
         return np.asarray(y[: len(x)], np.float64)
 
     def copies(self) -> list[Fold]:
@@ -175,13 +211,13 @@ class HullEngine(core.HullEngine, Engine):
         found = []
         for copy in range(len(self.parts.train)):
             own, state = jax.tree.map(itemgetter(copy), (params, optimizer))
-            hull = VectorHull.from_params(self.config, own)
+            hull = VectorHull.from_params(self.whole, own)
             found.append(Fold(hull, optimizer_state(state, hull)))
         return found
 
     def hull(self, weights: Weights, given: bool = False) -> VectorHull:
         params = jax.tree.map(lambda leaf: leaf.astype(self.of_model if given else self.dtype), self.tree(weights))
-        return VectorHull.from_params(self.config, params)
+        return VectorHull.from_params(self.whole, params)
 
     def weights_of(self, hull: VectorHull) -> Weights:
         return {name: np.asarray(value, np.float64) for name, value in flatten(hull.params).items()}

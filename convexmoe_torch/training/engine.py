@@ -20,7 +20,7 @@ from convexmoe.training import ADAM_DECAYS, FitResult, FitState, Fold, History, 
 from ..files.optimizer import KEYS, KINDS
 from ..hull import VectorHull, nest
 from ..hull.forward import evaluate
-from ..hull.petals import effective
+from ..hull.petals import OPERATIONS, effective
 from ..settings import one_thread
 
 __all__ = ["ADAM_DECAYS", "FitResult", "FitState", "Fold", "adam", "fit", "mean_squared_error", "train", "train_step"]
@@ -133,13 +133,16 @@ class Engine(core.Engine):
         return self.module
 
 
-class HullEngine(core.HullEngine, Engine):
+class HullEngine(core.HullFit, Engine):
     """A fit of copies of a hull, stacked, in float32 at least: see `convexmoe.training.HullEngine`."""
 
     kind = VectorHull
 
-    def __init__(self, model: VectorHull, config: HullConfig, data: Any, parts: Parts, batch_size: int) -> None:
+    def __init__(
+        self, model: VectorHull, config: HullConfig, objective: core.Objective, data: Any, parts: Parts, batch_size: int
+    ) -> None:
         self.config, self.of_model, self.data, self.parts = config, model.params["shifts"].dtype, data, parts
+        self.objective = objective
         self.like = model.params["shifts"].to(wide(self.of_model))
         self.rows, self.held_out = [torch.as_tensor(part).to(self.like) for part in data], None
         size = sum(p.numel() for p in model.parameters())
@@ -152,13 +155,13 @@ class HullEngine(core.HullEngine, Engine):
         return torch.finfo(wide(given)), torch.finfo(given)
 
     def begin(self, weights: Sequence[Weights]) -> None:
-        self.put({name: torch.stack([self.tensor(one[name]) for one in weights]) for name in weights[0]})
+        self.put({name: torch.stack([self.array(one[name]) for one in weights]) for name in weights[0]})
 
     def go_on(self, copies: Sequence[Fold]) -> None:
         hulls = [dict(model.named_parameters()) for model, _ in copies]
         for hull, (_, saved) in zip(hulls, copies, strict=True):
             check_state(saved, hull, KINDS, "adam")
-        self.put({name: torch.stack([self.tensor(hull[name].detach()) for hull in hulls]) for name in hulls[0]})
+        self.put({name: torch.stack([self.array(hull[name].detach()) for hull in hulls]) for name in hulls[0]})
         for name, value in self.named.items():
             own = {"step": torch.tensor(float(copies[0].optimizer.step))}
             for moment in MOMENTS["adam"]:
@@ -174,7 +177,7 @@ class HullEngine(core.HullEngine, Engine):
     def step(self, batch: Any) -> Tensor:
         """Take one step of every copy, each with its own clipping; returns the loss of the last before it."""
         x, y, learning_rate = batch
-        losses = torch.mean((self.forward(self.named, x) - y) ** 2, dim=(1, 2))
+        losses = torch.mean(self.objective(self.forward(self.named, x), y, OPERATIONS.constant), dim=(1, 2))
         self.optimizer.zero_grad()
         losses.sum().backward()
         grads = [value.grad for value in self.named.values() if value.grad is not None]
@@ -191,9 +194,9 @@ class HullEngine(core.HullEngine, Engine):
 
     @torch.no_grad()
     def values(self, weights: Weights, x: np.ndarray) -> np.ndarray:
-        flat = {name: self.tensor(value) for name, value in weights.items()}
+        flat = {name: self.array(value) for name, value in weights.items()}
         with one_thread(self.work < LITTLE_WORK):
-            return evaluate_flat(self.bare, flat, self.tensor(x)).cpu().double().numpy()
+            return evaluate_flat(self.inner, flat, self.array(x)).cpu().double().numpy()
 
     def copies(self) -> list[Fold]:
         states = {name: self.optimizer.state.get(value, {}) for name, value in self.named.items()}
@@ -206,14 +209,14 @@ class HullEngine(core.HullEngine, Engine):
                 for moment, arrays in moments.items():
                     value = state.get(KEYS[moment])
                     arrays[name] = torch.zeros_like(flat[name]) if value is None else value[copy].clone()
-            hull = VectorHull.from_params(self.config, nest(flat))
+            hull = VectorHull.from_params(self.whole, nest(flat))
             found.append(Fold(hull, OptimizerState("adam", step, moments)))
         return found
 
     def hull(self, weights: Weights, given: bool = False) -> VectorHull:
         dtype = self.of_model if given else self.like.dtype
-        flat = {name: self.tensor(value).to(dtype) for name, value in weights.items()}
-        return VectorHull.from_params(self.config, nest(flat))
+        flat = {name: self.array(value).to(dtype) for name, value in weights.items()}
+        return VectorHull.from_params(self.whole, nest(flat))
 
     def weights_of(self, hull: VectorHull) -> Weights:
         return {name: value.detach().cpu().double().numpy() for name, value in hull.named_parameters()}
@@ -225,14 +228,16 @@ class HullEngine(core.HullEngine, Engine):
             torch.manual_seed(seed)
             return VectorHull.from_config(config, dtype=shifts.dtype).to(shifts.device)
 
-    def tensor(self, value: Any) -> Tensor:
+    def array(self, value: Any) -> Tensor:
         """Return numbers as a tensor of the dtype in training, on the device of the model."""
         return torch.as_tensor(value).to(self.like)
 
 
 def evaluate_flat(config: HullConfig, flat: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Return the hull of `x` from its parameters by dotted name."""
-    return evaluate(effective(nest(flat), config), x, config)
+    """Return the hull of columns of x and context from its parameters by dotted name."""
+    D = config.in_dim
+    context = x[:, D:] if config.context_dim else None
+    return evaluate(effective(nest(flat), config), x if context is None else x[:, :D], config, context)
 
 
 fit = HullEngine.fit

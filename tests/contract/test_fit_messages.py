@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from backends import BACKENDS
 
-from convexmoe.training import HullEngine
+from convexmoe.training import HullFit
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -137,7 +137,7 @@ BAD = {
 
 
 def test_both_packages_have_one_fit(backend):
-    assert backend.package.fit.__func__ is HullEngine.fit.__func__
+    assert backend.package.fit.__func__ is HullFit.fit.__func__
 
 
 @pytest.mark.parametrize("name", BAD)

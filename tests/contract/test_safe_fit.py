@@ -7,6 +7,7 @@ import cases
 import numpy as np
 import pytest
 
+from convexmoe import HullConfig
 from convexmoe.training import parts
 from convexmoe.training.curvature import Curvature, Judged, compare_errors
 from convexmoe.training.start import along_spread, ridge
@@ -86,7 +87,8 @@ def test_new_hulls_read_the_inputs_along_their_spread():
     x = rng.normal(size=(5000, 2))
     x = np.column_stack([x, x.sum(axis=1) / np.sqrt(2) + 0.01 * rng.normal(size=5000)])
     weights = {"trunk.0.weight": rng.normal(size=(3, 999)), "trunk.0.bias": rng.normal(size=999)}
-    turned = along_spread(weights, x)
+    config = HullConfig(3, petals=2, hidden_dim=999)
+    turned = along_spread(weights, x, config)
     odd = np.array([1, 1, -np.sqrt(2)]) / 2
     before, after = (np.std(odd @ w["trunk.0.weight"]) for w in (weights, turned))
     assert after < 0.05 < before
@@ -94,7 +96,7 @@ def test_new_hulls_read_the_inputs_along_their_spread():
     sizes = [np.mean((x @ w["trunk.0.weight"]) ** 2) for w in (weights, turned)]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
     alike = rng.normal(size=(50, 3))  # control: where all directions have the same spread but for chance nothing turns
-    assert np.allclose(along_spread(weights, alike)["trunk.0.weight"], weights["trunk.0.weight"], atol=0.3)
+    assert np.allclose(along_spread(weights, alike, config)["trunk.0.weight"], weights["trunk.0.weight"], atol=0.3)
 
 
 @pytest.mark.parametrize(("sign", "shown"), [(1, "convex"), (-1, "concave"), (0, "neither")])

@@ -6,8 +6,8 @@ import pytest
 import reference
 
 from convexmoe import HullConfig
-from convexmoe.training.fit import plane_of
-from convexmoe.training.start import draw_back, ridge, start_at
+from convexmoe.training.losses import Objective
+from convexmoe.training.start import draw_back, fit_plane, half_square, ridge, start_at
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -105,7 +105,7 @@ def test_a_hull_is_drawn_back_to_its_plane(name, share):
     share = round(share) if fields["temperature"] not in (0.0, "learned") else share
     x, y = rng.normal(size=(ROWS, fields["in_dim"])), rng.normal(size=(ROWS, fields["out_dim"]))
     config, points = HullConfig(**fields), rng.normal(size=(101, fields["in_dim"]))
-    plane = plane_of(x, y, config)
+    plane = fit_plane(x, y - half_square(config, x), Objective(), None, config)
     drawn = draw_back(weights, config, np.full(fields["out_dim"], float(share)), plane)
     square = fields["strong_convexity"] / 2 * np.sum(points**2, axis=1, keepdims=True)
     f = reference.hull(weights, points, fields)
