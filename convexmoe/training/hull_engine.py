@@ -40,6 +40,7 @@ from .start import (
 GARROTE = 4.0  # in units of the variance of the share: the best of forty evaluations is a lucky one, too
 SHARES = np.linspace(0.0, 1.0, 21)  # that are tried where none is best in closed form
 SHORT = 5  # times shorter is a fit that only compares
+CONTEXT_RATE = 0.03  # at most, where weights are multiplied by functions of a context
 LEAST_OUTPUT = 0.05  # of a non-negative hull at the start, in deviations of y
 TOO_LARGE = "Fit a float32 model: these are too large for the dtype."
 
@@ -284,7 +285,8 @@ class HullEngine(Engine, Protocol):
 
     def default_rate(self) -> float:
         """Return the peak learning rate where none is given."""
-        return default_rate(len(self.parts.train[-1]), self.config.in_dim + self.config.context_dim)
+        rate = default_rate(len(self.parts.train[-1]), self.config.in_dim + self.config.context_dim)
+        return min(rate, CONTEXT_RATE) if self.config.context_dim else rate
 
     def mean_weights(self) -> Weights:
         self.judged = self.last
