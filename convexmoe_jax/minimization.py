@@ -75,10 +75,10 @@ class HullSolver:
     def precision(self, value: Any) -> float | None:
         return float(jnp.finfo(value.dtype).eps) if jnp.issubdtype(value.dtype, jnp.floating) else None
 
-    def values(self, model: Any, config: HullConfig, z: np.ndarray) -> np.ndarray:
+    def values(self, model: Any, config: HullConfig, z: np.ndarray, context: np.ndarray | None) -> np.ndarray:
         with jax.enable_x64(True), np.errstate(over="ignore"):
-            z = z.astype(model.params["shifts"].dtype)
-            return np.asarray(compiled_apply(model.params, z, config), np.float64)
+            z, context = jax.tree.map(lambda rows: rows.astype(model.params["shifts"].dtype), (z, context))
+            return np.asarray(compiled_apply(model.params, z, config, context), np.float64)
 
     @standard_promotion
     def solve(

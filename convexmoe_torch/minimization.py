@@ -75,8 +75,9 @@ class HullSolver:
         return torch.finfo(dtype).eps if dtype.is_floating_point else None
 
     @torch.no_grad()
-    def values(self, model: Any, config: HullConfig, z: np.ndarray) -> np.ndarray:
-        y = apply(model.tree, torch.as_tensor(z).to(model.shifts), config)
+    def values(self, model: Any, config: HullConfig, z: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+        given = [None if rows is None else torch.tensor(rows).to(model.shifts) for rows in (z, context)]
+        y = apply(model.tree, given[0], config, given[1])
         return y.double().cpu().numpy()
 
     def solve(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..arrays import Array
-from .minimum import minimize_unchecked, raise_faults
+from ..hull.parameters import Tree
+from .minimum import find_minimum, raise_faults, solve_unchecked
 from .sets import Constraints
 from .solver import check_curvature, check_hull
 
@@ -53,7 +54,12 @@ def maximize(
     solver, _ = check_hull("maximize", model, output)
     got, fix = "a convex one, of which a maximum lies at a corner of the set", "Call minimize."
     check_curvature("maximize", model.config, "concave", got, fix)
-    found = minimize_unchecked(model, constraints, x0, tol, output=output, context=context, owner="maximize")
+    found = solve_unchecked("maximize", find_maximum, model, constraints, x0, tol, output, context)
     raise_faults("maximize", found, solver)
-    x, value, lower, gap, iterations, status, direction = found
+    return found
+
+
+def find_maximum(weights: Tree, *arrays: Any, **static: Any) -> Maximum:
+    """Return the record of `maximize`: that of `find_minimum` for minus the hull, turned."""
+    x, value, lower, gap, iterations, status, direction = find_minimum(weights, *arrays, **static)
     return Maximum(x, 0.0 - value, -lower, gap, iterations, status, direction)

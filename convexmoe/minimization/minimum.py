@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from .outputs import scalar_hull
 from .polytopes import enter
 from .regions import FARTHEST, Region, each_problem, is_outside, region
 from .sets import Box, Constraints, Polytope, leading_axes
-from .solver import Solver, check_contexts, check_curvature, check_hull, check_point, check_tolerance
+from .solver import Record, Solver, check_contexts, check_curvature, check_hull, check_point, check_tolerance
 
 Shape = tuple[int, ...]
 SOLVED, UNCERTIFIED, EMPTY, UNBOUNDED, BROKEN = range(5)
@@ -107,8 +108,8 @@ def minimize(
     return minimum
 
 
-def raise_faults(owner: str, found: Minimum, solver: Solver) -> None:
-    """Raise the error of a single problem that has no minimum, or of weights that are not finite."""
+def raise_faults(owner: str, found: Any, solver: Solver) -> None:
+    """Raise the error of a single problem whose record tells of none, or of weights that are not finite."""
     status = solver.known(found.status)
     if status is None or not (status.ndim == 0 or (status == BROKEN).all()):
         return
@@ -135,9 +136,22 @@ def minimize_unchecked(
     *,
     output: int | None = None,
     context: Any = None,
-    owner: str = "minimize",
 ) -> Minimum:
-    """Return the result of `minimize`, of a concave hull for minus it; faults of the values are in `status`."""
+    """Return the result of `minimize`; faults of the values are in `status`, as under a compiler."""
+    return solve_unchecked("minimize", find_minimum, model, constraints, x0, tol, output, context)
+
+
+def solve_unchecked(
+    owner: str,
+    function: Callable[..., Record],
+    model: Any,
+    constraints: Any,
+    x0: Any,
+    tol: Any,
+    output: int | None,
+    context: Any,
+) -> Record:
+    """Return what `find_minimum`, or another function of its arguments, gives; values are not checked."""
     solver, output = check_hull(owner, model, output)
     D = model.config.in_dim
     problems = leading_axes(owner, constraints, D)
@@ -147,7 +161,7 @@ def minimize_unchecked(
         x0 = check_point(owner, x0, D, problems, solver)
         problems = np.broadcast_shapes(problems, tuple(x0.shape[:-1]))
     static = {"output": output, "problems": problems}
-    return solver.solve(find_minimum, model, (constraints, x0, tol, context), static)
+    return solver.solve(function, model, (constraints, x0, tol, context), static)
 
 
 def find_minimum(
@@ -161,7 +175,10 @@ def find_minimum(
     output: int,
     problems: Shape,
 ) -> Minimum:
-    """Return the record of `minimize` for problems with these leading axes, from effective weights in float64."""
+    """Return the record of `minimize` for problems with these leading axes, from effective weights in float64.
+
+    Of a concave hull it is that of minus the hull.
+    """
     D, B = config.in_dim, math.prod(problems)
     hull = scalar_hull(weights, config, output, context, problems)
     xp, like = namespace(hull.shifts), hull.input_mean

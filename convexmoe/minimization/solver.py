@@ -38,8 +38,12 @@ class Solver(Protocol):
     def precision(self, value: Any) -> float | None:
         """Return the unit of rounding of an array's dtype; None where it is not floating."""
 
-    def values(self, model: Any, config: HullConfig, z: np.ndarray) -> np.ndarray:
-        """Return a hull, with a config without units, at rows `[..., in_dim]` in its own dtype; float64."""
+    def values(self, model: Any, config: HullConfig, z: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+        """Return a hull, with a config without units, at rows `[..., in_dim]` in its own dtype; float64.
+
+        Args:
+            context: of all rows, or one a row, without its units too; None for a hull without contexts.
+        """
 
     def solve(
         self, function: Callable[..., Record], model: Any, arrays: Arrays, static: dict[str, Any], beside: Any = None
