@@ -1,9 +1,8 @@
 """The schema of the neutral file, in one place: whoever reads or writes a header holds it to this.
 
-Schema 2 is that of hulls whose config has fields of `LATER`, also as experts; all others have schema 1, as before there
-was another. Tensors are named `params/<dotted name>` and `opt/<moment>/<dotted name>`. One metadata entry, `convexmoe`, holds JSON
+Tensors are named `params/<dotted name>` and `opt/<moment>/<dotted name>`. One metadata entry, `convexmoe`, holds JSON
 with sorted keys: schema, kind, config, notes, rule and step of the optimizer if there is one, and the sha256 of all of
-it and of every tensor.
+it and of every tensor. Schema 2 is that of models with a hull whose config has fields of `LATER`; others have schema 1.
 """
 
 from __future__ import annotations
