@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import convexmoe_jax as package
 from convexmoe.hull import HullConfig
-from convexmoe.hull.rows import bare_rows
+from convexmoe.hull.rows import bare_contexts, bare_rows, split_context
 
 Rows = NDArray[np.float64]
 name = "jax"
@@ -34,7 +34,7 @@ def own_array(array: np.ndarray) -> jax.Array:
 
 
 def rows_for(model: Any, x: Rows) -> jax.Array:
-    """Return rows `[N, in_dim]` in the dtype of the model's parameters."""
+    """Return rows in the dtype of the model's parameters."""
     with np.errstate(over="ignore"):  # too large for a float16: the prediction tells
         return jnp.asarray(np.asarray(x, model.params["shifts"].dtype))
 
@@ -45,22 +45,29 @@ def new_hull(config: HullConfig, seed: int) -> Any:
 
 
 def predict(model: Any, x: Rows) -> Rows:
-    """Return the model's first output, `[N]`, computed in the dtype of its parameters."""
-    return package.predict(model, x)[:, 0]
+    """Return the model's first output, `[N]`, at rows `[N, in_dim + context_dim]`, computed in its own dtype."""
+    return package.predict(model, *split_context(model.config, x))[:, 0]
 
 
 def winners(model: Any, x: Rows) -> NDArray[np.int64]:
-    """Return the winning group, `[N]`, on rows `[N, in_dim]`."""
-    config, z = bare_rows(model.config, x)
-    return np.asarray(_winners(model.params, rows_for(model, z), config=config).group, np.int64)[:, 0]
+    """Return the winning group, `[N]`, on rows `[N, in_dim + context_dim]`."""
+    x, context = split_context(model.config, x)
+    (config, z), c = bare_rows(model.config, x), bare_contexts(model.config, context, (len(x),))
+    given = None if c is None else rows_for(model, c)
+    return np.asarray(_winners(model.params, rows_for(model, z), context=given, config=config).group, np.int64)[:, 0]
 
 
 def largest_violation(model: Any, points: Rows, *, segments: int, seed: int) -> float | None:
-    """Return by how much the model, in float64, lies above a chord at most; None where it never does."""
+    """Return by how much the model, in float64, lies on the wrong side of a chord at most; None where it never does.
+
+    Args:
+        points: `[N, in_dim + context_dim]`.
+    """
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), model.params)
         exact = package.VectorHull.from_params(model.config, params)
-        violation = package.find_violation(exact, jnp.asarray(points), segments=segments, seed=seed)
+        given = tuple(jnp.asarray(part) for part in split_context(model.config, points) if part is not None)
+        violation = package.find_violation(exact, given if len(given) > 1 else given[0], segments=segments, seed=seed)
     return None if violation is None else violation.gap
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import convexmoe_torch as package
 from convexmoe.files.format import own_copy
 from convexmoe.hull import HullConfig
-from convexmoe.hull.rows import bare_rows
+from convexmoe.hull.rows import bare_contexts, bare_rows, split_context
 from convexmoe_torch.files.layers import from_numpy
 from convexmoe_torch.settings import one_thread
 
@@ -34,8 +34,8 @@ def own_array(array: Any) -> torch.Tensor:
 
 
 def rows_for(model: Any, x: Rows) -> torch.Tensor:
-    """Return rows `[N, in_dim]` in the dtype of the model's parameters."""
-    return torch.as_tensor(x, dtype=model.shifts.dtype)
+    """Return rows in the dtype of the model's parameters."""
+    return torch.tensor(x, dtype=model.shifts.dtype)
 
 
 def new_hull(config: HullConfig, seed: int) -> Any:
@@ -46,21 +46,28 @@ def new_hull(config: HullConfig, seed: int) -> Any:
 
 
 def predict(model: Any, x: Rows) -> Rows:
-    """Return the model's first output, `[N]`, computed in the dtype of its parameters."""
-    return package.predict(model, x)[:, 0]
+    """Return the model's first output, `[N]`, at rows `[N, in_dim + context_dim]`, computed in its own dtype."""
+    return package.predict(model, *split_context(model.config, x))[:, 0]
 
 
 @torch.no_grad()
 def winners(model: Any, x: Rows) -> NDArray[np.int64]:
-    """Return the winning group, `[N]`, on rows `[N, in_dim]`."""
-    config, z = bare_rows(model.config, x)
-    return package.hull.winners(model.tree, rows_for(model, z), config).group.numpy()[:, 0].astype(np.int64)
+    """Return the winning group, `[N]`, on rows `[N, in_dim + context_dim]`."""
+    x, context = split_context(model.config, x)
+    (config, z), c = bare_rows(model.config, x), bare_contexts(model.config, context, (len(x),))
+    given = None if c is None else rows_for(model, c)
+    return package.hull.winners(model.tree, rows_for(model, z), config, given).group.numpy()[:, 0].astype(np.int64)
 
 
 def largest_violation(model: Any, points: Rows, *, segments: int, seed: int) -> float | None:
-    """Return by how much the model, in float64, lies above a chord at most; None where it never does."""
+    """Return by how much the model, in float64, lies on the wrong side of a chord at most; None where it never does.
+
+    Args:
+        points: `[N, in_dim + context_dim]`.
+    """
     exact = copy.deepcopy(model).double()
-    violation = package.find_violation(exact, torch.as_tensor(points), segments=segments, seed=seed)
+    given = tuple(torch.as_tensor(part) for part in split_context(model.config, points) if part is not None)
+    violation = package.find_violation(exact, given if len(given) > 1 else given[0], segments=segments, seed=seed)
     return None if violation is None else violation.gap
 
 

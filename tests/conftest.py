@@ -82,9 +82,9 @@ def quick_compilation(request):
 @pytest.fixture(scope="module")
 def few_folds():
     """`convexmoe fit` measures errors on two folds of equal size: half the models to fit, and fewer compilations."""
-    from interop.command import experiment
+    from interop.command import dataset
 
-    with mock.patch.object(experiment, "FOLDS", 2):
+    with mock.patch.object(dataset, "FOLDS", 2):
         yield
 
 

@@ -18,7 +18,7 @@ import convexmoe_jax
 import convexmoe_torch
 import interop
 from interop import frameworks
-from interop.command import experiment
+from interop.command import dataset, experiment
 from interop.command.tables import embedded_table, read_table
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "few_folds")
@@ -197,7 +197,7 @@ def test_the_metrics_are_those_of_the_saved_model(trained):
 def test_the_saved_model_learns_from_all_rows_and_is_tested_by_others(fitted, name):
     out, _ = fitted[name]
     errors = json.loads((out / "metrics.json").read_text())["test_rmse_folds"]["hull"]
-    data, side = experiment.prepare(embedded_table(), "mpg", (), seed=0), frameworks.get(name)
+    data, side = dataset.prepare(embedded_table(), "mpg", (), seed=0), frameworks.get(name)
     saved, *_ = experiment.read_model(out / "model.safetensors", side)
     new = side.new_hull(dataclasses.replace(saved.config, normalization=None), 0)
     again = side.package.fit(new, data.x, data.y, steps=30).model
@@ -212,8 +212,8 @@ def test_the_saved_model_learns_from_all_rows_and_is_tested_by_others(fitted, na
 
 @pytest.mark.parametrize("number", [2, 5])
 def test_the_folds_use_every_row_once(number, monkeypatch):
-    monkeypatch.setattr(experiment, "FOLDS", number)
-    first, second = (experiment.prepare(embedded_table(), "mpg", (), seed=seed) for seed in (0, 1))
+    monkeypatch.setattr(dataset, "FOLDS", number)
+    first, second = (dataset.prepare(embedded_table(), "mpg", (), seed=seed) for seed in (0, 1))
     for data in (first, second):
         assert len(data.folds) == number and sorted(np.concatenate(data.folds)) == list(range(392))
         for k, fold in enumerate(data.folds):

@@ -109,7 +109,7 @@ def test_what_binds_is_said_of_wide_narrow_and_open_boxes(tmp_path, boxes, bindi
 
 
 def test_control_what_is_near_in_units_of_the_width_does_not_bind(tmp_path, monkeypatch):
-    def near(package, model, lower, upper, output):
+    def near(package, model, lower, upper, output, context):
         x = np.asarray(package.minimize(model, package.Box(lower, upper), output=output).x)
         at = [side <= 1e-6 * (upper - lower) for side in (x - lower, upper - x)]
         return tuple(np.select(at, ["lower", "upper"], "").tolist())

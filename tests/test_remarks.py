@@ -7,12 +7,12 @@ import pytest
 from commands import assert_one_line_refusal, invoke, rows, write
 
 from interop import frameworks
-from interop.command import experiment, report
+from interop.command import dataset, report
 from interop.command.tables import read_table
 
 
 def remarks(tmp_path, n=300, change=None):
-    return experiment._remarks(experiment.prepare(read_table(write(tmp_path / "t.csv", rows(n, change))), "y", (), 0))
+    return dataset.remarks_on(dataset.prepare(read_table(write(tmp_path / "t.csv", rows(n, change))), "y", (), 0))
 
 
 def column(name, values):
@@ -76,7 +76,7 @@ def test_letters_are_drawn_by_a_font_that_has_them_or_by_none():
 
 def test_five_folds_of_ten_rows_of_which_one_differs(tmp_path, monkeypatch):
     """A column and the target are constant outside one fold: no end of the run."""
-    monkeypatch.setattr(experiment, "FOLDS", 5)
+    monkeypatch.setattr(dataset, "FOLDS", 5)
     monkeypatch.setattr(frameworks, "installed", lambda: ("torch",))
     data = write(tmp_path / "t.csv", [["a", "b", "y"], *[[k * k % 7, k == 3, 5 + (k == 3)] for k in range(10)]])
     options = ["--target", "y", "--framework", "torch", "--steps", "5", "--out", tmp_path / "run"]

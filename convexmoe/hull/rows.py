@@ -178,6 +178,12 @@ def bare_rows(config: HullConfig, x: NDArray[np.float64]) -> tuple[HullConfig, N
     return replace(config, normalization=None), normalize(x, units.input_mean, units.input_scale)
 
 
+def split_context(config: HullConfig, rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], Any]:
+    """Return the columns of x, and those of the context, None without one, of rows `[N, D + C]`."""
+    x, context = np.split(rows, [config.in_dim], axis=1)
+    return x, context if config.context_dim else None
+
+
 def bare_contexts(
     config: HullConfig, context: NDArray[np.float64] | None, axes: tuple[int, ...]
 ) -> NDArray[np.float64] | None:

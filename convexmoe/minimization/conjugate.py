@@ -14,15 +14,7 @@ from .central_path import Path, Problem, follow_path
 from .outputs import scalar_hull
 from .regions import space
 from .scalar_hull import ScalarHull
-from .solver import (
-    Solver,
-    check_contexts,
-    check_curvature,
-    check_hull,
-    check_point,
-    check_tolerance,
-    check_weights,
-)
+from .solver import Solver, check_contexts, check_curvature, check_hull, check_point, check_tolerance, check_weights
 
 
 class Conjugate(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a hull is compared with: linear regression, and an MLP with as many parameters, trained by the same loop."""
+"""What a hull is compared with: a plane of the same loss, and an MLP with as many parameters, trained by its loop."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from convexmoe.hull import HullConfig, Normalization
+from convexmoe.training.losses import SQUARED, objective_of
+from convexmoe.training.start import fit_plane
 
 from ..frameworks import Framework
 
@@ -19,8 +23,12 @@ MLP_LEARNING_RATE = 1e-2  # three times it is worse for the MLP on the embedded 
 Baseline = tuple[Callable[[Rows], Rows], int]
 
 
-def fit_linear(x: Rows, y: Rows) -> Baseline:
-    """Return the least-squares plane, with intercept, through rows `[N, in_dim]` and targets `[N]`.
+def fit_linear(x: Rows, y: Rows, weight: Rows | None = None, loss: Any = SQUARED) -> Baseline:
+    """Return the plane, with intercept, through rows `[N, in_dim]` and targets `[N]`: of least squares, or of a loss.
+
+    Args:
+        x, y: the rows; weight: `[N]`, how much each counts, or None.
+        loss: as `fit` takes it; for another than the square by `fit_plane`, as a start is fitted.
 
     >>> rows = np.arange(6.0).reshape(3, 2)
     >>> predict, _ = fit_linear(rows, rows[:, 0] - 2)
@@ -32,7 +40,15 @@ def fit_linear(x: Rows, y: Rows) -> Baseline:
     def design(rows: Rows) -> Rows:
         return np.column_stack([(rows - mean) / scale, np.ones(len(rows))])
 
-    solution = np.linalg.lstsq(design(x), y, rcond=None)[0]
+    if loss != SQUARED:
+        units = Normalization((), (), (float(y.mean()),), (float(y.std()) if np.ptp(y) > 0 else 1.0,))
+        z, config = (y - units.output_mean[0]) / units.output_scale[0], HullConfig(x.shape[1], 1, 1)
+        plane = fit_plane(design(x)[:, :-1], z[:, None], objective_of(loss, units, 1), weight, config)
+        solution = units.output_scale[0] * np.append(plane.slopes[:, 0], plane.offsets[0])
+        solution[-1] += units.output_mean[0]
+    else:
+        root = np.ones(len(x)) if weight is None else np.sqrt(weight)
+        solution = np.linalg.lstsq(root[:, None] * design(x), root * y, rcond=None)[0]
     return lambda rows: design(rows) @ solution, solution.size
 
 

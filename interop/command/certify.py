@@ -16,7 +16,7 @@ from convexmoe.files.atomic import write_whole
 from ..frameworks import choose
 from .options import FrameworkOption, HullArgument
 from .output import say
-from .saved_model import explain_sign, precision_of, read_hull
+from .saved_model import explain_function, explain_sign, precision_of, read_hull
 
 STRENGTH_HELP = "structural (any parameters) or numeric (these)."
 
@@ -52,7 +52,7 @@ def certify_file(
     write_whole(target, text.encode())
     lines = str(certificate).splitlines()
     shown = lines if proof else lines[: 1 + len(certificate.outputs)]  # the verdict alone, or the tree below it as well
-    shown += explain_sign(inspection.notes)
+    shown += (*explain_function(inspection.config, inspection.notes), *explain_sign(inspection.notes))
     for line in [*shown, f"sha256 of the model's file {digest}", f"Written to {target}"]:
         say(line)
     if certificate.verdict != "proved":

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from convexmoe.errors import InputError, refuse
-from convexmoe.training.curvature import CONCAVE, CONVEX
+from convexmoe.training.losses import SQUARED
 from convexmoe.training.shapes import AUTO
 
 from .. import frameworks
 from . import resume as unfinished
-from .experiment import Run, prepare, run_fit
+from .dataset import prepare
+from .experiment import Run, run_fit
+from .function import LOSSES, read_curvature, read_function
 from .options import DecimalOption, EncodingOption, FrameworkOption, SepOption, check_table_options, check_whole_number
 from .output import claim, say, write_together
 from .resume import LIMITS, Plan
@@ -27,16 +30,26 @@ DATA_HELP = "Table to learn from; without it, the embedded Auto MPG data."
 RESUME_HELP = "Go on with the unfinished run of this directory."
 PAUSE_HELP = "Stop at the first evaluation from this step on, to be resumed."
 # What a run keeps of its options: none of them is given again beside --resume.
-KEPT = ("target", "petals", "depth", "steps", "seed", "out", "drop", "curvature", "shape", "budget")
+KEPT = (
+    *("target", "petals", "depth", "steps", "seed", "out", "drop", "curvature", "concave", "shape", "budget"),
+    *("context", "increasing", "decreasing", "nonnegative", "loss", "level", "delta", "weights"),
+)
 MISSING_HELP = "Rows with missing cells: drop them, or fill in the mean of their column."
 DROP_HELP = "Column to leave out; may be repeated."
 CURVATURE_HELP = "Of the target: convex, concave, or auto, which asks the rows."
 SHAPE_HELP = "auto tries other shapes and rates on rows held out."
+CONCAVE_HELP = "As --curvature concave."
+CONTEXT_HELP = "Columns in which nothing is assumed, as region,season: the function is convex for each of their values."
+INCREASING_HELP, DECREASING_HELP = "Input columns along which the function rises.", "Along which it falls."
+NONNEGATIVE_HELP = "The function is >= 0; a concave one <= 0."
+LOSS_HELP = f"What is minimized: {', '.join(LOSSES)}."
+LEVEL_HELP, DELTA_HELP = "Of --loss quantile or expectile, 0 to 1.", "Of --loss huber, in units of the target."
+WEIGHTS_HELP = "Column that says how much each row counts; it is no input."
 BUDGET_HELP, SECONDS = "Seconds for --shape auto.", 60.0
 
 
 def fit_table(
-    context: typer.Context,
+    call: typer.Context,
     data: Annotated[Path | None, typer.Argument(metavar="DATA.csv", help=DATA_HELP, show_default=False)] = None,
     target: Annotated[
         str | None, typer.Option(help="Column to predict.", show_default="mpg for the embedded data")
@@ -50,7 +63,16 @@ def fit_table(
         Path | None, typer.Option(help="Directory to write to.", show_default="a new ./convexmoe-fit")
     ] = None,
     drop: Annotated[list[str] | None, typer.Option(help=DROP_HELP, show_default=False)] = None,
-    curvature: Annotated[str, typer.Option(help=CURVATURE_HELP)] = CONVEX,
+    context: Annotated[list[str] | None, typer.Option(help=CONTEXT_HELP, show_default=False)] = None,
+    increasing: Annotated[list[str] | None, typer.Option(help=INCREASING_HELP, show_default=False)] = None,
+    decreasing: Annotated[list[str] | None, typer.Option(help=DECREASING_HELP, show_default=False)] = None,
+    curvature: Annotated[str | None, typer.Option(help=CURVATURE_HELP, show_default="convex")] = None,
+    concave: Annotated[bool, typer.Option("--concave", help=CONCAVE_HELP)] = False,
+    nonnegative: Annotated[bool, typer.Option("--nonnegative", help=NONNEGATIVE_HELP)] = False,
+    loss: Annotated[str, typer.Option(help=LOSS_HELP)] = SQUARED,
+    level: Annotated[float | None, typer.Option(help=LEVEL_HELP, show_default=False)] = None,
+    delta: Annotated[float | None, typer.Option(help=DELTA_HELP, show_default=False)] = None,
+    weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP, show_default=False)] = None,
     shape: Annotated[str | None, typer.Option(help=SHAPE_HELP, show_default="--petals and --depth")] = None,
     budget: Annotated[float | None, typer.Option(help=BUDGET_HELP, show_default=f"{SECONDS:g}")] = None,
     missing: Annotated[str | None, typer.Option(help=MISSING_HELP, show_default="they are refused")] = None,
@@ -62,15 +84,18 @@ def fit_table(
 ) -> None:
     """Fit a convex mixture of experts to a table: writes model.safetensors, metrics.json and report.png."""
     for name in KEPT if resume is not None else ():
-        if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE":  # the run itself has set it
+        if getattr(call.get_parameter_source(name), "name", None) == "COMMANDLINE":  # the run itself has set it
             got, fix = f"--{name} beside it", f"Leave --{name} out."
             refuse("convexmoe fit --resume", "the options of the run itself", got, fix)
-    plan, dropped = Plan(petals, depth, steps, seed, curvature), tuple(drop or ())
+    lists = {"context": context, "increasing": increasing, "decreasing": decreasing}
+    function = read_function(lists, nonnegative, loss, level, delta, weights)
+    plan = Plan(petals, depth, steps, seed, read_curvature(curvature, concave, function), function)
+    dropped = tuple(drop or ())
     for name, limits in LIMITS.items():
         check_whole_number("fit", name, getattr(plan, name), *limits)
     if pause_at is not None:
         check_whole_number("fit", "pause-at", pause_at, 1, 10**7, 1000)
-    seconds = check_choices(curvature, shape, budget, pause_at)
+    seconds = check_choices(shape, budget, pause_at)
     if missing not in (None, "drop", "mean"):
         refuse("convexmoe fit --missing", "drop or mean", repr(missing), "Try --missing drop.")
     side, earlier, options = frameworks.choose(framework), None, check_table_options(sep, decimal, encoding)
@@ -91,11 +116,12 @@ def fit_table(
     if target is None:
         fix = f"Choose one of {shorten(table.columns)}: for example --target {table.columns[-1]}."
         refuse("convexmoe fit --target", "the column to predict", "none", fix)
-    dataset = prepare(table, target, dropped, plan.seed, missing)
+    dataset = prepare(table, target, dropped, plan.seed, missing, plan.function)
+    plan = replace(plan, function=dataset.function)
     with claim(out) as place, side.quiet():
         folder = place / unfinished.FOLDER
         unfinished.check_folder(place, resume is not None)
-        go_on = f"Go on, in either framework: {resume_command(context, data, place)}"
+        go_on = f"Go on, in either framework: {resume_command(call, data, place)}"
         with write_together(place, FILES) as staging:
             run = Run(dataset, side, plan, staging, folder, dropped, go_on, pause_at, earlier, seconds)
             if _run(run, place) is not None:
@@ -104,10 +130,8 @@ def fit_table(
     say(f"Written to {place}: {', '.join(FILES)}")
 
 
-def check_choices(curvature: str, shape: str | None, budget: float | None, pause_at: int | None) -> float | None:
+def check_choices(shape: str | None, budget: float | None, pause_at: int | None) -> float | None:
     """Return the seconds to choose a shape in, None for no choice, after checks of the options of what rows choose."""
-    if curvature not in (CONVEX, CONCAVE, AUTO):
-        refuse("convexmoe fit --curvature", "convex, concave or auto", repr(curvature), "Try --curvature auto.")
     if shape not in (None, AUTO):
         refuse("convexmoe fit --shape", "auto", repr(shape), "Leave it out for --petals and --depth.")
     if shape is None:
@@ -122,14 +146,14 @@ def check_choices(curvature: str, shape: str | None, budget: float | None, pause
     return seconds
 
 
-def resume_command(context: typer.Context, data: Path | None, out: Path) -> str:
+def resume_command(call: typer.Context, data: Path | None, out: Path) -> str:
     """Return the command that goes on with a run: its table, the options of which it keeps nothing, its directory."""
     words = [] if data is None else [f"./{data}" if str(data).startswith("-") else str(data)]
     again = {*KEPT, "data", "framework", "pause_at", "resume"}
-    for option in context.command.params:
+    for option in call.command.params:
         name = option.name or ""
-        if name not in again and getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE":
-            words += [option.opts[0], str(context.params[name])]
+        if name not in again and getattr(call.get_parameter_source(name), "name", None) == "COMMANDLINE":
+            words += [option.opts[0], str(call.params[name])]
     return shlex.join(["convexmoe", "fit", *words, "--resume", str(out)])
 
 

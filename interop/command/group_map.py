@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,34 +42,38 @@ class GroupMap:
     members: tuple[tuple[int, ...], ...]
 
 
-def rmse(predicted: Rows, true: Rows) -> float:
-    """Return the root of the mean squared difference of two `[N]`.
+def rmse(predicted: Rows, true: Rows, weight: Rows | None = None) -> float:
+    """Return the root of the mean squared difference of two `[N]`, rows weighted where weights `[N]` are given.
 
     >>> rmse(np.array([3.0, 5.0]), np.array([0.0, 2.0]))
     3.0
     """
-    return float(np.sqrt(np.mean((predicted - true) ** 2)))
+    squares = (predicted - true) ** 2
+    return float(np.sqrt(np.mean(squares) if weight is None else np.average(squares, weights=weight)))
 
 
-def importance(framework: Framework, model: Any, x: Rows, y: Rows, seed: int) -> Rows:
-    """Return by how much the RMSE grows when one column is shuffled, `[in_dim]`: the mean of some shuffles.
+def importance(
+    framework: Framework, model: Any, x: Rows, y: Rows, seed: int, error: Callable[[Rows, Rows], float] = rmse
+) -> Rows:
+    """Return by how much the error grows when one column is shuffled, `[D]`: the mean of some shuffles.
 
     Source: permutation importance (Breiman, "Random Forests", 2001, section 10).
 
     Args:
-        x: `[N, in_dim]`, rows that the model was not trained on.
+        x: `[N, D]`, rows that the model was not trained on, D = in_dim + context_dim.
         y: `[N]`.
         seed: of the shuffles.
+        error: of predictions and targets.
     """
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(x)) for _ in range(_SHUFFLES)]
     growth = np.empty(x.shape[1])
-    exact = rmse(framework.predict(model, x), y)
+    exact = error(framework.predict(model, x), y)
     for column in range(x.shape[1]):
         shuffled, errors = x.copy(), []
         for order in orders:
             shuffled[:, column] = x[order, column]
-            errors.append(rmse(framework.predict(model, shuffled), y))
+            errors.append(error(framework.predict(model, shuffled), y))
         growth[column] = np.mean(errors) - exact
     return growth
 
@@ -78,10 +83,11 @@ def map_groups(framework: Framework, model: Any, names: tuple[str, ...], growth:
 
     Args:
         names: `in_dim` names.
-        growth: `[in_dim]`, from `importance`.
-        x, y: `[N, in_dim]` and `[N]`, all rows: they give the medians and the ranges, and are shown as points.
+        growth: `[in_dim + context_dim]`, from `importance`.
+        x, y: `[N, in_dim + context_dim]` and `[N]`, all rows: they give the medians and the ranges, and are shown as
+            points. The context is at its median, too.
     """
-    shown = np.argsort(-growth, kind="stable")[:2]
+    shown = np.argsort(-growth[: len(names)], kind="stable")[:2]
     low, high = x[:, shown].min(axis=0), x[:, shown].max(axis=0)
     edge = 0.03 * (high - low)  # so that no point is cut by the frame
     axes = tuple(np.linspace(a, b, _GRID) for a, b in zip(low - edge, high + edge, strict=True))

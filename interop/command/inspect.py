@@ -14,7 +14,7 @@ from convexmoe.files.format import read
 
 from .options import JsonOption
 from .output import emit, say, tabulate
-from .saved_model import explain_sign
+from .saved_model import explain_function, explain_sign
 
 FILE_HELP = "A file that `save` or `convexmoe fit` wrote."
 
@@ -35,7 +35,8 @@ def inspect_file(
     say(f"config {json.dumps(inspection.config)}")
     matrix = {"leverage": "..."} if isinstance(inspection.notes.get("leverage"), dict) else {}
     say(f"notes {json.dumps(inspection.notes | matrix)}")
-    for line in explain_sign(inspection.notes):
+    of_hull = explain_function(inspection.config, inspection.notes) if inspection.kind == "VectorHull" else []
+    for line in (*of_hull, *explain_sign(inspection.notes)):
         say(line)
     rows = [(t.name, t.dtype, "x".join(map(str, t.shape)) or "-", f"{t.bytes:,}") for t in inspection.parameters]
     tabulate({"name": "left", "dtype": "left", "shape": "right", "bytes": "right"}, rows)

@@ -1,4 +1,4 @@
-"""`convexmoe minimize`: the minimum of a saved hull over a box in original units, and what binds there."""
+"""`convexmoe minimize`: the best value of a saved hull over a box in original units, and what binds there."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from ..frameworks import LABELS, Framework, choose
 from .leverage import outside, read_ranges
 from .options import FrameworkOption, HullArgument
 from .output import digits_of, say, tabulate, terminal
-from .saved_model import columns_of, explain_sign, read_hull, sign_of
+from .saved_model import as_target, columns_of, read_hull
 from .tables import shorten
 
 OWNER = "convexmoe minimize"
 BOX_HELP = 'Bounds of a column, as "0<=weight<=4", "weight>=0" or "weight=3"; may be repeated.'
+AT_HELP = "The context, as season=2,region=1: a number for each of its columns."
 BINDING_TOLERANCE = 1e-7  # of the gaps that tell what binds; kinks seldom allow less
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
 _BETWEEN = re.compile(rf"^\s*({_NUMBER})\s*(<=|>=)\s*(.+?)\s*\2\s*({_NUMBER})\s*$")
@@ -37,22 +38,25 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class BoxMinimum:
-    """The minimum of a saved hull.
+    """The minimum of a saved convex hull, or the maximum of a concave one.
 
     Attributes:
         columns: names of the inputs; target: of what the model predicts.
+        is_largest: whether it is the maximum.
         lower, upper, x: `[in_dim]`, in original units.
-        value, gap: of the target; certified: whether the gap is within the tolerance.
+        value, bound, gap: of the target: no value is beyond the bound; certified: whether the gap is small enough.
         binding: for each column "lower", "upper", "fixed" or "".
         remarks: how point and value lie outside the training rows, in sentences; none where they do not.
     """
 
     columns: tuple[str, ...]
     target: str
+    is_largest: bool
     lower: Vector
     upper: Vector
     x: Vector
     value: float
+    bound: float
     gap: float
     certified: bool
     binding: tuple[str, ...]
@@ -62,18 +66,20 @@ class BoxMinimum:
 def minimize_file(
     model: HullArgument,
     box: Annotated[list[str] | None, typer.Option(help=BOX_HELP, show_default="the range it was trained on")] = None,
+    at: Annotated[list[str] | None, typer.Option(help=AT_HELP, show_default=False)] = None,
     tol: Annotated[float, typer.Option(help="Of the gap, relative to the value.")] = 1e-6,
     output: Annotated[
         int | None, typer.Option(help="Which output, counted from 0.", show_default="the only one")
     ] = None,
     framework: FrameworkOption = None,
 ) -> None:
-    """Minimize a saved hull over a box: prints the point, the value, the certified gap, and what binds."""
+    """Minimize a saved hull over a box, or maximize a concave one: prints point, value, certified gap, what binds."""
     if not 0 < tol <= 1:
         refuse(f"{OWNER} --tol", "a number in (0, 1]", f"{tol:g}", "Try --tol 1e-6.")
     side = choose(framework)
-    with side.quiet(), terminal(stderr=True).status(f"Minimizing in {LABELS[side.name]}"):
-        minimum = minimize(model, side, box or (), tol, output)
+    with side.quiet(), terminal(stderr=True).status(f"Searching in {LABELS[side.name]}"):
+        minimum = minimize(model, side, box or (), tol, output, at or ())
+    end, beyond = ("maximum", "higher") if minimum.is_largest else ("minimum", "lower")
     lines = []
     for name, low, x, high, binds in zip(
         minimum.columns, minimum.lower, minimum.x, minimum.upper, minimum.binding, strict=True
@@ -81,19 +87,21 @@ def minimize_file(
         more = digits_of(x, high - low, 0) if 0 < high - low < math.inf else 0
         numbers = (f"{low:.{6 + more}g}", f"{x:.{8 + more}g}", f"{high:.{6 + more}g}")
         lines.append((shorten([name]), *numbers, binds))
-    tabulate({"column": "left", "lower": "right", "minimum at": "right", "upper": "right", "binds": "left"}, lines)
+    tabulate({"column": "left", "lower": "right", f"{end} at": "right", "upper": "right", "binds": "left"}, lines)
     digits = max(9, digits_of(minimum.value, minimum.gap or 1e-6, 2))
     say(f"{minimum.target} = {minimum.value:.{digits}g}")
-    words, bound = "certified" if minimum.certified else "wider than asked for", minimum.value - minimum.gap
-    say(f"No point of the box is lower than {bound:.{digits}g}: a gap of {minimum.gap:.3g}, {words}.")
+    words = "certified" if minimum.certified else "wider than asked for"
+    say(f"No point of the box is {beyond} than {minimum.bound:.{digits}g}: a gap of {minimum.gap:.3g}, {words}.")
     for remark in minimum.remarks:
         say(remark)
     if not minimum.certified:
         raise typer.Exit(1)
 
 
-def minimize(path: Path, framework: Framework, boxes: Sequence[str], tol: float, output: int | None) -> BoxMinimum:
-    """Return the minimum of the hull in a file over a box.
+def minimize(
+    path: Path, framework: Framework, boxes: Sequence[str], tol: float, output: int | None, at: Sequence[str] = ()
+) -> BoxMinimum:
+    """Return the minimum of the hull in a file over a box, of a concave one the maximum.
 
     Args:
         path: the file.
@@ -102,49 +110,93 @@ def minimize(path: Path, framework: Framework, boxes: Sequence[str], tol: float,
             was trained on, where the file knows it.
         tol: of the gap, relative.
         output: which output, counted from 0, or None for the only one.
+        at: the context, as `season=2,region=1`; a number for each of its columns.
 
     Raises:
-        InputError: no such model, column or output; a bound that cannot be read; no bound and no range; no minimum.
+        InputError: no such model, column or output; a bound or a context that cannot be read; no bound and no range; no
+            context where there is one; no minimum.
     """
     model, notes = read_hull(path, framework)
-    if sign_of(path, notes) < 0:
-        got = "a concave one, least at corners of a box: what can be certified is its largest"
-        fix = "Minimize that hull in Python: its least value is minus the target's largest."
-        refuse(path, "a convex function, for its least value", got, f"{explain_sign(notes)[0]} {fix}")
-    in_dim, out_dim = model.config.in_dim, model.config.out_dim
+    model = as_target(path, model, notes)
+    in_dim, out_dim, width = model.config.in_dim, model.config.out_dim, model.config.context_dim
     columns = columns_of(notes, in_dim) or tuple(f"x{k}" for k in range(in_dim))
+    contexts = (columns_of(notes, width, "context") or tuple(f"c{k}" for k in range(width))) if width else ()
+    context = read_context(at, contexts)
     if output is None and out_dim > 1:
         refuse(f"{OWNER} --output", f"one of the {out_dim} outputs of {path}", "none", "Try --output 0.")
     if output is not None and not 0 <= output < out_dim:
         rule = f"a whole number from 0 to {out_dim - 1}"
         refuse(f"{OWNER} --output", rule, str(output), "Try --output 0.")
-    lower, upper = _bounds(boxes, columns, notes)
+    lower, upper = _bounds(boxes, columns, contexts, notes)
     package = framework.package
     try:
-        minimum = package.minimize(model, package.Box(lower, upper), tol=tol, output=output)
+        found, bound = _solve(package, model, package.Box(lower, upper), tol, output, context)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    x, value, gap = np.asarray(minimum.x, np.float64), float(minimum.value), float(minimum.gap)
+    x, value, gap = np.asarray(found.x, np.float64), float(found.value), float(found.gap)
     allowed = tol * (1 + abs(value))
-    binding = binding_sides(package, model, lower, upper, output)
+    binding = binding_sides(package, model, lower, upper, output, context)
     target = notes.get("target")
     name = target if isinstance(target, str) else "output" if output is None else f"output {output}"
     of_output = notes if out_dim == 1 else notes | {"target_range": None}
-    remarks = tuple(_remarks(of_output, columns, shorten([name]), x, (value - gap, value + gap)))
-    return BoxMinimum(columns, name, lower, upper, x, value, gap, gap <= allowed, binding, remarks)
+    point = np.concatenate([x, () if context is None else context])
+    remarks = tuple(_remarks(of_output, (*columns, *contexts), shorten([name]), point, (value - gap, value + gap)))
+    ends, is_largest = (lower, upper, x, value, float(bound), gap), model.config.is_concave
+    return BoxMinimum(columns, name, is_largest, *ends, gap <= allowed, binding, remarks)
 
 
-def binding_sides(package: Any, model: Any, lower: Vector, upper: Vector, output: int | None) -> tuple[str, ...]:
+def _solve(package: Any, model: Any, box: Any, tol: float, output: int | None, context: Vector | None) -> Any:
+    """Return the record of `minimize`, of a concave hull that of `maximize`, and its bound on the value."""
+    if model.config.is_concave:
+        found = package.maximize(model, box, tol=tol, output=output, context=context)
+        return found, found.upper_bound
+    found = package.minimize(model, box, tol=tol, output=output, context=context)
+    return found, found.lower_bound
+
+
+def read_context(texts: Sequence[str], names: Sequence[str]) -> Vector | None:
+    """Return the context that options state, a number for each of its columns; None for a model without one.
+
+    >>> read_context(["season=2,region=-1e3"], ("region", "season"))
+    array([-1000.,     2.])
+    """
+    owner, values = f"{OWNER} --at", dict[str, float]()
+    if texts and not names:
+        refuse(owner, "a model with a context", "one without", "Leave it out; bounds of inputs are --box.")
+    whole = [[text] if text.rpartition("=")[0].strip() in names else text.split(",") for text in texts]
+    for text in (part for parts in whole for part in parts):
+        name, _, number = (part.strip() for part in text.rpartition("="))
+        if not re.fullmatch(_NUMBER, number) or not math.isfinite(float(number)):
+            refuse(owner, "a column and a number, as season=2", repr(shorten([text])), "Write both.")
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            rule, fix = f"columns of the context ({shorten(names)})", f"The closest is {close[0]!r}."
+            refuse(owner, rule, repr(shorten([name])), fix)
+        if name in values:
+            refuse(owner, "one number a column", f"two for {name!r}", "Leave one of them out.")
+        values[name] = float(number)
+    if missing := [name for name in names if name not in values]:
+        fix = f"Add --at {','.join(f'{name}=0' for name in missing[:3])}, for example."
+        refuse(
+            owner, f"a number for each column of the context ({shorten(names)})", f"none for {shorten(missing)}", fix
+        )
+    return np.array([values[name] for name in names]) if names else None
+
+
+def binding_sides(
+    package: Any, model: Any, lower: Vector, upper: Vector, output: int | None, context: Vector | None = None
+) -> tuple[str, ...]:
     """Return for each column "lower", "upper", "fixed" or "".
 
-    A bound binds without which the minimum is lower, by more than the gap: it is minimized again without each.
+    A bound binds without which the value is better, by more than the gap: it is looked for again without each.
     """
     D = len(lower)
     lows, highs = (np.tile(side, (2 * D + 1, 1)) for side in (lower, upper))
     lows[np.arange(D), np.arange(D)], highs[np.arange(D, 2 * D), np.arange(D)] = -np.inf, np.inf
-    found = package.minimize(model, package.Box(lows, highs), tol=BINDING_TOLERANCE, output=output)
-    *values, _ = np.where(np.asarray(found.status) == UNBOUNDED, -np.inf, np.asarray(found.value, np.float64))
-    binds = np.array(values).reshape(2, D) < float(found.lower_bound[-1])
+    found, bounds = _solve(package, model, package.Box(lows, highs), BINDING_TOLERANCE, output, context)
+    sign = -1.0 if model.config.is_concave else 1.0
+    *values, _ = np.where(np.asarray(found.status) == UNBOUNDED, -np.inf, sign * np.asarray(found.value, np.float64))
+    binds = np.array(values).reshape(2, D) < sign * float(bounds[-1])
     return tuple(np.select([lower == upper, *binds], ["fixed", "lower", "upper"], "").tolist())
 
 
@@ -164,19 +216,22 @@ def _remarks(notes: dict[str, Any], columns: Sequence[str], target: str, x: Vect
     return [*lines, "Nothing like it was seen: narrow the box with --box."] if lines else []
 
 
-def _bounds(boxes: Sequence[str], columns: tuple[str, ...], notes: dict[str, Any]) -> tuple[Vector, Vector]:
+def _bounds(
+    boxes: Sequence[str], columns: tuple[str, ...], contexts: tuple[str, ...], notes: dict[str, Any]
+) -> tuple[Vector, Vector]:
     """Return the bounds of every column after all checks."""
     given: dict[str, tuple[float | None, float | None]] = {}
     for text in boxes:
         name, low, high = read_box(text)
         if name not in columns:
             close = difflib.get_close_matches(name, columns, n=1, cutoff=0.0)
-            rule, fix = f"one of the columns {shorten(columns)}", f"The closest is {close[0]!r}."
+            fix = f"Use --at {name}=0." if name in contexts else f"The closest is {close[0]!r}."
+            rule = f"one of the columns {shorten(columns)}"
             refuse(f"{OWNER} --box", rule, repr(shorten([name])), fix)
         if name in given:
             refuse(f"{OWNER} --box", "one box a column", f"two for {name!r}", "Join them.")
         given[name] = (low, high)
-    ranges = read_ranges(notes, "ranges", (len(columns), 2))
+    ranges = read_ranges(notes, "ranges", (len(columns) + len(contexts), 2))[: len(columns)]
     missing = [name for k, name in enumerate(columns) if name not in given and math.isnan(ranges[k, 0])]
     if missing:
         rule = "bounds for every column, as the file has no ranges"

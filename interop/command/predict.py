@@ -16,13 +16,13 @@ from ..frameworks import choose
 from .leverage import Outside, outside, read_ranges
 from .options import DecimalOption, EncodingOption, FrameworkOption, SepOption, check_table_options
 from .output import digits_of, emit, say, write_text
-from .saved_model import read_model, sign_of
+from .saved_model import read_model
 from .tables import read_table, require_columns, shorten
 
 MODEL_HELP = "A model.safetensors that `convexmoe fit` wrote."
 MISSING_HELP = "mean fills missing cells with the mean of the training rows."
 FLAG_HELP = "Add a column `outside`: the columns out of the range of training, or `combination`."
-DATA_HELP = "Table with the model's input columns; others are ignored."
+DATA_HELP = "Table with the model's columns, those of its context too; others are ignored."
 
 
 def predict_rows(
@@ -43,7 +43,6 @@ def predict_rows(
     side, options = choose(framework), check_table_options(sep, decimal, encoding)
     with side.quiet():
         hull, columns, target, notes = read_model(model, side)
-    sign = sign_of(model, notes)
     if flag and np.isnan(read_ranges(notes, "ranges", (len(columns), 2))).any():
         rule, fix = "a model with the ranges of its training rows", "Leave --flag out, or fit the model anew."
         refuse(model, rule, "one without them", fix)
@@ -55,10 +54,10 @@ def predict_rows(
     if not len(inputs):
         refuse(table.name, "at least one row under the header", "none", "Add rows.")
     if gaps:
-        inputs = np.where(np.isnan(inputs), np.asarray(units.input_mean), inputs)
+        inputs = np.where(np.isnan(inputs), np.asarray(units.input_mean + units.context_mean), inputs)
         remarks += (f"Missing cells, filled with means of the training rows: {gaps}.",)
     with side.quiet():
-        predictions = sign * side.predict(hull, inputs)
+        predictions = side.predict(hull, inputs)
     if not np.isfinite(predictions).all():
         line = next(islice(table.rows(), int(np.isfinite(predictions).argmin()), None))[0]
         rule, got = "inputs near those of the fitted table", f"values on line {line} that overflow"

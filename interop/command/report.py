@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,10 @@ from convexmoe.training import History
 from convexmoe.training.curvature import CONCAVE
 
 from ..frameworks import LABELS
+from .function import LOSSES, SQUARED
 from .group_map import GroupMap
 from .output import say, tabulate
+from .slices import LEVELS, Slices
 from .tables import shorten
 
 if TYPE_CHECKING:
@@ -29,8 +31,15 @@ _INK = "#222222"
 Vector = NDArray[np.float64]
 
 
-def draw_report(metrics: dict[str, Any], history: History, predicted: Vector, group_map: GroupMap, path: Path) -> str:
-    """Write the three panels as a PNG: loss curves, predicted against true, which group wins where.
+def draw_report(
+    metrics: dict[str, Any],
+    history: History,
+    predicted: Vector,
+    group_map: GroupMap,
+    path: Path,
+    slices: Sequence[Slices] = (),
+) -> str:
+    """Write the panels as a PNG: loss curves, predicted against true, which group wins where, slices at contexts.
 
     Return what stands for names that no font can draw, "" where there are none.
 
@@ -40,24 +49,30 @@ def draw_report(metrics: dict[str, Any], history: History, predicted: Vector, gr
         predicted: targets of all rows, each by a hull fitted without its fold, in original units, `[N]`.
         group_map: which group wins where; it has the true targets.
         path: of the file.
+        slices: for each context shown, along one input; they are a second row.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns, target = metrics["data"]["columns"], metrics["data"]["target"]
-    places = {name: f"column {columns.index(name) + 1}" for name in group_map.names} | {target: "target"}
+    columns, target = [*metrics["data"]["columns"], *metrics["data"]["context"]], metrics["data"]["target"]
+    shown = dict.fromkeys([*group_map.names, *(name for part in slices for name in (part.along, part.context))])
+    places = {name: f"column {columns.index(name) + 1}" for name in shown} | {target: "target"}
     families, strange = _choose_fonts(map(_plain, places))
     numbered = {name: label for name, label in places.items() if strange & set(_plain(name))}
     labels = {name: numbered.get(name, _plain(name)) for name in places}
     with rc_context({"font.family": families}):
-        figure = Figure(figsize=(16.5, 5.4), dpi=120, layout="constrained")
+        figure = Figure(figsize=(16.5, 10.0 if slices else 5.4), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)  # no display, no global state
-        left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 0.95, 1.35))
-        _draw_loss(left, history, metrics["best_step"])
-        _draw_predictions(middle, labels[target], group_map.point_value, predicted, metrics["test_rmse"]["hull"])
+        upper, lower = figure.subfigures(2, 1, height_ratios=(5.4, 4.6)) if slices else (figure, None)
+        left, middle, right = upper.subplots(1, 3, width_ratios=(1.0, 0.95, 1.35))
+        _draw_loss(left, history, metrics["best_step"], _training_loss(metrics))
+        _draw_predictions(middle, labels[target], group_map.point_value, predicted, _shown_error(metrics))
         _draw_groups(right, group_map, labels, labels[target])
-        for axes in (left, middle, right):
+        below = lower.subplots(1, len(slices), squeeze=False)[0] if lower is not None else []
+        for axes, part in zip(below, slices, strict=True):
+            _draw_slices(axes, part, labels, labels[target])
+        for axes in (left, middle, right, *below):
             axes.spines[["top", "right"]].set_visible(False)
         figure.supxlabel("\n".join(f"{label}: {_plain(ascii(name))}" for name, label in numbered.items()), fontsize=8)
         picture = BytesIO()
@@ -68,26 +83,36 @@ def draw_report(metrics: dict[str, Any], history: History, predicted: Vector, gr
 
 def print_results(metrics: dict[str, Any]) -> None:
     """Print what metrics.json holds: the test errors side by side, the convexity check, the parity."""
-    target, errors = metrics["data"]["target"], metrics["test_rmse"]
-    rows = []
-    for key, name in {"hull": "convex mixture", "linear": "linear regression", "mlp": "MLP"}.items():
+    target, error, key_of = metrics["data"]["target"], _error_name(metrics), _error_key(metrics)
+    errors, rows, covers = metrics[key_of], [], metrics["coverage"]
+    fitted, plane = metrics["curvature"]["fitted"], "linear regression" if error == "RMSE" else "linear, the same loss"
+    for key, name in {"hull": f"{fitted} mixture", "linear": plane, "mlp": "MLP"}.items():
+        if key not in errors:
+            continue
         form = ".2f" if 0.1 <= errors[key] < 1000 else ".3g"
-        figure = f"{errors[key]:{form}} ± {metrics['test_rmse_spread'][key]:{form}}"
+        figure = f"{errors[key]:{form}} ± {metrics[f'{key_of}_spread'][key]:{form}}"
         figure = "exact" if key in metrics["exact"] else figure
-        rows.append((name, f"{metrics['parameters'][key]:,}", figure, _against(metrics, key)))
+        covered = () if covers is None else (f"{covers[key]:.1%}",)
+        rows.append((name, f"{metrics['parameters'][key]:,}", figure, _against(metrics, key), *covered))
     title = f"Test error: mean and deviation over {len(metrics['folds'])} folds of {metrics['rows']} rows"
-    tabulate({"model": "left", "parameters": "right", "RMSE": "right", "against linear": "right"}, rows, title)
+    heads = {"model": "left", "parameters": "right", error: "right", "against linear": "right"}
+    tabulate(heads if covers is None else heads | {"at or below": "right"}, rows, title)
+    if covers is not None:
+        say(f"At or below: the share of held-out rows whose {target} is; the level is {covers['level']:.1%}.")
     gap, parity = metrics["convexity"]["violation"], metrics["parity"]
     ahead = metrics["hull_ahead"]
-    lead = f"ahead of linear regression in {ahead['linear']} folds, of the MLP in {ahead['mlp']}"
-    say(f"RMSE in units of {target}. The mixture is {lead}.")
+    lead = f"ahead of {plane} in {ahead['linear']} folds"
+    lead += f", of the MLP in {ahead['mlp']}" if "mlp" in ahead else ""
+    by = metrics["data"]["weights"]
+    say(f"{error} in units of {target}{f', rows weighted by {by}' if by else ''}. The mixture is {lead}.")
     kept = f"kept step {metrics['best_step']}, the best on rows held out"
     say(f"The saved model is fitted to all rows: {metrics['steps_run']} steps, {kept}.")
     if metrics["shape"] is not None:
         say(f"Shape, chosen on rows held out: {metrics['shape']}. The folds have it, too, at the usual rate.")
     outcome = "no violation" if gap is None else f"VIOLATED by {gap:.2g}"
-    of_what = f" of minus {target}" if metrics["curvature"]["fitted"] == CONCAVE else ""
-    say(f"Convexity{of_what}: {outcome} in {metrics['convexity']['segments']:,} segments.")
+    what = "Concavity" if fitted == CONCAVE else "Convexity"
+    for_each = f" for each {shorten(metrics['data']['context'])}" if metrics["data"]["context"] else ""
+    say(f"{what}{for_each}: {outcome} in {metrics['convexity']['segments']:,} segments.")
     if parity is None:
         other = "PyTorch" if metrics["framework"] == "jax" else "JAX"
         say(f'Parity: not checked, {other} is not installed (in a clone: pip install -e ".[interop]").')
@@ -100,8 +125,32 @@ def _against(metrics: dict[str, Any], key: str) -> str:
     """Return a test error beside that of linear regression; in proportion to rounding it would say nothing."""
     if "linear" in metrics["exact"]:
         return "" if key in metrics["exact"] else "linear is exact"
-    ratio = metrics["test_rmse"][key] / metrics["test_rmse"]["linear"]
+    errors = metrics[_error_key(metrics)]
+    ratio = errors[key] / errors["linear"]
     return f"{ratio - 1:+.1%}" if ratio < 10 else f"{ratio:.3g} times"
+
+
+def _error_key(metrics: dict[str, Any]) -> str:
+    """Return the name of the test errors by the loss that is minimized."""
+    return "test_loss" if "test_loss" in metrics else "test_rmse"
+
+
+def _error_name(metrics: dict[str, Any]) -> str:
+    """Return what the test errors are called."""
+    return LOSSES[metrics["plan"]["function"]["loss"]][2]
+
+
+def _training_loss(metrics: dict[str, Any]) -> str:
+    """Return what the losses of a fit are called."""
+    loss = metrics["plan"]["function"]["loss"]
+    return "mean squared error" if loss == SQUARED else f"mean loss: {loss}"
+
+
+def _shown_error(metrics: dict[str, Any]) -> str:
+    """Return in words the test error of the hull, and how many of the held-out targets a quantile covers."""
+    covers, error = metrics["coverage"], metrics[_error_key(metrics)]["hull"]
+    share = "" if covers is None else f"; {covers['hull']:.0%} at or below"
+    return f"test {_error_name(metrics)} {error:.3g}{share}"
 
 
 def _choose_fonts(names: Iterable[str]) -> tuple[list[str], set[str]]:
@@ -125,17 +174,17 @@ def _choose_fonts(names: Iterable[str]) -> tuple[list[str], set[str]]:
     return families, missing
 
 
-def _draw_loss(axes: Axes, history: History, best_step: int) -> None:
+def _draw_loss(axes: Axes, history: History, best_step: int, loss: str) -> None:
     axes.plot(history.step, history.train_loss, color=_COLORS[0], label="train", linewidth=1.4)
     axes.plot(history.step, history.validation_loss, "--", color=_COLORS[5], label="rows held out", linewidth=1.8)
     axes.axvline(best_step, color=_INK, linewidth=1.0, linestyle=":", label=f"kept: step {best_step}")
     axes.set_yscale("log")
-    axes.set(title="Loss while training", xlabel="step", ylabel="mean squared error (normalized)")
+    axes.set(title="Loss while training", xlabel="step", ylabel=f"{loss} (normalized)")
     axes.grid(True, which="both", alpha=0.2)
     axes.legend(facecolor="white", framealpha=0.9, edgecolor="none")
 
 
-def _draw_predictions(axes: Axes, target: str, true: Vector, predicted: Vector, rmse: float) -> None:
+def _draw_predictions(axes: Axes, target: str, true: Vector, predicted: Vector, error: str) -> None:
     both = np.concatenate([true, predicted])
     margin = 0.04 * float(np.ptp(both)) or 1.0
     ends = (float(both.min()) - margin, float(both.max()) + margin)
@@ -143,7 +192,7 @@ def _draw_predictions(axes: Axes, target: str, true: Vector, predicted: Vector, 
     dots = axes.scatter(true, predicted, s=34, color=_COLORS[0], alpha=0.9)
     dots.set(edgecolor="white", linewidth=0.6, label=f"{len(true)} rows, each tested in its fold")
     axes.set(xlim=ends, ylim=ends, xlabel=f"true {target}", ylabel=f"predicted {target}")
-    axes.set_title(f"Predicted against true (test RMSE {rmse:.3g})")
+    axes.set_title(f"Predicted against true ({error})")
     axes.set_aspect("equal", adjustable="box")
     axes.grid(True, alpha=0.2)
     axes.legend(frameon=False, loc="upper left")
@@ -196,6 +245,16 @@ def _draw_groups(axes: Axes, group_map: GroupMap, labels: dict[str, str], target
     legend.set_alignment("left")
     for text in (legend.get_title(), *legend.get_texts()):
         text.set_fontsize(9)
+
+
+def _draw_slices(axes: Axes, part: Slices, labels: dict[str, str], target: str) -> None:
+    """Draw what is predicted along an input at three values of a context."""
+    for word, level, values, color in zip(LEVELS, part.levels, part.value, _COLORS, strict=False):
+        axes.plot(part.at, values, color=color, linewidth=1.8, label=f"{word}: {level:.4g}")
+    axes.set(xlabel=labels[part.along], ylabel=f"predicted {target}")
+    axes.set_title(f"Slices at values of {labels[part.context]}\n(quantiles 0.1, 0.5, 0.9; all else at its median)")
+    axes.grid(True, alpha=0.2)
+    axes.legend(title=labels[part.context], frameon=False)
 
 
 def _plain(name: str) -> str:

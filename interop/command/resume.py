@@ -24,6 +24,7 @@ from convexmoe.training import Fold, History
 from convexmoe.training.curvature import CONCAVE, CONVEX, NEITHER, Curvature
 
 from ..frameworks import Framework
+from .function import NOTHING, Function
 from .saved_model import UNREADABLE, reason_of
 
 FOLDER, NOW = "unfinished", "now.safetensors"  # in the directory of a run
@@ -34,18 +35,14 @@ LIMITS = {"petals": (1, 1024, 8), "depth": (1, 32, 1), "steps": (1, 10**7, 2000)
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: the options of `convexmoe fit`; `curvature` is "auto" until the rows are compared."""
+    """What to fit, and how: the options of `convexmoe fit`; `curvature` is "auto" until the rows are compared."""
 
     petals: int
     depth: int
     steps: int
     seed: int
     curvature: str
-
-    @property
-    def sign(self) -> float:
-        """What turns values of the target into those that a convex hull is fitted to, and back."""
-        return -1.0 if self.curvature == CONCAVE else 1.0
+    function: Function = NOTHING
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class RunRecord:
         target: the column to predict; drop: the columns left out.
         table: the name of the table; data: the fingerprint of its rows and columns.
         parts: the framework and the first step of each part so far.
-        curvature: what the rows say of it.
+        curvature: what the rows say of it; None where they were not asked.
     """
 
     plan: Plan
@@ -66,7 +63,7 @@ class RunRecord:
     table: str
     data: str
     parts: tuple[dict[str, Any], ...]
-    curvature: Curvature
+    curvature: Curvature | None
 
 
 @dataclass(frozen=True)
@@ -200,9 +197,14 @@ def read(directory: Path, framework: Framework) -> Unfinished:
     except UNREADABLE as error:
         got = f"files that cannot be read as one ({reason_of(error)[:160]})"
         refuse("convexmoe fit --resume", f"an unfinished run in {folder}", got, "Begin again with --out.")
-    lists = tuple(run["parts"]), Curvature(*run["curvature"])
-    plan, drop = Plan(**run["plan"]), tuple(run["drop"])
+    lists = tuple(run["parts"]), run["curvature"] and Curvature(*run["curvature"])
+    plan, drop = Plan(**run["plan"] | {"function": _function_of(run["plan"])}), tuple(run["drop"])
     return Unfinished(RunRecord(plan, run["target"], drop, run["table"], run["data"], *lists), state)
+
+
+def _function_of(plan: dict[str, Any]) -> Function:
+    """Return what the options of a run say of the function; those of earlier versions said nothing."""
+    return Function.from_json(plan["function"]) if "function" in plan else NOTHING
 
 
 def _files(folder: Path, run: dict[str, Any]) -> list[Path]:
@@ -217,7 +219,8 @@ def _files(folder: Path, run: dict[str, Any]) -> list[Path]:
 KINDS = {
     **dict.fromkeys(("target", "table", "data", "best", "rows"), str),
     **dict.fromkeys(("plan", "history"), dict),
-    **dict.fromkeys(("drop", "parts", "folds", "curvature"), list),
+    **dict.fromkeys(("drop", "parts", "folds"), list),
+    "curvature": (list, type(None)),
     "best_step": int,
 }
 
@@ -226,10 +229,11 @@ def _check_description(run: Any) -> None:
     """Check the description of a run in its file: a ValueError for any other."""
     demand(isinstance(run, dict) and set(run) == set(KINDS), "its description has other fields")
     for name, kind in KINDS.items():
-        demand(type(run[name]) is kind, f"{name} is no {kind.__name__}")
+        demand(isinstance(run[name], kind) and type(run[name]) is not bool, f"{name} is none")
     plan, history = run["plan"], run["history"]
-    demand(set(plan) == {*LIMITS, "curvature"}, "plan has other fields")
-    *errors, shown = Curvature(*run["curvature"])
+    demand(set(plan) - {"function"} == {*LIMITS, "curvature"}, "plan has other fields")
+    _function_of(plan)
+    *errors, shown = (NEITHER,) if run["curvature"] is None else Curvature(*run["curvature"])
     numbers = all(type(error) is float and 0 <= error < math.inf for error in errors)
     known = plan["curvature"] in (CONVEX, CONCAVE) and shown in (CONVEX, CONCAVE, NEITHER)
     demand(numbers and known, "its curvature is none")

@@ -13,6 +13,7 @@ from convexmoe.files.inspect import OF_DIRECTORIES
 from convexmoe.training.curvature import CONCAVE, CONVEX
 
 from ..frameworks import Framework
+from .function import Function
 from .leverage import Array, notes_of_rows
 from .tables import shorten
 
@@ -32,27 +33,68 @@ def precision_of(inspection: Inspection, framework: Framework) -> AbstractContex
     return framework.precision(any(tensor.dtype == "F64" for tensor in inspection.tensors))
 
 
-def notes_of(columns: tuple[str, ...], target: str, x: Array | None = None, y: Array | None = None) -> dict[str, Any]:
-    """Return the notes that `read_model` expects in the file, with those of the training rows `x` and their targets."""
-    return {"columns": list(columns), "target": target} | ({} if x is None else notes_of_rows(x, y))
+def notes_of(
+    columns: tuple[str, ...],
+    target: str,
+    x: Array | None = None,
+    y: Array | None = None,
+    function: Function | None = None,
+) -> dict[str, Any]:
+    """Return the notes that `read_model` expects in the file, with those of the training rows and their targets.
+
+    Args:
+        columns: names of the inputs, then those of the context; target: of what is predicted.
+        x, y: the rows in these columns and their targets, or None.
+        function: what was said of the function: its context, and the column of weights.
+    """
+    context = () if function is None else function.context
+    notes: dict[str, Any] = {"columns": list(columns[: len(columns) - len(context)]), "target": target}
+    if function is not None:
+        notes |= {"context": list(context)} if context else {}
+        notes |= {"weights": function.weights} if function.weights is not None else {}
+    return notes | ({} if x is None else notes_of_rows(x, y))
 
 
-def sign_of(path: Path, notes: dict[str, Any]) -> float:
-    """Return what turns values of the hull in a file into those of the target: -1.0 where that is concave, else 1.0."""
-    value = notes.get("curvature", CONVEX)
-    if value not in (CONVEX, CONCAVE):
-        refuse(path, "convex or concave as the curvature in its notes", shorten([repr(value)]), FIX)
-    return -1.0 if value == CONCAVE else 1.0
+def as_target(path: Path, model: Any, notes: dict[str, Any]) -> Any:
+    """Return the hull in a file as a function of its target: earlier versions wrote minus a concave one, and noted it.
+
+    Raises:
+        InputError: a note that they did not write.
+    """
+    noted = notes.get("curvature", CONVEX)
+    if noted not in (CONVEX, CONCAVE):
+        refuse(path, "convex or concave as the curvature in its notes", shorten([repr(noted)]), FIX)
+    if noted == CONVEX or model.config.is_concave:
+        return model
+    return type(model).from_params(model.config.negate(), model.params)
 
 
 def explain_sign(notes: dict[str, Any]) -> list[str]:
-    """Return a sentence that says of what a hull is the negative; none where it is not."""
+    """Return a sentence that says of what a hull of an earlier version is the negative; none where it is not."""
     name = shorten([notes.get("target", "the target")])
     return [f"The hull in the file is minus {name}, which is concave."] if notes.get("curvature") == CONCAVE else []
 
 
+def explain_function(config: dict[str, Any], notes: dict[str, Any]) -> list[str]:
+    """Return in a sentence what a hull is known to be, from its config and its notes; none of a plain one."""
+    in_dim, signs = config["in_dim"], config.get("monotone") or ()
+    inputs = columns_of(notes, in_dim) or tuple(f"x{k}" for k in range(in_dim))
+    concave = config.get("curvature", CONVEX) == CONCAVE
+    words = [CONCAVE if concave else CONVEX]
+    for verb, wanted in (("rises in", 1), ("falls in", -1)):
+        if names := [name for name, sign in zip(inputs, signs, strict=False) if sign == wanted]:
+            words.append(f"{verb} {shorten(names)}")
+    words += [f"{'<=' if concave else '>='} 0"] if config.get("nonnegative") else []
+    if width := config.get("context_dim", 0):
+        contexts = columns_of(notes, width, "context") or tuple(f"c{k}" for k in range(width))
+        words.append(f"for every value of {shorten(contexts)}")
+    return [f"The function of {shorten(inputs)}: {', '.join(words)}."] if words != [CONVEX] else []
+
+
 def read_model(path: Path, framework: Framework) -> tuple[Any, tuple[str, ...], str, dict[str, Any]]:
-    """Return the hull of one output in a file, the names of its inputs and of what it predicts, and all notes.
+    """Return the hull of one output in a file, the names of its columns and of what it predicts, and all notes.
+
+    Columns are the inputs, and after them those of the context.
 
     Raises:
         InputError: as `read_hull`; more than one output, no column names.
@@ -61,17 +103,18 @@ def read_model(path: Path, framework: Framework) -> tuple[Any, tuple[str, ...], 
     if model.config.out_dim != 1:
         refuse(path, "a model with out_dim=1", f"out_dim={model.config.out_dim}", FIX)
     columns, target = columns_of(notes, model.config.in_dim), notes.get("target")
-    if columns is None or not isinstance(target, str):
+    contexts = columns_of(notes, model.config.context_dim, "context") if model.config.context_dim else ()
+    if columns is None or contexts is None or {*columns} & {*contexts} or not isinstance(target, str):
         refuse(path, "a model with its column names", "one without them", FIX)
-    return model, columns, target, notes
+    return as_target(path, model, notes), (*columns, *contexts), target, notes
 
 
-def columns_of(notes: dict[str, Any], in_dim: int) -> tuple[str, ...] | None:
-    """Return the names of the inputs that the notes of a file hold, None where they hold none."""
-    names = notes.get("columns")
+def columns_of(notes: dict[str, Any], width: int, kind: str = "columns") -> tuple[str, ...] | None:
+    """Return the names of the inputs, or of the context, that the notes of a file hold, None where they hold none."""
+    names = notes.get(kind)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
-    if len(set(names)) == len(names) == in_dim:
+    if len(set(names)) == len(names) == width:
         return tuple(names)
     return None
 
