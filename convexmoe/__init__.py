@@ -5,20 +5,23 @@ from .files import inspect
 from .hierarchy import CELMoEConfig, ExpertConfig, HierarchyLevelConfig
 from .hull import HullConfig, Normalization
 from .minimization import Ball, Box, Polytope, Simplex
-from .training import History
+from .training import Expectile, History, Huber, Quantile
 
 __all__ = [
     "Ball",
     "Box",
     "CELMoEConfig",
     "Certificate",
+    "Expectile",
     "ExpertConfig",
     "HierarchyLevelConfig",
     "History",
+    "Huber",
     "HullConfig",
     "Normalization",
     "Output",
     "Polytope",
+    "Quantile",
     "Simplex",
     "Violation",
     "inspect",

@@ -31,7 +31,7 @@ from convexmoe.hierarchy import (
 from convexmoe.hull.config import HullConfig, Normalization
 from convexmoe.minimization.prediction import predict
 from convexmoe.minimization.sets import Ball, Box, Polytope, Simplex
-from convexmoe.training import History
+from convexmoe.training import Expectile, History, Huber, Quantile
 
 from . import hull
 from .convexity import Certificate, Violation, certify, find_violation
@@ -77,6 +77,7 @@ __all__ = [
     "CELMoEOutput",
     "Certificate",
     "Conjugate",
+    "Expectile",
     "ExpertAux",
     "ExpertBatch",
     "ExpertConfig",
@@ -92,6 +93,7 @@ __all__ = [
     "HierarchicalCELMoE",
     "HierarchyLevelConfig",
     "History",
+    "Huber",
     "HullConfig",
     "HullExpert",
     "LearnedFusion",
@@ -113,6 +115,7 @@ __all__ = [
     "OptimizerState",
     "Polytope",
     "PositionAwareFusion",
+    "Quantile",
     "Shared",
     "Simplex",
     "VectorHull",

@@ -66,7 +66,7 @@ def largest_violation(model: Any, points: Rows, *, segments: int, seed: int) -> 
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), model.params)
         exact = package.VectorHull.from_params(model.config, params)
-        given = tuple(jnp.asarray(part) for part in split_context(model.config, points) if part is not None)
+        given: Any = tuple(jnp.asarray(part) for part in split_context(model.config, points) if part is not None)
         violation = package.find_violation(exact, given if len(given) > 1 else given[0], segments=segments, seed=seed)
     return None if violation is None else violation.gap
 

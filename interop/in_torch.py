@@ -66,7 +66,7 @@ def largest_violation(model: Any, points: Rows, *, segments: int, seed: int) -> 
         points: `[N, in_dim + context_dim]`.
     """
     exact = copy.deepcopy(model).double()
-    given = tuple(torch.as_tensor(part) for part in split_context(model.config, points) if part is not None)
+    given: Any = tuple(torch.as_tensor(part) for part in split_context(model.config, points) if part is not None)
     violation = package.find_violation(exact, given if len(given) > 1 else given[0], segments=segments, seed=seed)
     return None if violation is None else violation.gap
 

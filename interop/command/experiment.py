@@ -249,7 +249,7 @@ def _cross_validate(run: Run, config: HullConfig) -> Scores:
             predicted["linear"][test] = plane(x)
             if function.is_plain:
                 held_out, learned = np.split(rest, [round(MLP_HELD_OUT * len(rest))])
-                schedule = {"steps": plan.steps, "seed": plan.seed, "num_parameters": sizes["hull"]}
+                schedule: dict[str, Any] = {"steps": plan.steps, "seed": plan.seed, "num_parameters": sizes["hull"]}
                 mlp, sizes["mlp"] = fit_mlp(side, *data.rows(learned), data.rows(held_out), **schedule)
                 predicted["mlp"][test] = mlp(x)
             error = partial(function.measure, weight=data.weights(test))

@@ -113,9 +113,7 @@ class Function:
         rule = f"a mean of {target!r} {'below' if curvature == CONCAVE else 'above'} 0 with --nonnegative"
         fix = "Leave --nonnegative out."
         if curvature == CONCAVE:
-            fix = (
-                "Leave --nonnegative out: it keeps a concave function <= 0, as one that is >= 0 everywhere is constant."
-            )
+            fix = "Leave --nonnegative out: a concave function is kept <= 0; one that is >= 0 everywhere is constant."
         refuse(where, rule, f"{mean:g}", fix)
 
     @classmethod

@@ -177,9 +177,8 @@ def read_context(texts: Sequence[str], names: Sequence[str]) -> Vector | None:
         values[name] = float(number)
     if missing := [name for name in names if name not in values]:
         fix = f"Add --at {','.join(f'{name}=0' for name in missing[:3])}, for example."
-        refuse(
-            owner, f"a number for each column of the context ({shorten(names)})", f"none for {shorten(missing)}", fix
-        )
+        rule = f"a number for each column of the context ({shorten(names)})"
+        refuse(owner, rule, f"none for {shorten(missing)}", fix)
     return np.array([values[name] for name in names]) if names else None
 
 

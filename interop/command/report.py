@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import JustifyMethod
 
 from convexmoe.files.atomic import write_whole
 from convexmoe.training import History
@@ -61,15 +62,18 @@ def draw_report(
     families, strange = _choose_fonts(map(_plain, places))
     numbered = {name: label for name, label in places.items() if strange & set(_plain(name))}
     labels = {name: numbered.get(name, _plain(name)) for name in places}
+    below: list[Axes] = []
     with rc_context({"font.family": families}):
         figure = Figure(figsize=(16.5, 10.0 if slices else 5.4), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)  # no display, no global state
-        upper, lower = figure.subfigures(2, 1, height_ratios=(5.4, 4.6)) if slices else (figure, None)
+        upper: Any = figure
+        if slices:
+            upper, lower = figure.subfigures(2, 1, height_ratios=(5.4, 4.6))
+            below = list(lower.subplots(1, len(slices), squeeze=False)[0])
         left, middle, right = upper.subplots(1, 3, width_ratios=(1.0, 0.95, 1.35))
         _draw_loss(left, history, metrics["best_step"], _training_loss(metrics))
         _draw_predictions(middle, labels[target], group_map.point_value, predicted, _shown_error(metrics))
         _draw_groups(right, group_map, labels, labels[target])
-        below = lower.subplots(1, len(slices), squeeze=False)[0] if lower is not None else []
         for axes, part in zip(below, slices, strict=True):
             _draw_slices(axes, part, labels, labels[target])
         for axes in (left, middle, right, *below):
@@ -95,7 +99,12 @@ def print_results(metrics: dict[str, Any]) -> None:
         covered = () if covers is None else (f"{covers[key]:.1%}",)
         rows.append((name, f"{metrics['parameters'][key]:,}", figure, _against(metrics, key), *covered))
     title = f"Test error: mean and deviation over {len(metrics['folds'])} folds of {metrics['rows']} rows"
-    heads = {"model": "left", "parameters": "right", error: "right", "against linear": "right"}
+    heads: dict[str, JustifyMethod] = {
+        "model": "left",
+        "parameters": "right",
+        error: "right",
+        "against linear": "right",
+    }
     tabulate(heads if covers is None else heads | {"at or below": "right"}, rows, title)
     if covers is not None:
         say(f"At or below: the share of held-out rows whose {target} is; the level is {covers['level']:.1%}.")

@@ -216,7 +216,7 @@ def _files(folder: Path, run: dict[str, Any]) -> list[Path]:
     return paths
 
 
-KINDS = {
+KINDS: dict[str, Any] = {
     **dict.fromkeys(("target", "table", "data", "best", "rows"), str),
     **dict.fromkeys(("plan", "history"), dict),
     **dict.fromkeys(("drop", "parts", "folds"), list),
