@@ -1,7 +1,6 @@
 """`convexmoe fit --curvature` and `--shape auto`: what the rows say is printed, and a concave target keeps its sign."""
 
 import json
-import shutil
 import warnings
 
 import numpy as np
@@ -10,8 +9,10 @@ from commands import FRAMEWORKS, assert_one_line_refusal, invoke, rows, write
 
 import convexmoe
 import convexmoe_torch
+from convexmoe import inspect
 from convexmoe.training import fit, shapes
 from interop.command import experiment
+from interop.command import resume as unfinished
 from interop.command.tables import read_table
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "few_folds")
@@ -53,7 +54,7 @@ def concave(request, tables, tmp_path_factory):
 def test_a_concave_target_is_found_and_fitted(concave, tables):
     _, out, printed, groups = concave
     assert "The rows speak for a concave function: concave by" in printed
-    assert "; --curvature auto takes concave." in printed and "Convexity of minus y: no violation in" in printed
+    assert "; --curvature auto takes concave." in printed and "Concavity: no violation in" in printed
     found, model = metrics(out), out / "model.safetensors"
     assert found["plan"]["curvature"] == found["curvature"]["fitted"] == found["curvature"]["shown"] == "concave"
     assert found["curvature"]["concave"] < 0.7 * min(found["curvature"]["convex"], found["curvature"]["plane"])
@@ -62,13 +63,12 @@ def test_a_concave_target_is_found_and_fitted(concave, tables):
     x, y = np.hsplit(read_table(tables["concave"]).numbers(("a", "b", "y"))[0], [2])
     assert groups.value.min() > 0 and np.array_equal(groups.point_value, y[:, 0])
     notes = convexmoe_torch.read_notes(model)
-    assert notes["curvature"] == "concave" and notes["target_range"] == [y.min(), y.max()]
+    assert inspect(model).config["curvature"] == "concave" and notes["target_range"] == [y.min(), y.max()]
     for reader in FRAMEWORKS:
         result = invoke("predict", model, tables["concave"], "--framework", reader)
         predicted = np.array(result.stdout.split()[1:], float)
         assert np.sqrt(np.mean((predicted - y[:, 0]) ** 2)) < 0.7 * found["test_rmse"]["linear"]
-        inner = convexmoe_torch.predict(convexmoe_torch.load(model), x)[:, 0]
-        assert np.allclose(predicted, -inner, rtol=1e-5)
+        assert np.allclose(predicted, convexmoe_torch.predict(convexmoe_torch.load(model), x)[:, 0], rtol=1e-5)
 
 
 def test_a_run_that_was_paused_keeps_its_curvature(concave, tables, tmp_path):
@@ -81,19 +81,55 @@ def test_a_run_that_was_paused_keeps_its_curvature(concave, tables, tmp_path):
     assert metrics(tmp_path / "run") | {"parts": []} == metrics(whole) | {"parts": []}
 
 
-def test_what_reads_a_concave_file_says_so(concave, tables, tmp_path):
-    model = shutil.copy(concave[1] / "model.safetensors", tmp_path / "m.safetensors")
-    words = "The hull in the file is minus y, which is concave."
-    assert_one_line_refusal(invoke("minimize", model), "got a concave one, least at corners of a box", words)
+def test_what_reads_a_concave_file_says_so(concave):
+    model = concave[1] / "model.safetensors"
     for command in ("certify", "inspect"):
         result = invoke(command, model)
-        assert result.exit_code == 0 and words in result.stdout, result.output
-    convexmoe_torch.save(convexmoe_torch.load(model), model, notes=convexmoe_torch.read_notes(model) | {"curvature": 1})
-    for arguments in (["minimize", model], ["predict", model, tables["concave"]]):
+        assert result.exit_code == 0 and "The function of a, b: concave." in result.stdout, result.output
+    assert "proved: concave in its input" in invoke("certify", model, "--framework", "torch").stdout
+
+
+def test_a_file_of_an_earlier_version_that_has_minus_the_target_is_read_rightly(concave, tables, tmp_path):
+    new, old = concave[1] / "model.safetensors", tmp_path / "m.safetensors"
+    hull, notes = convexmoe_torch.load(new), convexmoe_torch.read_notes(new)
+    minus = convexmoe_torch.VectorHull.from_params(hull.config.negate(), hull.params)
+    words, table = "The hull in the file is minus y, which is concave.", tables["concave"]
+
+    def said(path, *command):
+        result = invoke(command[0], path, *command[1:], "--framework", "torch")
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    convexmoe_torch.save(minus, old, notes=notes | {"curvature": "concave"})
+    assert inspect(old).schema == 1 and not minus.config.is_concave
+    for command in (["predict", table], ["minimize"]):
+        assert said(old, *command) == said(new, *command)
+    assert "maximum at" in said(old, "minimize") and words in invoke("inspect", old).stdout
+    assert "proved: convex in its input" in said(old, "certify") and words in said(old, "certify")
+    convexmoe_torch.save(minus, old, notes=notes | {"curvature": 1})
+    for arguments in (["minimize", old], ["predict", old, table]):
         assert_one_line_refusal(invoke(*arguments), "expected convex or concave as the curvature in its notes; got 1")
-    notes = {name: note for name, note in convexmoe_torch.read_notes(model).items() if name != "curvature"}
-    convexmoe_torch.save(convexmoe_torch.load(model), model, notes=notes)  # the control: an older file
-    assert invoke("minimize", model).exit_code == 0 and words not in invoke("inspect", model).stdout
+    convexmoe_torch.save(minus, old, notes=notes)  # the control: without the note it is another function
+    assert said(old, "predict", table) != said(new, "predict", table) and "minimum at" in said(old, "minimize")
+    assert words not in invoke("inspect", old).stdout
+
+
+def test_an_unfinished_run_of_an_earlier_version_that_has_minus_the_target_is_refused(tables, tmp_path, monkeypatch):
+    options = (*RUN, "--concave", "--framework", "torch", "--out", tmp_path / "run", "--pause-at", 2)
+    assert invoke("fit", tables["concave"], *options).exit_code == 0
+    read, again = unfinished.read, ("fit", tables["concave"], "--resume", tmp_path / "run", "--framework", "torch")
+
+    def read_earlier(directory, framework):
+        found = read(directory, framework)
+        model = found.state.model
+        minus = convexmoe_torch.VectorHull.from_params(model.config.negate(), model.params)
+        return unfinished.Unfinished(found.record, found.state._replace(model=minus))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished, "read", read_earlier)
+        result = invoke(*again)
+    assert result.exit_code == 2 and "got one of another hull, as an earlier version has" in result.stderr
+    assert invoke(*again, "--pause-at", 4).exit_code == 0  # the control
 
 
 # Table and option to what is printed, and to what is fitted.
@@ -115,8 +151,9 @@ def test_the_rows_are_asked_and_the_option_decides(table, option, tables, tmp_pa
     assert result.exit_code == 0 and not [one for one in caught if "fit.y" in str(one.message)]
     [line] = [line for line in result.stdout.splitlines() if line.startswith("The rows speak for a ")]
     assert start in line and line.endswith(end)
-    notes = convexmoe_torch.read_notes(tmp_path / "run" / "unfinished" / "now.safetensors")
-    assert notes["curvature"] == notes["fit"]["plan"]["curvature"] == fitted
+    now = tmp_path / "run" / "unfinished" / "now.safetensors"
+    notes = convexmoe_torch.read_notes(now)
+    assert convexmoe_torch.load(now).config.curvature == notes["fit"]["plan"]["curvature"] == fitted
 
 
 def test_of_no_curvature_auto_makes_a_convex_function(tmp_path):

@@ -47,8 +47,8 @@ def fit_linear(x: Rows, y: Rows, weight: Rows | None = None, loss: Any = SQUARED
         solution: Rows = units.output_scale[0] * np.append(plane.slopes[:, 0], plane.offsets[0])
         solution[-1] += units.output_mean[0]
     else:
-        root: Rows = np.ones(len(x)) if weight is None else np.sqrt(weight)
-        solution = np.linalg.lstsq(root[:, None] * design(x), root * y, rcond=None)[0]
+        root: Rows | float = 1.0 if weight is None else np.sqrt(weight)[:, None]
+        solution = np.linalg.lstsq(root * design(x), (root * y[:, None])[:, 0], rcond=None)[0]
     return lambda rows: design(rows) @ solution, solution.size
 
 

@@ -93,7 +93,7 @@ class Function:
         Raises:
             InputError: a column that is not there, or with two parts that contradict each other.
         """
-        lists = {option: _split(getattr(self, option), table.columns) for option in LISTS}
+        lists: dict[str, Any] = {option: _split(getattr(self, option), table.columns) for option in LISTS}
         given = lists | {"weights": () if self.weights is None else (self.weights,)}
         other = {target: "the target", **dict.fromkeys(drop, "one that is dropped")}
         for option, names in given.items():

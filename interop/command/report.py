@@ -68,8 +68,8 @@ def draw_report(
         FigureCanvasAgg(figure)  # no display, no global state
         upper: Any = figure
         if slices:
-            upper, lower = figure.subfigures(2, 1, height_ratios=(5.4, 4.6))
-            below = list(lower.subplots(1, len(slices), squeeze=False)[0])
+            halves: Any = figure.subfigures(2, 1, height_ratios=(5.4, 4.6))
+            upper, below = halves[0], list(halves[1].subplots(1, len(slices), squeeze=False)[0])
         left, middle, right = upper.subplots(1, 3, width_ratios=(1.0, 0.95, 1.35))
         _draw_loss(left, history, metrics["best_step"], _training_loss(metrics))
         _draw_predictions(middle, labels[target], group_map.point_value, predicted, _shown_error(metrics))
