@@ -1,4 +1,4 @@
-"""`convexmoe` with a context, signs, a concave function and weights: from the table to predictions, maxima and proofs."""
+"""`convexmoe` with a context, signs, a concave function and weights, from the table to predictions and proofs."""
 
 import json
 import shutil
@@ -117,10 +117,8 @@ def test_the_report_has_slices_at_quantiles_of_each_context(fitted, table):
 @pytest.mark.parametrize("reader", FRAMEWORKS)
 def test_predict_needs_the_context_and_no_weights(fitted, table, tmp_path, reader):
     model, (x, context, *_) = fitted[1] / "model.safetensors", columns_of(table)
-    names, rows = (
-        ("level, old", "area", "season", "age"),
-        np.hstack([context[:, 1:], x[:, 1:], context[:, :1], x[:, :1]]),
-    )
+    names = ("level, old", "area", "season", "age")
+    rows = np.column_stack([context[:, 1], x[:, 1], context[:, 0], x[:, 0]])
     good = write(tmp_path / "good.csv", [names, *rows.tolist(), [9.0, 1.0, 1.0, 1.0]])
     result = invoke("predict", model, good, "--framework", reader, "--flag")
     assert result.exit_code == 0, result.output

@@ -166,6 +166,8 @@ def read_curvature(curvature: str | None, concave: bool, function: Function) -> 
     if curvature == AUTO and function.loss in LEVEL_LOSSES:
         got = "auto, which compares functions of the mean"
         refuse(owner, f"convex or concave with --loss {function.loss}", got, "Say which it is.")
+    if curvature == AUTO and function.nonnegative:
+        refuse(owner, "convex or concave with --nonnegative", "auto, which would choose the side", "Say which it is.")
     return CONCAVE if concave else curvature or CONVEX
 
 
