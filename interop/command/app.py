@@ -19,6 +19,12 @@ from .predict import predict_rows
 from .verify import verify_files
 
 
+FIT_EXAMPLES = """Examples: convexmoe fit DATA.csv --target price --context region,season --increasing area --concave
+
+convexmoe fit DATA.csv --target price --loss quantile --level 0.9 --weights n"""
+MINIMIZE_EXAMPLES = 'Example: convexmoe minimize run/model.safetensors --at season=2,region=1 --box "weight<=2500"'
+
+
 class OneLineErrors(TyperGroup):
     """A command group that reports every fault of the input as one line on stderr, with exit code 2."""
 
@@ -45,12 +51,12 @@ class OneLineErrors(TyperGroup):
 
 
 app = typer.Typer(cls=OneLineErrors, add_completion=False, pretty_exceptions_enable=False)
-app.command("fit")(fit_table)
+app.command("fit", epilog=FIT_EXAMPLES)(fit_table)
 app.command("predict")(predict_rows)
 app.command("inspect")(inspect_file)
 app.command("verify")(verify_files)
 app.command("certify")(certify_file)
-app.command("minimize")(minimize_file)
+app.command("minimize", epilog=MINIMIZE_EXAMPLES)(minimize_file)
 app.command("convert")(convert_file)
 
 
