@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from commands import FRAMEWORKS, assert_one_line_refusal, invoke, put, rows, write
+from commands import assert_one_line_refusal, invoke, put, rows, write
 from scipy.optimize import linprog
 
 import convexmoe_torch
@@ -33,7 +33,7 @@ def table(tmp_path_factory):
     return write(tmp_path_factory.mktemp("table") / "t.csv", rows(120, spread))
 
 
-@pytest.fixture(scope="module", params=FRAMEWORKS)
+@pytest.fixture(scope="module", params=["torch", pytest.param("jax", marks=pytest.mark.release)])
 def quantile(request, table, tmp_path_factory):
     """(directory, console output) of a run that fits a quantile."""
     out = tmp_path_factory.mktemp(request.param) / "run"

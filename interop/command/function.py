@@ -63,11 +63,6 @@ class Function:
         return self.loss if loss is None else loss(self.number)
 
     @property
-    def error(self) -> str:
-        """What the mean of the loss on held-out rows is called."""
-        return LOSSES[self.loss][2]
-
-    @property
     def is_plain(self) -> bool:
         """Whether all rows count alike, by their squares."""
         return self.loss == SQUARED and self.weights is None
