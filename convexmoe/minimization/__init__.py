@@ -1,4 +1,4 @@
-"""Minimization of hulls with a certified gap, maximization, tangents, conjugates, sets to minimize over, predictions."""
+"""Minimization and maximization of hulls with a certified gap, tangents, conjugates, sets, and predictions."""
 
 from .conjugate import Conjugate, conjugate, inverse_gradient
 from .maximum import Maximum, maximize

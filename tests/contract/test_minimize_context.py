@@ -80,16 +80,17 @@ def test_a_batch_is_its_single_problems_and_those_the_plain_hulls(backend, name)
     C, function = contexts(model, 2), find_maximum if model.config.is_concave else find_minimum
     with backend.precision("float64"):
         plain, folded = [model.at(backend.array(c)) for c in C], model.fold()
+
+    def solve(kind, hull, context):
+        constraints = made(backend.package, kind)
+        found = solve_unchecked("minimize", function, hull, constraints, None, 1e-6, OUTPUT, context)
+        return [backend.numpy(part) for part in found]
+
     for kind in SETS[name]:
-
-        def solve(hull, context, constraints=made(backend.package, kind)):
-            found = solve_unchecked("minimize", function, hull, constraints, None, 1e-6, OUTPUT, context)
-            return [backend.numpy(part) for part in found]
-
-        many = solve(folded, C)
+        many = solve(kind, folded, C)
         for k in range(2):
             _, value, _, gap, _, status, _ = (part[k] for part in many)
-            one, same = solve(model, C[k]), solve(plain[k], None)
+            one, same = solve(kind, model, C[k]), solve(kind, plain[k], None)
             assert status == one[5] == same[5] and status in (0, 3), kind
             if status == 0:
                 assert abs(one[1] - same[1]) <= 1e-9 * (1 + abs(same[1])), kind
