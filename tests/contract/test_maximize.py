@@ -26,7 +26,7 @@ def context_of(model, seed=0):
 @pytest.mark.parametrize("name", sorted({*NONNEGATIVE, *CONCAVE}))
 def test_the_interval_holds_the_best_value(backend, name):
     """Over a polytope against Clarabel, over a box against a grid too."""
-    for seed in range(3):
+    for seed in range(2):
         model = shaped(backend, name, seed)
         context, package = context_of(model, seed), backend.package
         found = best(backend, model, package.Box(LOWER, UPPER), context)
@@ -86,7 +86,7 @@ def broken_share(kept):
 
 
 def broken_slope(kept):
-    """A minorant with half the slope: above the hull, where it does not only touch."""
+    """A minorant with half the slope: a bound at the edge of a set is then above the hull."""
     return lambda self, z, tangent: (kept(self, z, tangent)[0], 0.5 * kept(self, z, tangent)[1])
 
 
@@ -101,8 +101,9 @@ def is_bound_wrong(name):
     return False
 
 
-@pytest.mark.parametrize("fault", [broken_share, broken_slope])
-@pytest.mark.parametrize("name", NONNEGATIVE)
+@pytest.mark.parametrize(
+    "name, fault", [("nonnegative", broken_share), ("nonpositive", broken_share), ("everything", broken_slope)]
+)
 def test_control_a_wrong_minorant_is_caught(monkeypatch, name, fault):
     assert not is_bound_wrong(name)
     monkeypatch.setattr(NonnegativeHull, "minorant", fault(NonnegativeHull.minorant))
