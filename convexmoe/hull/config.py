@@ -194,6 +194,18 @@ class HullConfig:
         """The inputs whose weights may have any sign."""
         return [j for j, sign in enumerate(self.signs or (0,) * self.in_dim) if not sign]
 
+    def minus(self) -> HullConfig:
+        """Return the config of minus the hull: with the same parameters it is concave where this one is convex.
+
+        >>> HullConfig(2, petals=3, monotone=(1, 0)).minus().monotone
+        (-1, 0)
+        """
+        units = self.normalization
+        units = units and replace(units, output_mean=tuple(0.0 - mean for mean in units.output_mean))
+        monotone = self.monotone and tuple(-sign for sign in self.monotone)
+        curvature = "convex" if self.is_concave else "concave"
+        return replace(self, curvature=curvature, monotone=monotone, normalization=units)
+
     def _whole_context_hidden_dim(self) -> int | None:
         size = self.context_hidden_dim
         if self.context_dim:
