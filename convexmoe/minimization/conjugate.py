@@ -62,7 +62,7 @@ def conjugate(
             context or weights are not finite (those that JAX traces give NaN), or y is under `torch.func.vmap`.
     """
     solver, output = check_hull("conjugate", model, output)
-    fix = "Take minus it: VectorHull.from_params(model.config.minus(), model.params)."
+    fix = "Take minus it: VectorHull.from_params(model.config.negate(), model.params)."
     check_curvature("conjugate", model.config, "convex", "a concave one", fix)
     check_slopes(model, y, solver)
     context, axes = check_contexts("conjugate", model, context, tuple(y.shape[:-1]), solver, "those of y")

@@ -47,8 +47,8 @@ def test_the_interval_holds_the_best_value(backend, name):
 def test_it_is_the_minimum_of_minus_the_hull(backend, name):
     model = shaped(backend, name, 7)
     with backend.precision("float64"):
-        minus = backend.package.VectorHull.from_params(model.config.minus(), model.params)
-    assert not minus.config.is_concave and minus.config.minus() == model.config
+        minus = backend.package.VectorHull.from_params(model.config.negate(), model.params)
+    assert not minus.config.is_concave and minus.config.negate() == model.config
     context, constraints = context_of(model), backend.package.Ball([0.0, -1.0], 2.0)
     one, other = (best(backend, hull, constraints, context) for hull in (model, minus))
     np.testing.assert_array_equal(one["x"], other["x"])
@@ -124,7 +124,7 @@ REFUSALS = {
     "maximize": "maximize.model: expected a concave hull; got a convex one, of which a maximum lies at a corner of the "
     "set. Call minimize.",
     "conjugate": "conjugate.model: expected a convex hull; got a concave one. Take minus it: "
-    "VectorHull.from_params(model.config.minus(), model.params).",
+    "VectorHull.from_params(model.config.negate(), model.params).",
 }
 
 
