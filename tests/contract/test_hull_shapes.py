@@ -85,7 +85,7 @@ def test_winners_follow_the_context(backend, name):
         assert len(set(map(tuple, group.tolist()))) > 1
 
 
-@pytest.mark.parametrize("name", ["context", "all"])
+@pytest.mark.parametrize("name", ["context", pytest.param("all", marks=pytest.mark.release)])
 def test_transformations_give_the_same(backend, name):
     fields, model = cases.SHAPED[name], built(backend, name)
     x, c = cases.random_arguments(fields, (5,))
