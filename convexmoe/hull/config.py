@@ -281,7 +281,7 @@ def read_exactly(cls: Any, values: Any) -> Any:
 def refuse_inversion(invert: Any) -> None:
     """Refuse an option that newer releases of torch-mice have: a hull without it would be another model in silence."""
     if invert is not None:
-        fix = "Leave it out, and see docs/pages/migrating.md; for a concave function take minus a hull."
+        fix = 'Leave it out, and see docs/pages/migrating.md; for a concave function pass curvature="concave".'
         got = f"{invert!r}, an option of torch-mice 0.5, whose hull is another model"
         fail("VectorHull", "invert", "no such option", got, fix, TypeError)
 
