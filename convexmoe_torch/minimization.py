@@ -76,8 +76,8 @@ class HullSolver:
 
     @torch.no_grad()
     def values(self, model: Any, config: HullConfig, z: np.ndarray, context: np.ndarray | None) -> np.ndarray:
-        given = [None if rows is None else torch.tensor(rows).to(model.shifts) for rows in (z, context)]
-        y = apply(model.tree, given[0], config, given[1])
+        own = None if context is None else torch.tensor(context).to(model.shifts)
+        y = apply(model.tree, torch.tensor(z).to(model.shifts), config, own)
         return y.double().cpu().numpy()
 
     def solve(

@@ -139,7 +139,7 @@ def check_parity(
     """
     dtype = str(jax.tree.leaves(nnx.state(jax_model, nnx.Param))[0].dtype)
     rows = np.asarray(jnp.asarray(x, dtype))
-    routes = {} if routing is None else {name: np.asarray(route) for name, route in routing.items()}
+    routes: Routes = {name: np.asarray(route) for name, route in (routing or {}).items()}
     if context is not None:
         routes = {"context": np.asarray(jnp.asarray(context, dtype))}
     steps = steps if dtype in ("float32", "float64") else 0

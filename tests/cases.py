@@ -121,8 +121,9 @@ def weight_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         C, K = config["context_dim"], config["context_hidden_dim"]
         shapes |= {"context.0.weight": (C, K), "context.1.weight": (K, K), "context.0.bias": (K,)}
         shapes |= {"context.1.bias": (K,), "context.readout.shifts": (C + K, P)}
-        shapes |= {"context.readout.weight": (C + K, D, O), "context.readout.bias": (C + K, O)}
         free = D if config.get("monotone") is None else config["monotone"].count(0)
+        shapes |= {"context.readout.weight": (C + K, free, O)} if free else {}
+        shapes |= {"context.readout.bias": (C + K, O)}
         for k in range(config["depth"]):
             shapes |= {f"context.trunk.{k}.{head}": (C + K, *unit) for head in ("slope", "bias", "scale")}
             shapes |= {f"context.trunk.{k}.weight": (free, C, *unit)} if free else {}

@@ -65,8 +65,9 @@ def row(weights, x, c, config):
     T = reference.temperatures(weights, config)
     y = np.array([reference.fuse(g[:, o], T[o]) for o in range(config["out_dim"])])
     if c is not None:
-        slopes = np.einsum("f,fdo->do", F, weights["context.readout.weight"])
-        y = y + x @ signed(slopes, signs, 0, -4.0) + F @ weights["context.readout.bias"]
+        free = [j for j, sign in enumerate(signs) if not sign]
+        slopes = np.einsum("f,fdo->do", F, weights["context.readout.weight"]) if free else np.zeros((0, len(y)))
+        y = y + x[free] @ slopes + F @ weights["context.readout.bias"]
     if config.get("nonnegative"):
         y = softplus(y)
     y = y + config["strong_convexity"] / 2 * x @ x

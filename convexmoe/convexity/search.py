@@ -81,7 +81,7 @@ def split_points(points: Any) -> tuple[Any, Any]:
     return rows, contexts
 
 
-def on_rows(function: Callable[[Any], Any], width: int | None, curvature: str) -> Callable[[Any], Any]:
+def on_rows(function: Callable[..., Any], width: int | None, curvature: str) -> Callable[[Any], Any]:
     """Return a function of rows, minus a concave one; with a width, of their first numbers and of the others."""
     if width is None and curvature == "convex":
         return function

@@ -1,4 +1,4 @@
-"""Minimization and maximization of hulls with a certified gap, tangents, conjugates, the sets to minimize over, and predictions."""
+"""Minimization and maximization of hulls with a certified gap, tangents, conjugates, sets, and predictions."""
 
 from .conjugate import Conjugate, conjugate, inverse_gradient
 from .maximum import Maximum, maximize

@@ -45,7 +45,8 @@ def conjugate(
     Guarantee: `value <= f*(y) <= value + gap`, up to `gap` of rounding, and x is within `error` of the maximizer
     (tests/contract/test_conjugate.py). value has the gradient x by y, and `-df/dw` at x by a weight w (Danskin's
     theorem); x has the derivative of an implicit function, with the inverse of the Hessian, by y, by the weights and by
-    contexts, and that is the second derivative of value. Further derivatives, the second of x, are not given: they miss terms.
+    contexts, and that is the second derivative of value. Further derivatives, the second of x, are not given: they miss
+    terms.
 
     Args:
         model: a `VectorHull` or `FoldedHull` with `strong_convexity > 0`.
@@ -57,11 +58,11 @@ def conjugate(
 
     Raises:
         TypeError: no hull, y, x0 or context no array, y not floating, no context where there is one.
-        ValueError: the hull is not strongly convex, or it is concave, shapes do not match, tol is not in (0, 1], y, x0 or weights are not
-            finite (those that JAX traces give NaN), or y is under `torch.func.vmap`.
+        ValueError: the hull is not strongly convex, or it is concave, shapes do not match, tol is not in (0, 1], y, x0,
+            context or weights are not finite (those that JAX traces give NaN), or y is under `torch.func.vmap`.
     """
     solver, output = check_hull("conjugate", model, output)
-    fix = "Take minus it: VectorHull.from_params(model.config.minus(), model.params)."
+    fix = "Take minus it: VectorHull.from_params(model.config.negate(), model.params)."
     check_curvature("conjugate", model.config, "convex", "a concave one", fix)
     check_slopes(model, y, solver)
     context, axes = check_contexts("conjugate", model, context, tuple(y.shape[:-1]), solver, "those of y")

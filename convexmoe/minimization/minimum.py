@@ -79,11 +79,12 @@ def minimize(
     affine function that lies nowhere above the hull, lowered by a first-order bound on its own rounding in float64
     (tests/contract/test_minimize.py, against Clarabel). The hull is the one with the given weights, computed in
     float64; of a hull with a context it is the plain one in x at that context, its weights computed in float64
-    (tests/contract/test_minimize_context.py). A set without a bound, or a wide box, is cut off, further and further out up to `FARTHEST` input scales
-    from the mean of the inputs, until faces of the cut, or strong convexity, tell that nothing outside is lower. Where
-    they do not, as on polytopes or where the hull is flat, the interval is of the part within a cut of `NEAR` scales
-    at least, with no lower value within `FAR`, and convexity carries it on: r times as far out nothing is lower than
-    `value - r gap`. A hull is refused only with a direction in which it falls (tests/contract/test_minimize_cuts.py).
+    (tests/contract/test_minimize_context.py). A set without a bound, or a wide box, is cut off, further and further out
+    up to `FARTHEST` input scales from the mean of the inputs, until faces of the cut, or strong convexity, tell that
+    nothing outside is lower. Where they do not, as on polytopes or where the hull is flat, the interval is of the part
+    within a cut of `NEAR` scales at least, with no lower value within `FAR`, and convexity carries it on: r times as
+    far out nothing is lower than `value - r gap`. A hull is refused only with a direction in which it falls
+    (tests/contract/test_minimize_cuts.py).
 
     Args:
         model: a `VectorHull` or `FoldedHull`.
@@ -97,8 +98,8 @@ def minimize(
     Raises:
         TypeError: no hull, no set, x0 or context no array of numbers, no context where there is one.
         ValueError: the hull is concave: its minimum lies at a corner; dimensions do not match, tol is not in (0, 1],
-            weights or contexts are not finite; of a single problem that the set is empty, or that the hull falls without end in it, and along which direction: a batch tells that in
-            `status` and `direction`.
+            weights or contexts are not finite; of a single problem that the set is empty, or that the hull falls
+            without end in it, and along which direction: a batch tells that in `status` and `direction`.
     """
     solver, _ = check_hull("minimize", model, output)
     got, fix = "a concave one, of which a minimum lies at a corner of the set", "Call maximize."
@@ -129,13 +130,7 @@ def describe_direction(direction: np.ndarray) -> str:
 
 
 def minimize_unchecked(
-    model: Any,
-    constraints: Any,
-    x0: Any = None,
-    tol: float = 1e-6,
-    *,
-    output: int | None = None,
-    context: Any = None,
+    model: Any, constraints: Any, x0: Any = None, tol: float = 1e-6, *, output: int | None = None, context: Any = None
 ) -> Minimum:
     """Return the result of `minimize`; faults of the values are in `status`, as under a compiler."""
     return solve_unchecked("minimize", find_minimum, model, constraints, x0, tol, output, context)

@@ -59,8 +59,8 @@ class NonnegativeHull(ScalarHull):
         Guarantee: it lies nowhere above the hull, in exact arithmetic, for slopes in [0, 1] and weights >= 0 of sum 1
         (tests/contract/test_maximize.py).
         """
-        share = tangent.outer
-        value, slope = super().minorant(z_ND, tangent)
+        share, (value, slope) = tangent.outer, super().minorant(z_ND, tangent)
+        assert share is not None
         return share * value + SOFTPLUS.gain(share), share[:, None] * slope
 
     def rounding(self, reach_ND: Array) -> Array:

@@ -42,7 +42,7 @@ def scalar_hull(
         context: `[..., context_dim]`, in original units, where the hull has one; its leading axes are broadcast to
             `problems`. One context is taken into the weights, for any rows; of several each belongs to a problem.
     """
-    config = config.minus() if config.is_concave else config
+    config = config.negate() if config.is_concave else config
     weights, per_problem = only_output(weights, output), False
     if context is not None:
         context = as_array(context, weights["shifts"])
@@ -84,20 +84,27 @@ def at_contexts(weights: Tree, config: HullConfig, heads: Tree) -> Tree:
     """
     c_BC, D, free = heads["context"], config.in_dim, config.free_inputs
     trunk: Tree = {}
+
+    def placed(rows: Array) -> Array:
+        """Return (B, D, ...) from (B, free, ...): what belongs to inputs that are not monotone among all."""
+        if len(free) == D:
+            return rows
+        places = as_array([[float(j == i) for i in free] for j in range(D)], c_BC)
+        return einsum("df,bfu->bdu", places, rows)
+
     for k in map(str, range(config.depth)):
         layer, head = weights["trunk"][k], heads["trunk"][k]
         weight = layer["weight"] * head["slope"][:, None]
         if free:
             turn = weights["context"]["trunk"][k]["weight"]
             turned = einsum("bc,fcu->bfu", c_BC, turn.reshape(len(free), c_BC.shape[-1], -1))
-            if len(free) < D:
-                places = as_array([[float(j == i) for i in free] for j in range(D)], c_BC)
-                turned = einsum("df,bfu->bdu", places, turned)
-            weight = weight + turned.reshape(weight.shape)
+            weight = weight + placed(turned).reshape(weight.shape)
         bias = layer["bias"] * head["slope"] + head["bias"]
         trunk[k] = {**layer, "weight": weight, "bias": bias, "scale": head["scale"]}
     readout, head = weights["readout"], heads["readout"]
-    weight, bias = readout["weight"] + head["weight"][:, :, None], readout["bias"] + head["bias"][:, None]
+    weight, bias = readout["weight"], readout["bias"] + head["bias"][:, None]
+    weight = OPERATIONS.broadcast(weight, (len(c_BC), *weight.shape))
+    weight = weight + placed(head["weight"])[:, :, None] if free else weight
     readout, gate = {**readout, "weight": weight, "bias": bias}, {}
     if config.gate:
         B = c_BC.shape[0]

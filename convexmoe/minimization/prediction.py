@@ -47,8 +47,13 @@ def predict(model: Any, x: Any, context: Any = None) -> NDArray[np.float64]:
         x = np.broadcast_to(x, (*axes, config.in_dim))
     bare, x = bare_rows(config, x)
     rows = bare_contexts(config, context, axes)
-    parts = [slice(None)] if x.ndim < 2 else [slice(k, k + AT_ONCE) for k in range(0, max(len(x), 1), AT_ONCE)]
-    whole = rows is None or rows.ndim == 1  # one context for all
-    y = np.concatenate([solver.values(model, bare, x[part], rows if whole else rows[part]) for part in parts])
+    parts: list[slice] = (
+        [slice(None)] if x.ndim < 2 else [slice(k, k + AT_ONCE) for k in range(0, max(len(x), 1), AT_ONCE)]
+    )
+
+    def contexts(part: slice) -> NDArray[np.float64] | None:
+        return rows if rows is None or rows.ndim == 1 else rows[part]
+
+    y = np.concatenate([solver.values(model, bare, x[part], contexts(part)) for part in parts])
     units = config.normalization
     return y if units is None else np.asarray(units.output_mean) + np.asarray(units.output_scale) * y

@@ -8,7 +8,7 @@ method has found it: that is what makes a lower bound certain (`ScalarHull.minor
 A hull with a context is one hull a problem: what the context moves, biases, shifts and the weights on x, and the scales
 that it gives to units, have a leading axis of B problems, and rows are B equal groups, those of one problem together.
 
-Letters: N rows, B problems, D in, H hidden, P petals (and groups). z is x in normalized units; y too is normalized here.
+Letters: N rows, B problems, D in, H hidden, P petals (and groups). z is x in normalized units, and so is y here.
 """
 
 from __future__ import annotations

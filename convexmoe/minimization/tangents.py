@@ -26,9 +26,7 @@ class MaxAffine(NamedTuple):
     gap: Array
 
 
-def max_affine(
-    model: Any, points: Any, at: Any = None, *, output: int | None = None, context: Any = None
-) -> MaxAffine:
+def max_affine(model: Any, points: Any, at: Any = None, *, output: int | None = None, context: Any = None) -> MaxAffine:
     """Return the maximum of the tangents to one output of a hull: a lower bound that a linear program can hold.
 
     Of a concave hull it is their minimum, an upper bound: the same record stands for `min_j slopes_j . x +

@@ -221,8 +221,10 @@ def _problem(
     # Outside of a trace every operation is compiled: seconds for a hull, which does not look whether it is traced.
     is_known = type(function) in (VectorHull, FoldedHull)
     is_refused, ours = isinstance(function, NonConvexHull), isinstance(function, (VectorHull, FoldedHull, HullExpert))
-    named = {"curvature": problem.read_curvature("certify", curvature, function if ours else None)}
-    return JaxProblem(call, leaves, names, arguments, chosen, is_refused, roots, fixed, itself, is_known, **named)
+    wanted = problem.read_curvature("certify", curvature, function if ours else None)
+    return JaxProblem(
+        call, leaves, names, arguments, chosen, is_refused, roots, fixed, itself, is_known, curvature=wanted
+    )
 
 
 def _run(closed: Any) -> Callable[..., list[np.ndarray]]:

@@ -56,14 +56,14 @@ def find_violation(
     >>> find_violation(VectorHull(2, petals=3, rngs=nnx.Rngs(0)), jnp.eye(2), segments=1000) is None
     True
     """
-    points, contexts = search.split_points(points)
-    search.check_search(points, segments)
-    where = read_domain("find_violation", domain, [points.shape[1:]])
+    rows, contexts = search.split_points(points)
+    search.check_search(rows, segments)
+    where = read_domain("find_violation", domain, [rows.shape[1:]])
     ours = function if isinstance(function, (VectorHull, FoldedHull)) else None
     wanted, width = problem.read_curvature("find_violation", curvature, ours), None
     if contexts is not None:
-        width, contexts = points.shape[1], np.asarray(contexts, np.float64)
-    evaluator = Evaluator(function, points, width, wanted)
+        width, contexts = rows.shape[1], np.asarray(contexts, np.float64)
+    evaluator = Evaluator(function, rows, width, wanted)
     found = search.search(evaluator, segments, seed, tolerance, True, where, contexts)
     return search.turn(found, wanted, width)
 

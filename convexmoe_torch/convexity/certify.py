@@ -213,8 +213,8 @@ def _problem(
 
     itself = _copy_module(function) if isinstance(function, nn.Module) else None
     is_refused, ours = isinstance(function, NonConvexHull), isinstance(function, (VectorHull, FoldedHull, HullExpert))
-    named = {"curvature": problem.read_curvature("certify", curvature, function if ours else None)}
-    return TorchProblem(call, leaves, names, arguments, chosen, is_refused, roots, fixed, itself, **named)
+    wanted = problem.read_curvature("certify", curvature, function if ours else None)
+    return TorchProblem(call, leaves, names, arguments, chosen, is_refused, roots, fixed, itself, curvature=wanted)
 
 
 def _copy_module(module: nn.Module) -> Callable[[list[Any]], Any] | None:

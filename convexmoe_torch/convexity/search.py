@@ -58,15 +58,15 @@ def find_violation(
     >>> find_violation(VectorHull(2, petals=3), torch.eye(2), segments=1000) is None
     True
     """
-    points, contexts = search.split_points(points)
-    search.check_search(points, segments)
-    where = read_domain("find_violation", domain, [tuple(points.shape[1:])])
+    rows, contexts = search.split_points(points)
+    search.check_search(rows, segments)
+    where = read_domain("find_violation", domain, [tuple(rows.shape[1:])])
     ours = function if isinstance(function, HullModule) else None
     wanted, width = problem.read_curvature("find_violation", curvature, ours), None
     if contexts is not None:
-        width, contexts = points.shape[1], in_numpy(contexts)
+        width, contexts = rows.shape[1], in_numpy(contexts)
     with LOCK, one_thread():
-        evaluator = Evaluator(function, points.detach(), width=width, curvature=wanted)
+        evaluator = Evaluator(function, rows.detach(), width=width, curvature=wanted)
         found = search.search(evaluator, segments, seed, tolerance, True, where, contexts)
     return search.turn(found, wanted, width)
 

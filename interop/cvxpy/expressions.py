@@ -69,7 +69,7 @@ class ConstantProgram:
         """Return the values of some outputs, (N, len(outputs))."""
         N, O, x_ND = x_ND.shape[0], len(outputs), self.normalized(x_ND)
         g = self.group_values(x_ND, outputs)
-        y_NO = cp.reshape(self.fuse(g, outputs), (N, O), order="C")
+        y_NO: Any = cp.reshape(self.fuse(g, outputs), (N, O), order="C")
         if self.config.nonnegative:
             y_NO = cp.logistic(y_NO)
         if "bowl.scale" in self.matrices:

@@ -61,7 +61,7 @@ def input_units(hull: HullWeights) -> tuple[NDArray[np.float64], NDArray[np.floa
 
 
 def hull_matrices(hull: HullWeights) -> Arrays:
-    """Return name -> matrix of everything that multiplies or shifts rows, of minus a concave hull; biases are (1, n)."""
+    """Return name -> matrix of everything that multiplies or shifts rows (of minus a concave hull); biases (1, n)."""
     config, weights = hull
     P, O, units = config.petals, config.out_dim, units_of(config)
     mean, scale = np.asarray(units.input_mean), np.asarray(units.input_scale)

@@ -27,12 +27,7 @@ TOLERANCE = 1e-8  # that solvers have when none is given, of Clarabel
 
 
 def to_cvxpy(
-    model_or_path: Any,
-    variable: Any,
-    *,
-    output: int | None = None,
-    parameters: bool = False,
-    context: Any = None,
+    model_or_path: Any, variable: Any, *, output: int | None = None, parameters: bool = False, context: Any = None
 ) -> Any:
     """Return the hull of `variable` as an expression of CVXPY, in the units of the model.
 

@@ -9,6 +9,7 @@ from convexmoe.hull import parameters
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+QUICK = ("context_units", "concave", "nonnegative", "all_rising")
 WORDS = {1: "nondecreasing", 0: "unknown", -1: "nonincreasing"}
 each_package = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 
@@ -21,8 +22,15 @@ def model_and_arguments(backend, name, shape=(1,)):
     ]
 
 
+def release_but_for(quick, names):
+    """The names, those that `make test` leaves out marked."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.release) for name in names]
+
+
 @each_package
-@pytest.mark.parametrize("name", cases.SHAPED)
+@pytest.mark.parametrize(
+    "name", release_but_for(("context_units", "concave", "nonnegative", "all_rising"), cases.SHAPED)
+)
 def test_a_shape_is_proved_for_all_parameters_and_contexts(name, backend):
     hull, given = model_and_arguments(backend, name)
     monotone = hull.config.monotone
@@ -38,7 +46,7 @@ def test_a_shape_is_proved_for_all_parameters_and_contexts(name, backend):
 
 
 @each_package
-@pytest.mark.parametrize("name", ["context_units", pytest.param("all", marks=pytest.mark.release)])
+@pytest.mark.parametrize("name", release_but_for(("context",), ("context", "context_units", "all")))
 @pytest.mark.parametrize("case", ["many rows", "one context", "folded", "at"])
 def test_every_path_of_a_hull_is_proved(case, name, backend):
     hull, (x, c) = model_and_arguments(backend, name, (1,) if case in ("folded", "at") else (30,))

@@ -85,7 +85,7 @@ def test_winners_follow_the_context(backend, name):
         assert len(set(map(tuple, group.tolist()))) > 1
 
 
-@pytest.mark.parametrize("name", ["context", "all"])
+@pytest.mark.parametrize("name", ["context", pytest.param("all", marks=pytest.mark.release)])
 def test_transformations_give_the_same(backend, name):
     fields, model = cases.SHAPED[name], built(backend, name)
     x, c = cases.random_arguments(fields, (5,))
@@ -256,6 +256,9 @@ def test_an_expert_takes_the_context_of_its_rows(backend):
         model(h, routes, {"other": backend.array(c)})
     with pytest.raises(TypeError, match=r"VectorHull.context: expected an array, \[..., context_dim=3\]; got None"):
         model(h, routes)
+    spoilt = np.where(np.arange(4)[:, None] == 0, np.nan, c).astype(np.float32)
+    found = backend.numpy(model(h, routes, backend.array(spoilt)).levels["a"].hidden)
+    assert np.isnan(found[0]).all() and relative_error(found[1:], wanted[1:]) < 1e-5
     sequence = np.stack([x, 2 * x], 1)  # [rows, positions, width]
     expected = values(backend, hull, "__call__", sequence, c[:, None])
     found = model(backend.array(sequence), routes, backend.array(c)).levels["a"].hidden

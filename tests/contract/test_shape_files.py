@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from backends import BACKENDS
+from commands import invoke
 
 import convexmoe_jax
 import convexmoe_torch
@@ -19,6 +20,7 @@ from convexmoe.files.schema import schema_of
 from convexmoe.hull.weights import effective_weights
 from convexmoe_torch.hull.petals import effective
 from interop import check_parity, to_jax, to_torch
+from interop.parity import relative_error
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -130,3 +132,26 @@ def test_a_damaged_config_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(data.replace(b'\\"context_dim\\": 3', b'\\"context_dim\\": 4'))
     with pytest.raises(InputError):
         inspect(tmp_path / "file")
+
+
+def test_the_command_proves_and_compares_such_hulls(tmp_path):
+    fields, path = cases.SHAPED["all"], tmp_path / "model.safetensors"
+    convexmoe_torch.save(TORCH.model(fields, cases.random_weights(fields), "float32"), path)
+    result = invoke("certify", path, "--framework", "torch")
+    assert result.exit_code == 0 and "proved: concave in argument 0" in result.stdout
+    record = json.loads((tmp_path / "model.certificate.json").read_text())
+    assert (record["property"], record["verdict"]) == ("concave", "proved")
+    result = invoke("verify", path, "--rows", "5", "--steps", "0")
+    assert result.exit_code == 0 and "gradient context.readout.shifts" in result.stdout
+
+
+def test_a_folded_hull_with_a_context_goes_over():
+    fields = cases.SHAPED["context_units"]
+    x, c = cases.random_arguments(fields, (5,))
+    with jax.enable_x64(True):
+        folded = TORCH.model(fields, cases.random_weights(fields)).fold()
+        twin = to_jax(folded)
+        pairs = [(folded, twin, (x, c)), (folded.at(torch.tensor(c[2])), twin.at(JAX.array(c[2])), (x,))]
+        for one, other, given in pairs:
+            y = one(*map(torch.tensor, given)).numpy()
+            assert relative_error(np.asarray(other(*map(JAX.array, given))), y) < 1e-13
