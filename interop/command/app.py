@@ -18,7 +18,6 @@ from .output import emit, say
 from .predict import predict_rows
 from .verify import verify_files
 
-
 FIT_EXAMPLES = """Examples: convexmoe fit DATA.csv --target price --context region,season --increasing area --concave
 
 convexmoe fit DATA.csv --target price --loss quantile --level 0.9 --weights n"""

@@ -44,7 +44,7 @@ def fit_linear(x: Rows, y: Rows, weight: Rows | None = None, loss: Any = SQUARED
         units = Normalization((), (), (float(y.mean()),), (float(y.std()) if np.ptp(y) > 0 else 1.0,))
         z, config = (y - units.output_mean[0]) / units.output_scale[0], HullConfig(x.shape[1], 1, 1)
         plane = fit_plane(design(x)[:, :-1], z[:, None], objective_of(loss, units, 1), weight, config)
-        solution: Rows = units.output_scale[0] * np.append(plane.slopes[:, 0], plane.offsets[0])
+        solution: Any = units.output_scale[0] * np.append(plane.slopes[:, 0], plane.offsets[0])
         solution[-1] += units.output_mean[0]
     else:
         root: Rows | float = 1.0 if weight is None else np.sqrt(weight)[:, None]
