@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -90,7 +92,9 @@ def work(job: Job) -> Record:
     began = time.perf_counter()
     found = COMMANDS[job.command][0](job)
     seconds = found.pop("seconds", None) or time.perf_counter() - began
-    return {"case": list(job.case), "model": job.model} | found | {"seconds": seconds}
+    record = {"case": list(job.case), "model": job.model} | found | {"seconds": seconds}
+    print(json.dumps(record), file=sys.stderr, flush=True)  # a run that is stopped has said what it found
+    return record
 
 
 def score_parametric(job: Job) -> Record:
