@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ class Found(NamedTuple):
 
 def new_hull(x: np.ndarray, context: np.ndarray | None, seed: int = 0, **fields: Any) -> VectorHull:
     """Return a hull of one output for rows."""
-    fields = {} if context is None else {"context_dim": context.shape[1], **fields}
+    fields |= {} if context is None else {"context_dim": context.shape[1]}
     return VectorHull(x.shape[1], PETALS, 1, temperature="learned", rngs=nnx.Rngs(seed), **fields)
 
 
@@ -179,15 +180,17 @@ def choose(estimator: Any, grid: dict[str, Any] | list[dict[str, Any]], x: np.nd
 def rising_mlp(task: Task, seed: int, quick: bool) -> np.ndarray:
     """Predict by scikit-learn's MLP on standardized rows, its penalty chosen."""
     from sklearn.compose import TransformedTargetRegressor
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPRegressor
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    network = MLPRegressor(solver="lbfgs", max_iter=QUICK if quick else 1000, random_state=seed)
+    network = MLPRegressor(solver="lbfgs", max_iter=QUICK if quick else 500, random_state=seed)
     whole = TransformedTargetRegressor(make_pipeline(StandardScaler(), network), transformer=StandardScaler())
-    return choose(whole, {"regressor__mlpregressor__alpha": [0.1, 1.0, 10.0]}, task.x, task.y[:, 0]).predict(
-        task.x_test
-    )
+    grid = {"regressor__mlpregressor__alpha": [0.1, 1.0, 10.0]}
+    with warnings.catch_warnings():  # some do not converge to the last digit
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return choose(whole, grid, task.x, task.y[:, 0]).predict(task.x_test)
 
 
 # Of few rows: how many are in a leaf at least, how fast, how many trees.

@@ -41,6 +41,13 @@ def test_rising_truths_rise_and_are_convex(name):
     assert not (function(x - step) >= function(x)).all()  # control
 
 
+def test_a_hull_is_told_the_shape():
+    x = np.zeros((5, 2))
+    assert shape_fits.new_hull(x, None, monotone=(1, 0)).config.monotone == (1, 0)
+    config = shape_fits.new_hull(x, x, depth=2).config
+    assert (config.context_dim, config.depth, config.monotone) == (2, 2, None)
+
+
 def test_rows_of_parameters_are_apart_and_concave_pieces_are_judged_by_their_best_line():
     task = shape_tasks.parametric("piecewise affine", quick=True)
     assert not np.isin(task.held[1], task.train[1]).any() and not np.isin(task.test[1], task.train[1]).any()
