@@ -55,7 +55,17 @@ from .hierarchy import (
     sample_dropout,
 )
 from .hull import FoldedHull, NonConvexHull, VectorHull, Winners
-from .minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
+from .minimization import (
+    Conjugate,
+    MaxAffine,
+    Maximum,
+    Minimum,
+    conjugate,
+    inverse_gradient,
+    max_affine,
+    maximize,
+    minimize,
+)
 from .training import FitResult, FitState, Fold, adam, adamw, compare_curvature, fit, train
 
 __all__ = [
@@ -96,6 +106,7 @@ __all__ = [
     "LossTerm",
     "MLPExpert",
     "MaxAffine",
+    "Maximum",
     "Minimum",
     "NonConvexHull",
     "Normalization",
@@ -122,6 +133,7 @@ __all__ = [
     "load",
     "load_optimizer",
     "max_affine",
+    "maximize",
     "merge_routing",
     "merged_routes",
     "minimize",

@@ -1,4 +1,4 @@
-"""Minimization with a certified gap, tangents and conjugates of hulls in JAX.
+"""Minimization and maximization with a certified gap, tangents and conjugates of hulls in JAX.
 
 The solver stands in `convexmoe.minimization`. Here stands how it computes with hulls of JAX: in numpy where all values
 are known, which needs no compilation; compiled where something is traced.
@@ -27,14 +27,34 @@ from convexmoe.errors import fail
 from convexmoe.hull.config import HullConfig
 from convexmoe.hull.parameters import Tree, averaged, check_parameters, effective, map_tree
 from convexmoe.hull.weights import NUMPY
-from convexmoe.minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
+from convexmoe.minimization import (
+    Conjugate,
+    MaxAffine,
+    Maximum,
+    Minimum,
+    conjugate,
+    inverse_gradient,
+    max_affine,
+    maximize,
+    minimize,
+)
 from convexmoe.minimization.solver import Arrays, Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers JAX)
 from .hull import FoldedHull, VectorHull, compiled_apply, petals
 from .settings import P, by_compiler, leading_spec, standard_promotion, vary
 
-__all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize"]
+__all__ = [
+    "Conjugate",
+    "MaxAffine",
+    "Maximum",
+    "Minimum",
+    "conjugate",
+    "inverse_gradient",
+    "max_affine",
+    "maximize",
+    "minimize",
+]
 
 Items = tuple[tuple[str, Any], ...]  # of a dict, to be hashed
 
@@ -55,10 +75,10 @@ class HullSolver:
     def precision(self, value: Any) -> float | None:
         return float(jnp.finfo(value.dtype).eps) if jnp.issubdtype(value.dtype, jnp.floating) else None
 
-    def values(self, model: Any, config: HullConfig, z: np.ndarray) -> np.ndarray:
+    def values(self, model: Any, config: HullConfig, z: np.ndarray, context: np.ndarray | None) -> np.ndarray:
         with jax.enable_x64(True), np.errstate(over="ignore"):
-            z = z.astype(model.params["shifts"].dtype)
-            return np.asarray(compiled_apply(model.params, z, config), np.float64)
+            z, context = jax.tree.map(lambda rows: rows.astype(model.params["shifts"].dtype), (z, context))
+            return np.asarray(compiled_apply(model.params, z, config, context), np.float64)
 
     @standard_promotion
     def solve(

@@ -56,7 +56,17 @@ from .hierarchy import (
     unfreeze,
 )
 from .hull import FoldedHull, NonConvexHull, VectorHull, Winners
-from .minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
+from .minimization import (
+    Conjugate,
+    MaxAffine,
+    Maximum,
+    Minimum,
+    conjugate,
+    inverse_gradient,
+    max_affine,
+    maximize,
+    minimize,
+)
 from .training import FitResult, FitState, Fold, compare_curvature, fit, train
 
 __all__ = [
@@ -97,6 +107,7 @@ __all__ = [
     "LossTerm",
     "MLPExpert",
     "MaxAffine",
+    "Maximum",
     "Minimum",
     "NonConvexHull",
     "Normalization",
@@ -121,6 +132,7 @@ __all__ = [
     "load",
     "load_optimizer",
     "max_affine",
+    "maximize",
     "merge_routing",
     "merged_routes",
     "minimize",

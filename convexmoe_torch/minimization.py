@@ -1,4 +1,4 @@
-"""Minimization with a certified gap, tangents and conjugates of hulls in PyTorch.
+"""Minimization and maximization with a certified gap, tangents and conjugates of hulls in PyTorch.
 
 The solver stands in `convexmoe.minimization`. Here stands how it computes with hulls of PyTorch: on their device.
 
@@ -22,14 +22,34 @@ from torch import Tensor
 
 from convexmoe.hull import HullConfig
 from convexmoe.hull.parameters import Tree, averaged, map_tree
-from convexmoe.minimization import Conjugate, MaxAffine, Minimum, conjugate, inverse_gradient, max_affine, minimize
+from convexmoe.minimization import (
+    Conjugate,
+    MaxAffine,
+    Maximum,
+    Minimum,
+    conjugate,
+    inverse_gradient,
+    max_affine,
+    maximize,
+    minimize,
+)
 from convexmoe.minimization.solver import Arrays, Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers PyTorch)
 from .hull import HullModule, apply
 from .hull.petals import effective
 
-__all__ = ["Conjugate", "MaxAffine", "Minimum", "conjugate", "inverse_gradient", "max_affine", "minimize"]
+__all__ = [
+    "Conjugate",
+    "MaxAffine",
+    "Maximum",
+    "Minimum",
+    "conjugate",
+    "inverse_gradient",
+    "max_affine",
+    "maximize",
+    "minimize",
+]
 
 
 class HullSolver:
@@ -55,8 +75,9 @@ class HullSolver:
         return torch.finfo(dtype).eps if dtype.is_floating_point else None
 
     @torch.no_grad()
-    def values(self, model: Any, config: HullConfig, z: np.ndarray) -> np.ndarray:
-        y = apply(model.tree, torch.as_tensor(z).to(model.shifts), config)
+    def values(self, model: Any, config: HullConfig, z: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+        own = None if context is None else torch.tensor(context).to(model.shifts)
+        y = apply(model.tree, torch.tensor(z).to(model.shifts), config, own)
         return y.double().cpu().numpy()
 
     def solve(

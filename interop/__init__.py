@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .cvxpy import set_weights, to_cvxpy
+    from .cvxpy import set_context, set_weights, to_cvxpy
     from .legacy import from_celmoe, from_torch_mice
     from .optimizer import adam_to_optax, adam_to_torch
     from .parity import Comparison, ParityReport, check_parity
@@ -26,13 +26,14 @@ __all__ = [
     "check_parity",
     "from_celmoe",
     "from_torch_mice",
+    "set_context",
     "set_weights",
     "to_cvxpy",
     "to_jax",
     "to_torch",
 ]
 _HOMES = {
-    "cvxpy": ("set_weights", "to_cvxpy"),
+    "cvxpy": ("set_context", "set_weights", "to_cvxpy"),
     "legacy": ("from_celmoe", "from_torch_mice"),
     "optimizer": ("adam_to_optax", "adam_to_torch"),
     "parity": ("Comparison", "ParityReport", "check_parity"),

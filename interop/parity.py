@@ -15,6 +15,7 @@ import torch
 from flax import nnx
 
 import convexmoe_jax
+from convexmoe.hull import HullConfig
 from convexmoe_jax.files.optimizer import neutral_of
 from convexmoe_torch.files.optimizer import parameters_of
 
@@ -35,7 +36,7 @@ NUDGES, NOISE, LEAST = 4, 4, 8
 HESSIAN_ROWS = 4
 LEARNING_RATE = 1e-3  # of the trajectory
 Quantities = dict[str, np.ndarray]
-Routes = dict[str, Any]  # level -> integers
+Routes = dict[str, Any]  # of a hierarchy: level -> integers; of a hull: "context" -> an array
 
 
 class Comparison(NamedTuple):
@@ -110,6 +111,7 @@ def check_parity(
     x: np.ndarray,
     *,
     routing: dict[str, np.ndarray] | None = None,
+    context: np.ndarray | None = None,
     steps: int = 0,
     floor: bool = False,
 ) -> ParityReport:
@@ -123,6 +125,7 @@ def check_parity(
         jax_model, torch_model: twins of one dtype. Experts of a hierarchy must need no context and no mask.
         x: `[rows, in_dim]` or `[rows, hidden_size]`, in the units of the models.
         routing: of a hierarchy: level -> integers `[rows]`.
+        context: of a hull that has one: `[rows, context_dim]`, in its units.
         steps: of the trajectory.
         floor: measure what rounding makes of each quantity, with `NUDGES` more runs in JAX, and set the bounds by it.
 
@@ -136,12 +139,16 @@ def check_parity(
     """
     dtype = str(jax.tree.leaves(nnx.state(jax_model, nnx.Param))[0].dtype)
     rows = np.asarray(jnp.asarray(x, dtype))
-    routes = {} if routing is None else {name: np.asarray(route) for name, route in routing.items()}
+    routes: Routes = {name: np.asarray(route) for name, route in (routing or {}).items()}
+    if context is not None:
+        routes = {"context": np.asarray(jnp.asarray(context, dtype))}
     steps = steps if dtype in ("float32", "float64") else 0
     with jax.default_matmul_precision("highest"):
         ours = _quantities_jax(jax_model, jnp.asarray(rows), routes, steps)
         moved = [nudge(jax_model, seed) for seed in range(NUDGES * floor)]
         nudged = [_quantities_jax(model, jnp.asarray(rows), routes, steps) for model in moved]
+    if context is not None:
+        routes = {name: tensor_of(value) for name, value in routes.items()}
     theirs = _quantities_torch(torch_model, tensor_of(rows), routes, steps)
     comparisons, least = [], LEAST * float(jnp.finfo(dtype).eps)
     for name, value in ours.items():
@@ -171,6 +178,12 @@ def nudge(model: Any, seed: int = 0) -> Any:
     return nnx.merge(graph, jax.tree.map(move, params), rest)
 
 
+def _beside(model: Any, routes: Routes) -> list[Any]:
+    """Return what a model is given beside its rows."""
+    is_hull = isinstance(getattr(model, "config", None), HullConfig)
+    return list(routes.values()) if is_hull else [routes] * bool(routes)
+
+
 def _quantities_jax(model: Any, x: jax.Array, routes: Routes, steps: int) -> Quantities:
     model = nnx.clone(model)
     if isinstance(model, convexmoe_jax.HierarchicalCELMoE):
@@ -186,7 +199,8 @@ def _quantities_jax(model: Any, x: jax.Array, routes: Routes, steps: int) -> Qua
 
 def _output(graph: Any, rest: Any, params: Any, x: jax.Array, routes: Routes) -> jax.Array:
     """Return the output of a model given in parts, so that models alike share what is compiled."""
-    result = nnx.merge(graph, params, rest)(x, *[routes] * bool(routes))
+    model = nnx.merge(graph, params, rest)
+    result = model(x, *_beside(model, routes))
     return getattr(result, "fused_hidden", result)
 
 
@@ -229,7 +243,7 @@ def _quantities_torch(model: Any, x: torch.Tensor, routes: Routes, steps: int) -
     model = copy.deepcopy(model).eval()
 
     def output(at: torch.Tensor, routes: Routes) -> torch.Tensor:
-        result = model(at, *[routes] * bool(routes))
+        result = model(at, *_beside(model, routes))
         return getattr(result, "fused_hidden", result)
 
     def weighted_sum(at: torch.Tensor, routes: Routes) -> torch.Tensor:

@@ -72,6 +72,31 @@ HULLS: dict[str, Fields] = {
     ),
 }
 
+CONTEXT = {"context_dim": 3, "context_hidden_dim": 11}
+CONTEXT_UNITS = {"context_mean": (0.5, -2.0, 40.0), "context_scale": (0.1, 3.0, 20.0)}
+SIGNS = (1, 0, -1, 1, 0)
+# Hulls with a context, signs of slopes, another curvature or a bound.
+SHAPED: dict[str, Fields] = {
+    "context": fields(**CONTEXT),
+    "context_units": fields(**CONTEXT, trunk="private", temperature=0.37, normalization=UNITS | CONTEXT_UNITS),
+    "rising": fields(monotone=SIGNS, depth=2, gate=True, temperature="learned"),
+    "concave": fields(curvature="concave", activation="relu", strong_convexity=0.7, normalization=UNITS),
+    "nonnegative": fields(nonnegative=True, trunk="private", activation="huber_relu", strong_convexity=0.7),
+    "all_rising": fields(**CONTEXT, monotone=(1, 1, -1, -1, 1), depth=2, group_size=1, out_dim=3),
+    "all": fields(
+        **CONTEXT,
+        depth=2,
+        trunk="private",
+        temperature="learned",
+        activation="huber_relu",
+        gate=True,
+        monotone=SIGNS,
+        curvature="concave",
+        nonnegative=True,
+        normalization=UNITS | CONTEXT_UNITS | {"output_mean": (0.0, 0.0)},
+    ),
+}
+
 LEADING_AXES = [(), (ROWS,), (1,), (ROWS, 13), (17, 1, ROWS), (0,), (13, 0)]
 
 
@@ -92,6 +117,16 @@ def weight_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         shapes["raw_temperature"] = (O,)
     if config["gate"]:
         shapes |= {"gate.weight": (D, H), "gate.bias": (H,)}
+    if config.get("context_dim"):
+        C, K = config["context_dim"], config["context_hidden_dim"]
+        shapes |= {"context.0.weight": (C, K), "context.1.weight": (K, K), "context.0.bias": (K,)}
+        shapes |= {"context.1.bias": (K,), "context.readout.shifts": (C + K, P)}
+        free = D if config.get("monotone") is None else config["monotone"].count(0)
+        shapes |= {"context.readout.weight": (C + K, free, O)} if free else {}
+        shapes |= {"context.readout.bias": (C + K, O)}
+        for k in range(config["depth"]):
+            shapes |= {f"context.trunk.{k}.{head}": (C + K, *unit) for head in ("slope", "bias", "scale")}
+            shapes |= {f"context.trunk.{k}.weight": (free, C, *unit)} if free else {}
     return shapes
 
 
@@ -110,6 +145,23 @@ def random_inputs(config: Mapping[str, Any], shape: tuple[int, ...] = (ROWS,), s
     x = np.random.default_rng([seed, 11]).standard_normal((*shape, config["in_dim"]))
     units = config["normalization"]
     return x if units is None else x * units["input_scale"] + units["input_mean"]
+
+
+def random_contexts(config: Mapping[str, Any], shape: tuple[int, ...] = (ROWS,), seed: int = 0) -> np.ndarray:
+    """Contexts in float64, in the units of the config, `(*shape, context_dim)`."""
+    c, units = (
+        np.random.default_rng([seed, 13]).standard_normal((*shape, config["context_dim"])),
+        config["normalization"],
+    )
+    return c if units is None else c * units["context_scale"] + units["context_mean"]
+
+
+def random_arguments(
+    config: Mapping[str, Any], shape: tuple[int, ...] = (ROWS,), seed: int = 0
+) -> tuple[np.ndarray, ...]:
+    """What a hull is called with: inputs, and contexts where it has them."""
+    x = random_inputs(config, shape, seed)
+    return (x, random_contexts(config, shape, seed)) if config.get("context_dim") else (x,)
 
 
 def tied_weights(config: Mapping[str, Any]) -> Weights:

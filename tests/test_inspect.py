@@ -115,7 +115,7 @@ FAULTS = {
         edited(lambda header: header["params/shifts"].update(dtype="I32")),
         ["expected a .safetensors file"],
     ),
-    "newer": (entry(schema=2), ["expected schema 1 or older; got", "with schema 2", "newer convexmoe"]),
+    "newer": (entry(schema=3), ["expected schema 2 or older; got", "with schema 3", "newer convexmoe"]),
     "nested": (lambda path: put(path, json.loads("[" * 500 + "]" * 500), b""), ["expected a .safetensors file"]),
 }
 

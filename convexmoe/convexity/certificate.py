@@ -55,7 +55,7 @@ class Output:
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """Whether a function is convex in its chosen input, and why; `print` shows the proof as a tree.
+    """Whether a function is convex, or concave, in its chosen input, and why; `print` shows the proof as a tree.
 
     Args:
         verdict: "proved", "refuted" or "unknown".
@@ -69,6 +69,7 @@ class Certificate:
         results: the numbers of the steps that are the outputs.
         domain: where it was looked at, a row of all chosen inputs, and where the outputs are what they are said to be;
             None for everywhere.
+        curvature: what was to be proved, "convex" or "concave".
     """
 
     verdict: str
@@ -80,6 +81,7 @@ class Certificate:
     steps: tuple[Step, ...] = ()
     results: tuple[int, ...] = ()
     domain: Domain | None = None
+    curvature: str = "convex"
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -95,7 +97,8 @@ class Certificate:
             place = f"{segment.weight:.4g} left + {1 - segment.weight:.4g} right"
             chord = f"the chord from {segment.value_left:.9g} to {segment.value_right:.9g}"
             at = f"output {segment.output} is {segment.value:.9g} at {place}"
-            yield f"  {at}, {segment.gap:.3g} above {chord} ({segment.dtype})"
+            side = "below" if self.curvature == "concave" else "above"
+            yield f"  {at}, {segment.gap:.3g} {side} {chord} ({segment.dtype})"
             yield f"    left  {_numbers(segment.left)}"
             yield f"    right {_numbers(segment.right)}"
         yield from self._tree()
@@ -127,7 +130,7 @@ class Certificate:
         record = {
             "schema": SCHEMA,
             "verdict": self.verdict,
-            "property": "convex",
+            "property": self.curvature,
             "arithmetic": EXACT,
             "strength": self.strength,
             "reason": self.reason,
@@ -225,10 +228,15 @@ def coarsest_dtype(walk: Walk, dtype: str) -> str:
     return "" if TOLERANCES.get(worst, np.inf) <= TOLERANCES.get(dtype, np.inf) else worst
 
 
-def first_failure(walk: Walk, wanted: int) -> Step | None:
-    """Return the step at which the output `wanted` loses its curvature: it has none, and all it takes has."""
+def first_failure(walk: Walk, wanted: int, curvature: int = CONVEX) -> Step | None:
+    """Return the step at which the output `wanted` loses its curvature: it has none, and all it takes has.
+
+    Args:
+        walk: through the program; wanted: the number of an output.
+        curvature: the fact that was to be proved.
+    """
     steps, current = walk.steps(), wanted
-    if walk.values[current].has(CONVEX).all() or current not in steps:
+    if walk.values[current].has(curvature).all() or current not in steps:
         return None
     if walk.values[current].curved.all():  # a curvature, but not the one that is asked for
         return steps[current]

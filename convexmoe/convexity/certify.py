@@ -1,4 +1,4 @@
-"""The proof that a function is convex, its refutation, or where the proof stops: the flow of `certify`."""
+"""The proof that a function is convex, or concave, its refutation, or where the proof stops: the flow of `certify`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from .agreement import find_difference
 from .calculus import LAWS
 from .certificate import EXACT, STRENGTHS, Certificate, Output, coarsest_dtype, first_failure, monotonicity, word_arrays
 from .domain import Domain, read_domain
-from .facts import CONVEX, REAL, Value, merge, nothing, parameter, variable
+from .facts import CONCAVE, CONVEX, REAL, Value, merge, nothing, parameter, variable
 from .graph import Graph
 from .problem import Engine, NotTraced, Problem
 from .references import look_through
 from .refinements import Refinements
-from .search import search
+from .search import search, turn
 from .segments import TOLERANCES, Violation
 from .walk import Reason, Step, Walk
 
 SEGMENTS = 20_000
+FACTS = {"convex": CONVEX, "concave": CONCAVE}
 REACH = 3.0  # half the width of the box that is searched around the example, in units of its size
 
 
@@ -37,7 +38,8 @@ def certify_problem(
     whole_number("certify", "segments", segments, 0)
     whole_number("certify", "seed", seed, 0)
     domain = read_domain("certify", box, [tuple(problem.arguments[k].shape) for k in problem.chosen])
-    problem = replace(problem, domain=domain)
+    problem, wanted = replace(problem, domain=domain), FACTS[problem.curvature]
+    base = Certificate("unknown", strength or "structural", "", domain=domain, curvature=problem.curvature)
     try:
         _check_real_inputs(problem)
         held, normalizations = look_through(problem.roots, problem.fixed)
@@ -46,11 +48,11 @@ def certify_problem(
         graph = trace.graph
         _check_real_outputs(graph)
     except NotTraced as error:
-        return Certificate("unknown", strength or "structural", str(error), domain=domain)
+        return replace(base, reason=str(error))
     strengths = STRENGTHS if problem.leaves and not held else ("numeric",)
     for now in (strength,) if strength else strengths:
         walk = _walk(engine, problem, graph, now)
-        proved = all(walk.values[number].has(CONVEX).all() for number in graph.outputs)
+        proved = all(walk.values[number].has(wanted).all() for number in graph.outputs)
         is_structural = now == "structural"
         doubt = trace.doubt or (_describe_held(held) if held and is_structural else "")
         doubt = (doubt or find_difference(engine, problem, trace, walk, is_structural)) if proved else ""
@@ -60,12 +62,12 @@ def certify_problem(
     alone = [_walk(engine, problem, graph, now, coordinate) for coordinate in range(coordinates)]
     outputs = _describe_outputs(trace.names, walk, alone)
     steps, results = tuple(walk.steps().values()), tuple(graph.outputs)
+    base = replace(base, strength=now, outputs=outputs, steps=steps, results=results)
     if proved and doubt:
-        return Certificate("unknown", now, f"no proof {EXACT}: {doubt}", outputs, None, None, steps, results, domain)
+        return replace(base, reason=f"no proof {EXACT}: {doubt}")
     if proved and not problem.is_refused:
-        reason = _proved_text(problem, now, held)
-        return Certificate("proved", now, reason, outputs, None, None, steps, results, domain)
-    failed = next(filter(None, (first_failure(walk, number) for number in graph.outputs)), None)
+        return replace(base, verdict="proved", reason=_proved_text(problem, now, held))
+    failed = next(filter(None, (first_failure(walk, number, wanted) for number in graph.outputs)), None)
     violation, outcome = None, "no counterexample was looked for"
     if segments:
         try:
@@ -74,7 +76,7 @@ def certify_problem(
             outcome = f"the search for a counterexample failed: {type(error).__name__}: {error}"
     verdict = "unknown" if violation is None else "refuted"
     reason = _failed_text(problem, failed, violation, outcome)
-    return Certificate(verdict, now, reason, outputs, failed, violation, steps, results, domain)
+    return replace(base, verdict=verdict, reason=reason, failed=failed, violation=violation)
 
 
 def _check_real_inputs(problem: Problem) -> None:
@@ -190,13 +192,15 @@ def _proved_text(problem: Problem, strength: str, held: list[str]) -> str:
         what = "argument " + " and ".join(map(str, problem.chosen)) + (" jointly" if count > 1 else "")
     others = " for fixed others" if len(problem.arguments) > count else ""
     where = "" if problem.domain is None else f" on {problem.domain}"
-    return f"convex in {what}{where}{others}{parameters}, {EXACT} ({strength})"
+    return f"{problem.curvature} in {what}{where}{others}{parameters}, {EXACT} ({strength})"
 
 
 def _failed_text(problem: Problem, failed: Step | None, violation: Violation | None, outcome: str) -> str:
-    """Return in a sentence why a function is not proved to be convex."""
+    """Return in a sentence why a function is not proved to have the curvature."""
     if violation is not None:
-        return f"not convex: a segment on which it lies {violation.gap:.3g} above its chord ({violation.dtype})"
+        side = "above" if problem.curvature == "convex" else "below"
+        gap = f"{violation.gap:.3g} {side} its chord ({violation.dtype})"
+        return f"not {problem.curvature}: a segment on which it lies {gap}"
     if problem.is_refused:
         return "a NonConvexHull is refused: its sigmoid gates are not convex, whatever a search finds"
     if failed is None:
@@ -220,4 +224,5 @@ def _find_violation(problem: Problem, walk: Walk, segments: int, seed: int) -> t
     rounded = coarsest_dtype(walk, function.dtype)
     tolerance = TOLERANCES.get(rounded, np.inf) if rounded else None
     violation = search(function, segments, seed, tolerance, False, problem.domain)
+    violation = turn(violation, problem.curvature)
     return violation and violation._replace(dtype=rounded or violation.dtype), "no counterexample found"

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import describe, fail
+from ..errors import describe, fail, one_of
+from ..hull.config import CURVATURES
 from .domain import Domain
 from .facts import Value
 from .graph import Graph
@@ -79,6 +80,7 @@ class Problem:
         roots: what the function is made of, each with what its call takes from the leaves.
         fixed: what the caller names as fixed.
         domain: where the chosen arguments lie, as one row; None for everywhere.
+        curvature: what is to be proved, "convex" or "concave".
     """
 
     call: Callable[[list[Any], list[Any]], Any]
@@ -92,6 +94,7 @@ class Problem:
     itself: Callable[[list[Any]], Any] | None = None
     is_known: bool = False
     domain: Domain | None = None
+    curvature: str = CURVATURES[0]
 
     def trace(self) -> Trace:
         """Return the program.
@@ -149,6 +152,20 @@ def convert_arguments(convert: Callable[[Any], Any], x_example: Any, argnum: Any
         fix = "Pass argnum=0, or a tuple of examples."
         fail("certify", "argnum", f"indices of {count} arguments, each once", repr(argnum), fix)
     return arguments, chosen
+
+
+def read_curvature(owner: str, curvature: Any, function: Any) -> str:
+    """Return the curvature that is asked for; None is that of a hull or of its expert, else "convex".
+
+    Args:
+        owner: who asks, for the message.
+        curvature: "convex", "concave" or None.
+        function: a model of ours, None for another function.
+    """
+    if curvature is not None:
+        return one_of(owner, "curvature", curvature, CURVATURES)
+    config = getattr(getattr(function, "hull", function), "config", None)
+    return getattr(config, "curvature", CURVATURES[0])
 
 
 def output_weights(count: int) -> np.ndarray:

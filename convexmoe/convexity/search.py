@@ -16,6 +16,7 @@ from .segments import (
     Candidates,
     Region,
     Violation,
+    add_contexts,
     confirm,
     draw_segments,
     judge,
@@ -65,8 +66,54 @@ def check_search(points: Any, segments: Any) -> None:
         as_numbers(owner, "points", points)
 
 
+def split_points(points: Any) -> tuple[Any, Any]:
+    """Return points and contexts, None where points are given alone."""
+    if not isinstance(points, tuple):
+        return points, None
+    if len(points) != 2:
+        rule, fix = "points, or (points, contexts)", "Pass rows of the data, and rows of contexts."
+        fail("find_violation", "points", rule, f"a tuple of {len(points)}", fix, TypeError)
+    rows, contexts = points
+    check_search(rows, 1)
+    if getattr(contexts, "ndim", 0) != 2 or not len(contexts) or dtype_name(contexts.dtype) != dtype_name(rows.dtype):
+        rule = f"{dtype_name(rows.dtype)} [contexts >= 1, context_dim], as the points"
+        fail("find_violation", "contexts", rule, describe(contexts), "Pass some rows of contexts.")
+    return rows, contexts
+
+
+def on_rows(function: Callable[..., Any], width: int | None, curvature: str) -> Callable[[Any], Any]:
+    """Return a function of rows, minus a concave one; with a width, of their first numbers and of the others."""
+    if width is None and curvature == "convex":
+        return function
+
+    def call(rows: Any) -> Any:
+        y = function(rows) if width is None else function(rows[:, :width], rows[:, width:])
+        return y if curvature == "convex" else -y
+
+    return call
+
+
+def turn(violation: Violation | None, curvature: str, width: int | None = None) -> Violation | None:
+    """Return a violation found by `on_rows`, as one of the function itself."""
+    if violation is None:
+        return None
+    if width is not None:
+        left, right = violation.left, violation.right
+        violation = violation._replace(left=left[:width], right=right[:width], context=left[width:])
+    if curvature == "convex":
+        return violation
+    values = {name: -getattr(violation, name) for name in ("value_left", "value_right", "value")}
+    return violation._replace(**values)
+
+
 def search(
-    function: Evaluator, segments: int, seed: int, tolerance: float | None, strict: bool, domain: Domain | None = None
+    function: Evaluator,
+    segments: int,
+    seed: int,
+    tolerance: float | None,
+    strict: bool,
+    domain: Domain | None = None,
+    contexts: np.ndarray | None = None,
 ) -> Violation | None:
     """Return a segment on which a function lies above its chord, None where none is found.
 
@@ -78,9 +125,12 @@ def search(
         strict: values that are not finite are an error, and the worst violation is looked for; else their segments
             are passed over, and any violation is returned.
         domain: where all segments lie, None for everywhere.
+        contexts: `[contexts, context_dim]`, which follow the coordinates of a row; each segment has one of them.
     """
     region = search_region(function.rows, domain and domain.round_inward(function.dtype))
     drawn = draw_segments(region, int(min(segments, function.limit)), seed)
+    if contexts is not None:
+        region, drawn = add_contexts(region, drawn, contexts, seed)
     best = merge_candidates([judge(function.on_segments(*batch), batch, region.whole, strict) for batch in drawn])
     if not len(best.gap):
         return None

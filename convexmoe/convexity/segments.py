@@ -25,7 +25,7 @@ Segments = tuple[np.ndarray, np.ndarray, np.ndarray]  # left ends, right ends, w
 
 
 class Violation(NamedTuple):
-    """A segment on which one output of a function lies above its chord.
+    """A segment on which one output of a function lies above its chord; below it where concavity is refuted.
 
     Args:
         left: one end point, `[in_dim]`.
@@ -35,8 +35,9 @@ class Violation(NamedTuple):
         value_left: the function at `left`.
         value_right: the function at `right`.
         value: the function between them.
-        gap: `value` minus the chord, `weight * value_left + (1 - weight) * value_right`: > 0.
+        gap: the distance of `value` from the chord, `weight * value_left + (1 - weight) * value_right`: > 0.
         dtype: in which the three values were computed last; not float64 where the function takes no other.
+        context: of the segment, `[context_dim]`; None where none were searched.
     """
 
     left: np.ndarray
@@ -48,6 +49,7 @@ class Violation(NamedTuple):
     value: float
     gap: float
     dtype: str = "float64"
+    context: np.ndarray | None = None
 
 
 class Candidates(NamedTuple):
@@ -120,6 +122,23 @@ def draw_segments(region: Region, segments: int, seed: int) -> Iterator[Segments
         axis = np.arange(shape[1]) == rng.integers(shape[1], size=(shape[0], 1))
         right = left + np.where((kind == 2) & ~axis, 0.0, step)
         yield left, np.clip(right, low, high), rng.uniform(0.02, 0.98, (shape[0], 1))
+
+
+def add_contexts(
+    region: Region, drawn: Iterator[Segments], contexts: np.ndarray, seed: int
+) -> tuple[Region, Iterator[Segments]]:
+    """Return region and segments of rows that go on with a context, one of those given, which does not move."""
+    rng, width = np.random.default_rng([seed, 1]), contexts.shape[1]
+    still, free = np.zeros(width), np.full(width, np.inf)
+    near = tuple(np.concatenate([corner, still]) for corner in region.near)
+    whole = tuple(np.concatenate(pair) for pair in zip(region.whole, (-free, free), strict=True))
+
+    def follow() -> Iterator[Segments]:
+        for left, right, weight in drawn:
+            own = contexts[rng.integers(len(contexts), size=len(left))]
+            yield np.concatenate([left, own], axis=1), np.concatenate([right, own], axis=1), weight
+
+    return Region(near, whole), follow()  # type: ignore[arg-type]
 
 
 def between(xp: Any, left: Any, right: Any, weight: Any) -> Any:

@@ -13,7 +13,7 @@ from ..hull.config import HullConfig
 from ..hull.parameters import nest
 from .format import Arrays, check_content, own_copy, plain_notes, read, write_sealed
 from .optimizer import MOMENTS, OptimizerState, check_state
-from .schema import KINDS, OPTIMIZER, PREFIX, SCHEMA
+from .schema import KINDS, OPTIMIZER, PREFIX, schema_of
 
 Path = str | os.PathLike[str]
 Notes = dict[str, Any]
@@ -62,7 +62,7 @@ class Package:
         4
         """
         header, arrays = self.content_of(model)
-        header |= {"schema": SCHEMA, "notes": plain_notes(notes)}
+        header |= {"schema": schema_of(header["kind"], header["config"]), "notes": plain_notes(notes)}
         if optimizer is not None:
             is_state = isinstance(optimizer, OptimizerState)
             state = optimizer if is_state else self._optimizers.optimizer_state(optimizer, model, step=step)

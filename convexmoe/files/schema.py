@@ -2,7 +2,7 @@
 
 Tensors are named `params/<dotted name>` and `opt/<moment>/<dotted name>`. One metadata entry, `convexmoe`, holds JSON
 with sorted keys: schema, kind, config, notes, rule and step of the optimizer if there is one, and the sha256 of all of
-it and of every tensor.
+it and of every tensor. Schema 2 is that of models with a hull whose config has fields of `LATER`; others have schema 1.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 
 from ..errors import fail, printable, same_keys
 from ..hierarchy import parameters_described_by
-from ..hull.config import HullConfig, read_exactly
+from ..hull.config import LATER, HullConfig, read_exactly
 from ..hull.parameters import parameter_shapes
 from .optimizer import LARGEST_STEP, MOMENTS
 
-SCHEMA = 1
+SCHEMA = 2  # the newest; `schema_of` says which a model has
 KINDS = ("VectorHull", "HierarchicalCELMoE")
 ENTRY = "convexmoe"
 PREFIX, OPTIMIZER = "params/", "opt/"
@@ -183,6 +183,16 @@ def check_header(name: str, text: str, owner: str = "load", *, sealed: bool = Tr
     return header
 
 
+def schema_of(kind: str, config: Any) -> int:
+    """Return the schema of a model: 2 where one of its hulls has a field that came later, else 1.
+
+    Args:
+        kind: of the model; config: as the file has it.
+    """
+    recipes = [{"config": config}] if kind == KINDS[0] else config["experts"].values()
+    return 2 if any(LATER["HullConfig"].keys() & recipe.get("config", {}).keys() for recipe in recipes) else 1
+
+
 def check_keys(header: Header, forms: Mapping[str, tuple], owner: str = "load") -> None:
     """Check that a config can be built, and that a file has its tensors, and a moment of each for its optimizer.
 
@@ -198,7 +208,9 @@ def check_keys(header: Header, forms: Mapping[str, tuple], owner: str = "load") 
             plain = printable(name) == name and all(steps) and not {"\n", "\t"} & set(name)
             demand(plain and not above & forms.keys(), f"the tensor name {name!r}")
             demand(dtype in DTYPES, f"{name} in {dtype}, not one of {list(DTYPES)}")
-        same_keys(owner, _expected(header, forms), forms)
+        expected, schema = _expected(header, forms), schema_of(header["kind"], header["config"])
+        demand(header["schema"] == schema, f"schema {header['schema']}, where its config has {schema}")
+        same_keys(owner, expected, forms)
     except UNFIT as error:
         message = str(error)
         if ": expected " not in message:

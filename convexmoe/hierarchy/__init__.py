@@ -2,6 +2,7 @@
 
 from .checks import CONVERT, OWNER, check_expert_shape, check_hidden, check_model, check_module, check_result
 from .config import CELMoEConfig, ExpertConfig, ExpertMetadata, HierarchyLevelConfig
+from .contexts import hull_context
 from .description import FUSIONS, USER, parameters_described_by
 from .fixed_routes import LevelPlan, check_fixed_rows, plan_levels
 from .fusion import EPSILON, build_fusion, check_length, check_levels, level_widths
@@ -64,6 +65,7 @@ __all__ = [
     "check_model",
     "check_module",
     "check_result",
+    "hull_context",
     "is_array",
     "level_widths",
     "map_leaves",

@@ -181,13 +181,15 @@ class HullConfig:
         return self.monotone if not self.is_concave or self.monotone is None else tuple(-s for s in self.monotone)
 
     def negate(self) -> HullConfig:
-        """Return the config with which the same parameters are minus this hull."""
+        """Return the config of minus the hull: with the same parameters it is concave where this one is convex.
+
+        >>> HullConfig(2, petals=3, monotone=(1, 0)).negate().monotone
+        (-1, 0)
+        """
         units = self.normalization
-        if units is not None:
-            units = replace(units, output_mean=tuple(-m for m in units.output_mean))
-        monotone = None if self.monotone is None else tuple(-sign for sign in self.monotone)
-        curvature = CURVATURES[not self.is_concave]
-        return replace(self, curvature=curvature, monotone=monotone, normalization=units)
+        units = units and replace(units, output_mean=tuple(0.0 - mean for mean in units.output_mean))
+        monotone = self.monotone and tuple(-sign for sign in self.monotone)
+        return replace(self, curvature=CURVATURES[not self.is_concave], monotone=monotone, normalization=units)
 
     @property
     def free_inputs(self) -> list[int]:
@@ -279,7 +281,7 @@ def read_exactly(cls: Any, values: Any) -> Any:
 def refuse_inversion(invert: Any) -> None:
     """Refuse an option that newer releases of torch-mice have: a hull without it would be another model in silence."""
     if invert is not None:
-        fix = "Leave it out, and see docs/pages/migrating.md; for a concave function take minus a hull."
+        fix = 'Leave it out, and see docs/pages/migrating.md; for a concave function pass curvature="concave".'
         got = f"{invert!r}, an option of torch-mice 0.5, whose hull is another model"
         fail("VectorHull", "invert", "no such option", got, fix, TypeError)
 

@@ -178,6 +178,20 @@ def bare_rows(config: HullConfig, x: NDArray[np.float64]) -> tuple[HullConfig, N
     return replace(config, normalization=None), normalize(x, units.input_mean, units.input_scale)
 
 
+def bare_contexts(
+    config: HullConfig, context: NDArray[np.float64] | None, axes: tuple[int, ...]
+) -> NDArray[np.float64] | None:
+    """Return contexts for a hull without its units, in float64: one row of them, or one for each of `axes`."""
+    if context is None:
+        return None
+    units = config.normalization
+    if units is not None and units.context_mean:
+        context = normalize(context, units.context_mean, units.context_scale)
+    if context.size == config.context_dim:
+        return context.reshape(config.context_dim)
+    return np.broadcast_to(context, (*axes, config.context_dim))
+
+
 def warn_of_rounding(units: Normalization, dtype: Any) -> None:
     """Warn, once a normalization, of columns whose mean leaves a dtype too few digits for what they vary by.
 

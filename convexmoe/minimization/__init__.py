@@ -1,6 +1,7 @@
-"""Minimization of hulls with a certified gap, tangents, conjugates, the sets to minimize over, and predictions."""
+"""Minimization and maximization of hulls with a certified gap, tangents, conjugates, sets, and predictions."""
 
 from .conjugate import Conjugate, conjugate, inverse_gradient
+from .maximum import Maximum, maximize
 from .minimum import Minimum, minimize
 from .prediction import predict
 from .sets import Ball, Box, Polytope, Simplex
@@ -11,12 +12,14 @@ __all__ = [
     "Box",
     "Conjugate",
     "MaxAffine",
+    "Maximum",
     "Minimum",
     "Polytope",
     "Simplex",
     "conjugate",
     "inverse_gradient",
     "max_affine",
+    "maximize",
     "minimize",
     "predict",
 ]

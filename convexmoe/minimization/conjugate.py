@@ -11,9 +11,10 @@ from ..hull.config import HullConfig
 from ..hull.parameters import Tree, map_tree
 from ..hull.rows import as_numbers, is_tensor
 from .central_path import Path, Problem, follow_path
+from .outputs import scalar_hull
 from .regions import space
-from .scalar_hull import ScalarHull, scalar_hull
-from .solver import Solver, check_hull, check_point, check_tolerance, check_weights
+from .scalar_hull import ScalarHull
+from .solver import Solver, check_contexts, check_curvature, check_hull, check_point, check_tolerance, check_weights
 
 
 class Conjugate(NamedTuple):
@@ -36,13 +37,16 @@ class Conjugate(NamedTuple):
     iterations: Array
 
 
-def conjugate(model: Any, y: Any, x0: Any = None, tol: float = 1e-9, *, output: int | None = None) -> Conjugate:
+def conjugate(
+    model: Any, y: Any, x0: Any = None, tol: float = 1e-9, *, output: int | None = None, context: Any = None
+) -> Conjugate:
     """Return `f*(y) = max_x <x, y> - f(x)` for one output f of a strongly convex hull, and where it is attained.
 
     Guarantee: `value <= f*(y) <= value + gap`, up to `gap` of rounding, and x is within `error` of the maximizer
     (tests/contract/test_conjugate.py). value has the gradient x by y, and `-df/dw` at x by a weight w (Danskin's
-    theorem); x has the derivative of an implicit function, with the inverse of the Hessian, by y and by the weights,
-    and that is the second derivative of value. Further derivatives, the second of x, are not given: they miss terms.
+    theorem); x has the derivative of an implicit function, with the inverse of the Hessian, by y, by the weights and by
+    contexts, and that is the second derivative of value. Further derivatives, the second of x, are not given: they miss
+    terms.
 
     Args:
         model: a `VectorHull` or `FoldedHull` with `strong_convexity > 0`.
@@ -50,28 +54,37 @@ def conjugate(model: Any, y: Any, x0: Any = None, tol: float = 1e-9, *, output: 
         x0: where to start, `[..., in_dim]`, as the x of a y nearby; None for the mean of the inputs.
         tol: stop at `gap <= tol (1 + |value|)`.
         output: which output, where the model has several.
+        context: for a hull that has one, `[context_dim]`, or one a row of y, in original units.
 
     Raises:
-        TypeError: no hull, y or x0 no array, y not floating.
-        ValueError: the hull is not strongly convex, shapes do not match, tol is not in (0, 1], y, x0 or weights are not
-            finite (those that JAX traces give NaN), or y is under `torch.func.vmap`.
+        TypeError: no hull, y, x0 or context no array, y not floating, no context where there is one.
+        ValueError: the hull is not strongly convex, or it is concave, shapes do not match, tol is not in (0, 1], y, x0,
+            context or weights are not finite (those that JAX traces give NaN), or y is under `torch.func.vmap`.
     """
     solver, output = check_hull("conjugate", model, output)
+    fix = "Take minus it: VectorHull.from_params(model.config.negate(), model.params)."
+    check_curvature("conjugate", model.config, "convex", "a concave one", fix)
     check_slopes(model, y, solver)
+    context, axes = check_contexts("conjugate", model, context, tuple(y.shape[:-1]), solver, "those of y")
+    if axes != tuple(y.shape[:-1]):
+        rule, fix = f"one context, or one a row of y {describe(y)}", "Repeat y for every context."
+        fail("conjugate", "context", rule, describe(context), fix)
     check_weights("conjugate", model, solver)
     check_tolerance("conjugate", tol, solver)
     if x0 is not None:
         x0 = check_point("conjugate", x0, model.config.in_dim, tuple(y.shape[:-1]), solver)
     static = {"output": output, "unit": solver.precision(y)}
-    return solver.solve(find_conjugate, model, (y, x0, tol), static, beside=y)
+    return solver.solve(find_conjugate, model, (y, x0, tol, context), static, beside=y)
 
 
-def inverse_gradient(model: Any, y: Any, x0: Any = None, tol: float = 1e-9, *, output: int | None = None) -> Array:
+def inverse_gradient(
+    model: Any, y: Any, x0: Any = None, tol: float = 1e-9, *, output: int | None = None, context: Any = None
+) -> Array:
     """Return the x, `[..., in_dim]`, at which one output of a strongly convex hull has the gradient y.
 
     Where the hull has a kink, y is one of its subgradients there. Arguments and errors are those of `conjugate`.
     """
-    return conjugate(model, y, x0, tol, output=output).x
+    return conjugate(model, y, x0, tol, output=output, context=context).x
 
 
 def check_slopes(model: Any, y: Any, solver: Solver) -> None:
@@ -98,20 +111,28 @@ def check_slopes(model: Any, y: Any, solver: Solver) -> None:
 
 
 def find_conjugate(
-    weights: Tree, y: Array, start: Array | None, tol: Any, *, config: HullConfig, output: int, unit: float
+    weights: Tree,
+    y: Array,
+    start: Array | None,
+    tol: Any,
+    context: Array | None,
+    *,
+    config: HullConfig,
+    output: int,
+    unit: float,
 ) -> Conjugate:
     """Return the record of `conjugate` in float64, from effective weights; unit: of rounding, of the dtype of y."""
-    hull, batch = scalar_hull(weights, config, output), tuple(y.shape[:-1])
-    xp, own = namespace(hull.shifts), library(hull.shifts)
-    y = as_array(y, hull.input_mean)
+    batch, beside = tuple(y.shape[:-1]), weights["shifts"]
+    xp, own, y = namespace(beside), library(beside), as_array(y, beside)
     if math.prod(y.shape) == 0:
         none = xp.zeros_like(xp.sum(y, axis=-1))
         return Conjugate(y, none, none, none, xp.zeros_like(none, dtype=xp.int64))
-    y = y.reshape(-1, config.in_dim)
+    y, hull = y.reshape(-1, config.in_dim), scalar_hull(weights, config, output, context, batch)
     tilt = hull.input_scale * y / hull.output_scale
-    still = scalar_hull(map_tree(own.stop_gradient, weights), config, output)
+    context = None if context is None else own.stop_gradient(as_array(context, tilt))
+    still = scalar_hull(map_tree(own.stop_gradient, weights), config, output, context, batch)
     start = None if start is None else own.stop_gradient(as_array(start, tilt))
-    path = maximize(still, own.stop_gradient(tilt), start, tol)
+    path = find_maximizer(still, own.stop_gradient(tilt), start, tol)
     z = path.best_v
     x = hull.input_mean + hull.input_scale * z
     value = xp.sum(x * y, axis=-1) - hull.output_mean - hull.output_scale * hull.value(z)
@@ -134,7 +155,7 @@ def find_conjugate(
     return Conjugate(*(part.reshape((*batch, *part.shape[1:])) for part in parts))
 
 
-def maximize(hull: ScalarHull, tilt: Array, start: Array | None, tol: Any) -> Path:
+def find_maximizer(hull: ScalarHull, tilt: Array, start: Array | None, tol: Any) -> Path:
     """Return the end of the path."""
     xp, whole = namespace(tilt), space(hull, tilt.shape[0])
     v = whole.start

@@ -74,7 +74,7 @@ def search_faces(cut: Cut, space: Region, least: Array) -> Array:
     if isinstance(cut.constraints, Polytope):
         return ~is_cut
     sides, twice = xp.concat([space.rows, space.rows]), xp.concat([least, least])
-    zero, ones = xp.zeros_like(sides[:, 0]), xp.ones_like(sides[..., 0])
+    zero, ones, both = xp.zeros_like(sides[:, 0]), xp.ones_like(sides[..., 0]), cut.hull.twice()
 
     def goes_on(state: tuple[Array, Array]) -> Array:
         k, holds = state
@@ -91,7 +91,7 @@ def search_faces(cut: Cut, space: Region, least: Array) -> Array:
         def early(best: Array, low: Array) -> Array:
             return idle | (low >= twice) | (best < twice)
 
-        path = follow_path(Problem(cut.hull, face, zero, xp.zeros_like, early, xp.zeros_like(twice)), zero)
+        path = follow_path(Problem(both, face, zero, xp.zeros_like, early, xp.zeros_like(twice)), zero)
         higher = idle | (path.low >= twice)
         return k + 1, holds & higher[:B] & higher[B:]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +14,11 @@ from ..hull.config import HullConfig
 from ..hull.parameters import Tree
 from .central_path import Path, Problem, follow_path, keep_where
 from .cuts import CUT_TOLERANCE, FAR, Cut, find_fall, is_far_enough
+from .outputs import scalar_hull
 from .polytopes import enter
 from .regions import FARTHEST, Region, each_problem, is_outside, region
-from .scalar_hull import scalar_hull
 from .sets import Box, Constraints, Polytope, leading_axes
-from .solver import check_hull, check_point, check_tolerance
+from .solver import Record, Solver, check_contexts, check_curvature, check_hull, check_point, check_tolerance
 
 Shape = tuple[int, ...]
 SOLVED, UNCERTIFIED, EMPTY, UNBOUNDED, BROKEN = range(5)
@@ -30,8 +31,9 @@ LOOSEST = 100.0  # times tol, in output scales: an offset of the output, or a ti
 FAULTS = (
     (BROKEN, "model", "finite weights and values", "inf or nan", "Train it again, or use a smaller set."),
     (EMPTY, "constraints", "a set with a point in it", "an empty set", "Loosen some of its bounds."),
-    (UNBOUNDED, "constraints", "a set in which the model is bounded below", "one without a minimum{}", "Add bounds."),
+    (UNBOUNDED, "constraints", "a set in which the model is bounded {}", "one without a {}", "Add bounds."),
 )
+WORDS = {"minimize": ("below", "minimum", "falls"), "maximize": ("above", "maximum", "rises")}
 
 
 class Minimum(NamedTuple):
@@ -60,9 +62,15 @@ class Minimum(NamedTuple):
 
 
 def minimize(
-    model: Any, constraints: Constraints, x0: Any = None, tol: float = 1e-6, *, output: int | None = None
+    model: Any,
+    constraints: Constraints,
+    x0: Any = None,
+    tol: float = 1e-6,
+    *,
+    output: int | None = None,
+    context: Any = None,
 ) -> Minimum:
-    """Minimize one output of a hull over a set, for one problem or for a batch of them.
+    """Minimize one output of a convex hull over a set, for one problem or for a batch of them.
 
     A hull of JAX is minimized in numpy, without a compilation, where all values are known; inside `jax.jit` and
     `jax.vmap` the same solver is compiled. A hull of PyTorch is minimized on its device.
@@ -70,11 +78,13 @@ def minimize(
     Guarantee: `value - gap <= min <= value`, up to `gap` of rounding: lower_bound is the least value over the set of an
     affine function that lies nowhere above the hull, lowered by a first-order bound on its own rounding in float64
     (tests/contract/test_minimize.py, against Clarabel). The hull is the one with the given weights, computed in
-    float64. A set without a bound, or a wide box, is cut off, further and further out up to `FARTHEST` input scales
-    from the mean of the inputs, until faces of the cut, or strong convexity, tell that nothing outside is lower. Where
-    they do not, as on polytopes or where the hull is flat, the interval is of the part within a cut of `NEAR` scales
-    at least, with no lower value within `FAR`, and convexity carries it on: r times as far out nothing is lower than
-    `value - r gap`. A hull is refused only with a direction in which it falls (tests/contract/test_minimize_cuts.py).
+    float64; of a hull with a context it is the plain one in x at that context, its weights computed in float64
+    (tests/contract/test_minimize_context.py). A set without a bound, or a wide box, is cut off, further and further out
+    up to `FARTHEST` input scales from the mean of the inputs, until faces of the cut, or strong convexity, tell that
+    nothing outside is lower. Where they do not, as on polytopes or where the hull is flat, the interval is of the part
+    within a cut of `NEAR` scales at least, with no lower value within `FAR`, and convexity carries it on: r times as
+    far out nothing is lower than `value - r gap`. A hull is refused only with a direction in which it falls
+    (tests/contract/test_minimize_cuts.py).
 
     Args:
         model: a `VectorHull` or `FoldedHull`.
@@ -82,55 +92,90 @@ def minimize(
         x0: where to start, `[..., in_dim]`, None for the middle of the set; it need not lie in it.
         tol: stop at `gap <= tol (1 + |value|)`, and at `LOOSEST` tol of the scale of the output or less.
         output: which output, where the model has several.
+        context: `[..., context_dim]`, in original units, for a hull that has one; its leading axes, those of the set
+            and those of x0 are broadcast, so that a batch of contexts is a batch of problems.
 
     Raises:
-        TypeError: no hull, no set, x0 no array of numbers.
-        ValueError: dimensions do not match, tol is not in (0, 1], weights are not finite; of a single problem that the
-            set is empty, or that the hull falls without end in it, and along which direction: a batch tells that in
-            `status` and `direction`.
+        TypeError: no hull, no set, x0 or context no array of numbers, no context where there is one.
+        ValueError: the hull is concave: its minimum lies at a corner; dimensions do not match, tol is not in (0, 1],
+            weights or contexts are not finite; of a single problem that the set is empty, or that the hull falls
+            without end in it, and along which direction: a batch tells that in `status` and `direction`.
     """
     solver, _ = check_hull("minimize", model, output)
-    minimum = minimize_unchecked(model, constraints, x0, tol, output=output)
-    status = solver.known(minimum.status)
-    if status is not None and (status.ndim == 0 or (status == BROKEN).all()):
-        for code, argument, rule, got, fix in FAULTS:
-            if (status == code).any():
-                fail(
-                    "minimize",
-                    argument,
-                    rule,
-                    got.format(describe_fall(np.asarray(solver.known(minimum.direction)))),
-                    fix,
-                )
+    got, fix = "a concave one, of which a minimum lies at a corner of the set", "Call maximize."
+    check_curvature("minimize", model.config, "convex", got, fix)
+    minimum = minimize_unchecked(model, constraints, x0, tol, output=output, context=context)
+    raise_faults("minimize", minimum, solver)
     return minimum
 
 
-def describe_fall(direction: np.ndarray) -> str:
-    """Return along which direction, `[in_dim]`, a hull falls."""
+def raise_faults(owner: str, found: Any, solver: Solver) -> None:
+    """Raise the error of a single problem whose record tells of none, or of weights that are not finite."""
+    status = solver.known(found.status)
+    if status is None or not (status.ndim == 0 or (status == BROKEN).all()):
+        return
+    side, end, moves = WORDS[owner]
+    for code, argument, rule, got, fix in FAULTS:
+        if (status == code).any():
+            if code == UNBOUNDED:
+                along = describe_direction(np.asarray(solver.known(found.direction)))
+                rule, got = rule.format(side), f"{got.format(end)}: it {moves} without end along {along}"
+            fail(owner, argument, rule, got, fix)
+
+
+def describe_direction(direction: np.ndarray) -> str:
+    """Return the first numbers of a direction, `[in_dim]`."""
     more = ", ..." if len(direction) > FEW else ""
-    return f": it falls without end along [{', '.join(f'{number:.6g}' for number in direction[:FEW])}{more}]"
+    return f"[{', '.join(f'{number:.6g}' for number in direction[:FEW])}{more}]"
 
 
 def minimize_unchecked(
-    model: Any, constraints: Any, x0: Any = None, tol: float = 1e-6, *, output: int | None = None
+    model: Any, constraints: Any, x0: Any = None, tol: float = 1e-6, *, output: int | None = None, context: Any = None
 ) -> Minimum:
     """Return the result of `minimize`; faults of the values are in `status`, as under a compiler."""
-    solver, output = check_hull("minimize", model, output)
+    return solve_unchecked("minimize", find_minimum, model, constraints, x0, tol, output, context)
+
+
+def solve_unchecked(
+    owner: str,
+    function: Callable[..., Record],
+    model: Any,
+    constraints: Any,
+    x0: Any,
+    tol: Any,
+    output: int | None,
+    context: Any,
+) -> Record:
+    """Return what `find_minimum`, or another function of its arguments, gives; values are not checked."""
+    solver, output = check_hull(owner, model, output)
     D = model.config.in_dim
-    problems = leading_axes("minimize", constraints, D)
-    check_tolerance("minimize", tol, solver)
+    problems = leading_axes(owner, constraints, D)
+    context, problems = check_contexts(owner, model, context, problems, solver, "the set's")
+    check_tolerance(owner, tol, solver)
     if x0 is not None:
-        x0 = check_point("minimize", x0, D, problems, solver)
+        x0 = check_point(owner, x0, D, problems, solver)
         problems = np.broadcast_shapes(problems, tuple(x0.shape[:-1]))
     static = {"output": output, "problems": problems}
-    return solver.solve(find_minimum, model, (constraints, x0, tol), static)
+    return solver.solve(function, model, (constraints, x0, tol, context), static)
 
 
 def find_minimum(
-    weights: Tree, constraints: Any, start: Array | None, tol: Any, *, config: HullConfig, output: int, problems: Shape
+    weights: Tree,
+    constraints: Any,
+    start: Array | None,
+    tol: Any,
+    context: Array | None,
+    *,
+    config: HullConfig,
+    output: int,
+    problems: Shape,
 ) -> Minimum:
-    """Return the record of `minimize` for problems with these leading axes, from effective weights in float64."""
-    hull, D, B = scalar_hull(weights, config, output), config.in_dim, math.prod(problems)
+    """Return the record of `minimize` for problems with these leading axes, from effective weights in float64.
+
+    Of a concave hull it is that of minus the hull.
+    """
+    D, B = config.in_dim, math.prod(problems)
+    hull = scalar_hull(weights, config, output, context, problems)
     xp, like = namespace(hull.shifts), hull.input_mean
     if start is not None:
         start = xp.reshape(xp.broadcast_to(as_array(start, like), (*problems, D)), (B, D))
@@ -156,7 +201,7 @@ def find_minimum(
         minimum, enough, fall = minimize_within(cut, start, last)
         minimum = keep_where(settled | asks, last, minimum)
         # after the first cut directions are asked for once
-        asks = (far == 0) & (config.strong_convexity == 0) & xp.any(endless)
+        asks = (far == 0) & hull.can_fall & xp.any(endless)
         return wider, minimum, settled | (enough & ~cut.asks), fall, asks
 
     state = (zeros((), like), first, xp.zeros_like(none, dtype=xp.bool), first.direction, no)
@@ -173,7 +218,7 @@ def minimize_within(cut: Cut, start: Array | None, last: Minimum) -> tuple[Minim
     """
     hull, fall = cut.hull, cut.fall
     xp, convex = namespace(fall), hull.config.strong_convexity == 0
-    asks = cut.asks if convex and cut.endless.shape[-1] else None
+    asks = cut.asks if hull.can_fall and cut.endless.shape[-1] else None
     idle = cut.idle if asks is None else cut.idle | (asks & ~xp.any(cut.endless, axis=-1))
     v, space = enter(region(cut.constraints, hull, cut.problems, cut.far, asks), idle)
     if asks is not None:
@@ -202,6 +247,8 @@ def minimize_within(cut: Cut, start: Array | None, last: Minimum) -> tuple[Minim
     if not cut.endless.shape[-1]:
         return minimum, xp.ones_like(space.empty), fall
     enough = is_far_enough(cut, path, space, margin)
+    if hull.config.nonnegative:
+        enough = enough | ((minimum.status == SOLVED) & (minimum.lower_bound == 0))  # which holds everywhere
     if convex:
         close = xp.maximum(last.gap, CUT_TOLERANCE * factor * size(path.best))
         level = far & (last.status <= UNCERTIFIED) & (last.value - minimum.value <= close) & xp.isfinite(close)
@@ -240,6 +287,8 @@ def record(path: Path, cut: Cut, space: Region, margin: Array) -> Minimum:
         outside = is_outside(x, A, b, hull)
     value = offset + factor * hull.value(hull.normalize(x))
     lower = offset + factor * path.low
+    if hull.config.nonnegative:
+        lower = xp.clip(lower, min=0.0)
     gap = value - lower + factor * margin
     gap = xp.where(outside, xp.inf, gap)
     broken = ~(xp.isfinite(value) & xp.isfinite(path.best))

@@ -42,13 +42,13 @@ class MostViolated:
         return smooth_maximum(self._groups(z), width, None).value
 
     def expand(self, z: Array, width: Array) -> Expansion:
-        _, weights, bend, drift = smooth_maximum(self._groups(z), width, None)
+        value, weights, bend, drift, value_drift = smooth_maximum(self._groups(z), width, None)
         slopes = self.rows.mT
         among = center(slopes, bend)
         curvature = einsum("ndp,np,nep->nde", among, bend, among)
         moved = einsum("ndp,np->nd", slopes, drift)
         slope = einsum("ndp,np->nd", slopes, weights)
-        return Expansion(slope, curvature, moved, [], slopes, weights, bend, drift)
+        return Expansion(slope, curvature, moved, [], slopes, weights, bend, drift, value, value_drift)
 
     def tangent(self, at: Expansion, z: Array, step: Array, change: Array) -> Tangent:
         xp = namespace(z)

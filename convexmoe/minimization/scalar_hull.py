@@ -5,7 +5,10 @@ fusion, `max_q q . g - T sum_i q_i log(P q_i)` over weights q >= 0 of sum 1. As 
 non-negative, any choice of slopes and weights gives an affine function that lies nowhere above the hull, whatever
 method has found it: that is what makes a lower bound certain (`ScalarHull.minorant`).
 
-Letters: N rows, D in, H hidden, P petals (and groups). z is x in normalized units; y too is normalized here.
+A hull with a context is one hull a problem: what the context moves, biases, shifts and the weights on x, and the scales
+that it gives to units, have a leading axis of B problems, and rows are B equal groups, those of one problem together.
+
+Letters: N rows, B problems, D in, H hidden, P petals (and groups). z is x in normalized units, and so is y here.
 """
 
 from __future__ import annotations
@@ -15,10 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from ..arrays import Array, as_array, einsum, eye, library, namespace
+from ..arrays import Array, einsum, eye, library, namespace
 from ..hull.activations import ACTIVATIONS, Activation, Smooth
-from ..hull.config import LEAST_TEMPERATURE, HullConfig
-from ..hull.parameters import Tree
+from ..hull.config import HullConfig
 from .smoothing import center, smooth_maximum
 
 EPSILON = 2.0**-52
@@ -32,11 +34,13 @@ class Tangent(NamedTuple):
     Args:
         slopes: of each layer of units, in [0, 1], the gate's first; weights: of the groups, (N, P), >= 0, sum 1.
         anchor: where the square of a strongly convex hull is touched, (N, D).
+        outer: of a non-negative hull the slope of its last softplus, (N,), in [0, 1].
     """
 
     slopes: list[Array]
     weights: Array
     anchor: Array
+    outer: Array | None = None
 
 
 class Expansion(NamedTuple):
@@ -48,6 +52,8 @@ class Expansion(NamedTuple):
         drift: how the gradient moves with the logarithm of the width, (N, D).
         layers: of each layer of units the derivative of what enters, what the activation gives, and its inner drift.
         jacobian: of the groups, (N, D, P); weights, weight_curvature, weight_drift: theirs, (N, P).
+        value, value_drift: of the smooth maximum of the groups, (N,).
+        outer: of a non-negative hull the slope of its last softplus, (N,), and how z and log w move it, (N, D), (N,).
     """
 
     slope: Array
@@ -58,6 +64,9 @@ class Expansion(NamedTuple):
     weights: Array
     weight_curvature: Array
     weight_drift: Array
+    value: Array
+    value_drift: Array
+    outer: tuple[Array, Array, Array] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +79,7 @@ class ScalarHull:
         shifts: (P,); temperature: () or None for the maximum.
         input_mean, input_scale: (D,); output_mean, output_scale: (): the change of units.
         widths: by how much each unit is smoothed, in units of the width of the maximum.
+        per_problem: whether weight, bias and shifts, those of the layers and their scales, and widths begin with (B,).
     """
 
     config: HullConfig
@@ -84,16 +94,35 @@ class ScalarHull:
     output_mean: Array
     output_scale: Array
     widths: list[Array]
+    per_problem: bool = False
 
     @property
     def activation(self) -> Activation:
         """The row of its activation."""
         return ACTIVATIONS[self.config.activation]
 
+    @property
+    def can_fall(self) -> bool:
+        """Whether there may be directions in which it falls without end."""
+        return self.config.strong_convexity == 0 and not self.config.nonnegative
+
+    def twice(self) -> ScalarHull:
+        """Return the hull for its problems and, after them, for the same ones again."""
+        if not self.per_problem:
+            return self
+
+        def double(part: Array) -> Array:
+            return namespace(part).concat([part, part])
+
+        moved = ("weight", "bias", "scale")
+        layers = [{n: double(part) if n in moved else part for n, part in layer.items()} for layer in self.layers]
+        own = {name: double(getattr(self, name)) for name in ("weight", "bias", "shifts")}
+        return replace(self, layers=layers, widths=[double(width) for width in self.widths], **own)
+
     def value(self, z_ND: Array) -> Array:
         """Return the hull, (N,)."""
         act = self.activation
-        petals = self._through(z_ND, lambda k, u: act.standardize(act.value(u)), self._fuse)
+        petals = self._through(z_ND, lambda k, u: self._rescale(k, act.standardize(act.value(u))), self._fuse)
         return petals + self._half_square(z_ND)
 
     def smooth(self, z_ND: Array, width_N: Array) -> Array:
@@ -113,24 +142,26 @@ class ScalarHull:
         for k, layer in enumerate(self.layers):
             u = self._entering(k, z_ND, h)
             weight = layer["weight"]
-            into = xp.broadcast_to(weight, (N, *weight.shape))
+            into = self._each(weight, N) if self.per_problem else xp.broadcast_to(weight, (N, *weight.shape))
             inner = xp.zeros_like(u)
             if h is not None and moved is not None and jacobian is not None:
                 into = into + self._rows(jacobian, lambda rows, k=k: self._mixed(k, rows))
                 inner = inner + self._mixed(k, moved)
             h, unit = self._unit(k, u, width_N)
             layers.append((into, unit, unit.curvature * inner + unit.slope_drift))
-            jacobian = into * self._scaled(unit.slope)[:, None]
-            moved = self._scaled(unit.slope * inner + unit.value_drift)
+            jacobian = into * self._scaled(k, unit.slope)[:, None]
+            moved = self._scaled(k, unit.slope * inner + unit.value_drift)
         assert h is not None and moved is not None and jacobian is not None
         g_NP = self._groups(z_ND, h)
         slopes = self._paired(self.weight) + self._rows(jacobian, lambda rows: self._paired(self._read(rows)))
+        stirred = self._paired(self._read(moved))
         if self.config.petals == 1:
             weights, bend, drift = xp.ones_like(g_NP), xp.zeros_like(g_NP), xp.zeros_like(g_NP)
-            among = xp.zeros_like(slopes)
+            value, value_drift, among = g_NP[:, 0], stirred[:, 0], xp.zeros_like(slopes)
         else:
-            _, weights, bend, drift = smooth_maximum(g_NP, width_N, self.temperature)
-            drift = drift + bend * center(self._paired(self._read(moved)), bend)
+            value, weights, bend, drift, value_drift = smooth_maximum(g_NP, width_N, self.temperature)
+            drift = drift + bend * center(stirred, bend)
+            value_drift = value_drift + xp.sum(weights * stirred, axis=-1)
             among = center(slopes, bend)
         slope = xp.sum(slopes * weights[:, None], axis=-1)
         curvature = einsum("ndp,np,nep->nde", among, bend, among)
@@ -143,7 +174,7 @@ class ScalarHull:
             total = total + einsum("ndh,nh->nd", flat, (share * inner).reshape(N, -1))
         mu = self.config.strong_convexity
         curvature = curvature + mu * eye(D, z_ND)
-        return Expansion(slope + mu * z_ND, curvature, total, layers, slopes, weights, bend, drift)
+        return Expansion(slope + mu * z_ND, curvature, total, layers, slopes, weights, bend, drift, value, value_drift)
 
     def tangent(self, at: Expansion, z_ND: Array, step_ND: Array, change_N: Array) -> Tangent:
         """Return slopes and weights as they will be at `z + step` and at `change` more of log w, to first order."""
@@ -172,16 +203,15 @@ class ScalarHull:
         act = self.activation
 
         def line(k: int, u: Array) -> Array:
-            return (slopes[k] * u + act.gain(slopes[k]) - act.mean) / act.deviation
+            return self._scaled(k, slopes[k] * u + act.gain(slopes[k]) - act.mean)
 
         value = self._through(z_ND, line, lambda g_NP: xp.sum(weights * g_NP, axis=-1))
         if self.temperature is not None and self.config.petals > 1:
             entropy = xp.sum(library(weights).xlogy(weights, weights * self.config.petals), axis=-1)
             value = value - self.temperature * entropy
-        slope = self._unpaired(weights) @ self.weight.T
+        slope = self._on_input(self._unpaired(weights), self.weight)
         for k, share in enumerate(self._shares(slopes, weights)):
-            weight = self.layers[k]["weight"].reshape(self.config.in_dim, -1)
-            slope = slope + (share * slopes[k]).reshape(z_ND.shape[0], -1) @ weight.T
+            slope = slope + self._on_input(share * slopes[k], self.layers[k]["weight"])
         return value, slope
 
     def square(self, z_ND: Array, tangent: Tangent) -> tuple[Array, Array]:
@@ -204,11 +234,11 @@ class ScalarHull:
         offset = 2 * xp.abs(self.input_mean / self.input_scale)
         far_ND = reach_ND + offset
         for k, layer in enumerate(self.layers):
-            u = _affine(far_ND, xp.abs(layer["weight"]), xp.abs(layer["bias"]))
+            u = self._affine(far_ND, xp.abs(layer["weight"]), xp.abs(layer["bias"]))
             u = u if size is None else u + self._mixed(k, size)
-            size = (u + math.log(2.0) + act.mean) / act.deviation
+            size = self._scaled(k, u + math.log(2.0) + act.mean)
         assert size is not None
-        g_NP = xp.abs(self.bias) + far_ND @ xp.abs(self.weight) + self._read(size) + xp.abs(self.shifts)
+        g_NP = self._affine(far_ND, xp.abs(self.weight), xp.abs(self.bias)) + self._read(size) + xp.abs(self.shifts)
         square = 0.5 * config.strong_convexity * xp.sum(reach_ND * (reach_ND + 2 * offset), axis=-1)
         entropy = 0.0 if self.temperature is None else self.temperature * (math.log(config.petals) + 1)
         operations = 2 * (config.in_dim + config.hidden_dim + 8) * (len(self.layers) + 1) + 4 * config.petals
@@ -228,7 +258,7 @@ class ScalarHull:
 
     def _entering(self, k: int, z_ND: Array, h: Array | None) -> Array:
         """Return what enters the activation of layer k, from what the layer before has given."""
-        u = _affine(z_ND, self.layers[k]["weight"], self.layers[k]["bias"])
+        u = self._affine(z_ND, self.layers[k]["weight"], self.layers[k]["bias"])
         return u if h is None else u + self._mixed(k, h)
 
     def _mixed(self, k: int, h: Array) -> Array:
@@ -255,13 +285,14 @@ class ScalarHull:
         share = weights[:, :, None] * self.positive_weight.T if private else weights @ self.positive_weight.T
         shares = []
         for k in reversed(range(len(self.layers))):
-            shares.append(self._scaled(share))
+            shares.append(self._scaled(k, share))
             share = self._unmixed(k, shares[-1] * slopes[k]) if k else share
         return shares[::-1]
 
     def _groups(self, z_ND: Array, h: Any) -> Array:
         """Return g, (N, P), from the last layer of units."""
-        return self._paired(self.bias + z_ND @ self.weight + self._read(h)) + self.shifts
+        f_NP = self._affine(z_ND, self.weight, self.bias) + self._read(h)
+        return self._paired(f_NP) + self._each(self.shifts, z_ND.shape[0])
 
     def _read(self, h: Array) -> Array:
         if self.config.trunk == "private":
@@ -282,12 +313,43 @@ class ScalarHull:
 
     def _unit(self, k: int, u: Array, width_N: Array) -> tuple[Array, Smooth]:
         """Return the smooth activation of layer k, standardized, and as it is."""
-        width = namespace(u).reshape(width_N, (-1, *[1] * (u.ndim - 1))) * self.widths[k]
+        width = namespace(u).reshape(width_N, (-1, *[1] * (u.ndim - 1))) * self._each(self.widths[k], u.shape[0])
         unit = self.activation.bend(u, width)
-        return self._scaled(unit.value - self.activation.mean), unit
+        return self._scaled(k, unit.value - self.activation.mean), unit
 
-    def _scaled(self, value: Array) -> Array:
-        return value / self.activation.deviation
+    def _scaled(self, k: int, value: Array) -> Array:
+        """Return values of layer k, (N, ...), in units of the activation's deviation, times the scales of the units."""
+        return self._rescale(k, value / self.activation.deviation)
+
+    def _rescale(self, k: int, value: Array) -> Array:
+        """Return what the units of layer k give, (N, ...), times the scales that a context gives them."""
+        scale = self.layers[k].get("scale")
+        return value if scale is None else self._each(scale, value.shape[0]) * value
+
+    def _each(self, part: Array, rows: int) -> Array:
+        """Return a parameter of each row, (N, ...), from one of each problem, (B, ...); others as they are."""
+        problems = part.shape[0]
+        if not self.per_problem or problems == rows:
+            return part
+        shape = (problems, rows // problems, *part.shape[1:])
+        return namespace(part).broadcast_to(part[:, None], shape).reshape(rows, *part.shape[1:])
+
+    def _affine(self, z_ND: Array, weight: Array, bias: Array) -> Array:
+        """Return `z weight + bias`, (N, ...)."""
+        N, D = z_ND.shape
+        if not self.per_problem:
+            return bias + (z_ND @ weight.reshape(D, -1)).reshape(N, *weight.shape[1:])
+        B = weight.shape[0]
+        product = z_ND.reshape(B, -1, D) @ weight.reshape(B, D, -1)
+        return self._each(bias, N) + product.reshape(N, *weight.shape[2:])
+
+    def _on_input(self, share: Array, weight: Array) -> Array:
+        """Return the transpose of `_affine` without its bias: shares, (N, ...), of what enters -> slopes, (N, D)."""
+        N, D = share.shape[0], self.config.in_dim
+        if not self.per_problem:
+            return share.reshape(N, -1) @ weight.reshape(D, -1).T
+        flat = weight.reshape(weight.shape[0], D, -1)
+        return einsum("nk,ndk->nd", share.reshape(N, -1), self._each(flat, N))
 
     def _rows(self, jacobian: Array, function: Any) -> Array:
         """Apply a function of rows to the rows of every derivative, (N, D, ...)."""
@@ -304,49 +366,3 @@ class ScalarHull:
     def _half_square(self, z_ND: Array) -> Array:
         xp = namespace(z_ND)
         return 0.5 * self.config.strong_convexity * xp.sum(z_ND * z_ND, axis=-1)
-
-
-def scalar_hull(weights: Tree, config: HullConfig, output: int) -> ScalarHull:
-    """Return one output of a hull.
-
-    Args:
-        weights: effective parameters in float64, nested, as `fold` of a hull gives them; config: theirs.
-        output: its index.
-    """
-    readout, trunk, xp = weights["readout"], weights["trunk"], namespace(weights["shifts"])
-    layers = ([weights["gate"]] if config.gate else []) + [trunk[str(k)] for k in range(config.depth)]
-    shifts = xp.zeros_like(weights["shifts"]) if config.petals == 1 else weights["shifts"]
-    temperature = None
-    if isinstance(config.temperature, str):
-        raw = weights["raw_temperature"]
-        temperature = (ACTIVATIONS["softplus"].value(raw) + LEAST_TEMPERATURE)[output]
-    elif config.temperature > 0:
-        temperature = as_array(config.temperature, shifts)
-    D, units = config.in_dim, config.normalization
-    mean, scale, offset, factor = (0.0,) * D, (1.0,) * D, 0.0, 1.0
-    if units is not None:
-        mean, scale = units.input_mean, units.input_scale
-        offset, factor = units.output_mean[output], units.output_scale[output]
-    hull = ScalarHull(
-        config,
-        layers,
-        positive_weight=readout["positive_weight"][..., output],
-        weight=readout["weight"][..., output],
-        bias=readout["bias"][..., output],
-        shifts=shifts,
-        temperature=temperature,
-        input_mean=as_array(mean, shifts),
-        input_scale=as_array(scale, shifts),
-        output_mean=as_array(offset, shifts),
-        output_scale=as_array(factor, shifts),
-        widths=[],
-    )
-    half = [xp.full_like(layer["bias"], 0.5)[None] for layer in layers]
-    even = xp.full_like(shifts, 1.0 / config.petals)[None]
-    shares = hull._shares(half, even)
-    return replace(hull, widths=[UNIT_WIDTH / xp.clip(share, min=LEAST_SHARE) for share in shares])
-
-
-def _affine(z_ND: Array, weight: Array, bias: Array) -> Array:
-    product = z_ND @ weight.reshape(weight.shape[0], -1)
-    return bias + product.reshape(z_ND.shape[0], *weight.shape[1:])

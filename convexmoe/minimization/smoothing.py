@@ -18,12 +18,18 @@ ROUNDS = 12  # of Newton's method for the barrier of a maximum; each doubles the
 
 
 class SmoothMaximum(NamedTuple):
-    """A smooth maximum of g, (N, P): value (N,), weights (sum 1), their curvature factors, their move with log w."""
+    """A smooth maximum of g, (N, P).
+
+    Args:
+        value: (N,); weights: (N, P), of sum 1; curvature: their factors.
+        weight_drift, value_drift: how weights and value move with log w.
+    """
 
     value: Array
     weights: Array
     curvature: Array
     weight_drift: Array
+    value_drift: Array
 
 
 def smooth_maximum(g_NP: Array, width: Array, temperature: Array | None) -> SmoothMaximum:
@@ -40,12 +46,13 @@ def smooth_maximum(g_NP: Array, width: Array, temperature: Array | None) -> Smoo
 
     t = own.repeat(ROUNDS, improve, w)
     share = w / (t + below)
-    value = (top + t)[:, 0] + width * xp.sum(xp.log(share), axis=-1)
+    logarithms = xp.sum(xp.log(share), axis=-1)
+    value, value_drift = (top + t)[:, 0] + width * logarithms, width * (logarithms + g_NP.shape[-1])
     weights = share / xp.sum(share, axis=-1, keepdims=True)
     curvature = weights * weights / w
     drift = -curvature * center(g_NP, curvature)
     if temperature is None:
-        return SmoothMaximum(value, weights, curvature, drift)
+        return SmoothMaximum(value, weights, curvature, drift, value_drift)
     exact = width <= temperature
     soft = own.softmax(g_NP / temperature)
     mean = temperature * (own.logsumexp(g_NP / temperature) - math.log(g_NP.shape[-1]))
@@ -54,6 +61,7 @@ def smooth_maximum(g_NP: Array, width: Array, temperature: Array | None) -> Smoo
         xp.where(exact[:, None], soft, weights),
         xp.where(exact[:, None], soft / temperature, curvature),
         xp.where(exact[:, None], xp.zeros_like(drift), drift),
+        xp.where(exact, xp.zeros_like(value_drift), value_drift),
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import describe, fail, whole_number
 from ..hull.config import HullConfig
+from ..hull.context import check_context
 from ..hull.parameters import Tree, flatten
 from ..hull.rows import as_numbers, is_tensor
 
@@ -37,8 +38,12 @@ class Solver(Protocol):
     def precision(self, value: Any) -> float | None:
         """Return the unit of rounding of an array's dtype; None where it is not floating."""
 
-    def values(self, model: Any, config: HullConfig, z: np.ndarray) -> np.ndarray:
-        """Return a hull, with a config without units, at rows `[..., in_dim]` in its own dtype; float64."""
+    def values(self, model: Any, config: HullConfig, z: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+        """Return a hull, with a config without units, at rows `[..., in_dim]` in its own dtype; float64.
+
+        Args:
+            context: of all rows, or one a row, without its units too; None for a hull without contexts.
+        """
 
     def solve(
         self, function: Callable[..., Record], model: Any, arrays: Arrays, static: dict[str, Any], beside: Any = None
@@ -74,6 +79,39 @@ def check_hull(owner: str, model: Any, output: int | None) -> tuple[Solver, int]
         fix = "Pass output=0, for example."
         fail(owner, "model", "a hull with out_dim=1, or an output of it", f"out_dim={out_dim}", fix)
     return solver, 0 if output is None else whole_number(owner, "output", output, 0, out_dim - 1)
+
+
+def check_contexts(
+    owner: str, model: Any, context: Any, axes: tuple[int, ...], solver: Solver, what: str
+) -> tuple[Any, tuple[int, ...]]:
+    """Return the contexts of problems after the check of their shape and known values, and the problems' leading axes.
+
+    Args:
+        axes: the leading axes of what goes with the contexts; what: its name, for the message.
+    """
+    config = model.config
+    if context is None and config.context_dim:
+        rule, fix = f"numbers, [..., context_dim={config.context_dim}]", f"Pass it: {owner}(..., context=c)."
+        fail(owner, "context", rule, "None", fix, TypeError)
+    if context is not None and config.context_dim:
+        context = context if is_tensor(context) else as_numbers(owner, "context", context, may_be_traced=True)
+    check_context(owner, config, context, (object,))
+    if context is None:
+        return None, axes
+    try:
+        axes = np.broadcast_shapes(axes, tuple(context.shape[:-1]))
+    except ValueError:
+        rule = f"[..., context_dim={config.context_dim}], leading axes as {what} {list(axes)}"
+        fail(owner, "context", rule, describe(context), "Give one context, or one a problem.")
+    if solver.is_finite(context) is False:
+        fail(owner, "context", "finite numbers", "inf or nan", "Remove that row.")
+    return context, axes
+
+
+def check_curvature(owner: str, config: HullConfig, curvature: str, got: str, fix: str) -> None:
+    """Check that a hull is "convex", or "concave"."""
+    if config.curvature != curvature:
+        fail(owner, "model", f"a {curvature} hull", got, fix)
 
 
 def check_weights(owner: str, model: Any, solver: Solver) -> None:

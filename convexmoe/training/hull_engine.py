@@ -100,7 +100,7 @@ def best_share_of_loss(
     if not any_share:
         return best
     gain = len(rows.flat) * np.log(np.maximum(means[0], least) / least)
-    return best * np.maximum(1.0 - GARROTE / np.maximum(gain, np.finfo(np.float64).tiny), 0.0)
+    return best * (1.0 - GARROTE / np.maximum(gain, GARROTE))
 
 
 class HullEngine(Engine, Protocol):

@@ -1,4 +1,4 @@
-"""A proof that a function is convex, for the very program that runs; or a counterexample; or where the proof stops."""
+"""A proof that a function is convex, or concave, for the very program that runs; a counterexample; or what is open."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jax.interpreters import partial_eval
 
 from convexmoe.convexity import SEGMENTS, Certificate, Engine, Problem, Trace, Value, certify_problem, facts, problem
 
-from ..hierarchy.experts import ExpertBatch, ExpertModule
+from ..hierarchy.experts import ExpertBatch, ExpertModule, HullExpert
 from ..hull.legacy import NonConvexHull
 from ..hull.module import FoldedHull, VectorHull
 from .atoms import recognize
@@ -43,8 +43,12 @@ def certify(
     segments: int = SEGMENTS,
     seed: int = 0,
     domain: Any = None,
+    curvature: str | None = None,
 ) -> Certificate:
     """Prove that every output of a function is convex in its chosen input, refute it, or say what stops the proof.
+
+    A concave hull is proved to be concave. A hull with a context takes `(x, context)`, and what is proved of x holds
+    for every context.
 
     The function is traced at the shape of the example, and the jaxpr is walked with the rules of disciplined convex
     programming (Grant, Boyd and Ye, 2006), element by element; known functions whose bodies do not follow those rules
@@ -72,6 +76,8 @@ def certify(
         seed: of that search.
         domain: a `Box` in which the chosen input lies, its faces included, a tuple of them for several, or None for
             everywhere. A proof holds on all of it, where 1 / x must be a number: its lower bound is above 0.
+        curvature: what is to be proved, "convex" or "concave"; None means "convex", of our models what their config
+            says.
 
     Returns:
         A `Certificate`.
@@ -85,7 +91,7 @@ def certify(
     >>> certify(lambda x: -jnp.sum(x**2), jnp.ones(3)).verdict
     'refuted'
     """
-    given = _problem(function, x_example, params, argnum, fixed)
+    given = _problem(function, x_example, params, argnum, fixed, curvature)
     return certify_problem(Engine(RULES, recognize, sorts), given, strength, per_input, segments, seed, domain)
 
 
@@ -178,13 +184,16 @@ class JaxProblem(Problem):
                 leaves, arguments = in_float64(leaves), in_float64(arguments)
             arguments = self._put(row, arguments)
             outputs = jax.tree.leaves(self.call(leaves, arguments))
-            return jnp.concatenate([jnp.ravel(part).astype(row.dtype) for part in outputs])
+            values = jnp.concatenate([jnp.ravel(part).astype(row.dtype) for part in outputs])
+            return -values if self.curvature == "concave" else values
 
         dtype = jnp.result_type(*(x.dtype for x in moving))
         return Evaluator(jax.vmap(one), jnp.asarray(corners, dtype))
 
 
-def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int, ...], fixed: Any) -> JaxProblem:
+def _problem(
+    function: Any, x_example: Any, params: Any, argnum: int | tuple[int, ...], fixed: Any, curvature: str | None
+) -> JaxProblem:
     """Return the function, its parameters and its arguments in one form."""
     arguments, chosen = problem.convert_arguments(jnp.asarray, x_example, argnum)
     if isinstance(function, nnx.Module):
@@ -211,8 +220,11 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
     itself = partial(apply, nnx.clone(function)) if isinstance(function, nnx.Module) else None
     # Outside of a trace every operation is compiled: seconds for a hull, which does not look whether it is traced.
     is_known = type(function) in (VectorHull, FoldedHull)
-    is_refused = isinstance(function, NonConvexHull)
-    return JaxProblem(call, leaves, names, arguments, chosen, is_refused, roots, fixed, itself, is_known)
+    is_refused, ours = isinstance(function, NonConvexHull), isinstance(function, (VectorHull, FoldedHull, HullExpert))
+    wanted = problem.read_curvature("certify", curvature, function if ours else None)
+    return JaxProblem(
+        call, leaves, names, arguments, chosen, is_refused, roots, fixed, itself, is_known, curvature=wanted
+    )
 
 
 def _run(closed: Any) -> Callable[..., list[np.ndarray]]:

@@ -11,36 +11,42 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convexmoe.convexity import Candidates, Violation, between, chord_gaps, read_domain, search
+from convexmoe.convexity import Candidates, Violation, between, chord_gaps, problem, read_domain, search
 from convexmoe.errors import dtype_name
+
+from ..hull.module import FoldedHull, VectorHull
 
 Function = Callable[[jax.Array], jax.Array]
 
 
 def find_violation(
     function: Function,
-    points: jax.Array,
+    points: jax.Array | tuple[jax.Array, jax.Array],
     *,
     segments: int = 100_000,
     seed: int = 0,
     tolerance: float | None = None,
     domain: Any = None,
+    curvature: str | None = None,
 ) -> Violation | None:
-    """Search for a segment that shows that a function is not convex; return the worst found, or None.
+    """Search for a segment that shows that a function is not convex, or not concave; return the worst found, or None.
 
     None is no proof. A third of the random segments is wide, a third narrow, a third along one axis of the input; the
     best climb along the gradient of their gap. The result was computed anew in float64, where the function takes
     that (`Violation.dtype`).
 
     Args:
-        function: `[rows, in_dim]` -> `[rows, out_dim]`, row by row.
-        points: `[rows, in_dim]`, of the dtype the function takes: the search covers twice their bounding box.
+        function: `[rows, in_dim]` -> `[rows, out_dim]`, row by row; `function(x, context)` where contexts are given.
+        points: `[rows, in_dim]`, of the dtype the function takes: the search covers twice their bounding box. For a
+            hull with a context, a tuple of these and of contexts, `[contexts, context_dim]`: along each segment the
+            context is one of them.
         segments: how many to try.
         seed: of the search.
         tolerance: what counts as rounding, relative to the largest value of a batch of `BATCH` segments
             (near a zero of the function its rounding does not shrink); None means `TOLERANCES` for the
             dtype of `points`. Pass that of a coarser dtype where the function rounds to it inside.
         domain: a `Box` that no segment leaves: half of them are anywhere in it, and some have ends on its faces.
+        curvature: "convex" or "concave"; None means "convex", of our models what their config says.
 
     Raises:
         TypeError, ValueError: points are not floating `[rows, in_dim]` with two rows at least, or the function is
@@ -50,9 +56,16 @@ def find_violation(
     >>> find_violation(VectorHull(2, petals=3, rngs=nnx.Rngs(0)), jnp.eye(2), segments=1000) is None
     True
     """
-    search.check_search(points, segments)
-    where = read_domain("find_violation", domain, [points.shape[1:]])
-    return search.search(Evaluator(function, points), segments, seed, tolerance, True, where)
+    rows, contexts = search.split_points(points)
+    search.check_search(rows, segments)
+    where = read_domain("find_violation", domain, [rows.shape[1:]])
+    ours = function if isinstance(function, (VectorHull, FoldedHull)) else None
+    wanted, width = problem.read_curvature("find_violation", curvature, ours), None
+    if contexts is not None:
+        width, contexts = rows.shape[1], np.asarray(contexts, np.float64)
+    evaluator = Evaluator(function, rows, width, wanted)
+    found = search.search(evaluator, segments, seed, tolerance, True, where, contexts)
+    return search.turn(found, wanted, width)
 
 
 class Evaluator:
@@ -61,12 +74,17 @@ class Evaluator:
     Args:
         function: `[rows, in_dim]` -> `[rows, out_dim]`.
         points: `[rows, in_dim]`, around which is searched.
+        width, curvature: see `on_rows`.
     """
 
     limit = np.inf
 
-    def __init__(self, function: Function, points: jax.Array) -> None:
-        self.function, self.compiled = function, jax.jit(function)
+    def __init__(
+        self, function: Function, points: jax.Array, width: int | None = None, curvature: str = "convex"
+    ) -> None:
+        self._given, self._form = function, (width, curvature)
+        self.function = search.on_rows(function, width, curvature)
+        self.compiled = jax.jit(self.function)
         self.rows, self.dtype = np.asarray(points, np.float64), dtype_name(points.dtype)
 
     def on_segments(self, left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
@@ -79,7 +97,7 @@ class Evaluator:
 
     @cached_property
     def _wide(self) -> Function:
-        return jax.jit(widen(self.function))
+        return jax.jit(search.on_rows(widen(self._given), *self._form))
 
     def values_in_float64(self, at: np.ndarray) -> np.ndarray:
         with jax.enable_x64(True):

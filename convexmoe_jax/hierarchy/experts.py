@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from convexmoe.hierarchy import ExpertBatch, ExpertResult
+from convexmoe.hierarchy import ExpertBatch, ExpertResult, hull_context
 
 from ..hull.initialization import Rngs, check_rngs
 from ..hull.module import VectorHull
@@ -75,7 +75,10 @@ class MLPExpert(ExpertModule):
 
 
 class HullExpert(ExpertModule):
-    """A `VectorHull` as an expert: its output is convex in `hidden`.
+    """A `VectorHull` as an expert: its output is convex in `hidden`, or concave where the hull is.
+
+    A hull with a context gets that of the batch, or of a mapping the entry "hull": `[rows, context_dim]`, or one a
+    position, or `Shared` and `[context_dim]`.
 
     Args:
         hull: the hull; its widths are those of the level's input and output.
@@ -85,4 +88,4 @@ class HullExpert(ExpertModule):
         self.hull = hull
 
     def __call__(self, batch: ExpertBatch) -> ExpertResult:
-        return ExpertResult(self.hull(batch.hidden))
+        return ExpertResult(self.hull(batch.hidden, hull_context(self.hull.config, batch.context)))

@@ -1,4 +1,4 @@
-"""A proof that a function is convex, for the very program that runs; or a counterexample; or where the proof stops."""
+"""A proof that a function is convex, or concave, for the very program that runs; a counterexample; or what is open."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 
 from convexmoe.convexity import SEGMENTS, Certificate, Engine, Problem, Trace, Value, certify_problem, facts, problem
 
-from ..hierarchy.experts import ExpertBatch, ExpertModule
+from ..hierarchy.experts import ExpertBatch, ExpertModule, HullExpert
 from ..hull.legacy import NonConvexHull
-from ..hull.module import FoldedHull, HullModule
+from ..hull.module import FoldedHull, HullModule, VectorHull
 from ..settings import one_thread
 from .atoms import recognize
 from .rules import RULES, sorts
@@ -39,8 +39,12 @@ def certify(
     segments: int = SEGMENTS,
     seed: int = 0,
     domain: Any = None,
+    curvature: str | None = None,
 ) -> Certificate:
     """Prove that every output of a function is convex in its chosen input, refute it, or say what stops the proof.
+
+    A concave hull is proved to be concave. A hull with a context takes `(x, context)`, and what is proved of x holds
+    for every context.
 
     The function is traced by `torch.export` at the shape of the example, and its graph is walked with the rules of
     disciplined convex programming (Grant, Boyd and Ye, 2006), element by element; known functions whose bodies do not
@@ -68,6 +72,8 @@ def certify(
         seed: of that search.
         domain: a `Box` in which the chosen input lies, its faces included, a tuple of them for several, or None for
             everywhere. A proof holds on all of it, where 1 / x must be a number: its lower bound is above 0.
+        curvature: what is to be proved, "convex" or "concave"; None means "convex", of our models what their config
+            says.
 
     Returns:
         A `Certificate`.
@@ -82,7 +88,7 @@ def certify(
     'refuted'
     """
     with LOCK, one_thread():
-        given = _problem(function, x_example, params, argnum, fixed)
+        given = _problem(function, x_example, params, argnum, fixed, curvature)
         return certify_problem(Engine(RULES, recognize, sorts), given, strength, per_input, segments, seed, domain)
 
 
@@ -155,7 +161,8 @@ class TorchProblem(Problem):
                 leaves, arguments = in_float64(leaves), in_float64(arguments)
             arguments = self._put(row, arguments)
             outputs = [part for part in pytree.tree_leaves(self.call(leaves, arguments)) if part is not None]
-            return torch.cat([torch.as_tensor(part, device=row.device).reshape(-1).to(row.dtype) for part in outputs])
+            values = torch.cat([torch.as_tensor(part, device=row.device).reshape(-1).to(row.dtype) for part in outputs])
+            return -values if self.curvature == "concave" else values
 
         dtype = reduce(torch.promote_types, [x.dtype for x in moving])
         points = torch.as_tensor(corners).to(moving[0].device, dtype)
@@ -167,7 +174,9 @@ class TorchProblem(Problem):
         return Evaluator(vmap(one), points)
 
 
-def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int, ...], fixed: Any) -> TorchProblem:
+def _problem(
+    function: Any, x_example: Any, params: Any, argnum: int | tuple[int, ...], fixed: Any, curvature: str | None
+) -> TorchProblem:
     """Return the function, its parameters and its arguments in one form."""
     arguments, chosen = problem.convert_arguments(_copy, x_example, argnum)
     if isinstance(function, nn.Module):
@@ -203,8 +212,9 @@ def _problem(function: Any, x_example: Any, params: Any, argnum: int | tuple[int
             return function(pytree.tree_unflatten(filled, tree), *xs)
 
     itself = _copy_module(function) if isinstance(function, nn.Module) else None
-    is_refused = isinstance(function, NonConvexHull)
-    return TorchProblem(call, leaves, names, arguments, chosen, is_refused, roots, fixed, itself)
+    is_refused, ours = isinstance(function, NonConvexHull), isinstance(function, (VectorHull, FoldedHull, HullExpert))
+    wanted = problem.read_curvature("certify", curvature, function if ours else None)
+    return TorchProblem(call, leaves, names, arguments, chosen, is_refused, roots, fixed, itself, curvature=wanted)
 
 
 def _copy_module(module: nn.Module) -> Callable[[list[Any]], Any] | None:

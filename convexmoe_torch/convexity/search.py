@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convexmoe.convexity import Candidates, Violation, between, chord_gaps, read_domain, search
+from convexmoe.convexity import Candidates, Violation, between, chord_gaps, problem, read_domain, search
 from convexmoe.errors import dtype_name
 
+from ..hull.module import HullModule
 from ..settings import one_thread
 from .trace import LOCK
 
@@ -22,28 +23,32 @@ Function = Callable[[Tensor], Tensor]
 
 def find_violation(
     function: Function,
-    points: Tensor,
+    points: Tensor | tuple[Tensor, Tensor],
     *,
     segments: int = 100_000,
     seed: int = 0,
     tolerance: float | None = None,
     domain: Any = None,
+    curvature: str | None = None,
 ) -> Violation | None:
-    """Search for a segment that shows that a function is not convex; return the worst found, or None.
+    """Search for a segment that shows that a function is not convex, or not concave; return the worst found, or None.
 
     None is no proof. A third of the random segments is wide, a third narrow, a third along one axis of the input; the
     best climb along the gradient of their gap. The result was computed anew in float64, where the function takes
     that (`Violation.dtype`).
 
     Args:
-        function: `[rows, in_dim]` -> `[rows, out_dim]`, row by row.
-        points: `[rows, in_dim]`, of the dtype the function takes: the search covers twice their bounding box.
+        function: `[rows, in_dim]` -> `[rows, out_dim]`, row by row; `function(x, context)` where contexts are given.
+        points: `[rows, in_dim]`, of the dtype the function takes: the search covers twice their bounding box. For a
+            hull with a context, a tuple of these and of contexts, `[contexts, context_dim]`: along each segment the
+            context is one of them.
         segments: how many to try.
         seed: of the search.
         tolerance: what counts as rounding, relative to the largest value of a batch of `BATCH` segments
             (near a zero of the function its rounding does not shrink); None means `TOLERANCES` for the
             dtype of `points`. Pass that of a coarser dtype where the function rounds to it inside.
         domain: a `Box` that no segment leaves: half of them are anywhere in it, and some have ends on its faces.
+        curvature: "convex" or "concave"; None means "convex", of our models what their config says.
 
     Raises:
         TypeError, ValueError: points are not floating `[rows, in_dim]` with two rows at least, or the function is
@@ -53,10 +58,17 @@ def find_violation(
     >>> find_violation(VectorHull(2, petals=3), torch.eye(2), segments=1000) is None
     True
     """
-    search.check_search(points, segments)
-    where = read_domain("find_violation", domain, [tuple(points.shape[1:])])
+    rows, contexts = search.split_points(points)
+    search.check_search(rows, segments)
+    where = read_domain("find_violation", domain, [tuple(rows.shape[1:])])
+    ours = function if isinstance(function, HullModule) else None
+    wanted, width = problem.read_curvature("find_violation", curvature, ours), None
+    if contexts is not None:
+        width, contexts = rows.shape[1], in_numpy(contexts)
     with LOCK, one_thread():
-        return search.search(Evaluator(function, points.detach()), segments, seed, tolerance, True, where)
+        evaluator = Evaluator(function, rows.detach(), width=width, curvature=wanted)
+        found = search.search(evaluator, segments, seed, tolerance, True, where, contexts)
+    return search.turn(found, wanted, width)
 
 
 class Evaluator:
@@ -66,10 +78,20 @@ class Evaluator:
         function: `[rows, in_dim]` -> `[rows, out_dim]`.
         points: `[rows, in_dim]`, around which is searched.
         limit: how many segments are tried at most.
+        width, curvature: see `on_rows`.
     """
 
-    def __init__(self, function: Function, points: Tensor, limit: float = np.inf) -> None:
-        self.function, self.points, self.limit = function, points, limit
+    def __init__(
+        self,
+        function: Function,
+        points: Tensor,
+        limit: float = np.inf,
+        width: int | None = None,
+        curvature: str = "convex",
+    ) -> None:
+        self._given, self._form = function, (width, curvature)
+        self.function = search.on_rows(function, width, curvature)
+        self.points, self.limit = points, limit
         self.rows, self.dtype = in_numpy(points), dtype_name(points.dtype)
 
     def _tensor(self, part: np.ndarray) -> Tensor:
@@ -86,7 +108,7 @@ class Evaluator:
 
     @cached_property
     def _wide(self) -> Function:
-        return widen(self.function)
+        return search.on_rows(widen(self._given), *self._form)
 
     def values_in_float64(self, at: np.ndarray) -> np.ndarray:
         with torch.no_grad():

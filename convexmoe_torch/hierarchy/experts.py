@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from convexmoe.hierarchy import ExpertBatch, ExpertResult
+from convexmoe.hierarchy import ExpertBatch, ExpertResult, hull_context
 
 from ..hull.module import VectorHull
 from .dispatch import grouped_linear
@@ -102,7 +102,10 @@ def cast_linear(x: Tensor, counts: Tensor, weights: list[Tensor], biases: list[T
 
 
 class HullExpert(ExpertModule):
-    """A `VectorHull` as an expert: its output is convex in `hidden`.
+    """A `VectorHull` as an expert: its output is convex in `hidden`, or concave where the hull is.
+
+    A hull with a context gets that of the batch, or of a mapping the entry "hull": `[rows, context_dim]`, or one a
+    position, or `Shared` and `[context_dim]`.
 
     Args:
         hull: the hull; its widths are those of the level's input and output.
@@ -113,4 +116,10 @@ class HullExpert(ExpertModule):
         self.hull = hull
 
     def forward(self, batch: ExpertBatch) -> ExpertResult:
-        return ExpertResult(keep_apart(self.hull, batch.hidden))
+        context = hull_context(self.hull.config, batch.context)
+        if not isinstance(context, Tensor) or context.ndim < 2:
+            return ExpertResult(keep_apart(lambda x: self.hull(x, context), batch.hidden))
+        rows, *inner, width = context.shape  # one a row, for all its positions, or one a position
+        context = context.reshape(rows, *[1] * (batch.hidden.ndim - context.ndim), *inner, width)
+        leading = torch.broadcast_shapes(context.shape[:-1], batch.hidden.shape[:-1])
+        return ExpertResult(keep_apart(self.hull, batch.hidden, context.expand(*leading, width)))

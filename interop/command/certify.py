@@ -27,7 +27,7 @@ def certify_file(
     strength: Annotated[str | None, typer.Option(help=STRENGTH_HELP, show_default="the first that proves it")] = None,
     proof: Annotated[bool, typer.Option("--proof", help="Print the proof as a tree.")] = False,
 ) -> None:
-    """Prove that a saved hull is convex; writes MODEL.certificate.json beside it. Exit code 1 without a proof."""
+    """Prove that a saved hull is convex, or concave; writes MODEL.certificate.json beside it. Exit 1 if not proved."""
     side = choose(framework)
     if strength not in (None, "structural", "numeric"):
         rule, fix = "structural or numeric", "Leave it out for both."
@@ -39,9 +39,12 @@ def certify_file(
     with side.quiet(), precision_of(inspection, side):
         hull, _ = read_hull(model, side)
         digest = hashlib.sha256(model.read_bytes()).hexdigest()
-        units = inspection.config["normalization"]  # the example: a row in the units of the model
-        x = np.zeros((1, hull.config.in_dim)) if units is None else np.asarray([units["input_mean"]], float)
-        certificate = side.package.certify(hull, side.rows_for(hull, x), strength=strength)
+        units = inspection.config["normalization"] or {}  # the example: a row in the units of the model
+        sizes = {"input_mean": hull.config.in_dim, "context_mean": hull.config.context_dim}
+        example = [np.asarray([units.get(name) or [0.0] * size], float) for name, size in sizes.items() if size]
+        certificate = side.package.certify(
+            hull, tuple(side.rows_for(hull, part) for part in example), strength=strength
+        )
     record = json.loads(certificate.to_json())
     source = {"file": printable(model.name), "kind": inspection.kind, "sha256": digest, "framework": side.name}
     text = json.dumps(record | {"model": source}, indent=1, sort_keys=True, allow_nan=False) + "\n"

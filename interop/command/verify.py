@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -51,8 +51,8 @@ def verify_files(
     with precision_of(inspection, frameworks.get("jax")):
         pairs = zip(frameworks.LABELS, (first, second), strict=True)
         models = [read_any(path, frameworks.get(name))[0] for name, path in pairs]
-        x, routing = draw_inputs(inspection, rows, seed)
-        report = check_parity(models[0], models[1], x, routing=routing, steps=steps, floor=True)
+        x, beside = draw_inputs(inspection, rows, seed)
+        report = check_parity(models[0], models[1], x, **beside, steps=steps, floor=True)
     if as_json:
         emit(report.to_json())
     else:
@@ -64,13 +64,17 @@ def verify_files(
         raise typer.Exit(1)
 
 
-def draw_inputs(inspection: Inspection, rows: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
-    """Return normal rows, in the units of the model, and random routes for a hierarchy."""
+def draw_inputs(inspection: Inspection, rows: int, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return normal rows, in the units of the model, and by name a context, or random routes for a hierarchy."""
     draw, config = np.random.default_rng(seed), inspection.config
     if inspection.kind == "VectorHull":
-        x, units = draw.normal(size=(rows, config["in_dim"])), config["normalization"]
-        return (x if units is None else x * units["input_scale"] + units["input_mean"]), None
+        x, units = draw.normal(size=(rows, config["in_dim"])), config["normalization"] or {}
+        x = x * units.get("input_scale", 1.0) + units.get("input_mean", 0.0)
+        if not config.get("context_dim"):
+            return x, {}
+        context = draw.normal(size=(rows, config["context_dim"]))
+        return x, {"context": context * units.get("context_scale", 1.0) + units.get("context_mean", 0.0)}
     hierarchy = config["hierarchy"]
     levels = {level["name"]: len(level["experts"]) for level in hierarchy["levels"] if level["enabled"]}
     routes = {name: draw.integers(0, count, rows).astype(np.int32) for name, count in levels.items()}
-    return draw.normal(size=(rows, hierarchy["hidden_size"])), routes
+    return draw.normal(size=(rows, hierarchy["hidden_size"])), {"routing": routes}

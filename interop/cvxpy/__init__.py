@@ -1,5 +1,5 @@
 """A hull as an expression of CVXPY."""
 
-from .programs import set_weights, to_cvxpy
+from .programs import set_context, set_weights, to_cvxpy
 
-__all__ = ["set_weights", "to_cvxpy"]
+__all__ = ["set_context", "set_weights", "to_cvxpy"]

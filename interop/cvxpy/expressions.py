@@ -2,6 +2,7 @@
 
     softplus: logistic       relu: pos       huber_relu: huber       sums with weights >= 0
     max_i g_i: max           T (log sum_i exp(g_i / T) - log P): T log_sum_exp(g / T)
+    non-negative: logistic of that       concave: minus the expression of minus the hull
 
 Each is convex and non-decreasing in what it is applied to, which is how CVXPY proves that the result is convex.
 
@@ -36,7 +37,7 @@ class ConstantProgram:
     """A hull whose weights are constants: an expression of atoms.
 
     Args:
-        hull: its weights.
+        hull: its weights, without a context; of a concave hull it is the program of minus it.
     """
 
     def __init__(self, hull: HullWeights) -> None:
@@ -68,7 +69,9 @@ class ConstantProgram:
         """Return the values of some outputs, (N, len(outputs))."""
         N, O, x_ND = x_ND.shape[0], len(outputs), self.normalized(x_ND)
         g = self.group_values(x_ND, outputs)
-        y_NO = cp.reshape(self.fuse(g, outputs), (N, O), order="C")
+        y_NO: Any = cp.reshape(self.fuse(g, outputs), (N, O), order="C")
+        if self.config.nonnegative:
+            y_NO = cp.logistic(y_NO)
         if "bowl.scale" in self.matrices:
             y_NO = y_NO + self.bowl(x_ND) @ np.ones((1, O))
         scale = self.weight("output.scale")[:, outputs.start : outputs.stop]

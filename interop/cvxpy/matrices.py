@@ -22,7 +22,8 @@ from convexmoe.hull.weights import Arrays, HullWeights
 def structure_of(config: HullConfig) -> str:
     """Return in words what a program depends on beside its numbers and sizes."""
     fusion = "maximum" if config.temperature == 0.0 else "smooth maximum"
-    return f"{config.trunk} trunk, {config.activation}, groups of {config.group_size}, {fusion}"
+    shape = ", non-negative" * config.nonnegative + ", concave" * config.is_concave
+    return f"{config.trunk} trunk, {config.activation}, groups of {config.group_size}, {fusion}{shape}"
 
 
 def trunk_suffixes(config: HullConfig) -> list[str]:
@@ -60,7 +61,7 @@ def input_units(hull: HullWeights) -> tuple[NDArray[np.float64], NDArray[np.floa
 
 
 def hull_matrices(hull: HullWeights) -> Arrays:
-    """Return name -> matrix of everything that multiplies or shifts rows; biases are (1, n)."""
+    """Return name -> matrix of everything that multiplies or shifts rows (of minus a concave hull); biases (1, n)."""
     config, weights = hull
     P, O, units = config.petals, config.out_dim, units_of(config)
     mean, scale = np.asarray(units.input_mean), np.asarray(units.input_scale)
@@ -94,7 +95,7 @@ def hull_matrices(hull: HullWeights) -> Arrays:
     if config.strong_convexity > 0:
         root = math.sqrt(config.strong_convexity / 2) / scale
         matrices |= {"bowl.scale": root[None], "bowl.bias": (-mean * root)[None]}
-    matrices["output.mean"] = np.asarray(units.output_mean)[None]
+    matrices["output.mean"] = (-1.0 if config.is_concave else 1.0) * np.asarray(units.output_mean)[None]
     matrices["output.scale"] = np.asarray(units.output_scale)[None]
     return matrices
 

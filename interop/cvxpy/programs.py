@@ -14,8 +14,10 @@ import numpy as np
 from convexmoe.errors import fail
 from convexmoe.files.hulls import OTHER_KINDS, read_hull
 from convexmoe.hull.config import Normalization
-from convexmoe.hull.rows import CARRIED
-from convexmoe.hull.weights import HullWeights, effective_weights
+from convexmoe.hull.context import at_context, check_one_context, context_heads
+from convexmoe.hull.parameters import flatten, nest
+from convexmoe.hull.rows import CARRIED, as_numbers, check_finite
+from convexmoe.hull.weights import NUMPY, HullWeights, effective_weights
 
 from .. import is_installed
 from .matrices import hull_matrices, input_units, structure_of, units_of
@@ -24,10 +26,13 @@ LARGEST_SCALE = 1e7
 TOLERANCE = 1e-8  # that solvers have when none is given, of Clarabel
 
 
-def to_cvxpy(model_or_path: Any, variable: Any, *, output: int | None = None, parameters: bool = False) -> Any:
+def to_cvxpy(
+    model_or_path: Any, variable: Any, *, output: int | None = None, parameters: bool = False, context: Any = None
+) -> Any:
     """Return the hull of `variable` as an expression of CVXPY, in the units of the model.
 
-    Guarantee: the expression is DCP and convex by CVXPY's own rules, and equal to the model (tests/test_programs.py).
+    Guarantee: the expression is DCP and convex by CVXPY's own rules, of a concave hull concave, and equal to the model
+    (tests/test_programs.py, tests/test_programs_context.py).
 
     Args:
         model_or_path: a `VectorHull` or `FoldedHull` of either package, or the path of a file, which is read
@@ -36,13 +41,15 @@ def to_cvxpy(model_or_path: Any, variable: Any, *, output: int | None = None, pa
         output: index of one output; None for all.
         parameters: make the weights `cvxpy.Parameter`s that `set_weights` changes; the problem is then DPP. Each row
             and output has hidden variables of its own, and `expression.value` is computed by a solver.
+        context: `[context_dim]`, in original units, for a hull that has one: the expression is the hull at it. With
+            parameters `set_context` changes it.
 
     Returns:
         `(out_dim,)` or `(rows, out_dim)`; with `output`, `()` or `(rows,)`.
 
     Raises:
         ImportError: CVXPY is not installed.
-        TypeError: no hull (a `NonConvexHull` is none), or `variable` is no expression.
+        TypeError: no hull (a `NonConvexHull` is none), `variable` is no expression, or no context where there is one.
         ValueError: weights with NaN, a damaged file, `variable` of another width or not affine, no such output.
 
     >>> import cvxpy, convexmoe_torch
@@ -58,7 +65,7 @@ def to_cvxpy(model_or_path: Any, variable: Any, *, output: int | None = None, pa
     from .expressions import ConstantProgram, ParameterProgram
     from .units import scale_variables
 
-    hull = hull_weights(model_or_path, "to_cvxpy")
+    hull = program_weights(model_or_path, context, "to_cvxpy")
     _check_variable(cp, variable, hull.config.in_dim, parameters)
     outputs = _outputs(output, hull.config.out_dim)
     scale_variables(variable, *input_units(hull))
@@ -66,6 +73,7 @@ def to_cvxpy(model_or_path: Any, variable: Any, *, output: int | None = None, pa
     one = variable.ndim == 1
     x_ND = cp.reshape(variable, (1, variable.shape[0]), order="C") if one else variable
     y_NO = (ParameterProgram if parameters else ConstantProgram)(hull).hull(x_ND, outputs)
+    y_NO = -y_NO if hull.config.is_concave else y_NO
     if one:
         return y_NO[0, :] if output is None else y_NO[0, 0]
     return y_NO if output is None else y_NO[:, 0]
@@ -85,18 +93,45 @@ def warn_of_tolerance(units: Normalization, outputs: range) -> None:
             warnings.warn(f"to_cvxpy.model: expected {rule}; got {got}. {fix}", stacklevel=3)
 
 
-def set_weights(expression: Any, model_or_path: Any) -> None:
+def set_weights(expression: Any, model_or_path: Any, *, context: Any = None) -> None:
     """Give the parameters of an expression of `to_cvxpy(..., parameters=True)` the weights and units of another hull.
 
     Args:
         expression: what `to_cvxpy` returned.
         model_or_path: a hull of the same options and sizes.
+        context: `[context_dim]`, in original units, for a hull that has one.
 
     Raises:
-        TypeError: no hull.
+        TypeError: no hull, or no context where there is one.
         ValueError: the expression is not of one such hull with parameters.
     """
-    hull = hull_weights(model_or_path, "set_weights")
+    set_parameters(expression, model_or_path, context, "set_weights")
+
+
+def set_context(expression: Any, model_or_path: Any, context: Any) -> None:
+    """Give the parameters of an expression of `to_cvxpy(..., parameters=True)` the values for another context.
+
+    A compiled problem is solved again without compilation: what the hull is at a context is another plain hull.
+
+    Args:
+        expression: what `to_cvxpy` returned.
+        model_or_path: its hull.
+        context: `[context_dim]`, in original units.
+
+    Raises:
+        TypeError, ValueError: as of `set_weights`; the hull has no context.
+
+    >>> import cvxpy, convexmoe_torch
+    >>> hull, x = convexmoe_torch.VectorHull(2, petals=2, out_dim=1, context_dim=1), cvxpy.Variable(2)
+    >>> cost = to_cvxpy(hull, x, output=0, parameters=True, context=[0.0])
+    >>> set_context(cost, hull, [1.0])
+    """
+    set_parameters(expression, model_or_path, context, "set_context")
+
+
+def set_parameters(expression: Any, model_or_path: Any, context: Any, owner: str) -> None:
+    """Give the parameters of an expression the values of a hull at a context; `owner` asks."""
+    hull = program_weights(model_or_path, context, owner)
     structure = structure_of(hull.config)
     values = {f"{name} ({structure})": value for name, value in hull_matrices(hull).items()}
     parameters = expression.parameters()
@@ -105,9 +140,31 @@ def set_weights(expression: Any, model_or_path: Any) -> None:
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in sorted(got.items())[:3])
         rule = f"the {len(values)} parameters of one hull ({structure})"
         fix = "Build it by to_cvxpy(model, x, parameters=True) from such a hull."
-        fail("set_weights", "expression", rule, f"{len(parameters)}: {shapes or 'none'}", fix)
+        fail(owner, "expression", rule, f"{len(parameters)}: {shapes or 'none'}", fix)
     for parameter in parameters:
         parameter.value = values[parameter.name()]
+
+
+def program_weights(model: Any, context: Any, owner: str) -> HullWeights:
+    """Return the effective weights of a plain hull, that which a hull is at a context where it has one.
+
+    Args:
+        model: as of `hull_weights`; context: `[context_dim]`, in original units, or None without one.
+        owner: who asks, for the messages.
+    """
+    config, arrays = hull_weights(model, owner)
+    if context is None and config.context_dim:
+        rule = f"one context, [context_dim={config.context_dim}]"
+        fail(owner, "context", rule, "None", "Pass context=c, in original units.", TypeError)
+    if context is not None:
+        context = as_numbers(owner, "context", context)
+        check_one_context(owner, config, context, (np.ndarray,))
+        check_finite(owner, "context", context, "Pass finite numbers.")
+        weights = nest(arrays)
+        heads = context_heads(weights, config, context, NUMPY)
+        weights, config = at_context(weights, config, heads, NUMPY)
+        arrays = flatten(weights)
+    return HullWeights(config, arrays)
 
 
 def hull_weights(model: Any, owner: str) -> HullWeights:

@@ -94,8 +94,9 @@ def sigmoid_gate(act):
     return lambda u, name: jax.nn.sigmoid(u) if next(calls) % 2 == 0 else act(u, name)
 
 
-def negative(positive_weight):
-    return lambda raw, fan_in: -positive_weight(raw, fan_in)
+def another_softplus(function):
+    petals = convexmoe_jax.hull.petals
+    return petals, "OPERATIONS", petals.OPERATIONS._replace(softplus=function)
 
 
 def another_activation(function):
@@ -105,12 +106,8 @@ def another_activation(function):
 
 FAULTS = {
     "sigmoid gate": (convexmoe_jax.hull.petals, "act", sigmoid_gate(convexmoe_jax.hull.petals.act)),
-    "negative weights": (
-        convexmoe_jax.hull.petals,
-        "positive_weight",
-        negative(convexmoe_jax.hull.petals.positive_weight),
-    ),
-    "raw weights": (convexmoe_jax.hull.petals, "positive_weight", lambda raw, fan_in: raw),
+    "negative weights": another_softplus(lambda raw: -convexmoe_jax.hull.petals.softplus(raw)),
+    "raw weights": another_softplus(lambda raw: raw),
     "min for max": (convexmoe_jax.hull.forward, "maximum", lambda g: g.min(axis=-2)),
     "softmax": (convexmoe_jax.hull.forward, "maximum", lambda g: (jax.nn.softmax(g, axis=-2) * g).sum(axis=-2)),
     "negative temperature": (convexmoe_jax.hull.forward, "learned_temperature", lambda raw: -jnp.exp(raw)),
@@ -145,7 +142,7 @@ def test_a_fault_that_the_given_weights_hide_is_numeric_only(monkeypatch):
     fields = cases.HULLS["default"]
     weights = {name: np.abs(value) for name, value in cases.random_weights(fields).items()}
     hull = BACKEND.model(fields, weights, "float32")
-    monkeypatch.setattr(convexmoe_jax.hull.petals, "positive_weight", lambda raw, fan_in: raw)
+    monkeypatch.setattr(*another_softplus(lambda raw: raw))
     found = certify(hull, rows_of(hull, 1))
     assert (found.verdict, found.strength) == ("proved", "numeric")
     assert certify(hull, rows_of(hull, 1), strength="structural").verdict == "unknown"

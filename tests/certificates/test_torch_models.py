@@ -110,8 +110,9 @@ def sigmoid_gate(act):
     return lambda u, name: torch.sigmoid(u) if next(calls) % 2 == 0 else act(u, name)
 
 
-def negative(positive_weight):
-    return lambda raw, fan_in: -positive_weight(raw, fan_in)
+def another_softplus(function):
+    petals = convexmoe_torch.hull.petals
+    return petals, "OPERATIONS", petals.OPERATIONS._replace(softplus=function)
 
 
 def step_in_the_activation(u):
@@ -125,12 +126,8 @@ def another_activation(function):
 
 FAULTS = {
     "sigmoid gate": (convexmoe_torch.hull.petals, "act", sigmoid_gate(convexmoe_torch.hull.petals.act)),
-    "negative weights": (
-        convexmoe_torch.hull.petals,
-        "positive_weight",
-        negative(convexmoe_torch.hull.petals.positive_weight),
-    ),
-    "raw weights": (convexmoe_torch.hull.petals, "positive_weight", lambda raw, fan_in: raw),
+    "negative weights": another_softplus(lambda raw: -convexmoe_torch.hull.petals.softplus(raw)),
+    "raw weights": another_softplus(lambda raw: raw),
     "min for max": (convexmoe_torch.hull.forward, "maximum", lambda g: torch.amin(g, dim=-2)),
     "softmax": (convexmoe_torch.hull.forward, "maximum", lambda g: (torch.softmax(g, -2) * g).sum(-2)),
     "negative temperature": (convexmoe_torch.hull.forward, "learned_temperature", lambda raw: -torch.exp(raw)),
@@ -163,7 +160,7 @@ def test_a_fault_that_the_given_weights_hide_is_numeric_only(monkeypatch):
     fields = cases.HULLS["default"]
     weights = {name: np.abs(value) for name, value in cases.random_weights(fields).items()}
     hull = BACKEND.model(fields, weights, "float32")
-    monkeypatch.setattr(convexmoe_torch.hull.petals, "positive_weight", lambda raw, fan_in: raw)
+    monkeypatch.setattr(*another_softplus(lambda raw: raw))
     found = certify(hull, rows_of("default", 1))
     assert (found.verdict, found.strength) == ("proved", "numeric")
     assert certify(hull, rows_of("default", 1), strength="structural").verdict == "unknown"

@@ -79,12 +79,12 @@ KINDS = ["VectorHull", "HierarchicalCELMoE"]
 HEADER = ["config", "kind", "notes", "schema", "sha256"]
 HEADERS = {
     "newer": (
-        lambda header: header.update(schema=2),
-        "load.path: expected schema 1 or older; got FILE with schema 2. Install a newer convexmoe.",
+        lambda header: header.update(schema=3),
+        "load.path: expected schema 2 or older; got FILE with schema 3. Install a newer convexmoe.",
     ),
     "newer_with_other_fields": (
         lambda header: header.update(schema=7, router={}),
-        "load.path: expected schema 1 or older; got FILE with schema 7. Install a newer convexmoe.",
+        "load.path: expected schema 2 or older; got FILE with schema 7. Install a newer convexmoe.",
     ),
     "other_kind": (
         lambda header: header.update(kind="Router"),

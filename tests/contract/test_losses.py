@@ -1,171 +1,145 @@
-"""The loss API: names, weights, scopes, dict results, duplicates, the total; in both packages."""
+"""Losses of a fit, weights of its rows, the plane of each, and how far a hull is drawn back to it."""
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hierarchies import Case, Level, random_inputs, random_weights
 
-import convexmoe_jax
+from convexmoe import HullConfig
+from convexmoe.training import Expectile, Huber, Objective, Quantile
+from convexmoe.training.hull_engine import HeldOut, best_share, best_share_of_loss
+from convexmoe.training.losses import check_loss
+from convexmoe.training.start import fit_plane, ridge
+from convexmoe_jax.hull.petals import OPERATIONS as JAX
+from convexmoe_torch.hull.petals import OPERATIONS as TORCH
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-def output_of(engine):
-    """The output of a hierarchy whose second level has losses, of all rows on e1; `loss_weight` 3."""
-    case = Case((Level("a", ("linear",) * 2), Level("b", ("tanh",) * 2, loss_weight=3.0)))
-    inputs = random_inputs(case, 5)
-    inputs = {n: inputs[n].astype(np.float32) for n in ("x", "shift", "common", "mask")}
-    model = engine.build(case, random_weights(case), "float32")
-    context = {
-        "shift": engine.array(inputs["shift"]),
-        "of_all": [engine.package.Shared(engine.array(inputs["common"]))],
-    }
-    given = {"context": context, "mask": engine.array(inputs["mask"]), "state": {"scale": 1.5}}
-    return model(engine.array(inputs["x"]), {"a": ["e0"] * 5, "b": ["e1"] * 5}, **given)
-
-
-@pytest.fixture(scope="module")
-def outputs():
-    return {}
+NUMPY_VALUES = {
+    "squared": lambda r: r**2,
+    "absolute": np.abs,
+    Huber(0.7): lambda r: np.where(np.abs(r) <= DELTA, r**2, DELTA * (2 * np.abs(r) - DELTA)),
+    Quantile(0.9): lambda r: np.where(r >= 0, 0.9 * r, -0.1 * r),
+    Expectile(0.2): lambda r: np.where(r >= 0, 0.2, 0.8) * r**2,
+}
+UNITS = {"mean": (1.0, -2.0), "scale": (3.0, 0.5)}
+DELTA = 0.7 / np.array(UNITS["scale"])
 
 
-@pytest.fixture
-def output(engine, outputs):
-    if engine.name not in outputs:
-        outputs[engine.name] = output_of(engine)
-    return outputs[engine.name]
+def drawn(rows=11, columns=2):
+    return np.random.default_rng(0).normal(size=(2, rows, columns))
 
 
-def api_of(engine):
-    api = engine.package.CELMoELossAPI()
-    api.add_global("l2", lambda output: (output.fused_hidden**2).mean(), weight=0.5)
-    api.add_level("b", "size", lambda level: {"x": abs(level.hidden).mean(), "y": 2}, weight=2.0)
-    api.add_bridge("a", "b", "gap", lambda a, b: abs(a.hidden - b.hidden).mean())
-    api.add_global("l2", lambda output: abs(output.fused_hidden).mean(), weight=0.0)
-    return api
+@pytest.mark.parametrize("loss", NUMPY_VALUES, ids=str)
+def test_losses_are_what_their_formulas_say_in_every_library(loss):
+    prediction, y = drawn()
+    objective, wanted = Objective(loss, **UNITS), NUMPY_VALUES[loss](y - prediction)
+    assert np.allclose(objective(prediction, y), wanted, rtol=1e-14)
+    assert np.allclose(objective(torch.tensor(prediction), torch.tensor(y), TORCH.constant), wanted, rtol=1e-14)
+    assert np.allclose(objective(jnp.asarray(prediction), jnp.asarray(y), JAX.constant), wanted, rtol=1e-5)
+    assert np.allclose(objective.negate()(-prediction, -y), wanted, rtol=1e-14)
+    turns = isinstance(loss, (Quantile, Expectile))  # control: the same loss of -y is another
+    assert np.allclose(objective(-prediction, -y), wanted) != turns
+    weights = np.arange(11.0)[:, None]
+    assert np.allclose(objective(prediction, np.concatenate([y, weights], axis=1)), weights * wanted, rtol=1e-14)
 
 
-def number(value):
-    return float(value.detach() if isinstance(value, torch.Tensor) else value)
+@pytest.mark.parametrize("loss", NUMPY_VALUES, ids=str)
+def test_the_weights_of_least_squares_have_the_slope_of_the_loss(loss):
+    prediction, y = drawn()
+    objective, step = Objective(loss, **UNITS), 1e-6
+    slope = (objective(prediction - step, y) - objective(prediction + step, y)) / (2 * step)
+    assert np.allclose(2 * objective.curve(y - prediction) * (y - prediction), slope, atol=1e-6)
 
 
-def test_names_scopes_weights_and_the_total(engine, output):
-    bundle = api_of(engine).compute(output)
-    terms = [(t.name, t.weight, t.scope) for t in bundle.terms if ".e0." not in t.name]
-    assert terms == [
-        ("b.e1.act", 3.0, "expert"),
-        ("b.e1.size", 3.0, "expert"),
-        ("global.l2", 0.5, "global"),
-        ("b.size.x", 2.0, "b"),
-        ("b.size.y", 2.0, "b"),
-        ("a->b.gap", 1.0, "a->b"),
-        ("global.l2", 0.0, "global"),
-    ]
-    total = sum(t.weight * number(t.value) for t in bundle.terms)
-    assert abs(number(bundle.total) - total) < 1e-5 * abs(total)
-    assert all(number(t.value) == 0 for t in bundle.terms if ".e0." in t.name)  # JAX: an expert without rows
-    size = next(t.value for t in bundle.terms if t.name == "b.e1.size")  # a mean over rows of the sums over units
-    assert abs(number(size) - number(abs(output.levels["b"].hidden).sum()) / 5) < 1e-4
+def test_a_function_is_given_original_units():
+    prediction, y = drawn()
+    mean, scale = np.array(UNITS["mean"]), np.array(UNITS["scale"])
 
+    def loss(p, y):
+        return (p - y) ** 4 + p
 
-def test_names_of_one_kind_stay_apart(engine, output):
-    bundle = api_of(engine).compute(output)
-    found = bundle.as_dict()
-    assert found["global.l2"] != found["global.l2#2"] and found["global.l2#2.weighted"] == 0
-    assert found["b.size.y"] == 2 and found["b.size.y.weighted"] == 4
-    assert abs(found["b.e1.act.weighted"] - 3 * found["b.e1.act"]) < 1e-5
-    weighted = sum(value for name, value in found.items() if name.endswith(".weighted"))
-    assert abs(found["total"] - weighted) < 1e-4 and all(type(value) is float for value in found.values())
-    assert len(found) == 1 + 2 * len(bundle.terms)
-
-
-def test_losses_without_terms(engine, output):
-    bundle = engine.package.CELMoELossAPI().compute(output)
-    assert all(term.scope == "expert" for term in bundle.terms)
-    assert engine.package.LossBundle(()).as_dict() == {"total": 0.0}
-
-
-def test_terms_of_several_dtypes_keep_the_widest(engine):
-    values = [engine.array(np.asarray(value, dtype)) for value, dtype in [(1 + 2**-12, "float32"), (1, "float16")]]
-    terms = tuple(engine.package.LossTerm(str(n), value, 1.0, "global") for n, value in enumerate(values))
-    assert float(engine.package.LossBundle(terms).total) == 2 + 2**-12
-
-
-def test_a_level_that_is_not_there_is_refused(engine, output):
-    api = engine.package.CELMoELossAPI()
-    api.add_bridge("a", "c", "gap", lambda a, b: 0.0)
-    with pytest.raises(ValueError) as error:
-        api.compute(output)
-    assert str(error.value) == (
-        "CELMoELossAPI.add_bridge: expected levels among ['a', 'b']; got 'c'. Correct the name, or enable the level."
-    )
-
-
-def test_a_loss_that_is_no_scalar_is_refused(engine, output):
-    api = engine.package.CELMoELossAPI()
-    api.add_level("b", "size", lambda level: {"x": level.hidden})
-    with pytest.raises(ValueError) as error:
-        api.compute(output)
-    assert str(error.value) == (
-        "CELMoELossAPI.b.size.x: expected a scalar; got float32[5, 5]. Reduce it, by its mean for example."
-    )
-
-
-def test_a_weight_that_is_an_array_is_refused(engine):
-    """As a float it would be cut off from its gradient in silence."""
-    weight = engine.array(np.asarray(2.0, np.float32))
-    api = engine.package.CELMoELossAPI()
-    calls = {
-        "CELMoELossAPI.add_global": lambda: api.add_global("n", lambda output: 0.0, weight=weight),
-        "LossBundle": lambda: engine.package.LossBundle().add("n", 1.0, weight=weight),
-        "ExpertConfig.loss": lambda: engine.package.ExpertConfig("a", loss_weight=weight),
-    }
-    for owner, call in calls.items():
-        with pytest.raises(ValueError) as error:
-            call()
-        assert str(error.value).startswith(owner) and "; got float32[]. Pass" in str(error.value)
-    assert engine.package.ExpertConfig("a", loss_weight=np.float32(0.5)).loss_weight == 0.5  # a number of numpy is one
+    objective = Objective(loss, **UNITS)
+    wanted = loss(mean + scale * prediction, mean + scale * y)
+    assert np.allclose(objective(prediction, y), wanted)
+    assert np.allclose(objective.negate()(-prediction, -y), wanted)
+    assert objective.curve(y) is None
 
 
 @pytest.mark.parametrize(
-    ("value", "got"), [(None, "None"), ("x", "'x'"), ({"a": {"b": 1.0}}, "{'b': 1.0}")], ids=["none", "text", "nested"]
+    ("loss", "error", "message"),
+    [
+        ("cubic", ValueError, "fit.loss: expected .*; got 'cubic'. Pass"),
+        (3, TypeError, "fit.loss: expected .*; got 3. Pass"),
+        (Huber, TypeError, "fit.loss: expected"),
+    ],
 )
-def test_what_is_no_loss_is_named(engine, output, value, got):
-    api = engine.package.CELMoELossAPI()
-    api.add_level("b", "mine", lambda level: value)
-    with pytest.raises(TypeError) as error:
-        api.compute(output)
-    name = "b.mine.a" if isinstance(value, dict) else "b.mine"
-    fix = "Return the value of the loss."
-    assert str(error.value) == f"CELMoELossAPI.{name}: expected a scalar, or a dict of scalars; got {got}. {fix}"
+def test_what_is_no_loss_is_refused(loss, error, message):
+    with pytest.raises(error, match=message):
+        check_loss(loss)
 
 
-def test_no_term_hides_another_in_the_dict(engine):
-    bundle = engine.package.LossBundle()
-    for name, value in [("x", 1.0), ("x.weighted", 9.0), ("x#2", 7.0), ("x", 2.0), ("x", 3.0), ("total", 5.0)]:
-        bundle.add(name, value)
-    found = bundle.as_dict()
-    assert found["total"] == 27.0 and found["total#2"] == 5.0 and found["x"] == found["x.weighted"] == 1.0
-    assert len(found) == 1 + 2 * len(bundle.terms)
-    values = [found[name] for name in found if not name.endswith(".weighted") and name != "total"]
-    assert sorted(values) == [1.0, 2.0, 3.0, 5.0, 7.0, 9.0]
+@pytest.mark.parametrize(("kind", "value"), [(Huber, 0), (Huber, np.inf), (Quantile, 1.0), (Expectile, 0)])
+def test_options_out_of_range_are_refused(kind, value):
+    with pytest.raises(ValueError, match=f"{kind.__name__}.(delta|level): expected .* got {value}"):
+        kind(value)
+    with pytest.raises(TypeError):
+        kind("high")
 
 
-def test_the_total_of_half_precision_does_not_overflow(engine):
-    term = engine.package.LossTerm("a", engine.array(np.asarray(40_000.0, np.float16)), 2.0)
-    assert float(engine.package.LossBundle([term]).total) == 80_000.0
-    with np.errstate(over="ignore"):
-        assert np.isinf(np.float16(2) * np.float16(40_000))  # control: in half precision it would
+def rows_of(rows=401, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, 3))
+    return x, x @ [[1.0], [-2.0], [0.3]] + (1 + np.abs(x[:, :1])) * rng.normal(size=(rows, 1))
 
 
-def test_a_bundle_of_vmap_has_no_dict():
-    package = convexmoe_jax
-    many = jax.vmap(lambda v: package.LossBundle([package.LossTerm("a", v)]))(jax.numpy.arange(3.0))
-    with pytest.raises(ValueError, match=r"LossBundle\.a: expected a scalar; got float32\[3\]\."):
-        many.as_dict()
+CONFIG = HullConfig(3, petals=2, out_dim=1)
 
 
-def test_terms_may_be_numbers(engine):
-    bundle = engine.package.LossBundle([engine.package.LossTerm("a", 3, 2.0)])
-    assert float(bundle.total) == 6.0 and bundle.as_dict()["a.weighted"] == 6.0
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
+def test_the_plane_of_a_quantile_has_that_share_of_the_rows_below(level):
+    x, y = rows_of()
+    plane = fit_plane(x, y, Objective(Quantile(level)), None, CONFIG)
+    below, squared = (np.mean(y <= p(x)) for p in (plane, ridge(x, y)))
+    assert abs(below - level) < 0.02 and (level == 0.5 or abs(squared - level) > 0.2)
+    # no plane nearby has a smaller loss
+    objective = Objective(Quantile(level))
+    least, rng = objective(plane(x), y).mean(), np.random.default_rng(1)
+    for _ in range(50):
+        other = plane._replace(slopes=plane.slopes + 0.1 * rng.normal(size=(3, 1)))
+        assert objective(other(x), y).mean() > least - 1e-4
+
+
+def test_a_weight_is_how_often_a_row_counts():
+    x, y = rows_of(53)
+    times, penalty = np.random.default_rng(2).integers(0, 4, size=53), np.array([2.5])
+    repeated = ridge(np.repeat(x, times, axis=0), np.repeat(y, times, axis=0), penalty)
+    weighted = ridge(x, y, penalty * len(x) / times.sum(), weight=times.astype(float))
+    assert np.allclose(weighted.slopes, repeated.slopes) and np.allclose(weighted.offsets, repeated.offsets)
+    assert not np.allclose(ridge(x, y, penalty).slopes, repeated.slopes, rtol=1e-3)
+
+
+def test_slopes_of_given_signs_are_the_best_of_these_signs():
+    x, y = rows_of()
+    x[:, 2] += x[:, 1]
+    free = ridge(x, y)
+    plane = ridge(x, y, free.penalty, signs=(-1, 0, 1))
+    assert free.slopes[0, 0] > 0.5 and plane.slopes[0, 0] == 0
+    off = y - y.mean(axis=0) - (x - x.mean(axis=0)) @ plane.slopes
+    along = (x - x.mean(axis=0)).T @ off - free.penalty * plane.slopes  # Karush, Kuhn and Tucker
+    assert along[0, 0] > 0 and np.abs(along[1:]).max() < 1e-6 * len(x)
+    assert np.array_equal(ridge(x, y, signs=(1, 0, 0)).slopes, free.slopes)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.1, 1.0])
+def test_any_loss_draws_back_about_as_the_square_does(strength):
+    rng = np.random.default_rng(3)
+    bend = rng.normal(size=(501, 2))
+    y = strength * bend + 0.5 * rng.normal(size=bend.shape)
+    rows = HeldOut(y, np.zeros((501, 1)), np.zeros_like(y), bend)
+
+    def losses(rows, share):
+        return Objective()(rows.flat + share * rows.bend, rows.target)
+
+    closed, tried = best_share(rows, 2, False, True), best_share_of_loss(losses, rows, False, True)
+    assert np.allclose(closed, tried, atol=0.03)
+    assert (closed == 0).all() if strength == 0 else (closed > 0.03).all()
+    assert np.array_equal(best_share_of_loss(losses, rows, False, False), np.full(2, float(strength == 1.0)))

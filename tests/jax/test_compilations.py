@@ -8,7 +8,7 @@ from compilations import compilations
 from flax import nnx
 
 import convexmoe_jax
-from convexmoe_jax.hull import module as hull
+from convexmoe_jax import hull
 
 BACKEND = BACKENDS[0]
 

@@ -10,8 +10,7 @@ from backends import BACKENDS
 from flax import linen, nnx
 
 import convexmoe_jax
-from convexmoe_jax import FoldedHull, HullConfig, VectorHull
-from convexmoe_jax.hull import module as hull
+from convexmoe_jax import FoldedHull, HullConfig, VectorHull, hull
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

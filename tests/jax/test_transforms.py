@@ -12,7 +12,7 @@ import reference
 from backends import BACKENDS
 from tolerances import VALUES, relative_error
 
-from convexmoe_jax.hull import module as hull
+from convexmoe_jax import hull
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -112,6 +112,7 @@ def test_an_option_of_newer_torch_mice_is_refused(package):
             package.VectorHull(3, petals=4, invert=value, **options)
         assert str(error.value) == (
             f"VectorHull.invert: expected no such option; got {value}, an option of torch-mice 0.5, whose hull is "
-            "another model. Leave it out, and see docs/pages/migrating.md; for a concave function take minus a hull."
+            "another model. Leave it out, and see docs/pages/migrating.md; for a concave function pass "
+            'curvature="concave".'
         )
     assert package.VectorHull(3, petals=4, **options).config.petals == 4

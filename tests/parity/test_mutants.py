@@ -4,10 +4,11 @@ import jax
 import optax
 import pytest
 import torch
-from twins import CONFIGS, rows, tied_hull, torch_hull, trajectories
+from twins import CONFIGS, SIZES, rows, tied_hull, torch_hull, trajectories
 
 import convexmoe_jax
 import convexmoe_torch
+from convexmoe.hull.parameters import positive_scale
 from interop import check_parity, to_jax
 from interop.parity import relative_error
 
@@ -56,13 +57,18 @@ def softplus_threshold(monkeypatch):
     monkeypatch.setitem(convexmoe_torch.hull.petals.FUNCTIONS, "softplus", torch.nn.functional.softplus)
 
 
+def another_softplus(monkeypatch, softplus):
+    petals = convexmoe_torch.hull.petals
+    monkeypatch.setattr(petals, "OPERATIONS", petals.OPERATIONS._replace(softplus=softplus))
+
+
 def wrong_positivity(monkeypatch):
-    monkeypatch.setattr(convexmoe_torch.hull.petals, "positive_weight", lambda raw, fan_in: raw.exp() / fan_in**0.5)
+    another_softplus(monkeypatch, torch.exp)
 
 
 def unscaled_positivity(monkeypatch):
-    softplus = convexmoe_torch.hull.positive.softplus
-    monkeypatch.setattr(convexmoe_torch.hull.petals, "positive_weight", lambda raw, fan_in: softplus(raw))
+    softplus, c = convexmoe_torch.hull.positive.softplus, positive_scale(SIZES["hidden_dim"])
+    another_softplus(monkeypatch, lambda raw: softplus(raw) / c)
 
 
 def wrong_neighbour(monkeypatch):

@@ -113,14 +113,13 @@ def sigmoid_gate(package, act, sigmoid):
 
 
 def negative_entry(package, xp):
-    original = package.hull.petals.positive_weight
+    petals = package.hull.petals
 
-    def broken(raw, fan_in):
-        weight = original(raw, fan_in)
-        flat = weight.reshape(-1)
-        return xp.where(xp.arange(len(flat)) == flat.argmax(), -flat, flat).reshape(weight.shape)
+    def broken(raw):
+        flat = petals.softplus(raw).reshape(-1)
+        return xp.where(xp.arange(len(flat)) == flat.argmax(), -flat, flat).reshape(raw.shape)
 
-    return package.hull.petals, "positive_weight", broken
+    return petals, "OPERATIONS", petals.OPERATIONS._replace(softplus=broken)
 
 
 CONTROLS = {

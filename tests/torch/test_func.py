@@ -9,7 +9,7 @@ import torch
 from backends import BACKENDS
 from tolerances import VALUES, relative_error
 
-from convexmoe_torch.hull import module as hull
+from convexmoe_torch import hull
 
 HULLS = ["default", "learned", "units_smooth", "gate_private", "everything"]
 CLOSE = VALUES["float64"]
