@@ -7,8 +7,9 @@
     python benchmarks/shape.py levels         # do quantiles and expectiles cover what they say?
 
 Each prints a table and writes its figures into quality-run/shape-*.json. `--models`, `--tasks` and `--dims` take a
-part; `--seeds` is how many draws of rows, `--limit` the seconds that lpcf has for a task (on a slow machine give it more). Every model has three settings or so, chosen on what is held out of the rows
-to learn from; seconds are those of all of them, on one thread. `--quick` takes few steps and rows: does it run?
+part; `--seeds` is how many draws of rows, `--limit` the seconds that lpcf has for a task (more on a slow machine).
+Of most models three settings are tried, chosen on what is held out of the rows to learn from; seconds are those of all
+of them, on one thread. `--quick` takes few steps and rows: does it run?
 Peers: `pip install -c constraints.txt -e ".[peers]"`, then `pip install --no-deps lpcf==0.1.1 jax-sysid==1.1.0`.
 """
 
