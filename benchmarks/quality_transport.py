@@ -131,12 +131,9 @@ def baselines(dim: int) -> list[tuple[str, int, None, list[float]]]:
     return [(name, 0, None, values) for name, values in found.items()]
 
 
-def learn_map(job: tuple[str, int, int]) -> Record:
-    """Return what a model, in a dimension, by so many steps comes to."""
-    began = time.perf_counter()
-    name, dim, steps = job
-    pairs = pairs_of(dim)
-    network = MODELS[name](dim)
+def learn(network: Network, pairs: list[tuple[Gaussian, Gaussian]], steps: int) -> tuple[float, list[float]]:
+    """Return the learning rate that was chosen, and the L2-UVP of the map that a potential learns of each pair."""
+    dim = len(pairs[0][0].mean)
     found = tune({"": network}, samples(pairs), steps, BATCH, RATES)
 
     @jax.jit
@@ -146,10 +143,17 @@ def learn_map(job: tuple[str, int, int]) -> Record:
 
         return jax.vmap(jax.grad(total))(x)
 
-    apart = [
-        judge(pair, seed, partial(move, p)) for seed, (pair, p) in enumerate(zip(pairs, found.params, strict=True))
-    ]
-    return record(dim, name, count(network), found.rate, apart, time.perf_counter() - began)
+    tried = enumerate(zip(pairs, found.params, strict=True))
+    return found.rate, [judge(pair, seed, partial(move, p)) for seed, (pair, p) in tried]
+
+
+def learn_map(job: tuple[str, int, int]) -> Record:
+    """Return what a model, in a dimension, by so many steps comes to."""
+    began = time.perf_counter()
+    name, dim, steps = job
+    network = MODELS[name](dim)
+    rate, apart = learn(network, pairs_of(dim), steps)
+    return record(dim, name, count(network), rate, apart, time.perf_counter() - began)
 
 
 def record(dim: int, name: str, parameters: int, rate: float | None, found: list[float], seconds: float) -> Record:
