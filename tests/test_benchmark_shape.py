@@ -70,7 +70,7 @@ def test_shares_are_the_level_at_the_quantile_and_the_expectile_and_nowhere_else
 @pytest.mark.parametrize(
     ("command", "case", "key"),
     [
-        pytest.param("monotone", ("max-affine", 2, 50, 0), "error", marks=pytest.mark.slow),
+        pytest.param("monotone", ("max-affine", 2, 50, 0), "error", marks=pytest.mark.release),
         ("levels", ("normal", "quantile", 0.5, 0), "share"),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_missing_peer_is_named_before_any_work(monkeypatch, tmp_path):
         shape.main()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_script_prints_a_table_and_writes_its_records(monkeypatch, tmp_path, capsys):
     given = ["parametric", "--quick", "--models", "ours", "MLP", "--workers", "1", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["shape.py", *given])
