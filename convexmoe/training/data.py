@@ -20,7 +20,7 @@ Data = tuple[np.ndarray, np.ndarray]
 
 
 def check_data(argument: str, x: Any, y: Any, config: HullConfig, context: Any = None, weight: Any = None) -> Data:
-    """Return columns `[rows, D + C]` and targets as float64 after their checks.
+    """Return columns `[rows, D + C]` and targets as float64 after their checks, without rows of weight 0.
 
     Args:
         argument: "x", or the name of rows to hold out, for the messages.
@@ -44,7 +44,11 @@ def check_data(argument: str, x: Any, y: Any, config: HullConfig, context: Any =
     for name, array in ((argument, x), (targets, y), (contexts, columns)):
         check_finite("fit", name, array, "Remove that row or fill it.")
     x = np.concatenate([x, columns], axis=1) if config.context_dim else x
-    return x, y if weight is None else np.concatenate([y, check_weight(weight, len(x))], axis=1)
+    if weight is None:
+        return x, y
+    weight = check_weight(weight, len(x))
+    counts = weight > 0
+    return x[counts], np.concatenate([y[counts], (weight[counts] / weight[counts].mean())[:, None]], axis=1)
 
 
 def check_contexts(argument: str, context: Any, rows: int, config: HullConfig) -> np.ndarray:
@@ -59,7 +63,6 @@ def check_contexts(argument: str, context: Any, rows: int, config: HullConfig) -
         fix = "Leave it out, or build the hull with context_dim."
         fail("fit", argument, "no context for a hull without one", describe(context), fix, TypeError)
     columns = as_numbers("fit", argument, context)
-    columns = columns[:, None] if columns.ndim == 1 else columns
     if columns.shape != (rows, C):
         fix = "Give one row of it for each row of x."
         fail("fit", argument, f"a context [rows={rows}, context_dim={C}]", describe(columns), fix)
@@ -67,15 +70,16 @@ def check_contexts(argument: str, context: Any, rows: int, config: HullConfig) -
 
 
 def check_weight(weight: Any, rows: int) -> np.ndarray:
-    """Return weights `[rows, 1]` after their checks, of mean 1."""
+    """Return weights `[rows]` after their checks."""
     weight = as_numbers("fit", "sample_weight", weight)
     fix = "Give one number for each row of x."
     if weight.shape != (rows,):
         fail("fit", "sample_weight", f"[rows={rows}]", describe(weight), fix)
     check_finite("fit", "sample_weight", weight, "Remove that row or give it 0.")
-    if (weight < 0).any() or not weight.any():
-        fail("fit", "sample_weight", "numbers >= 0, one of them larger", f"{weight.min():g} to {weight.max():g}", fix)
-    return (weight / weight.mean())[:, None]
+    if (weight < 0).any() or np.count_nonzero(weight) < 2:
+        got = f"{weight.min():g} to {weight.max():g}, {np.count_nonzero(weight)} of them not 0"
+        fail("fit", "sample_weight", "numbers >= 0, two of them above", got, fix)
+    return weight
 
 
 def given_rows(x: Any, y: Any, validation: Any) -> tuple[Any, Any]:

@@ -171,6 +171,10 @@ class HullFit(HullEngine, Protocol):
         known_by = fingerprint(x, target, *(() if parts is None else parts.held_out), *seeds)
         if turned:
             target[:, : given.out_dim] *= -1.0
+        if given.nonnegative and (target[:, : given.out_dim].mean(axis=0) <= 0).any():
+            side = "below" if turned else "above"
+            fix = "Leave nonnegative out: it keeps convex hulls >= 0 and concave ones <= 0."
+            fail("fit", "y", f"a mean {side} 0 for such a nonnegative hull", "one that is not", fix)
         learned = slice(None) if parts is None else parts.train[-1]
         constant = np.zeros(x.shape[1], bool)
         if given.normalization is None:

@@ -125,6 +125,7 @@ class HullEngine(Engine, Protocol):
         begin: sets the weights of each copy, with fresh states of Adam, or those of an earlier run.
         mean: returns the mean weights of a copy since the evaluation before.
         array: returns numbers as an array of the framework, in the dtype of training.
+        measure_by_function: returns what the objective says of arrays of the framework.
         values: returns the values `[N, O]` of the `inner` hull with other weights at normalized columns `[N, D + C]`.
         copies: returns the weights of each copy, as hulls in the units of the data, and its state of Adam.
         hull: returns a hull of weights in the dtype of training, or in that of the given model.
@@ -156,6 +157,7 @@ class HullEngine(Engine, Protocol):
     def go_on(self, copies: Sequence[Fold]) -> None: ...
     def mean(self, copy: int) -> Weights: ...
     def array(self, value: np.ndarray) -> Any: ...
+    def measure_by_function(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray: ...
     def values(self, weights: Weights, x: np.ndarray) -> np.ndarray: ...
     def copies(self) -> list[Fold]: ...
     def hull(self, weights: Weights, given: bool = False) -> Any: ...
@@ -247,7 +249,7 @@ class HullEngine(Engine, Protocol):
         x, target = spread_rows(*(part[self.parts.train[-1]] for part in self.data))
         square = half_square(self.config, x)
         y = square + self.outside(self.values(self.mean(-1), x) - square)
-        return float(np.mean(self.objective(y, target)))
+        return float(np.mean(self.measure(y, target)))
 
     def held_out_loss(self) -> float | None:
         """Return the least mean loss on the rows held out of `plane + bent (hull - plane)`; sets `bent`."""
@@ -272,7 +274,13 @@ class HullEngine(Engine, Protocol):
 
     def losses(self, rows: HeldOut, share: np.ndarray) -> np.ndarray:
         """Return the loss of each row held out and output, `[n, O]`, at a share of what is bent."""
-        return self.objective(rows.square + self.outside(rows.flat + share * rows.bend), rows.target)
+        return self.measure(rows.square + self.outside(rows.flat + share * rows.bend), rows.target)
+
+    def measure(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Return the loss of each prediction, `[n, O]`, in numpy but for a function of the framework's arrays."""
+        if self.objective.is_function:
+            return self.measure_by_function(prediction, target)
+        return self.objective(prediction, target)
 
     def batches(self, schedule: Schedule, done: int) -> Iterator[Batches]:
         """Yield row numbers (steps, copies, batch) and rates (steps,) up to each evaluation."""

@@ -107,6 +107,11 @@ class Objective:
         """Whether it is the squared error."""
         return isinstance(self.loss, str) and self.loss == SQUARED
 
+    @property
+    def is_function(self) -> bool:
+        """Whether it is of a function that a user gave, of the framework's arrays."""
+        return not isinstance(self.loss, (str, Huber, Quantile, Expectile))
+
     def negate(self) -> Objective:
         """Return the objective of minus the predictions and minus y."""
         return replace(self, mean=tuple(-m for m in self.mean), sign=-self.sign)
@@ -136,7 +141,11 @@ class Objective:
             lean = self.sign * (loss.level - 0.5)
             return 0.5 * abs(r) + lean * r if isinstance(loss, Quantile) else r * (0.5 * r + lean * abs(r))
         scale, mean, sign = constant(self.scale, r), constant(self.mean, r), self.sign
-        return loss(sign * (mean + scale * prediction), sign * (mean + scale * y))
+        found = loss(sign * (mean + scale * prediction), sign * (mean + scale * y))
+        if tuple(getattr(found, "shape", ())) != tuple(r.shape):
+            got, fix = f"shape {list(getattr(found, 'shape', ()))}", "Return the loss of each, without a mean."
+            fail("fit", "loss", f"a function that returns {list(r.shape)}, as its arguments", got, fix)
+        return found
 
     def curve(self, r: np.ndarray) -> np.ndarray | None:
         """Return `L'(r) / (2 r)`, `[N, O]`, the weights of least squares with the same minimum; None for a function.

@@ -201,6 +201,10 @@ class HullEngine(core.HullFit, Engine):
     def array(self, value: np.ndarray) -> jax.Array:
         return jnp.asarray(value, self.dtype)
 
+    def measure_by_function(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        found = self.objective(self.array(prediction), self.array(target), OPERATIONS.constant)
+        return np.asarray(found, np.float64)
+
     def values(self, weights: Weights, x: np.ndarray) -> np.ndarray:
         rows = np.resize(x, (1 << (len(x) - 1).bit_length(), x.shape[1]))  # few shapes are few compilations
         y = _values(HullFunction(self.inner), self.tree(weights), self.array(rows))

@@ -193,6 +193,11 @@ class HullEngine(core.HullFit, Engine):
         return {name: value[copy].cpu().double().numpy() for name, value in self.mean_params.items()}
 
     @torch.no_grad()
+    def measure_by_function(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        found = self.objective(self.array(prediction), self.array(target), OPERATIONS.constant)
+        return found.cpu().double().numpy()
+
+    @torch.no_grad()
     def values(self, weights: Weights, x: np.ndarray) -> np.ndarray:
         flat = {name: self.array(value) for name, value in weights.items()}
         with one_thread(self.work < LITTLE_WORK):

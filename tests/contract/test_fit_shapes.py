@@ -4,9 +4,11 @@ import functools
 import warnings
 
 import backends
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
+import torch
 
 from convexmoe import HullConfig
 from convexmoe.hull.parameters import nest, parameter_shapes
@@ -108,6 +110,7 @@ def test_a_context_explains_what_it_does(backend):
 def test_rows_without_weight_teach_nothing(backend):
     x, y, _ = data(300)
     weight = np.arange(300) % 3 > 0
+    x = np.where(weight[:, None], x, 1e6 * x)
     wrong = np.where(weight, y, 1000 * np.random.default_rng(0).normal(size=300))
     errors = []
     for given in (weight.astype(float), None):
@@ -146,7 +149,8 @@ def test_a_function_is_a_loss_in_original_units(backend):
 
     def loss(prediction, y):
         seen.append(y)
-        return abs(prediction - y) + 0.1 * (prediction - y) ** 2
+        absolute = torch.abs if backend.name == "torch" else jnp.abs
+        return absolute(prediction - y) + 0.1 * (prediction - y) ** 2
 
     with backend.precision("float64"):
         fitted = backend.package.fit(model_of(backend), x, y, loss=loss, steps=80, validation=0.2, compare=False).model
@@ -178,9 +182,12 @@ FAULTS = [
     ),
     (CONTEXT, {"context": NUMBERS * np.nan}, ValueError, "fit.context: expected finite numbers"),
     ({}, {"sample_weight": NUMBERS}, ValueError, r"fit.sample_weight: expected \[rows=131\]; got float64\[131, 2\]"),
-    ({}, {"sample_weight": NUMBERS[:, 0]}, ValueError, "fit.sample_weight: expected numbers >= 0, one of them larger"),
+    ({}, {"sample_weight": NUMBERS[:, 0]}, ValueError, "fit.sample_weight: expected numbers >= 0, two of them above"),
     ({}, {"sample_weight": NUMBERS[:, 0] - 1}, ValueError, "fit.sample_weight: expected numbers >= 0"),
     ({}, {"loss": "mse"}, ValueError, "fit.loss: expected"),
+    ({}, {"loss": lambda p, y: ((p - y) ** 2).mean()}, ValueError, "fit.loss: expected a function that returns"),
+    ({"nonnegative": True, "curvature": "concave"}, {}, ValueError, "fit.y: expected a mean below 0 for such"),
+    ({"context_dim": 1}, {"context": NUMBERS[:, 0]}, ValueError, r"expected a context \[rows=131, context_dim=1\]"),
     (CONTEXT, {"context": NUMBERS, "validation": (NUMBERS, NUMBERS)}, TypeError, "fit.validation: expected"),
 ]
 
