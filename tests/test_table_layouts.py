@@ -16,7 +16,7 @@ import convexmoe_torch
 from convexmoe import Normalization
 from convexmoe.errors import InputError
 from interop import frameworks
-from interop.command.experiment import prepare
+from interop.command.dataset import prepare
 from interop.command.options import TableOptions
 from interop.command.saved_model import notes_of
 from interop.command.tables import read_table
