@@ -5,7 +5,7 @@ Letters: D in, H hidden, P petals, O out.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,13 @@ class HullWeights(NamedTuple):
     arrays: Arrays
 
 
-def _act(u: NDArray[np.float64], activation: str) -> NDArray[np.float64]:
+def act(u: Any, activation: str) -> Any:
+    """Return the standardized activation of `u`, an array of any library."""
     row = ACTIVATIONS[activation]
     return row.standardize(row.value(u))
 
 
-NUMPY = Operations(lambda u: np.logaddexp(u, 0.0), _act, lambda n, like: np.asarray(n, like.dtype), np.broadcast_to)
+NUMPY = Operations(lambda u: np.logaddexp(u, 0.0), act, lambda n, like: np.asarray(n, like.dtype), np.broadcast_to)
 
 
 def effective_weights(config: HullConfig, parameters: Arrays, owner: str) -> HullWeights:

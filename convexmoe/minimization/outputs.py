@@ -14,18 +14,13 @@ from ..hull.activations import ACTIVATIONS
 from ..hull.config import LEAST_TEMPERATURE, HullConfig
 from ..hull.context import at_context, context_heads, without_context
 from ..hull.parameters import Operations, Tree, map_tree
+from ..hull.weights import act
 from .nonnegative import NonnegativeHull
 from .scalar_hull import LEAST_SHARE, UNIT_WIDTH, ScalarHull
 
-
-def _act(u: Array, activation: str) -> Array:
-    row = ACTIVATIONS[activation]
-    return row.standardize(row.value(u))
-
-
 OPERATIONS = Operations(  # of any library
     softplus=ACTIVATIONS["softplus"].value,
-    act=_act,
+    act=act,
     constant=as_array,
     broadcast=lambda array, shape: namespace(array).broadcast_to(array, shape),
 )
