@@ -17,7 +17,7 @@ def _factorize(system: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 register(
-    torch.zeros(0),
+    namespace(torch.zeros(0)),
     Library(
         while_loop=iterate,
         repeat=repeat,

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..settings import each_shard, vary
+from ..settings import each_part, each_shard, leading_spec, vary
 
 Tree = Any
 Function = Callable[[Tree, Tree, Tree], Tree]  # (parameters of one expert, shared, one row) -> tree
@@ -89,8 +89,21 @@ def dispatch(
         num_experts: E, which the parameters do not tell where an expert has none.
         any_order: also differentiate forward and twice, at two to five times the cost.
     """
+    axis = leading_spec(params)[0]
+    if isinstance(axis, str):
+        run_own = partial(_dispatch_own, function, axis, any_order)
+        return each_part(run_own, params, shared, (rows, routes), axis)
     run = partial(_dispatch, function, num_experts, any_order)
     return each_shard(run, (params, shared), (rows, routes))
+
+
+def _dispatch_own(function: Function, axis: str, any_order: bool, params: Tree, shared: Tree, own: Tree) -> Tree:
+    """Return the result of the experts that this device has; zeros in the rows of others."""
+    rows, routes = own
+    count = jax.tree.leaves(params)[0].shape[0]
+    # a route of another device's expert is below 0 or too large, and has no expert here
+    own = (rows, routes - lax.axis_index(axis) * count)
+    return _dispatch(function, count, any_order, (params, shared), own)
 
 
 def _dispatch(function: Function, num_experts: int, any_order: bool, whole: Tree, own: Tree) -> Tree:

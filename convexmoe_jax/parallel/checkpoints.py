@@ -1,0 +1,163 @@
+"""Sharded checkpoints by Orbax: every process writes its own shards, whatever mesh reads them again."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from convexmoe.errors import describe, dtype_name, fail, same_keys, whole_number
+from convexmoe.parallel import SHARDED_FORMAT, check_description
+
+Tree = Any
+Folder = str | os.PathLike[str]
+
+
+class Restored(NamedTuple):
+    """What a sharded checkpoint holds.
+
+    Args:
+        model: the model.
+        state: the tree of arrays that was saved beside it, None where there was none.
+        step: the steps taken.
+    """
+
+    model: Any
+    state: Tree
+    step: int
+
+
+def save_sharded(folder: Folder, step: int, model: Any, state: Tree = None, *, keep: int = 2) -> None:
+    """Write a sharded checkpoint: a folder of its own in `folder`, there whole or not at all.
+
+    With several processes each has to call it, and the folder has to be one that all of them see. It waits until
+    everything is written. Config and shapes stand beside the arrays as JSON, with the version of the format.
+
+    Args:
+        folder: of all checkpoints of a run; it is made where it is missing.
+        step: the steps taken, above those of every checkpoint in the folder.
+        model: a hull or a hierarchy, placed or not.
+        state: a tree of arrays beside it, of an optimizer for example.
+        keep: how many checkpoints stay; older ones are removed once the new one is whole.
+
+    Raises:
+        ImportError: Orbax is missing.
+        TypeError, ValueError: the step is not above the latest, or a leaf of the state is no array.
+    """
+    step, keep = whole_number("save_sharded", "step", step, 0), whole_number("save_sharded", "keep", keep, 1)
+    tree = _on_mesh("save_sharded", {"model": nnx.to_pure_dict(nnx.state(model)), "state": state})
+    description = _header(model) | {"format": SHARDED_FORMAT, "arrays": _shapes(tree)}
+    with _manager("save_sharded", folder, keep) as (manager, args):
+        latest = manager.latest_step()
+        if latest is not None and step <= latest:
+            fix = "Count the steps on from the checkpoint that was restored, or choose another folder."
+            fail("save_sharded", "step", f"a step above {latest}, the latest in {str(folder)!r}", str(step), fix)
+        whole = args.Composite(arrays=args.StandardSave(tree), description=args.JsonSave(description))
+        manager.save(step, args=whole, force=True)
+
+
+def restore_sharded(folder: Folder, model: Any, state: Tree = None, step: int | None = None) -> Restored:
+    """Return model and state of a sharded checkpoint, bit for bit, laid out as those that are given.
+
+    The mesh may be another than the one that was saved on: every device reads its own shards.
+
+    Args:
+        folder: what `save_sharded` was given.
+        model: a model of the same config, placed on the mesh that goes on; it stays as it is.
+        state: a tree like the one that was saved, `optimizer.init(params)` for example.
+        step: of the checkpoint; None means the latest that is whole.
+
+    Raises:
+        ImportError: Orbax is missing.
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the model is of another config, or names, shapes or dtypes differ; all differences are listed.
+    """
+    graph, own = nnx.split(model)
+    tree = _on_mesh("restore_sharded", {"model": nnx.to_pure_dict(own), "state": state})
+    with _manager("restore_sharded", folder) as (manager, args):
+        steps = manager.all_steps()
+        step = max(steps, default=None) if step is None else step
+        if step not in steps:
+            got = f"one of {sorted(steps)}" if steps else "an empty folder"
+            rule = "a folder with a whole checkpoint" if step is None else f"one of step {step}"
+            fix = "Look at latest_step(folder) first."
+            fail("restore_sharded", "folder", rule, f"{str(folder)!r}, {got}", fix, FileNotFoundError)
+        description = manager.restore(step, args=args.Composite(description=args.JsonRestore())).description
+        check_description(description, _header(model), str(folder))
+        stored = {name: (tuple(shape), dtype) for name, (shape, dtype) in description["arrays"].items()}
+        same_keys("restore_sharded", _shapes(tree), stored)
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+        tree = manager.restore(step, args=args.Composite(arrays=args.StandardRestore(like))).arrays
+    nnx.replace_by_pure_dict(own, tree["model"])
+    return Restored(nnx.merge(graph, own), tree["state"], int(step))
+
+
+def latest_step(folder: Folder) -> int | None:
+    """Return the step of the latest whole checkpoint in a folder, None where there is none.
+
+    Raises:
+        ImportError: Orbax is missing.
+    """
+    with _manager("latest_step", folder) as (manager, _):
+        return manager.latest_step()
+
+
+class _manager:
+    """Orbax's manager of a folder, and its arguments, as a context."""
+
+    def __init__(self, owner: str, folder: Folder, keep: int | None = None) -> None:
+        if find_spec("orbax") is None:
+            raise ImportError(f"convexmoe_jax.parallel.{owner} needs Orbax: pip install orbax-checkpoint")
+        import orbax.checkpoint as ocp
+
+        is_writer = keep is not None
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=is_writer,
+            cleanup_tmp_directories=is_writer,
+            read_only=not is_writer,
+            enable_async_checkpointing=False,
+        )
+        self.args = ocp.args
+        self.manager = ocp.CheckpointManager(os.path.abspath(folder), options=options)
+
+    def __enter__(self) -> tuple[Any, Any]:
+        return self.manager, self.args
+
+    def __exit__(self, *error: object) -> None:
+        self.manager.close()
+
+
+def _header(model: Any) -> dict[str, Any]:
+    """Return kind and config of a model, as JSON holds them."""
+    return {"kind": type(model).__name__, "config": json.loads(model.config.to_json())}
+
+
+def _shapes(tree: Tree) -> dict[str, Any]:
+    """Return name -> (shape, dtype) of every leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")  # noqa: E731
+    return {name(path): (list(leaf.shape), dtype_name(leaf.dtype)) for path, leaf in leaves}
+
+
+def _on_mesh(owner: str, tree: Tree) -> Tree:
+    """Return a tree whose arrays that are on one device, as the counts of an optimizer, are on all of the mesh."""
+    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree)]
+    mesh = next((sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)), None)
+
+    def lay_out(leaf: Any) -> jax.Array:
+        if not isinstance(leaf, (jax.Array, np.ndarray)):
+            fail(owner, "state", "a tree of arrays", describe(leaf), "Wrap numbers by jnp.asarray.", TypeError)
+        if mesh is None or isinstance(getattr(leaf, "sharding", None), NamedSharding):
+            return jnp.asarray(leaf)
+        return jax.device_put(leaf, NamedSharding(mesh, P()))
+
+    return jax.tree.map(lay_out, tree)
