@@ -123,7 +123,6 @@ class _manager:
             max_to_keep=keep,
             create=is_writer,
             cleanup_tmp_directories=is_writer,
-            read_only=not is_writer,
             enable_async_checkpointing=False,
         )
         self.args = ocp.args

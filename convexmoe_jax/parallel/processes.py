@@ -6,6 +6,8 @@ import jax
 
 from convexmoe.errors import fail, whole_number
 
+LONGEST_SHUTDOWN = 55  # seconds that a process which is done waits for the others
+
 
 def initialize(
     coordinator_address: str | None = None,
@@ -17,7 +19,8 @@ def initialize(
     """Join this process to those that compute together, by `jax.distributed`; call it before anything else of JAX.
 
     On CPUs arrays are exchanged by Gloo. A process that no longer answers ends all others, with a message that names
-    it by its number (`task:1`), about `heartbeat_timeout` seconds later.
+    it by its number, about `heartbeat_timeout` seconds later (tests/jax/test_processes.py). One that ends while others
+    go on waits for them, and ends them after 55 seconds: let all end together.
 
     Args:
         coordinator_address: host and port of process 0, the same in all processes. On TPUs and under Slurm or Open MPI
@@ -44,6 +47,4 @@ def initialize(
             fail("initialize", "coordinator_address", "host:port", repr(coordinator_address), fix)
     seconds = whole_number("initialize", "heartbeat_timeout", heartbeat_timeout, 1)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        **given, heartbeat_timeout_seconds=seconds, shutdown_timeout_seconds=seconds, initialization_timeout=300
-    )
+    jax.distributed.initialize(**given, heartbeat_timeout_seconds=seconds, shutdown_timeout_seconds=LONGEST_SHUTDOWN)
