@@ -1,4 +1,4 @@
-"""What the parallel modules of both packages check and say alike: a mesh of devices with the axes `data` and `expert`."""
+"""What the parallel modules of both packages check and say alike: a mesh with the axes `data` and `expert`."""
 
 from __future__ import annotations
 

@@ -108,6 +108,12 @@ def divide_rows(tree: Tree, like: Tree) -> Tree:
     return tree if mesh is None else reshard(tree, mesh, leading_spec(like))
 
 
+def make_whole(tree: Tree) -> Tree:
+    """Return a tree of arrays with all of each on every device of its mesh."""
+    mesh = find_mesh(tree)
+    return tree if mesh is None else reshard(tree, mesh, P())
+
+
 def reshard(tree: Tree, mesh: Any, spec: P) -> Tree:
     """Return a tree of arrays that are all divided by `spec`."""
     return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, NamedSharding(mesh, spec)), tree)

@@ -76,7 +76,9 @@ def build_hierarchy():
 def hierarchies():
     model = build_hierarchy()
     placed = parallel.place(model, MESH)
-    shards = {leaf.addressable_shards[0].data.shape[0] for leaf in jax.tree.leaves(nnx.state(placed).level_modules["b"])}
+    shards = {
+        leaf.addressable_shards[0].data.shape[0] for leaf in jax.tree.leaves(nnx.state(placed).level_modules["b"])
+    }
     assert shards == {EXPERTS // 2}, shards
     graph, weights = nnx.split(model)
     common, key = jnp.asarray(DRAW.normal(size=2)), jax.random.key(3)
@@ -94,7 +96,8 @@ def hierarchies():
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(weights, batch["x"])
 
     wrong = None
-    for name, routes in routings().items():
+    all_routes = routings()
+    for name, routes in all_routes.items():
         given = batch | {"routes": routes.astype(np.int32)}
         wanted = jax.device_get(run(weights, given))
         got = run(nnx.state(placed), parallel.place_batch(given, MESH))
@@ -102,6 +105,11 @@ def hierarchies():
         wrong = (got[0][1].fused_hidden[::-1], wanted[0][1].fused_hidden) if wrong is None else wrong
         assert got[1][0].level_modules["b"]["0"]["linear"]["kernel"][...].sharding.spec[0] == "expert"
     assert run._cache_size() == 2, run._cache_size()  # one device's, the mesh's
+    context = {"shift": shift, "scale": cm.Shared(common)}
+    fixed = [cm.FixedHierarchy(one, {"b": all_routes["uniform"]}) for one in (model, placed)]
+    wanted, got = (jax.jit(lambda *given, serve=serve: serve(*given)) for serve in fixed)
+    given = parallel.place_batch(batch, MESH)
+    note("fixed routes", got(given["x"], context | {"shift": given["shift"]}), wanted(x, context))
     note("control: rows in another order", *wrong)
 
 
@@ -111,17 +119,26 @@ def ring():
     x, routes = DRAW.normal(size=(ROWS, WIDTH)), DRAW.integers(0, EXPERTS, ROWS).astype(np.int32)
     placed = jax.device_put(weights, jax.sharding.NamedSharding(MESH, jax.P("expert")))
 
-    def run(weights, x, routes, rows=jax.P(("data", "expert"))):
+    def run(weights, x, routes, rows=("data", "expert")):
         function = lambda weights, shared, row: row @ weights  # noqa: E731  a new one, which is traced anew
-        given = jax.device_put((x, routes), jax.sharding.NamedSharding(MESH, rows))
-        return jax.jit(lambda w, x, r: dispatch(function, w, (), x, r, EXPERTS, False)), (weights, *given)
+        given = jax.device_put((x, routes), jax.sharding.NamedSharding(MESH, jax.P(rows)))
 
-    wanted = np.einsum("ni,nio->no", x, np.asarray(weights)[routes])
+        def half_square(weights, x, routes):
+            y = dispatch(function, weights, (), x, routes, EXPERTS, False)
+            return (y**2).sum() / 2, y
+
+        return jax.jit(jax.grad(half_square, (0, 1), has_aux=True)), (weights, *given)
+
+    own = np.asarray(weights)[routes]
+    y = np.einsum("ni,nio->no", x, own)
+    by_weights = np.zeros(weights.shape)
+    np.add.at(by_weights, routes, x[:, :, None] * y[:, None, :])
+    wanted = (by_weights, np.einsum("no,nio->ni", y, own)), y
     call, given = run(placed, x, routes)
     note("ring", call(*given), wanted)
     text = call.lower(*given).compile().as_text()
     assert "reduce-scatter" in text and "all-gather" in text and f"= f64[{EXPERTS},{WIDTH},3]" not in text
-    for rows in (jax.P("data"), jax.P()):  # all devices along "expert" have the same rows: a sum and no scattering
+    for rows in ("data", None):  # all devices along "expert" have the same rows: a sum and no scattering
         call, given = run(placed, x, routes, rows)
         note(f"ring, rows by {rows}", call(*given), wanted)
 
@@ -179,8 +196,9 @@ def hulls(folder):
         restored = parallel.restore_sharded(folder, target, fresh)
         arrays = jax.tree.leaves((nnx.state(restored.model), restored.state))
         assert restored.step == 3 and {len(leaf.devices()) for leaf in arrays} == {count}
-        pairs = zip(arrays, jax.tree.leaves((params, state)), strict=True)
-        found[f"restored on {count}, equal bits"] = all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+        found[f"restored on {count}, equal bits"] = same_bits(arrays, jax.tree.leaves((params, state)))
+        arrays[-1] = np.nextafter(np.asarray(arrays[-1]), np.inf)
+        found["control: other bits are seen"] = not same_bits(arrays, jax.tree.leaves((params, state)))
         if mesh is not None:
             more = take(nnx.state(restored.model), restored.state, 1, parallel.place_batch(batch, mesh))
     note("hull, a fourth step", more, take(params, state, 1, parallel.place_batch(batch, MESH)))
@@ -188,6 +206,11 @@ def hulls(folder):
         cm.save(placed, f"{folder}/{name}-a.safetensors")
         cm.save(parallel.gather(placed), f"{folder}/{name}-b.safetensors")
     refusals(folder, model, fresh)
+
+
+def same_bits(some, others):
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(some, others, strict=True)]
+    return all((a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()) for a, b in pairs)
 
 
 def refusals(folder, model, state):
@@ -198,6 +221,7 @@ def refusals(folder, model, state):
         "divisor": lambda: parallel.make_mesh(expert=3),
         "petals": lambda: parallel.place(other, parallel.make_mesh(1, 8)),
         "axes": lambda: parallel.place(other, jax.make_mesh((8,), ("data",))),
+        "model": lambda: parallel.place({}, MESH),
         "rows": lambda: parallel.place_batch({"x": np.ones((13, 5))}, MESH),
         "names": lambda: parallel.place_batch({"routes": ["e0"]}, MESH),
         "step": lambda: parallel.save_sharded(folder, 3, model, state),
@@ -206,10 +230,13 @@ def refusals(folder, model, state):
         "leaves": lambda: parallel.restore_sharded(folder, model),
         "folder": lambda: parallel.restore_sharded(f"{folder}/none", model),
         "absent": lambda: parallel.restore_sharded(folder, model, step=2),
+        "orbax": mock.patch.dict(sys.modules, orbax=None)(lambda: parallel.latest_step(folder)),
+        "start": lambda: parallel.initialize("localhost:1", 2),
+        "address": lambda: parallel.initialize("localhost", 2, 0),
     }.items():
         try:
             call()
-        except (TypeError, ValueError, FileNotFoundError) as error:
+        except (TypeError, ValueError, FileNotFoundError, ImportError) as error:
             found[f"error: {name}"] = f"{type(error).__name__}: {error}"
 
 

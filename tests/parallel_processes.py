@@ -23,7 +23,7 @@ from flax import nnx
 import convexmoe_jax as cm
 from convexmoe_jax import parallel
 
-STEPS, EVERY, ROWS, WIDTH, EXPERTS = 12, 2, 16, 5, 4
+STEPS, EVERY, ROWS, WIDTH, EXPERTS = 6, 2, 16, 5, 4
 HEARTBEAT = 8  # of a run in which a process dies; one that is undisturbed may wait for its cores
 warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
 
@@ -55,9 +55,9 @@ def train(folder, process, count, address, heartbeat):
     optimizer = cm.adam(1e-2)
     with jax.set_mesh(mesh):
         state = optimizer.init(params)
-    step = 0
+    first = 0
     if parallel.latest_step(f"{folder}/run") is not None:
-        model, state, step = parallel.restore_sharded(f"{folder}/run", model, state)
+        model, state, first = parallel.restore_sharded(f"{folder}/run", model, state)
         params = nnx.state(model)
 
     @jax.jit
@@ -71,7 +71,7 @@ def train(folder, process, count, address, heartbeat):
         return optax.apply_updates(params, updates), state, value
 
     with open(f"{folder}/losses-{process}", "a") as losses:
-        for step in range(step, STEPS):
+        for step in range(first, STEPS):
             params, state, value = update(params, state, parallel.place_batch(rows_of(step, process, count), mesh))
             print(step, float(value).hex(), file=losses, flush=True)
             if (step + 1) % EVERY == 0:
@@ -127,9 +127,9 @@ class Run:
         """The exit codes of all processes, once they have ended."""
         return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
 
-    def kill(self, draw, saving=False):
-        """Kill one process at a random moment after its start, `saving` while a checkpoint is written."""
-        lines, process = self.seen + draw.randrange(1, 4), draw.randrange(self.count)
+    def kill(self, draw, saving):
+        """Kill one process at a random moment after its first step, where `saving` while a checkpoint is written."""
+        lines, process = self.seen + draw.randrange(1, 3), draw.randrange(self.count)
         while self.lines() < lines or (saving and not self.in_flight()):
             if os.waitpid(self.pids[process], os.WNOHANG)[0]:
                 raise SystemExit(f"ended before it was killed: {(self.folder / f'log-{process}').read_text()}")
@@ -138,7 +138,8 @@ class Run:
         os.kill(self.pids[process], signal.SIGKILL)
         at, codes = time.monotonic(), self.wait()
         others = "".join((self.folder / f"log-{i}").read_text() for i in range(self.count) if i != process)
-        return {"killed": process, "codes": codes, "seconds": time.monotonic() - at, "log": others[-4000:]}
+        seconds = time.monotonic() - at
+        return {"killed": process, "codes": codes, "seconds": seconds, "saving": saving, "log": others}
 
     def losses(self):
         """Every loss that was noted, by step: more than one where the steps differ between two tries."""
@@ -150,24 +151,30 @@ class Run:
         return [[sorted(steps.get(step, ())) for step in range(STEPS)] for steps in noted]
 
     def result(self):
-        return {"losses": self.losses(), "model": (self.folder / "model.safetensors").read_bytes()}
+        return self.losses(), (self.folder / "model.safetensors").read_bytes()
 
 
-def main(folder, kills, seed):
-    draw, found = random.Random(seed), {"kills": []}
-    undisturbed = {count: Run(folder / f"whole-{count}", count) for count in (1, 2)}
-    for run in undisturbed.values():
-        run.launch()
-        assert run.wait() == [0] * run.count, (run.folder / "log-0").read_text()
+def disturb(folder, count, kills, draw, saving):
+    """A run that is killed some times and resumed each time, and what was seen of each death."""
+    run, deaths = Run(folder, count), []
     for i in range(kills):
-        count = 2 if i % 3 == 1 else 1
-        run = Run(folder / f"killed-{i}", count)
         run.launch(HEARTBEAT if count > 1 else 100)
-        found["kills"].append(run.kill(draw, saving=i % 3 == 0) | {"count": count})
-        run.launch()
-        assert run.wait() == [0] * run.count, (run.folder / "log-0").read_text()
-        found["kills"][-1] |= {"equal": run.result() == undisturbed[count].result()}
-    found |= {f"losses-{count}": run.losses() for count, run in undisturbed.items()}
+        deaths.append(run.kill(draw, saving and i == 0) | {"count": count})
+    run.launch()
+    assert run.wait() == [0] * run.count, (run.folder / "log-0").read_text()
+    return run.result(), deaths
+
+
+def main(folder, runs, seed):
+    """Undisturbed runs of one process and two, and `runs` others of each: one process is killed twice, two once."""
+    draw, found = random.Random(seed), {"deaths": [], "equal": []}
+    for count in (1, 2):
+        whole, _ = disturb(folder / f"whole-{count}", count, 0, draw, False)
+        found[f"losses-{count}"] = whole[0]
+        for i in range(runs):
+            result, deaths = disturb(folder / f"killed-{count}-{i}", count, 3 - count, draw, saving=i % 2 == 0)
+            found["deaths"] += deaths
+            found["equal"].append(result == whole)
     print(json.dumps(found))
 
 

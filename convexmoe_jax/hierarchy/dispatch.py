@@ -89,24 +89,33 @@ def dispatch(
         num_experts: E, which the parameters do not tell where an expert has none.
         any_order: also differentiate forward and twice, at two to five times the cost.
     """
+    run = partial(_dispatch, function, any_order)
+    return run_on_mesh(run, params, shared, (rows, routes), num_experts)
+
+
+def run_on_mesh(run: Callable[..., Tree], params: Tree, shared: Tree, own: Tree, num_experts: int) -> Tree:
+    """Return `run(num_experts, (params, shared), own)`: each device has its rows, and all experts or its part of them.
+
+    Args:
+        run: of one device.
+        params: stacked parameters, each leaf `[E, ...]`, whose leading axis a mesh may divide.
+        shared: what every row gets.
+        own: the rows, and their routes, int32 `[B]`; other routes than [0, E) have no expert.
+        num_experts: E.
+    """
     axis = leading_spec(params)[0]
-    if isinstance(axis, str):
-        run_own = partial(_dispatch_own, function, axis, any_order)
-        return each_part(run_own, params, shared, (rows, routes), axis)
-    run = partial(_dispatch, function, num_experts, any_order)
-    return each_shard(run, (params, shared), (rows, routes))
+    if not isinstance(axis, str):
+        return each_shard(partial(run, num_experts), (params, shared), own)
+
+    def run_part(params: Tree, shared: Tree, own: Tree) -> Tree:
+        rows, routes = own
+        count = jax.tree.leaves(params)[0].shape[0]
+        return run(count, (params, shared), (rows, routes - lax.axis_index(axis) * count))
+
+    return each_part(run_part, params, shared, own, axis)
 
 
-def _dispatch_own(function: Function, axis: str, any_order: bool, params: Tree, shared: Tree, own: Tree) -> Tree:
-    """Return the result of the experts that this device has; zeros in the rows of others."""
-    rows, routes = own
-    count = jax.tree.leaves(params)[0].shape[0]
-    # a route of another device's expert is below 0 or too large, and has no expert here
-    own = (rows, routes - lax.axis_index(axis) * count)
-    return _dispatch(function, count, any_order, (params, shared), own)
-
-
-def _dispatch(function: Function, num_experts: int, any_order: bool, whole: Tree, own: Tree) -> Tree:
+def _dispatch(function: Function, any_order: bool, num_experts: int, whole: Tree, own: Tree) -> Tree:
     """Return the result of `dispatch` on one device."""
     (params, shared), (rows, routes) = vary((whole, own), (whole, own))
     leaves = jax.tree.leaves(rows)

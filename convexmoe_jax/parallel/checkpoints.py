@@ -120,10 +120,7 @@ class _manager:
 
         is_writer = keep is not None
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            create=is_writer,
-            cleanup_tmp_directories=is_writer,
-            enable_async_checkpointing=False,
+            max_to_keep=keep, create=is_writer, cleanup_tmp_directories=is_writer, enable_async_checkpointing=False
         )
         self.args = ocp.args
         self.manager = ocp.CheckpointManager(os.path.abspath(folder), options=options)
