@@ -71,16 +71,7 @@ def check_description(stored: dict[str, Any], header: dict[str, Any], folder: st
         fix = "Install the version of convexmoe that wrote it, or a newer one."
         rule, got = f"a checkpoint of format {SHARDED_FORMAT}", f"{folder!r} of format {stored.get('format')!r}"
         fail("restore_sharded", "folder", rule, got, fix)
-    wanted = {"kind": header["kind"], "config": header["config"]}
-    if {key: stored.get(key) for key in wanted} != wanted:
-        differing = sorted(_paths_that_differ(stored, wanted))
-        fix = "Build the model with the config that it was saved with."
-        fail("restore_sharded", "model", f"the model of {folder!r}", f"another at {differing[:6]}", fix)
-
-
-def _paths_that_differ(one: Any, other: Any, path: str = "") -> set[str]:
-    """Return the dotted places at which two nested dicts differ, among the keys of `other`."""
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return {path} if one != other else set()
-    inner = [(key, f"{path}.{key}" if path else str(key)) for key in other]
-    return {found for key, place in inner for found in _paths_that_differ(one.get(key), other[key], place)}
+    for key in ("kind", "config"):
+        if stored.get(key) != header[key]:
+            fix = "Build the model with the config that it was saved with."
+            fail("restore_sharded", "model", f"the {key} of {folder!r}", f"another: {header[key]}", fix)

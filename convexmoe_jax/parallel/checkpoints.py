@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -83,21 +85,20 @@ def restore_sharded(folder: Folder, model: Any, state: Tree = None, step: int | 
     graph, own = nnx.split(model)
     tree = _on_mesh("restore_sharded", {"model": nnx.to_pure_dict(own), "state": state})
     with _manager("restore_sharded", folder) as (manager, args):
-        steps = manager.all_steps()
-        step = max(steps, default=None) if step is None else step
-        if step not in steps:
-            got = f"one of {sorted(steps)}" if steps else "an empty folder"
-            rule = "a folder with a whole checkpoint" if step is None else f"one of step {step}"
-            fix = "Look at latest_step(folder) first."
-            fail("restore_sharded", "folder", rule, f"{str(folder)!r}, {got}", fix, FileNotFoundError)
-        description = manager.restore(step, args=args.Composite(description=args.JsonRestore())).description
+        steps = sorted(manager.all_steps())
+        if not steps or step not in (None, *steps):
+            rule = "a folder with a whole checkpoint" if step is None else f"one with a whole checkpoint of step {step}"
+            got, fix = f"{str(folder)!r} with those of steps {steps}", "Look at latest_step(folder) first."
+            fail("restore_sharded", "folder", rule, got, fix, FileNotFoundError)
+        chosen = steps[-1] if step is None else step
+        description = manager.restore(chosen, args=args.Composite(description=args.JsonRestore())).description
         check_description(description, _header(model), str(folder))
         stored = {name: (tuple(shape), dtype) for name, (shape, dtype) in description["arrays"].items()}
         same_keys("restore_sharded", _shapes(tree), stored)
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
-        tree = manager.restore(step, args=args.Composite(arrays=args.StandardRestore(like))).arrays
+        tree = manager.restore(chosen, args=args.Composite(arrays=args.StandardRestore(like))).arrays
     nnx.replace_by_pure_dict(own, tree["model"])
-    return Restored(nnx.merge(graph, own), tree["state"], int(step))
+    return Restored(nnx.merge(graph, own), tree["state"], chosen)
 
 
 def latest_step(folder: Folder) -> int | None:
@@ -110,26 +111,19 @@ def latest_step(folder: Folder) -> int | None:
         return manager.latest_step()
 
 
-class _manager:
-    """Orbax's manager of a folder, and its arguments, as a context."""
+@contextmanager
+def _manager(owner: str, folder: Folder, keep: int | None = None) -> Iterator[tuple[Any, Any]]:
+    """Give Orbax's manager of a folder, one that writes where `keep` is given, and Orbax's arguments."""
+    if find_spec("orbax") is None:
+        raise ImportError(f"convexmoe_jax.parallel.{owner} needs Orbax: pip install orbax-checkpoint")
+    import orbax.checkpoint as ocp
 
-    def __init__(self, owner: str, folder: Folder, keep: int | None = None) -> None:
-        if find_spec("orbax") is None:
-            raise ImportError(f"convexmoe_jax.parallel.{owner} needs Orbax: pip install orbax-checkpoint")
-        import orbax.checkpoint as ocp
-
-        is_writer = keep is not None
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=is_writer, cleanup_tmp_directories=is_writer, enable_async_checkpointing=False
-        )
-        self.args = ocp.args
-        self.manager = ocp.CheckpointManager(os.path.abspath(folder), options=options)
-
-    def __enter__(self) -> tuple[Any, Any]:
-        return self.manager, self.args
-
-    def __exit__(self, *error: object) -> None:
-        self.manager.close()
+    writes = keep is not None
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=writes, cleanup_tmp_directories=writes, enable_async_checkpointing=False
+    )
+    with ocp.CheckpointManager(os.path.abspath(folder), options=options) as manager:
+        yield manager, ocp.args
 
 
 def _header(model: Any) -> dict[str, Any]:

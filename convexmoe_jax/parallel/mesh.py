@@ -115,9 +115,9 @@ def gather(model: Model) -> Model:
     (4,)
     """
     graph, state = nnx.split(model)
-    whole = multihost_utils.process_allgather if jax.process_count() > 1 else np.asarray
-    options = {"tiled": True} if jax.process_count() > 1 else {}
-    return nnx.merge(graph, jax.tree.map(lambda leaf: jnp.asarray(whole(leaf, **options)), state))
+    if jax.process_count() > 1:
+        state = multihost_utils.process_allgather(state, tiled=True)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), state))
 
 
 def _check_mesh(owner: str, mesh: Any) -> None:

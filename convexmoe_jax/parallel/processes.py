@@ -47,4 +47,10 @@ def initialize(
             fail("initialize", "coordinator_address", "host:port", repr(coordinator_address), fix)
     seconds = whole_number("initialize", "heartbeat_timeout", heartbeat_timeout, 1)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(**given, heartbeat_timeout_seconds=seconds, shutdown_timeout_seconds=LONGEST_SHUTDOWN)
+    jax.distributed.initialize(
+        coordinator_address,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=seconds,
+        shutdown_timeout_seconds=LONGEST_SHUTDOWN,
+    )
