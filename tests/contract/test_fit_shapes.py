@@ -125,9 +125,15 @@ def test_rows_without_weight_teach_nothing(backend):
 def test_a_quantile_covers_its_share_of_rows_not_seen(backend, level):
     x, y, c = data(1200, noise=0.5)
     with backend.precision("float64"):
-        model, options = model_of(backend, **CONTEXT), {"steps": 200, "validation": 0.3}
+        model, options = (
+            model_of(backend, **CONTEXT),
+            {"steps": 200, "validation": (x[600:900], y[600:900], c[600:900])},
+        )
         result = backend.package.fit(model, x[:600], y[:600], c[:600], loss=Quantile(level), **options)
     assert abs(np.mean(y[600:] <= evaluate(backend, result.model, x[600:], c[600:])) - level) < 0.06
+    learned = y[:600] - evaluate(backend, result.model, x[:600], c[:600])
+    assert abs(np.mean(learned <= 1e-5) - level) < 0.005  # of the rows to train on, but for rounding
+    assert abs(np.mean(learned <= 1.0) - level) > 0.005  # control: an offset by a hundredth of the deviation
 
 
 def test_columns_that_are_constant_have_no_effect(backend):
