@@ -306,8 +306,8 @@ class HullEngine(Engine, Protocol):
 
     def resume(self, state: FitState) -> Weights:
         if state.rows != self.known_by or len(state.folds) + 1 != len(self.parts.train):
-            rule, got = "a state of the given rows, validation and seed", "one of others"
-            fix = "Pass the data, validation and seed that the run was begun with."
+            rule, got = "a state of the given rows, weights, loss, validation and seed", "one of others"
+            fix = "Pass what the run was begun with."
             fail("fit", "resume", rule, got, fix)
         self.go_on([*state.folds, Fold(state.model, state.optimizer)])
         return self.weights_of(state.best)

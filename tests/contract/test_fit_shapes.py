@@ -215,3 +215,12 @@ def test_another_loss_is_another_run(backend):
         with pytest.raises(ValueError, match=r"fit.resume: expected a state of the given rows"):
             backend.package.fit(model, x, y, loss="absolute", resume=states[0], **options)
         backend.package.fit(model, x, y, resume=states[0], **options)
+
+
+@pytest.mark.parametrize(("level", "rows", "says"), [(0.999, 131, True), (0.001, 131, True), (0.99, 131, False)])
+def test_a_level_beyond_the_rows_is_said(backend, level, rows, says):
+    x, y, _ = data(rows)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        backend.package.fit(model_of(backend), x, y, loss=Quantile(level), steps=1, validation=0)
+    assert any(f"a row beyond the level {level:g}; got 131 in all" in str(one.message) for one in caught) == says
