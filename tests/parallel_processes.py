@@ -28,11 +28,11 @@ HEARTBEAT = 8  # of a run in which a process dies; one that is undisturbed may w
 warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
 
 
-def build():
+def build(seed=0):
     level = cm.HierarchyLevelConfig("a", [cm.ExpertConfig(f"e{i}") for i in range(EXPERTS)])
     config = cm.CELMoEConfig(WIDTH, [level], fusion_dropout=0.0)
     return cm.HierarchicalCELMoE(
-        config, lambda level, expert, metadata, *, rngs: cm.LinearExpert(WIDTH, rngs=rngs), rngs=nnx.Rngs(0)
+        config, lambda level, expert, metadata, *, rngs: cm.LinearExpert(WIDTH, rngs=rngs), rngs=nnx.Rngs(seed)
     )
 
 
@@ -50,6 +50,11 @@ def train(folder, process, count, address, heartbeat):
     if count > 1:
         parallel.initialize(address, count, process, heartbeat_timeout=heartbeat)
     mesh = parallel.make_mesh(1, EXPERTS)
+    if count > 1:
+        try:
+            parallel.place(build(seed=process), mesh)
+        except ValueError as error:
+            print(error, flush=True)
     model = parallel.place(build(), mesh)
     graph, params = nnx.split(model)
     optimizer = cm.adam(1e-2)
@@ -171,6 +176,7 @@ def main(folder, runs, seed):
     for count in (1, 2):
         whole, _ = disturb(folder / f"whole-{count}", count, 0, draw, False)
         found[f"losses-{count}"] = whole[0]
+        found[f"log-{count}"] = (folder / f"whole-{count}" / "log-0").read_text()
         for i in range(runs):
             result, deaths = disturb(folder / f"killed-{count}-{i}", count, 3 - count, draw, saving=i % 2 == 0)
             found["deaths"] += deaths

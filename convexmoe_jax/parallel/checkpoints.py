@@ -122,7 +122,8 @@ def _manager(owner: str, folder: Folder, keep: int | None = None) -> Iterator[tu
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=writes, cleanup_tmp_directories=writes, enable_async_checkpointing=False
     )
-    with ocp.CheckpointManager(os.path.abspath(folder), options=options) as manager:
+    name = os.fspath(folder)  # may be an address in a cloud
+    with ocp.CheckpointManager(name if "://" in name else os.path.abspath(name), options=options) as manager:
         yield manager, ocp.args
 
 
@@ -148,6 +149,6 @@ def _on_mesh(owner: str, tree: Tree) -> Tree:
             fail(owner, "state", "a tree of arrays", describe(leaf), "Wrap numbers by jnp.asarray.", TypeError)
         if mesh is None or isinstance(getattr(leaf, "sharding", None), NamedSharding):
             return jnp.asarray(leaf)
-        return jax.device_put(leaf, NamedSharding(mesh, P()))
+        return jax.device_put(np.asarray(leaf), NamedSharding(mesh, P()))
 
     return jax.tree.map(lay_out, tree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any, TypeVar
 
 import jax
@@ -48,7 +49,7 @@ def place(model: Model, mesh: Mesh) -> Model:
 
     The axis `expert` divides the petals of a hull, and the experts of each group of one structure of a hierarchy; a
     group that it does not divide, and every other parameter, is on every device. With several processes each passes
-    the same model, which is checked.
+    the same model.
 
     Args:
         model: the model; it stays as it is.
@@ -56,7 +57,7 @@ def place(model: Model, mesh: Mesh) -> Model:
 
     Raises:
         TypeError: it is neither a hull nor a hierarchy.
-        ValueError: the mesh has other axes, or its axis `expert` divides nothing.
+        ValueError: the mesh has other axes, or its axis `expert` divides nothing; the processes passed other models.
 
     >>> place(VectorHull(3, petals=4, rngs=nnx.Rngs(0)), make_mesh())(jnp.ones((8, 3))).shape
     (8, 3)
@@ -64,11 +65,17 @@ def place(model: Model, mesh: Mesh) -> Model:
     _check_mesh("place", mesh)
     specs = _specs_of(model, mesh.shape[EXPERT])
     graph, state = nnx.split(model)
+    is_local = jax.process_count() > 1 and all(leaf.is_fully_addressable for leaf in jax.tree.leaves(state))
+    if is_local:
+        _check_alike(state)
 
     def lay_out(path: Any, leaf: jax.Array) -> jax.Array:
         spec = specs.get(_names(path), P())
         # as long as the shape, as JAX writes those of results: what is equal compiles once
-        return jax.device_put(leaf, NamedSharding(mesh, P(*spec, *[None] * (leaf.ndim - len(spec)))))
+        sharding = NamedSharding(mesh, P(*spec, *[None] * (leaf.ndim - len(spec))))
+        if is_local:
+            return jax.make_array_from_callback(leaf.shape, sharding, np.asarray(leaf).__getitem__)
+        return jax.device_put(leaf, sharding)
 
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(lay_out, state))
 
@@ -125,6 +132,16 @@ def _check_mesh(owner: str, mesh: Any) -> None:
     if not isinstance(mesh, Mesh) or mesh.axis_names != AXES or set(mesh.axis_types) != {AxisType.Explicit}:
         fix = f"Make it with make_mesh({DATA}=, {EXPERT}=)."
         fail(owner, "mesh", f"a mesh with the Explicit axes {list(AXES)}", str(mesh), fix)
+
+
+def _check_alike(state: Tree) -> None:
+    """Check that all processes have the same arrays, by their digest."""
+    digest = sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state))).digest()
+    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    others = np.flatnonzero((digests != digests[0]).any(1)).tolist()
+    if others:
+        fix = "Build it from the same seed, or load the same file."
+        fail("place", "model", "the same parameters in all processes", f"others in {others} than in 0", fix)
 
 
 def _names(path: Any) -> Path:

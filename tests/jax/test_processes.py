@@ -43,3 +43,8 @@ def test_a_process_that_dies_is_named_and_ends_the_other(run):
     for death in deaths:
         assert death["seconds"] < 60 and death["codes"][1 - death["killed"]] != 0
         assert WORDS[death["killed"]] in death["log"], death["log"][-2000:]
+
+
+def test_processes_that_place_other_models_are_told(run):
+    message = "place.model: expected the same parameters in all processes; got others in [1] than in 0. Build it from"
+    assert message in run[1]["log-2"] and message not in run[1]["log-1"]
