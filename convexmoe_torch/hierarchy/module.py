@@ -98,10 +98,14 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
             self.fusion.check_length(hidden)
         return self._run_levels(hidden, routes, core.ExpertBatch(hidden, context, mask, state))
 
+    def _own_level(self, index: int) -> core.HierarchyLevelConfig:
+        """Return a level with the experts that this process has: all, but for `convexmoe_torch.parallel`."""
+        return self.levels[index]
+
     def _run_level(
         self, index: int, hidden: Tensor, routes: Any, valid: Tensor | None, given: core.ExpertBatch
     ) -> tuple[Tensor, core.LevelOutput]:
-        level = self.levels[index]
+        level = self._own_level(index)
         width = self.config.width_of(level)
         all_routes = routes.to(hidden.device, torch.int64, copy=True)
         routes = all_routes if valid is None else torch.where(valid, all_routes, -1)
