@@ -173,13 +173,15 @@ def _run_one_by_one(
         return iter(permute_rows(leaf, plan.take, plan.back).split(sizes))
 
     results: dict[str, core.ExpertResult] = {}
-    unused = []
+    unused: list[Tensor] = []
     batches = split_batch(batch, sort_and_split)  # and of the rows without an expert, last
     for name, expert, scale, own in zip(level.expert_names, experts, scales, batches, strict=False):
         if len(own.hidden) == 0:
             unused.extend(expert.parameters())
         else:
             results[name] = run_expert(level, name, expert, own, scale, width)
+    if not results:
+        unused.append(batch.hidden)  # and so what came before
     parts = [result.hidden for result in results.values()]
     if sizes[-1] or not parts:
         like = parts[0] if parts else batch.hidden.new_empty((0, *batch.hidden.shape[1:-1], width))

@@ -42,7 +42,7 @@ def make_mesh(data: int | None = None, expert: int = 1) -> DeviceMesh:
         fix = "Start by torchrun, and call torch.distributed.init_process_group() first."
         fail("make_mesh", "data", "processes that know each other", "no process group", fix, RuntimeError)
     sizes = axis_sizes(data, expert, distributed.get_world_size(), "processes")
-    device = "cuda" if "nccl" in distributed.get_backend() else "cpu"
+    device = "cuda" if "nccl" in str(distributed.get_backend_config()) else "cpu"
     return init_device_mesh(device, sizes, mesh_dim_names=AXES)
 
 

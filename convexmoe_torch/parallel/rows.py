@@ -16,17 +16,20 @@ from convexmoe.errors import fail
 from ..hierarchy.dispatch import connect
 
 Group = distributed.ProcessGroup
+# the names of both since PyTorch 2.13, and before
+_gather_into: Any = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
+_reduce_into: Any = getattr(distributed, "reduce_scatter_single", distributed.reduce_scatter_tensor)
 
 
 def _all_gather(x: Tensor, group: Group) -> Tensor:
     gathered = x.new_empty((x.shape[0] * group.size(), *x.shape[1:]))
-    distributed.all_gather_into_tensor(gathered, x.contiguous(), group=group)
+    _gather_into(gathered, x.contiguous(), group=group)
     return gathered
 
 
 def _reduce_scatter(x: Tensor, group: Group) -> Tensor:
     own = x.new_empty((x.shape[0] // group.size(), *x.shape[1:]))
-    distributed.reduce_scatter_tensor(own, x.contiguous(), group=group)
+    _reduce_into(own, x.contiguous(), group=group)
     return own
 
 
