@@ -1,6 +1,6 @@
 """Train a hierarchy whose experts are divided over processes; killed at any moment, it goes on from its checkpoint.
 
-torchrun --nproc-per-node 2 examples/many_processes.py run.safetensors
+torchrun --nproc-per-node 2 examples/many_processes.py run.safetensors [STEPS]
 """
 
 import sys
@@ -23,7 +23,7 @@ from convexmoe_torch import (
 STEPS, EVERY, ROWS, WIDTH = 60, 5, 32, 8
 
 
-def main(path: Path) -> None:
+def main(path: Path, steps: int = STEPS) -> None:
     distributed.init_process_group(timeout=timedelta(seconds=60))
     torch.manual_seed(0)
     level = HierarchyLevelConfig("group", [ExpertConfig(name) for name in "abcd"])
@@ -34,7 +34,7 @@ def main(path: Path) -> None:
     if path.exists():
         parallel.restore(path, model, optimizer)
         losses = read_notes(path)["losses"]
-    for step in range(len(losses), STEPS):
+    for step in range(len(losses), steps):
         draw = torch.Generator().manual_seed(step * count + rank)  # the rows of this step and process
         x, routes = torch.randn(ROWS, WIDTH, generator=draw), torch.randint(4, (ROWS,), generator=draw)
         loss = (model(x, {"group": routes}).fused_hidden - x.roll(1, 1)).square().mean()
@@ -50,4 +50,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -6,7 +6,6 @@ python processes.py kill FOLDER TIMES   runs of one and of two processes, killed
 Prints what was found as JSON; run by torch/test_parallel.py and torch/test_process_faults.py.
 """
 
-import faulthandler
 import functools
 import importlib.util
 import json
@@ -24,6 +23,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch._dynamo  # which optimizers import: once, before forking
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -33,7 +33,9 @@ from convexmoe_torch import parallel
 from convexmoe_torch.files.layers import parameters_of
 from convexmoe_torch.parallel import rows as crossing
 
-WIDTH, ROWS, CONTEXT, DOUBLE = 5, 6, 3, torch.float64
+# Rows of 64 bytes: what a matrix product rounds may depend on where its rows begin.
+WIDTH, ROWS, CONTEXT, DOUBLE = 8, 6, 3, torch.float64
+ROOT = Path(__file__).parents[1]
 NAMES = {"linear": "abcde", "own": "fgh", "mlp": "ijkl", "hull": "m"}
 
 
@@ -44,7 +46,6 @@ def fork(number: int, folder: Path, work: Callable[[int], Any]) -> list[int]:
 
     def start(rank: int) -> None:
         torch.set_num_threads(1)
-        faulthandler.dump_traceback_later(40)
         where = {"backend": "gloo", "init_method": f"file://{folder}/rendezvous", "rank": rank, "world_size": number}
         where["timeout"] = timedelta(seconds=120)
         initialize = functools.partial(distributed.init_process_group, **where)
@@ -97,7 +98,7 @@ def make_expert(level: str, *_: Any) -> c.ExpertModule:
     if level == "hull":
         return c.HullExpert(make_hull(out_dim=WIDTH))
     options = {"in_dim": WIDTH, "dtype": DOUBLE}
-    kinds = {"linear": c.LinearExpert, "mlp": functools.partial(c.MLPExpert, hidden_dim=7)}
+    kinds = {"linear": c.LinearExpert, "mlp": functools.partial(c.MLPExpert, hidden_dim=16)}
     return OwnExpert() if level == "own" else kinds[level](**options)
 
 
@@ -180,7 +181,7 @@ def compare(placed: parallel.PlacedHierarchy, whole: c.HierarchicalCELMoE, name:
     return largest(found.values(), [wanted(key) for key in found])
 
 
-def compare_all(rank: int) -> dict[str, Any]:
+def compare_all(rank: int, folder: Path) -> dict[str, Any]:
     """Values and gradients: without a fusion no product depends on which rows a process has, and bits are equal."""
     found: dict[str, Any] = {}
     for fuse, kind, mesh in (
@@ -204,12 +205,13 @@ def compare_all(rank: int) -> dict[str, Any]:
     placed = parallel.place(build(), mesh)
     with mock.patch.object(parallel, "average_gradients", lambda model: None):
         found["control: gradients that are not averaged"] = check(placed)
-    found["messages"] = refusals(placed)
+    found["messages"] = refusals(placed, folder)
     return found
 
 
-def refusals(placed: parallel.PlacedHierarchy) -> list[str]:
+def refusals(placed: parallel.PlacedHierarchy, folder: Path) -> list[str]:
     rank, said, tied = distributed.get_rank(), [], build()
+    parallel.save(make_hull(), hull := folder / "hull")
     tied.level_modules["mlp"]["i"] = tied.level_modules["mlp"]["j"]
     for call in (
         lambda: parallel.make_mesh(3, 2),
@@ -217,13 +219,13 @@ def refusals(placed: parallel.PlacedHierarchy) -> list[str]:
         lambda: parallel.place(tied, placed.mesh),
         lambda: parallel.place(placed, placed.mesh["data"]),
         lambda: parallel.average_gradients(tied),
+        lambda: parallel.restore(hull, placed),
         lambda: placed(torch.zeros(2, 3 + rank, WIDTH, dtype=DOUBLE), {level: [0, 0] for level in NAMES}),
-        lambda: c.save(placed, "none"),
     ):
         try:
             call()
         except (TypeError, ValueError) as error:
-            said.append(str(error))
+            said.append(str(error).replace(repr(str(hull)), "'hull'"))
     return said
 
 
@@ -293,37 +295,58 @@ def read_alone(folder: Path) -> dict[str, Any]:
     return found
 
 
-def train(example: Any, path: Path, rank: int) -> None:
-    example.main(path)
-
-
 def kill(folder: Path, times: int) -> dict[str, Any]:
-    """Runs of the example, a random process of which is killed at random moments, and their files' bytes at the end."""
-    spec: Any = importlib.util.spec_from_file_location(
-        "example", Path(__file__).parents[1] / "examples/many_processes.py"
-    )
+    """Runs of the example on one and two processes, one of which is killed at random moments, and what comes of them."""
+    spec: Any = importlib.util.spec_from_file_location("example", ROOT / "examples" / "many_processes.py")
     spec.loader.exec_module(example := importlib.util.module_from_spec(spec))
     draw, found = random.Random(0), {}
+
+    def train(path: Path, rank: int) -> None:
+        example.main(path)
+
+    def die_while_saving(path: Path, rank: int) -> None:
+        with mock.patch.object(os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
+            example.main(path)
+
+    def forget_optimizer(path: Path, rank: int) -> None:
+        with mock.patch.object(
+            parallel, "restore", lambda path, model, _, restore=parallel.restore: restore(path, model)
+        ):
+            example.main(path)
+
     for number in (1, 2):
-        wanted, path = folder / f"undisturbed-{number}", folder / f"killed-{number}"
-        began = time.monotonic()
-        [
-            os.waitpid(child, 0)
-            for child in fork(number, folder / f"a{number}", functools.partial(train, example, wanted))
-        ]
-        lasts, reached, slowest = time.monotonic() - began, [], 0.0
-        for _ in range(times):
-            children = fork(number, folder / f"b{number}", functools.partial(train, example, path))
-            time.sleep(draw.uniform(0.2, 0.7) * lasts)
-            os.kill(draw.choice(children), signal.SIGKILL)
+        whole, path, half = (folder / f"{name}-{number}" for name in ("whole", "killed", "half"))
+
+        def start(work: Any, path: Path = path, number: int = number) -> list[int]:
+            return fork(number, folder / str(number), functools.partial(work, path))
+
+        def wait(children: list[int]) -> float:
             began = time.monotonic()
-            [os.waitpid(child, 0) for child in children]  # the others stop by themselves
-            slowest = max(slowest, time.monotonic() - began)
-            reached.append(len(c.read_notes(path)["losses"]) if path.exists() else 0)
-        [os.waitpid(child, 0) for child in fork(number, folder / f"b{number}", functools.partial(train, example, path))]
-        same = wanted.read_bytes() == path.read_bytes()
-        steps = len(c.read_notes(wanted)["losses"])
-        found[number] = {"same": same, "steps": steps, "reached": reached, "slowest": slowest}
+            [os.waitpid(child, 0) for child in children]
+            return time.monotonic() - began
+
+        lasts = wait(start(train, whole))
+        same, reached, slowest = [], [], 0.0
+        while len(reached) < times:
+            children = start(train)
+            time.sleep(draw.uniform(0.1, 0.7) * lasts)
+            os.kill(draw.choice(children), signal.SIGKILL)
+            slowest = max(slowest, wait(children))  # the others stop by themselves
+            steps = len(c.read_notes(path)["losses"]) if path.exists() else 0
+            if steps == example.STEPS:  # it had come to its end
+                same.append(path.read_bytes() == whole.read_bytes())
+                path.unlink()
+            else:
+                reached.append(steps)
+        wait(start(lambda path, rank: example.main(path, 10), half))
+        before = half.read_bytes()
+        wait(start(die_while_saving, half))
+        found[f"whole {number}"] = half.read_bytes() == before
+        wait(start(forget_optimizer, half))
+        found[f"control {number}"] = half.read_bytes() == whole.read_bytes()
+        wait(start(train))
+        same.append(path.read_bytes() == whole.read_bytes())
+        found |= {f"same {number}": same, f"reached {number}": reached, f"slowest {number}": slowest}
     return found
 
 
@@ -332,6 +355,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "kill":
         print(json.dumps(kill(folder, int(sys.argv[3]))))
     else:
-        four = run(4, folder / "4", lambda rank: compare_all(rank) | write_all(rank, folder))
+        four = run(4, folder / "4", lambda rank: compare_all(rank, folder) | write_all(rank, folder))
         run(2, folder / "2", lambda rank: read_all(rank, folder))
         print(json.dumps({"processes": four, "files": read_alone(folder)}))
