@@ -47,7 +47,7 @@ def fork(number: int, folder: Path, work: Callable[[int], Any]) -> list[int]:
     def start(rank: int) -> None:
         torch.set_num_threads(1)
         where = {"backend": "gloo", "init_method": f"file://{folder}/rendezvous", "rank": rank, "world_size": number}
-        where["timeout"] = timedelta(seconds=120)
+        where["timeout"] = timedelta(seconds=100)
         initialize = functools.partial(distributed.init_process_group, **where)
         with mock.patch.object(distributed, "init_process_group", initialize):
             result = work(rank)
@@ -212,19 +212,22 @@ def compare_all(rank: int, folder: Path) -> dict[str, Any]:
 def refusals(placed: parallel.PlacedHierarchy, folder: Path) -> list[str]:
     rank, said, tied = distributed.get_rank(), [], build()
     parallel.save(make_hull(), hull := folder / "hull")
+    one_route = {level: [0, 0] for level in NAMES}
     tied.level_modules["mlp"]["i"] = tied.level_modules["mlp"]["j"]
     for call in (
         lambda: parallel.make_mesh(3, 2),
         lambda: parallel.place(make_hull(), placed.mesh),
         lambda: parallel.place(tied, placed.mesh),
-        lambda: parallel.place(placed, placed.mesh["data"]),
+        lambda: parallel.place(build(), placed.mesh["data"]),
         lambda: parallel.average_gradients(tied),
         lambda: parallel.restore(hull, placed),
-        lambda: placed(torch.zeros(2, 3 + rank, WIDTH, dtype=DOUBLE), {level: [0, 0] for level in NAMES}),
+        lambda: DistributedDataParallel(placed),
+        lambda: fully_shard(parallel.place(build(), placed.mesh)),
+        lambda: placed(torch.zeros(2, 3 + rank, WIDTH, dtype=DOUBLE), one_route),
     ):
         try:
             call()
-        except (TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             said.append(str(error).replace(repr(str(hull)), "'hull'"))
     return said
 
@@ -296,7 +299,7 @@ def read_alone(folder: Path) -> dict[str, Any]:
 
 
 def kill(folder: Path, times: int) -> dict[str, Any]:
-    """Runs of the example on one and two processes, one of which is killed at random moments, and what comes of them."""
+    """Runs of the example on one and two processes, one of which is killed at random moments."""
     spec: Any = importlib.util.spec_from_file_location("example", ROOT / "examples" / "many_processes.py")
     spec.loader.exec_module(example := importlib.util.module_from_spec(spec))
     draw, found = random.Random(0), {}

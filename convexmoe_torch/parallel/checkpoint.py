@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from convexmoe.errors import dtype_name, fail, same_keys
-from convexmoe.files import OptimizerState
 from convexmoe.files.format import read
 from convexmoe.files.schema import PREFIX
 from convexmoe.parallel import EXPERT
@@ -24,7 +23,7 @@ from convexmoe.parallel import EXPERT
 from ..files import optimizer as optimizers
 from ..files.layers import MODELS, from_numpy, neutral_arrays, parameters_of, recipes_of
 from ..files.models import read_optimizer, write
-from .mesh import Origin, PlacedHierarchy
+from .mesh import PlacedHierarchy
 
 Path = str | os.PathLike[str]
 
@@ -50,19 +49,20 @@ def save(
     Raises:
         OSError, TypeError, ValueError: as of `convexmoe_torch.save`, some on the first process alone.
     """
-    inner = _unwrap(model)
-    header = _describe(inner)
+    inner = _unwrap("save", model)
     arrays = _collect(inner, neutral_arrays(inner))
     state = None if optimizer is None else optimizers.optimizer_state(optimizer, inner, step=step)
     if state is not None:
-        moments = {
-            moment: _collect(inner, {name: optimizers.to_numpy(value) for name, value in values.items()})
-            for moment, values in state.moments.items()
+        own = {
+            moment: {n: optimizers.to_numpy(v) for n, v in values.items()} for moment, values in state.moments.items()
         }
-        state = state._replace(moments={m: {n: from_numpy(v) for n, v in a.items()} for m, a in moments.items()})
+        whole = {moment: _collect(inner, values) for moment, values in own.items()}
+        state = state._replace(
+            moments={m: {n: from_numpy(v) for n, v in values.items()} for m, values in whole.items()}
+        )
     try:
         if distributed.get_rank() == 0:
-            write(path, header, {PREFIX + name: value for name, value in arrays.items()}, notes, state)
+            write(path, _describe(inner), {PREFIX + name: value for name, value in arrays.items()}, notes, state)
     finally:
         distributed.barrier()  # whoever goes on finds the file
 
@@ -80,35 +80,36 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | Non
     Raises:
         FileNotFoundError, ValueError: as of `convexmoe_torch.load`, or the model has another config, or other weights.
     """
-    inner = _unwrap(model)
+    inner = _unwrap("restore", model)
     header, arrays = read(path, PREFIX)
-    described = _describe(inner)
-    for key in ("kind", "config"):
-        if header[key] != described[key]:
+    for key, value in _describe(inner).items():
+        if header[key] != value:
             fix = "Build the model with the config that it was saved with."
             fail("restore", "model", f"the model of {os.fspath(path)!r}", f"another {key}", fix)
-    values = {key.removeprefix(PREFIX): from_numpy(value) for key, value in arrays.items()}
-    whole = {name: origin.value for name, origin in _origins(inner).items()}
-    same_keys("restore", _keys(whole), _keys(values))
     parameters = parameters_of(inner)
+    expected, got = (
+        {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in values.items()}
+        for values in (getattr(inner, "whole", parameters), {key.removeprefix(PREFIX): v for key, v in arrays.items()})
+    )
+    same_keys("restore", expected, got)
+    state = None if optimizer is None else read_optimizer(path)
+    if optimizer is not None and state is None:
+        fix = "Write it with save(model, path, optimizer=...)."
+        fail("restore", "path", "a file with an optimizer", repr(os.fspath(path)), fix)
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(_divide(values[name], parameter))
-    if optimizer is not None:
-        state = read_optimizer(path)
-        if state is None:
-            fix = "Write it with save(model, path, optimizer=...)."
-            fail("restore", "path", "a file with an optimizer", repr(os.fspath(path)), fix)
+            parameter.copy_(_divide(from_numpy(arrays[PREFIX + name]), parameter))
+    if optimizer is not None and state is not None:
         own = {m: {n: _divide(v[n], p) for n, p in parameters.items()} for m, v in state.moments.items()}
-        optimizers.restore(optimizer, inner, OptimizerState(state.rule, state.step, own))
+        optimizers.restore(optimizer, inner, state._replace(moments=own))
 
 
-def _unwrap(model: nn.Module) -> Any:
+def _unwrap(owner: str, model: nn.Module) -> Any:
     """Return the hull or the hierarchy of a model."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     if not isinstance(inner, MODELS):
         rule, fix = "a VectorHull or a HierarchicalCELMoE", "Pass such a model, as it is or wrapped."
-        fail("save", "model", rule, type(inner).__name__, fix, TypeError)
+        fail(owner, "model", rule, type(inner).__name__, fix, TypeError)
     return inner
 
 
@@ -121,34 +122,18 @@ def _describe(model: Any) -> dict[str, Any]:
     return {"kind": MODELS[1].__name__, "config": {"hierarchy": config, **recipes}}
 
 
-def _origins(model: Any) -> dict[str, Origin]:
-    """Return neutral name -> where the parameter is."""
-    if isinstance(model, PlacedHierarchy):
-        return model.whole
-    return {name: Origin(None, value) for name, value in parameters_of(model).items()}
-
-
-def _keys(values: dict[str, Tensor]) -> dict[str, tuple]:
-    return {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in values.items()}
-
-
 def _collect(model: Any, own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the arrays of all processes along `expert`, of the same names, of those of this one."""
     if not isinstance(model, PlacedHierarchy):
         return own
     group, device = model.mesh.get_group(EXPERT), model.mesh.device_type
-    arrays = {}
-    for name, (owner, value) in model.whole.items():
-        if owner is None:
-            arrays[name] = own[name]
-            continue
-        tensor = (
-            from_numpy(own[name]).to(device)
-            if name in own
-            else torch.empty(value.shape, dtype=value.dtype, device=device)
-        )
-        distributed.broadcast(tensor, group=group, group_src=owner)
-        arrays[name] = optimizers.to_numpy(tensor)
+    arrays = dict(own)
+    for name, like in model.whole.items():
+        owner = model.owners.get(".".join(name.split(".")[:3]))  # names have no dots
+        if owner is not None:
+            tensor = from_numpy(own[name]).to(device) if name in own else torch.empty_like(like, device=device)
+            distributed.broadcast(tensor, group=group, group_src=owner)
+            arrays[name] = optimizers.to_numpy(tensor)
     return arrays
 
 

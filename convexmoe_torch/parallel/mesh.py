@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -60,36 +60,16 @@ def place(model: HierarchicalCELMoE, mesh: DeviceMesh) -> PlacedHierarchy:
         TypeError: it is no hierarchy.
         ValueError: the mesh has other axes, or two experts share a parameter.
     """
-    if not isinstance(model, HierarchicalCELMoE):
+    if not isinstance(model, HierarchicalCELMoE) or isinstance(model, PlacedHierarchy):
         fix = "Divide a hull's rows, or its parameters: DistributedDataParallel(model), or fully_shard(model)."
         fail("place", "model", f"a {core.OWNER}", type(model).__name__, fix, TypeError)
-    if not isinstance(mesh, DeviceMesh) or mesh.mesh_dim_names != AXES:
-        fail(
-            "place", "mesh", f"a mesh with the axes {list(AXES)}", str(mesh), "Make it with make_mesh(data=, expert=)."
-        )
+    if getattr(mesh, "mesh_dim_names", None) != AXES:
+        got = f"the axes {list(getattr(mesh, 'mesh_dim_names', None) or ())}"
+        fail("place", "mesh", f"a mesh with the axes {list(AXES)}", got, "Make it with make_mesh(data=, expert=).")
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             distributed.broadcast(tensor.detach(), src=0)
     return PlacedHierarchy(model, mesh)
-
-
-class Origin(NamedTuple):
-    """Where a parameter of the whole model is.
-
-    Args:
-        owner: the place along `expert` of the process that has it, None where all have it.
-        value: its shape and dtype, without storage.
-    """
-
-    owner: int | None
-    value: Tensor
-
-
-class _Call(NamedTuple):
-    """What the levels of a call get beside the rows: what the caller gave, and the most rows of a process."""
-
-    batch: core.ExpertBatch
-    most: int
 
 
 class PlacedHierarchy(HierarchicalCELMoE):
@@ -98,8 +78,8 @@ class PlacedHierarchy(HierarchicalCELMoE):
     In every level the rows of the processes along `expert` are all-gathered, each process runs its own experts on
     theirs, and a reduce-scatter hands every process its rows back. Processes may have different numbers of rows, or
     none; whether `hidden` and the context require gradients, the structure of the context, and what is `Shared` must be
-    the same on all. A level returns the dtype that it gets. Losses of experts are of the rows of all, and every
-    process has all of them; `aux` is of the process's own experts alone.
+    the same on all. A level returns the dtype that it gets. Losses of experts are of the rows of all, and every process
+    has all of them; `aux` is of the process's own experts alone. It runs in eager mode, and waits for counts once a call.
 
     Guarantee: values and gradients are those of one process with all rows (tests/torch/test_parallel.py).
 
@@ -112,32 +92,34 @@ class PlacedHierarchy(HierarchicalCELMoE):
         nn.Module.__init__(self)
         self.config, self.fusion, self.mesh, self.recipes = model.config, model.fusion, mesh, recipes_of(model)
         place, size = mesh.get_local_rank(EXPERT), mesh[EXPERT].size()
-        self.whole = (
-            {f"fusion.{name}": Origin(None, p) for name, p in model.fusion.named_parameters()} if model.fusion else {}
-        )
-        self._ranges: list[range] = []
+        self.owners: dict[str, int] = {}  # "level_modules.level.expert" -> the place along `expert`
+        self._ranges: list[range] = []  # of the own experts of each level
         self._may_have_losses: list[bool] = []
+        parts = {} if model.fusion is None else {"fusion": model.fusion}
         levels = {}
         for level in model.levels:
             experts: Any = model.level_modules[level.name]
             ends = [r * len(experts) // size for r in range(size + 1)]
-            own = {}
             for index, (name, expert) in enumerate(experts.items()):
-                owner = bisect_right(ends, index) - 1
-                prefix = f"level_modules.{level.name}.{name}"
-                self.whole |= {f"{prefix}.{key}": Origin(owner, p) for key, p in expert.named_parameters()}
-                if owner == place:
-                    own[name] = expert
-            levels[level.name] = NamedModules(own)
-            self._ranges.append(range(ends[place], ends[place + 1]))
+                parts[part := f"level_modules.{level.name}.{name}"] = expert
+                self.owners[part] = bisect_right(ends, index) - 1
+            self._ranges.append(own := range(ends[place], ends[place + 1]))
+            levels[level.name] = NamedModules({level.expert_names[i]: experts[level.expert_names[i]] for i in own})
             self._may_have_losses.append(any(type(expert) not in OURS.values() for expert in experts.values()))
-        values = [origin.value for origin in self.whole.values()]
-        if len({id(value) for value in values}) < len(values):
+        named = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+        if len({id(parameter) for parameter in named.values()}) < len(named):
             rule, fix = "experts and a fusion without a parameter in common", "Give each its own, or use DDP."
             fail("place", "model", rule, "some that share one", fix)
-        self.whole = {name: Origin(o, p.detach().to("meta")) for name, (o, p) in self.whole.items()}
+        self.whole = {name: p.detach().to("meta") for name, p in named.items()}  # shapes and dtypes, without storage
         self.level_modules = NamedModules(levels)
+        # DistributedDataParallel, which would average what are different experts, finds nothing and says so
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_parameters()]
         self.train(model.training)
+
+    def __init_subclass__(cls) -> None:
+        """Refuse the class that `fully_shard` makes, which would divide what are different experts."""
+        fix = "Shard what is around it, or the whole hierarchy without place."
+        fail("place", "model", "a placed model without FSDP", cls.__name__, fix, TypeError)
 
     def _own_level(self, index: int) -> core.HierarchyLevelConfig:
         level = self.levels[index]
@@ -145,29 +127,25 @@ class PlacedHierarchy(HierarchicalCELMoE):
         return replace(level, experts=experts, fallback_expert=None)
 
     def _run_levels(self, hidden: Tensor, routes: Mapping[str, Any], given: Any) -> core.CELMoEOutput:
-        if torch.compiler.is_compiling():
-            fix = "Compile the experts instead."
-            fail(core.OWNER, "hidden", "a call in eager mode of a model that is placed", "torch.compile", fix)
-        return super()._run_levels(hidden, routes, _Call(given, count_rows(hidden, self.mesh.get_group(EXPERT))))
+        return super()._run_levels(hidden, routes, (given, count_rows(hidden, self.mesh.get_group(EXPERT))))
 
     def _run_level(
         self, index: int, hidden: Tensor, routes: Any, valid: Tensor | None, given: Any
     ) -> tuple[Tensor, core.LevelOutput]:
         level, own, group = self.levels[index], self._ranges[index], self.mesh.get_group(EXPERT)
-        beside = given.batch.context, given.batch.mask
+        batch, most = given
         arrays = [hidden, routes.to(hidden.device, torch.int64, copy=True)]
-        core.map_leaves(beside, lambda leaf: arrays.extend([leaf] if core.is_array(leaf) else []))
-        everyone, places, *rest = gathered = gather_rows(arrays, given.most, group)
+        core.map_leaves((batch.context, batch.mask), lambda x: arrays.extend([x] if core.is_array(x) else []))
+        everyone, places, *rest = gathered = gather_rows(arrays, most, group)
         parts = iter(rest)
-        context, mask = core.map_leaves(beside, lambda leaf: next(parts) if core.is_array(leaf) else leaf)
-        width = self.config.width_of(level)
+        context, mask = core.map_leaves((batch.context, batch.mask), lambda x: next(parts) if core.is_array(x) else x)
         if len(own):
             places = torch.where((places >= own.start) & (places < own.stop), places - own.start, -1)
-            batch = core.ExpertBatch(everyone, context, mask, given.batch.state)
+            batch = core.ExpertBatch(everyone, context, mask, batch.state)
             total, output = super()._run_level(index, everyone, places, None, batch)
             losses, aux = dict(output.losses), output.aux
         else:
-            total, losses, aux = everyone.new_zeros((*everyone.shape[:-1], width)), {}, {}
+            total, losses, aux = everyone.new_zeros((*everyone.shape[:-1], self.config.width_of(level))), {}, {}
         anchor = torch.zeros((), requires_grad=True)  # backward runs on every process, whatever its experts used
         total = connect(total.to(hidden.dtype), [anchor, *gathered])
         if self._may_have_losses[index]:
@@ -189,16 +167,13 @@ def average_gradients(model: PlacedHierarchy) -> None:
     """
     if not isinstance(model, PlacedHierarchy):
         fail("average_gradients", "model", "a model that place returned", type(model).__name__, "Place it.", TypeError)
-    own = {id(parameter) for parameter in model.level_modules.parameters()}
-    for parameters, axes in (
-        ([p for p in model.parameters() if p.requires_grad and id(p) in own], (DATA,)),
-        ([p for p in model.parameters() if p.requires_grad and id(p) not in own], (DATA, EXPERT)),
-    ):
-        for kind in dict.fromkeys(parameter.dtype for parameter in parameters):
-            of_kind = [p for p in parameters if p.dtype == kind]
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in of_kind]
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    own = set(model.level_modules.parameters())
+    for axes, parameters in (((DATA,), own), (AXES, set(model.parameters()) - own)):
+        trained = [p for p in model.parameters() if p in parameters and p.requires_grad]
+        for dtype in dict.fromkeys(p.dtype for p in trained):
+            alike = [p for p in trained if p.dtype == dtype]
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in alike])
             for axis in axes:
                 distributed.all_reduce(flat, group=model.mesh.get_group(axis))
-            for p, part in zip(of_kind, (flat / model.mesh.size()).split([p.numel() for p in of_kind]), strict=True):
+            for p, part in zip(alike, (flat / model.mesh.size()).split([p.numel() for p in alike]), strict=True):
                 p.grad = part.reshape(p.shape)

@@ -63,11 +63,14 @@ def test_refusals_say_what_to_do(found):
             "Divide a hull's rows, or its parameters: DistributedDataParallel(model), or fully_shard(model).",
             "place.model: expected experts and a fusion without a parameter in common; got some that share one. "
             "Give each its own, or use DDP.",
-            "place.mesh: expected a mesh with the axes ['data', 'expert']; got DeviceMesh((data=2), 'cpu', stride=(2,)). "
+            "place.mesh: expected a mesh with the axes ['data', 'expert']; got the axes ['data']. "
             "Make it with make_mesh(data=, expert=).",
             "average_gradients.model: expected a model that place returned; got HierarchicalCELMoE. Place it.",
             "restore.model: expected the model of 'hull'; got another kind. "
             "Build the model with the config that it was saved with.",
+            "DistributedDataParallel is not needed when a module doesn't have any parameter that requires a gradient.",
+            "place.model: expected a placed model without FSDP; got FSDPPlacedHierarchy. "
+            "Shard what is around it, or the whole hierarchy without place.",
             lengths,
         ]
         assert lengths.startswith("HierarchicalCELMoE.hidden: expected sequences of one length on all processes; got ")
