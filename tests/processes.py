@@ -221,6 +221,7 @@ def refusals(placed: parallel.PlacedHierarchy, folder: Path) -> list[str]:
         lambda: parallel.place(build(), placed.mesh["data"]),
         lambda: parallel.average_gradients(tied),
         lambda: parallel.restore(hull, placed),
+        lambda: c.FixedHierarchy(placed, {level: names[0] for level, names in NAMES.items()}),
         lambda: DistributedDataParallel(placed),
         lambda: fully_shard(parallel.place(build(), placed.mesh)),
         lambda: placed(torch.zeros(2, 3 + rank, WIDTH, dtype=DOUBLE), one_route),

@@ -88,6 +88,8 @@ class PlacedHierarchy(HierarchicalCELMoE):
         mesh: the mesh.
     """
 
+    forward = torch.compiler.disable(HierarchicalCELMoE.forward)  # Dynamo does not trace groups of processes
+
     def __init__(self, model: HierarchicalCELMoE, mesh: DeviceMesh) -> None:
         nn.Module.__init__(self)
         self.config, self.fusion, self.mesh, self.recipes = model.config, model.fusion, mesh, recipes_of(model)

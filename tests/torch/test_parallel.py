@@ -68,6 +68,8 @@ def test_refusals_say_what_to_do(found):
             "average_gradients.model: expected a model that place returned; got HierarchicalCELMoE. Place it.",
             "restore.model: expected the model of 'hull'; got another kind. "
             "Build the model with the config that it was saved with.",
+            "FixedHierarchy.model: expected a hierarchy with all of its experts; got one that is placed. "
+            "Write it by parallel.save, and load it.",
             "DistributedDataParallel is not needed when a module doesn't have any parameter that requires a gradient.",
             "place.model: expected a placed model without FSDP; got FSDPPlacedHierarchy. "
             "Shard what is around it, or the whole hierarchy without place.",
