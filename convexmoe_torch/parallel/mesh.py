@@ -79,7 +79,7 @@ class PlacedHierarchy(HierarchicalCELMoE):
     theirs, and a reduce-scatter hands every process its rows back. Processes may have different numbers of rows, or
     none; whether `hidden` and the context require gradients, the structure of the context, and what is `Shared` must be
     the same on all. A level returns the dtype that it gets. Losses of experts are of the rows of all, and every process
-    has all of them; `aux` is of the process's own experts alone. It runs in eager mode, and waits for counts once a call.
+    has all of them; `aux` is of the process's own experts alone. It runs in eager mode.
 
     Guarantee: values and gradients are those of one process with all rows (tests/torch/test_parallel.py).
 
