@@ -9,7 +9,6 @@ import json
 import os
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -50,19 +49,15 @@ def save(
         OSError, TypeError, ValueError: as of `convexmoe_torch.save`, some on the first process alone.
     """
     inner = _unwrap("save", model)
-    arrays = _collect(inner, neutral_arrays(inner))
+    weights = _collect(inner, {name: from_numpy(value) for name, value in neutral_arrays(inner).items()})
     state = None if optimizer is None else optimizers.optimizer_state(optimizer, inner, step=step)
     if state is not None:
-        own = {
-            moment: {n: optimizers.to_numpy(v) for n, v in values.items()} for moment, values in state.moments.items()
-        }
-        whole = {moment: _collect(inner, values) for moment, values in own.items()}
-        state = state._replace(
-            moments={m: {n: from_numpy(v) for n, v in values.items()} for m, values in whole.items()}
-        )
+        state = state._replace(moments={m: _collect(inner, values) for m, values in state.moments.items()})
     try:
         if distributed.get_rank() == 0:
-            write(path, _describe(inner), {PREFIX + name: value for name, value in arrays.items()}, notes, state)
+            write(
+                path, _describe(inner), {PREFIX + n: optimizers.to_numpy(v) for n, v in weights.items()}, notes, state
+            )
     finally:
         distributed.barrier()  # whoever goes on finds the file
 
@@ -122,19 +117,19 @@ def _describe(model: Any) -> dict[str, Any]:
     return {"kind": MODELS[1].__name__, "config": {"hierarchy": config, **recipes}}
 
 
-def _collect(model: Any, own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays of all processes along `expert`, of the same names, of those of this one."""
+def _collect(model: Any, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return one tensor for each parameter of the whole model, given those for the parameters of this process."""
     if not isinstance(model, PlacedHierarchy):
         return own
     group, device = model.mesh.get_group(EXPERT), model.mesh.device_type
-    arrays = dict(own)
+    tensors = dict(own)
     for name, like in model.whole.items():
-        owner = model.owners.get(".".join(name.split(".")[:3]))  # names have no dots
+        owner = model.owners.get(".".join(name.split(".")[:3]))  # names of levels and experts have no dots
         if owner is not None:
-            tensor = from_numpy(own[name]).to(device) if name in own else torch.empty_like(like, device=device)
+            tensor = own[name].to(device) if name in own else torch.empty_like(like, device=device)
             distributed.broadcast(tensor, group=group, group_src=owner)
-            arrays[name] = optimizers.to_numpy(tensor)
-    return arrays
+            tensors[name] = tensor
+    return tensors
 
 
 def _divide(value: Tensor, parameter: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from ..hierarchy.dispatch import connect
 
 Group = distributed.ProcessGroup
 # the names of both since PyTorch 2.13, and before
-_gather_into: Any = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
-_reduce_into: Any = getattr(distributed, "reduce_scatter_single", distributed.reduce_scatter_tensor)
+_gather_into: Any = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+_reduce_into: Any = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
 
 
 def _all_gather(x: Tensor, group: Group) -> Tensor:
@@ -71,11 +71,12 @@ class _Return(torch.autograd.Function):
 def gather_rows(xs: Sequence[Tensor], most: int, group: Group) -> tuple[Tensor, ...]:
     """Return tensors `[rows, ...]` of all processes, `[size * most, ...]`: those of each padded to `most` rows.
 
-    Padding is 0, in integers -1, which is the route of a row without an expert.
+    Padding is 0, in signed integers -1, which is the route of a row without an expert.
     """
     padded = []
     for x in xs:
-        more = x.new_full((most - x.shape[0], *x.shape[1:]), 0 if x.is_floating_point() else -1)
+        fill = -1 if x.dtype.is_signed and not x.is_floating_point() else 0
+        more = x.new_full((most - x.shape[0], *x.shape[1:]), fill)
         padded.append(torch.cat([x, more]) if len(more) else x)
     return _Gather.apply(group, *padded)
 
