@@ -1,0 +1,256 @@
+"""One matrix product an expert, of the rows that are its own: a table of backends, and gradients that are such products.
+
+    y[r] = rows[r] @ weights[e]       for the rows r of expert e, which stand one expert after the other
+
+Letters: B rows, E experts, I in, O out.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from convexmoe.hierarchy import grouped as core
+
+from ..settings import each_shard, standard_promotion, vary
+from .dispatch import add_at, block_sizes, dynamic_blocks, make_plan, permute_rows, visit
+from .finite import keep_apart
+
+HALVES = ("bfloat16", "float16")
+TILE = 128  # rows of a tile of megablox
+
+
+class Backend(NamedTuple):
+    """How a platform computes grouped products.
+
+    Args:
+        product: (rows `[B, I]`, weights `[E, I, O]`, sizes `[E]`) -> `[B, O]`; what it gives for rows of no expert is
+            not looked at.
+        outer: (rows `[B, I]`, grads `[B, O]`, sizes `[E]`) -> `[E, I, O]`, the sum over an expert's rows of
+            `rows[r, :, None] * grads[r, None, :]`; what it gives for an expert without rows is not looked at.
+        dtypes: the names of those that it takes.
+        x64: whether it runs where `jax_enable_x64` is on.
+    """
+
+    product: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    outer: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    dtypes: tuple[str, ...] = (*HALVES, "float32", "float64")
+    x64: bool = True
+
+    def takes(self, dtype: Any) -> bool:
+        """Return whether operands of a dtype may be given."""
+        return str(dtype) in self.dtypes and (self.x64 or not jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+
+
+@standard_promotion
+def grouped_matmul(
+    rows: jax.Array, weights: jax.Array, sizes: jax.Array, implementation: str | None = None
+) -> jax.Array:
+    """Return `rows[r] @ weights[e]` for the rows of each expert e, which stand one expert after the other.
+
+    Guarantee: exact for all sizes, by one compilation; rows after the last expert's give exactly 0, an expert without
+    rows gets exactly 0 for a gradient, and a NaN in a row touches no other expert's values or gradients. In reverse
+    mode of any order (tests/contract/test_grouped.py).
+
+    Args:
+        rows: `[B, I]`, of any floating dtype.
+        weights: `[E, I, O]`, of the same dtype.
+        sizes: the rows of each expert, integers `[E]` whose sum is at most B (not looked at: it is data).
+        implementation: "loop" (a loop over blocks of rows, as for the hierarchy on CPUs), "tiers" (a batch of the first
+            rows of every expert, then the loop), "ragged" (`jax.lax.ragged_dot`), or "megablox" (the kernel of Pallas
+            for TPUs, interpreted elsewhere). None means what CONVEXMOE_GROUPED names, or else the best known for the
+            platform.
+
+    Raises:
+        TypeError, ValueError: an operand has another shape or dtype, or no backend of this name takes them.
+
+    >>> x, w = jnp.ones((5, 3)), jnp.ones((2, 3, 4))
+    >>> grouped_matmul(x, w, jnp.array([2, 1]))[:, 0].tolist()
+    [3.0, 3.0, 3.0, 0.0, 0.0]
+    """
+    core.check_operands(rows, weights, sizes, (jax.Array, np.ndarray))
+    rows, weights, sizes = jnp.asarray(rows), jnp.asarray(weights), jnp.asarray(sizes, jnp.int32)
+    return _product(_choose(implementation, rows.dtype), rows, weights, sizes)
+
+
+def _choose(implementation: str | None, dtype: Any) -> str:
+    order = ORDERS.get(jax.default_backend(), (core.LOOP,))
+    return core.choose_backend(implementation, tuple(BACKENDS), order, lambda name: BACKENDS[name].takes(dtype))
+
+
+def hierarchy_backend() -> str | None:
+    """Return the backend for the experts of a hierarchy; None where the loop of the dispatch is best, as on CPUs."""
+    asked = core.read_choice(tuple(BACKENDS))
+    name = asked or ORDERS.get(jax.default_backend(), (core.LOOP,))[0]
+    return None if name == core.LOOP else name
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(name: str, rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+    if 0 in rows.shape:
+        return jnp.zeros((rows.shape[0], weights.shape[2]), rows.dtype)
+    y = BACKENDS[name].product(_owned(rows, sizes), weights, sizes)
+    return _owned(y.astype(rows.dtype), sizes)
+
+
+def _pull_product(name: str, saved: Any, grad: jax.Array) -> Any:
+    rows, weights, sizes = saved
+    return _product(name, grad, weights.swapaxes(1, 2), sizes), _outer(name, rows, grad, sizes), None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _outer(name: str, rows: jax.Array, grads: jax.Array, sizes: jax.Array) -> jax.Array:
+    if 0 in rows.shape:
+        return jnp.zeros((sizes.shape[0], rows.shape[1], grads.shape[1]), rows.dtype)
+    sums = BACKENDS[name].outer(_owned(rows, sizes), _owned(grads, sizes), sizes)
+    return jnp.where(sizes[:, None, None] > 0, sums.astype(rows.dtype), 0)
+
+
+def _pull_outer(name: str, saved: Any, by_weights: jax.Array) -> Any:
+    rows, grads, sizes = saved
+    return _product(name, grads, by_weights.swapaxes(1, 2), sizes), _product(name, rows, by_weights, sizes), None
+
+
+def _save(function: Any, name: str, *operands: jax.Array) -> Any:
+    return function(name, *operands), operands
+
+
+_product.defvjp(partial(_save, _product), _pull_product)
+_outer.defvjp(partial(_save, _outer), _pull_outer)
+
+
+def _owned(rows: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Return rows with zeros, even for NaN, in those of no expert."""
+    return jnp.where((jnp.arange(rows.shape[0]) < jnp.sum(sizes))[:, None], rows, 0)
+
+
+def _wide(rows: jax.Array) -> Any:
+    """Return the dtype to sum in."""
+    return jnp.promote_types(rows.dtype, jnp.float32)
+
+
+def _starts(sizes: jax.Array) -> jax.Array:
+    return jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(sizes).astype(jnp.int32)])
+
+
+def _multiply_row(weights: jax.Array, shared: Any, row: jax.Array) -> jax.Array:
+    return row @ weights
+
+
+def _multiply_blocks(tiers: bool, rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Return the product by the blocks of `dispatch`."""
+    count, experts = rows.shape[0], sizes.shape[0]
+    ladder, capacity = block_sizes(count, experts, False), core.tier_rows(count, experts) if tiers else 0
+    padded = jnp.pad(rows, ((0, max(*ladder, capacity)), (0, 0)))
+    return dynamic_blocks(_multiply_row, ladder, weights, (), padded, _starts(sizes), capacity)[:count]
+
+
+def _sum_blocks(tiers: bool, rows: jax.Array, grads: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Return the outer products by the blocks of `dispatch`."""
+    count, experts = rows.shape[0], sizes.shape[0]
+    ladder, capacity = block_sizes(count, experts, False), core.tier_rows(count, experts) if tiers else 0
+    rows, grads = (jnp.pad(x, ((0, max(*ladder, capacity)), (0, 0))) for x in (rows, grads))
+
+    def one_block(at: Any, size: int, valid: Any) -> jax.Array:
+        keep = (jnp.arange(size) < valid)[:, None]
+        x, g = (jnp.where(keep, lax.dynamic_slice_in_dim(leaf, at, size), 0) for leaf in (rows, grads))
+        return jnp.matmul(x.T, g, preferred_element_type=_wide(rows))
+
+    def add_block(_: Any, expert: Any, at: Any, size: int, valid: Any, total: jax.Array) -> jax.Array:
+        return add_at(expert, total, one_block(at, size, valid))
+
+    starts = _starts(sizes)
+    total = jnp.zeros((experts, rows.shape[1], grads.shape[1]), _wide(rows))
+    if capacity:
+        total = jax.vmap(lambda at, valid: one_block(at, capacity, valid))(starts[:-1], sizes)
+    return visit(starts, ladder, (), add_block, total, capacity)
+
+
+def _sum_ragged(rows: jax.Array, grads: jax.Array, sizes: jax.Array) -> jax.Array:
+    numbers = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
+    return lax.ragged_dot_general(rows, grads, sizes, numbers, preferred_element_type=_wide(rows))
+
+
+def _run_megablox(kernel: str, one: jax.Array, other: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Return what megablox's `gmm` or `tgmm` gives: compiled for TPUs, interpreted for other platforms."""
+    megablox = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gmm")
+    padding = ((0, -one.shape[0] % TILE), (0, 0))
+    one = jnp.pad(one, padding)
+    other = jnp.pad(other, padding) if kernel == "tgmm" else other
+    arguments = (one.T if kernel == "tgmm" else one, other, sizes)
+    run = partial(getattr(megablox, kernel), preferred_element_type=_wide(one), tiling=(TILE, TILE, TILE))
+    return lax.platform_dependent(*arguments, tpu=run, default=partial(run, interpret=True))
+
+
+BACKENDS = {
+    core.LOOP: Backend(partial(_multiply_blocks, False), partial(_sum_blocks, False)),
+    "tiers": Backend(partial(_multiply_blocks, True), partial(_sum_blocks, True)),
+    "ragged": Backend(lax.ragged_dot, _sum_ragged),
+    "megablox": Backend(
+        lambda rows, weights, sizes: _run_megablox("gmm", rows, weights, sizes)[: rows.shape[0]],
+        partial(_run_megablox, "tgmm"),
+        ("bfloat16", "float32"),
+        x64=False,
+    ),
+}
+# The best first; not measured on a device. On GPUs XLA computes a ragged product of every row with every expert.
+ORDERS = {"cpu": (core.LOOP,), "gpu": ("tiers",), "tpu": ("ragged", "tiers")}
+
+
+class Groups(NamedTuple):
+    """Sorted rows of experts, as the experts of a hierarchy get them.
+
+    Args:
+        sizes: the rows of each expert, int32 `[E]`.
+        expert: the expert of each row, int32 `[B]`; E for a row without one.
+        backend: the name of the backend of their products.
+    """
+
+    sizes: jax.Array
+    expert: jax.Array
+    backend: str
+
+    def linear(self, x: jax.Array, weights: jax.Array, biases: jax.Array) -> jax.Array:
+        """Return `x[r] @ weights[e] + biases[e]`, `[B, O]`; 0 for a row without an expert."""
+        dtype = jnp.result_type(x, weights)
+        x, weights = x.astype(dtype), weights.astype(dtype)
+        bias = jnp.where((self.expert < len(biases))[:, None], biases.at[self.expert].get(mode="clip"), 0)
+        return _product(_choose(self.backend, dtype), x, weights, self.sizes) + bias
+
+
+# Compiled by itself, so that calls outside jit compile once, too.
+@partial(jax.jit, static_argnames=("function", "num_experts", "backend"))
+def run_grouped(
+    function: Callable[[Any, jax.Array, Groups], jax.Array],
+    weights: Any,
+    hidden: jax.Array,
+    routes: jax.Array,
+    num_experts: int,
+    backend: str,
+) -> jax.Array:
+    """Return `function(weights, sorted rows, groups)` in the order of the rows; zeros where a route has no expert.
+
+    Args:
+        function: hashable; of rows `[B, D]`.
+        weights: stacked parameters of all experts; hidden: `[B, D]` or `[B, length, D]`, whose positions are rows.
+        routes: int32 `[B]`; num_experts, backend: of the level.
+    """
+
+    def run(weights: Any, own: Any) -> jax.Array:
+        (hidden, routes), weights = own, vary(weights, own)
+        plan = make_plan(routes, num_experts, 0)
+        x = permute_rows(hidden, plan.take, plan.back)
+        length = x.shape[1] if x.ndim == 3 else 1
+        expert = jnp.searchsorted(plan.starts[1:], jnp.arange(len(x)), side="right").astype(jnp.int32)
+        groups = Groups(jnp.diff(plan.starts) * length, jnp.repeat(expert, length), backend)
+        flat = keep_apart(lambda rows: function(weights, rows, groups), x.reshape(-1, x.shape[-1]))
+        return permute_rows(flat.reshape(*x.shape[:-1], flat.shape[-1]), plan.back, plan.take)
+
+    return each_shard(run, weights, (hidden, routes))
