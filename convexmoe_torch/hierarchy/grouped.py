@@ -65,9 +65,7 @@ def grouped_matmul(rows: Tensor, weights: Tensor, sizes: Tensor, implementation:
 
 def _choose(implementation: str | None, one: Tensor, other: Tensor) -> Backend:
     order = ORDERS.get(one.device.type, ("blocks",))
-    name = core.choose_backend(
-        implementation, tuple(BACKENDS), order, lambda name: BACKENDS[name].takes(one, other)
-    )
+    name = core.choose_backend(implementation, tuple(BACKENDS), order, lambda name: BACKENDS[name].takes(one, other))
     return BACKENDS[name]
 
 
