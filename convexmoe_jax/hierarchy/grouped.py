@@ -1,4 +1,4 @@
-"""One matrix product an expert, of the rows that are its own: a table of backends, and gradients that are such products.
+"""One matrix product an expert, of the rows that are its own: a table of backends, and gradients of the same kind.
 
     y[r] = rows[r] @ weights[e]       for the rows r of expert e, which stand one expert after the other
 

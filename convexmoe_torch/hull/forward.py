@@ -122,10 +122,9 @@ def fused_petals(rows: Rows) -> Tensor:
     """Return the fused petals, (N, O), in normalized units."""
     params, config, x_ND, heads, _ = rows
     # a compiler has its own plan of memory, and transforms take no checkpoints
-    given = (
-        torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transforming()
-    )
-    blocks = 1 if heads is not None or given else row_blocks(x_ND.shape[0], config, x_ND.element_size())
+    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    whole = heads is not None or traced or is_transforming()
+    blocks = 1 if whole else row_blocks(x_ND.shape[0], config, x_ND.element_size())
     if blocks > 1:
         return fuse_by_blocks(params, x_ND, config, blocks)
     f_NPO = petal_values(params, x_ND, config, heads)

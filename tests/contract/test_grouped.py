@@ -1,4 +1,4 @@
-"""Grouped products: every backend that runs on this machine against a product an expert, and hierarchies that use them."""
+"""Grouped products: every backend that runs here against a product an expert, and hierarchies that use them."""
 
 import jax
 import jax.numpy as jnp

@@ -18,9 +18,7 @@ import convexmoe_jax
 ROWS, EXPERTS, IN, OUT = 96, 8, 16, 32
 PRODUCT = ROWS * IN * OUT  # multiplications of every row with one expert
 SHAPE = re.compile(r"tensor<([\dx]*)x\w+>")
-DOT = re.compile(
-    r"dot_general .*?contracting_dims = \[([\d, ]*)\] x .*: \((tensor<\S+>), tensor<\S+>\) -> (tensor<\S+>)"
-)
+DOT = re.compile(r"dot_general .*?contracting_dims = \[([\d, ]*)\] .*: \((tensor<\S+>), tensor<\S+>\) -> (tensor<\S+>)")
 
 
 def sizes_of(text):

@@ -1,4 +1,4 @@
-"""Of 128 petals a gradient needs at most 1.2 times the memory of 8, by XLA's own analysis; and derivatives of any order."""
+"""Of 128 petals a gradient needs at most 1.2 times the memory of 8, by XLA's analysis; derivatives of any order."""
 
 from unittest import mock
 

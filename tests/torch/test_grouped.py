@@ -1,4 +1,4 @@
-"""On a device nothing of the routes is looked at by the host. A meta tensor stands for it: it has no values to look at."""
+"""On a device nothing of the routes is looked at by the host. A meta tensor stands for it: it has no values."""
 
 import numpy as np
 import pytest

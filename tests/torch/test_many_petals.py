@@ -16,7 +16,7 @@ ROWS, IN, HIDDEN, OUT = 4096, 3, 5, 32
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of the storages that operations have made and nothing has freed, and the most of them at once."""
+    """Counts the bytes of the storages that operations have made and nothing has freed, and their maximum."""
 
     def __init__(self):
         super().__init__()
