@@ -15,7 +15,7 @@ from ..hull.config import HullConfig
 from .curvature import NEITHER, Curvature
 from .data import Data, check_data, fingerprint, held_out_data, normalization_of, normalize_rows
 from .hull_engine import HullEngine
-from .losses import SQUARED, check_loss, names_of, objective_of
+from .losses import SQUARED, Quantile, check_loss, names_of, objective_of
 from .parts import folds
 from .run import FitResult, FitState, Model
 from .schedule import Schedule
@@ -181,6 +181,9 @@ class HullFit(HullEngine, Protocol):
             constant = x[learned].min(axis=0) == x[learned].max(axis=0)
             x[:, constant] = x[learned][0, constant]  # 0 in training, whatever it is in rows held out
         y = target[learned][:, : given.out_dim]
+        if isinstance(loss, Quantile) and min(loss.level, 1.0 - loss.level) * len(y) < 1.0:
+            got, fix = f"{len(y)} in all", "Give more rows, or a level nearer to 0.5."
+            warnings.warn(f"fit.loss: expected a row beyond the level {loss.level:g}; got {got}. {fix}", stacklevel=4)
         normalization = config.normalization or normalization_of(x[learned], y, config, *cls.limits(model))
         data = normalize_rows(x, target, normalization)
         parts = folds(data[0], seed) if parts is None else parts
