@@ -6,8 +6,8 @@ Letters: B rows, E experts, I in, O out.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ..errors import describe, dtype_name, fail, one_of
 
@@ -41,40 +41,63 @@ def check_operands(rows: Any, weights: Any, sizes: Any, kinds: tuple[Any, ...]) 
         fail(GROUPED, "sizes", "integers", describe(sizes), "Cast it to int32.", TypeError)
 
 
-def read_choice(known: Sequence[str]) -> str | None:
+class Backend(NamedTuple):
+    """How a platform computes grouped products, for a table of a package.
+
+    Args:
+        product: (rows `[B, I]`, weights `[E, I, O]`, sizes `[E]`) -> `[B, O]`; what it gives for rows of no expert is
+            not looked at.
+        outer: (rows `[B, I]`, grads `[B, O]`, sizes `[E]`) -> `[E, I, O]`, the sum over an expert's rows of
+            `rows[r, :, None] * grads[r, None, :]`; what it gives for an expert without rows is not looked at.
+        takes: the first two operands of either -> whether they may be given.
+    """
+
+    product: Callable[[Any, Any, Any], Any]
+    outer: Callable[[Any, Any, Any], Any]
+    takes: Callable[[Any, Any], bool] = lambda one, other: True
+
+
+Backends = Mapping[str, Backend]
+
+
+def read_choice(backends: Backends) -> str | None:
     """Return the backend that the environment variable names, None where it is not set.
 
     Raises:
-        ValueError: it names none of `known`.
+        ValueError: there is none of this name.
     """
-    name = os.environ.get(ENVIRONMENT)
+    name, known = os.environ.get(ENVIRONMENT), list(backends)
     if name and name not in known:
-        fail(GROUPED, ENVIRONMENT, f"one of {list(known)}", repr(name), f"Set {ENVIRONMENT}={known[0]}, for example.")
+        fail(GROUPED, ENVIRONMENT, f"one of {known}", repr(name), f"Set {ENVIRONMENT}={known[0]}, for example.")
     return name or None
 
 
-def choose_backend(
-    implementation: str | None, known: Sequence[str], order: Sequence[str], takes: Callable[[str], bool]
-) -> str:
+def choose_backend(implementation: str | None, backends: Backends, order: Sequence[str], one: Any, other: Any) -> str:
     """Return the backend of a product: the one asked for, else the first in `order` that takes the operands.
 
     Args:
         implementation: the name that the caller gave; the environment variable is read where it is None.
-        known: the names of all backends; order: those of this platform, the best first, the last takes everything.
-        takes: whether a backend takes the operands.
+        backends: all of the package; order: the names of those for this platform, of which the last takes everything.
+        one, other: the first two operands.
 
     Raises:
         TypeError, ValueError: the name is unknown, or the backend asked for does not take the operands.
     """
     if implementation is not None:
-        one_of(GROUPED, "implementation", implementation, tuple(known))
-    asked = implementation or read_choice(known)
+        one_of(GROUPED, "implementation", implementation, tuple(backends))
+    asked, able = implementation or read_choice(backends), [n for n, b in backends.items() if b.takes(one, other)]
     if asked is None:
-        return next(name for name in order if takes(name))
-    if not takes(asked):
-        rule, able = "a backend that takes these operands", [name for name in known if takes(name)]
+        return next(name for name in order if name in able)
+    if asked not in able:
+        rule = "a backend that takes these operands"
         fail(GROUPED, "implementation", rule, repr(asked), f"Pass one of {able}, or None.")
     return asked
+
+
+def hierarchy_backend(backends: Backends, order: Sequence[str]) -> str | None:
+    """Return the backend for the experts of a hierarchy; None where the dispatch's own loop is best, as on CPUs."""
+    name = read_choice(backends) or order[0]
+    return None if name == LOOP else name
 
 
 def tier_rows(rows: int, experts: int) -> int:

@@ -23,30 +23,7 @@ from ..settings import each_shard, standard_promotion, vary
 from .dispatch import add_at, block_sizes, dynamic_blocks, make_plan, permute_rows, visit
 from .finite import keep_apart
 
-HALVES = ("bfloat16", "float16")
 TILE = 128  # rows of a tile of megablox
-
-
-class Backend(NamedTuple):
-    """How a platform computes grouped products.
-
-    Args:
-        product: (rows `[B, I]`, weights `[E, I, O]`, sizes `[E]`) -> `[B, O]`; what it gives for rows of no expert is
-            not looked at.
-        outer: (rows `[B, I]`, grads `[B, O]`, sizes `[E]`) -> `[E, I, O]`, the sum over an expert's rows of
-            `rows[r, :, None] * grads[r, None, :]`; what it gives for an expert without rows is not looked at.
-        dtypes: the names of those that it takes.
-        x64: whether it runs where `jax_enable_x64` is on.
-    """
-
-    product: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-    outer: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-    dtypes: tuple[str, ...] = (*HALVES, "float32", "float64")
-    x64: bool = True
-
-    def takes(self, dtype: Any) -> bool:
-        """Return whether operands of a dtype may be given."""
-        return str(dtype) in self.dtypes and (self.x64 or not jax.config.jax_enable_x64)  # type: ignore[attr-defined]
 
 
 @standard_promotion
@@ -77,19 +54,20 @@ def grouped_matmul(
     """
     core.check_operands(rows, weights, sizes, (jax.Array, np.ndarray))
     rows, weights, sizes = jnp.asarray(rows), jnp.asarray(weights), jnp.asarray(sizes, jnp.int32)
-    return _product(_choose(implementation, rows.dtype), rows, weights, sizes)
+    return _product(_choose(implementation, rows, weights), rows, weights, sizes)
 
 
-def _choose(implementation: str | None, dtype: Any) -> str:
-    order = ORDERS.get(jax.default_backend(), (core.LOOP,))
-    return core.choose_backend(implementation, tuple(BACKENDS), order, lambda name: BACKENDS[name].takes(dtype))
+def _order() -> tuple[str, ...]:
+    return ORDERS.get(jax.default_backend(), ORDERS["cpu"])
+
+
+def _choose(implementation: str | None, one: jax.Array, other: jax.Array) -> str:
+    return core.choose_backend(implementation, BACKENDS, _order(), one, other)
 
 
 def hierarchy_backend() -> str | None:
-    """Return the backend for the experts of a hierarchy; None where the loop of the dispatch is best, as on CPUs."""
-    asked = core.read_choice(tuple(BACKENDS))
-    name = asked or ORDERS.get(jax.default_backend(), (core.LOOP,))[0]
-    return None if name == core.LOOP else name
+    """Return the backend for the experts of a hierarchy on this platform; None for the loop of the dispatch."""
+    return core.hierarchy_backend(BACKENDS, _order())
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -189,19 +167,23 @@ def _run_megablox(kernel: str, one: jax.Array, other: jax.Array, sizes: jax.Arra
     return lax.platform_dependent(*arguments, tpu=run, default=partial(run, interpret=True))
 
 
+def _multiply_megablox(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+    return _run_megablox("gmm", rows, weights, sizes)[: rows.shape[0]]
+
+
+def _takes_megablox(one: jax.Array, other: jax.Array) -> bool:
+    return str(one.dtype) in ("bfloat16", "float32") and not jax.config.jax_enable_x64  # type: ignore[attr-defined]
+
+
 BACKENDS = {
-    core.LOOP: Backend(partial(_multiply_blocks, False), partial(_sum_blocks, False)),
-    "tiers": Backend(partial(_multiply_blocks, True), partial(_sum_blocks, True)),
-    "ragged": Backend(lax.ragged_dot, _sum_ragged),
-    "megablox": Backend(
-        lambda rows, weights, sizes: _run_megablox("gmm", rows, weights, sizes)[: rows.shape[0]],
-        partial(_run_megablox, "tgmm"),
-        ("bfloat16", "float32"),
-        x64=False,
-    ),
+    core.LOOP: core.Backend(partial(_multiply_blocks, False), partial(_sum_blocks, False)),
+    "tiers": core.Backend(partial(_multiply_blocks, True), partial(_sum_blocks, True)),
+    "ragged": core.Backend(lax.ragged_dot, _sum_ragged),
+    "megablox": core.Backend(_multiply_megablox, partial(_run_megablox, "tgmm"), _takes_megablox),
 }
-# The best first; not measured on a device. On GPUs XLA computes a ragged product of every row with every expert.
-ORDERS = {"cpu": (core.LOOP,), "gpu": ("tiers",), "tpu": ("ragged", "tiers")}
+# Not measured on a device. XLA computes a ragged product as one of every row with every expert on GPUs, and by its own
+# count of a program compiled ahead of time on TPUs too.
+ORDERS = {"cpu": (core.LOOP,), "gpu": ("tiers",), "tpu": ("tiers",)}
 
 
 class Groups(NamedTuple):
@@ -222,7 +204,7 @@ class Groups(NamedTuple):
         dtype = jnp.result_type(x, weights)
         x, weights = x.astype(dtype), weights.astype(dtype)
         bias = jnp.where((self.expert < len(biases))[:, None], biases.at[self.expert].get(mode="clip"), 0)
-        return _product(_choose(self.backend, dtype), x, weights, self.sizes) + bias
+        return _product(_choose(self.backend, x, weights), x, weights, self.sizes) + bias
 
 
 # Compiled by itself, so that calls outside jit compile once, too.

@@ -7,7 +7,6 @@ Letters: B rows, E experts, I in, O out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,22 +15,6 @@ from torch import Tensor
 from convexmoe.hierarchy import grouped as core
 
 ALIGNMENT = 16  # bytes of which the stride of an operand of `grouped_mm` is a multiple
-
-
-class Backend(NamedTuple):
-    """How a device computes grouped products.
-
-    Args:
-        product: (rows `[B, I]`, weights `[E, I, O]`, sizes `[E]`) -> `[B, O]`; what it gives for rows of no expert is
-            not looked at.
-        outer: (rows `[B, I]`, grads `[B, O]`, sizes `[E]`) -> `[E, I, O]`, the sum over an expert's rows of
-            `rows[r, :, None] * grads[r, None, :]`; what it gives for an expert without rows is not looked at.
-        takes: (one operand, the other) -> whether it takes them; both products have as their last axes I and O.
-    """
-
-    product: Callable[[Tensor, Tensor, Tensor], Tensor]
-    outer: Callable[[Tensor, Tensor, Tensor], Tensor]
-    takes: Callable[[Tensor, Tensor], bool] = lambda one, other: True
 
 
 def grouped_matmul(rows: Tensor, weights: Tensor, sizes: Tensor, implementation: str | None = None) -> Tensor:
@@ -63,19 +46,17 @@ def grouped_matmul(rows: Tensor, weights: Tensor, sizes: Tensor, implementation:
     return _Product.apply(rows, weights, sizes, implementation)
 
 
-def _choose(implementation: str | None, one: Tensor, other: Tensor) -> Backend:
-    order = ORDERS.get(one.device.type, ("blocks",))
-    name = core.choose_backend(implementation, tuple(BACKENDS), order, lambda name: BACKENDS[name].takes(one, other))
-    return BACKENDS[name]
+def _order(x: Tensor) -> tuple[str, ...]:
+    return ORDERS.get(x.device.type, ("blocks",))
+
+
+def _choose(implementation: str | None, one: Tensor, other: Tensor) -> core.Backend:
+    return BACKENDS[core.choose_backend(implementation, BACKENDS, _order(one), one, other)]
 
 
 def runs_on_device(x: Tensor) -> bool:
-    """Return whether the experts of a hierarchy take these products: on devices, where counts are not looked at.
-
-    On CPUs the products of the dispatch are as good, unless the environment asks for others.
-    """
-    asked = core.read_choice(tuple(BACKENDS))
-    return (asked or ORDERS.get(x.device.type, ("blocks",))[0]) != core.LOOP
+    """Return whether the experts of a hierarchy take these products: on devices, where counts are not looked at."""
+    return core.hierarchy_backend(BACKENDS, _order(x)) is not None
 
 
 class _Product(torch.autograd.Function):
@@ -213,9 +194,9 @@ def _run_grouped_mm(one: Tensor, other: Tensor, sizes: Tensor) -> Tensor:
 
 
 BACKENDS = {
-    core.LOOP: Backend(_multiply_one_by_one, _sum_one_by_one),
-    "blocks": Backend(_multiply_blocks, _sum_blocks),
-    "grouped_mm": Backend(
+    core.LOOP: core.Backend(_multiply_one_by_one, _sum_one_by_one),
+    "blocks": core.Backend(_multiply_blocks, _sum_blocks),
+    "grouped_mm": core.Backend(
         lambda rows, weights, sizes: _run_grouped_mm(rows.contiguous(), _in_rows_or_columns(weights), sizes),
         lambda rows, grads, sizes: _run_grouped_mm(rows.contiguous().T, grads.contiguous(), sizes),
         _takes_grouped_mm,
