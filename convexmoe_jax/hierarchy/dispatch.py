@@ -241,6 +241,11 @@ def _run_and_save(function: Function, sizes: tuple[int, ...], capacity: int, *tr
     return _run_blocks(function, sizes, capacity, *trees), trees
 
 
+def find_experts(starts: jax.Array, places: int) -> jax.Array:
+    """Return the expert of each sorted place, int32 `[places]`; E after the last expert's (a search fails in a mesh)."""
+    return jnp.cumsum(jnp.zeros(places, jnp.int32).at[starts[1:]].add(1, mode="drop"))
+
+
 def join_tiers(first: Tree, rest: Tree, starts: jax.Array) -> Tree:
     """Return what is in sorted order: of every expert the rows of `first`, `[E, capacity, ...]`, then those of `rest`.
 
@@ -249,7 +254,7 @@ def join_tiers(first: Tree, rest: Tree, starts: jax.Array) -> Tree:
     """
     places = jax.tree.leaves(rest)[0].shape[0] if jax.tree.leaves(rest) else 0
     place, last = jnp.arange(places), starts.shape[0] - 2
-    expert = jnp.minimum(jnp.searchsorted(starts[1:], place, side="right"), last)
+    expert = jnp.minimum(find_experts(starts, places), last)
     rank = place - starts[expert]
 
     def one_leaf(first: jax.Array, rest: jax.Array) -> jax.Array:

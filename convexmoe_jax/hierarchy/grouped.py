@@ -20,7 +20,7 @@ from jax import lax
 from convexmoe.hierarchy import grouped as core
 
 from ..settings import each_shard, standard_promotion, vary
-from .dispatch import add_at, block_sizes, dynamic_blocks, make_plan, permute_rows, visit
+from .dispatch import add_at, block_sizes, dynamic_blocks, find_experts, make_plan, permute_rows, visit
 from .finite import keep_apart
 
 TILE = 128  # rows of a tile of megablox
@@ -54,7 +54,7 @@ def grouped_matmul(
     """
     core.check_operands(rows, weights, sizes, (jax.Array, np.ndarray))
     rows, weights, sizes = jnp.asarray(rows), jnp.asarray(weights), jnp.asarray(sizes, jnp.int32)
-    return _product(_choose(implementation, rows, weights), rows, weights, sizes)
+    return _compiled_product(_choose(implementation, rows, weights), rows, weights, sizes)
 
 
 def _order() -> tuple[str, ...]:
@@ -101,6 +101,7 @@ def _save(function: Any, name: str, *operands: jax.Array) -> Any:
 
 
 _product.defvjp(partial(_save, _product), _pull_product)
+_compiled_product = jax.jit(_product, static_argnums=0)  # so that calls outside jit compile once, too
 _outer.defvjp(partial(_save, _outer), _pull_outer)
 
 
@@ -230,8 +231,8 @@ def run_grouped(
         plan = make_plan(routes, num_experts, 0)
         x = permute_rows(hidden, plan.take, plan.back)
         length = x.shape[1] if x.ndim == 3 else 1
-        expert = jnp.searchsorted(plan.starts[1:], jnp.arange(len(x)), side="right").astype(jnp.int32)
-        groups = Groups(jnp.diff(plan.starts) * length, jnp.repeat(expert, length), backend)
+        expert = jnp.repeat(find_experts(plan.starts, len(x)), length)
+        groups = Groups(jnp.diff(plan.starts) * length, expert, backend)
         flat = keep_apart(lambda rows: function(weights, rows, groups), x.reshape(-1, x.shape[-1]))
         return permute_rows(flat.reshape(*x.shape[:-1], flat.shape[-1]), plan.back, plan.take)
 

@@ -112,6 +112,8 @@ def fused_petals(rows: Rows) -> jax.Array:
     return y_NO if heads is None else add_readout(y_NO, x_ND, heads, config)
 
 
+# Compiled by itself, so that calls outside jit compile once, too.
+@partial(jax.jit, static_argnames=("config", "blocks"))
 def fuse_by_blocks(params: Tree, x_ND: jax.Array, config: HullConfig, blocks: int) -> jax.Array:
     """Return the fused petals, (N, O), of one block of rows after the other, each computed again for the gradient."""
 

@@ -79,9 +79,9 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
 
         Args:
             hidden: `[rows, hidden_size]` or `[rows, length, hidden_size]`.
-            routing: level -> names or integers, one for each row (see `encode_routes`). Under `torch.compile` an
-                integer out of range gives that row NaN, in this level, those after it and the fused output, and
-                no gradient.
+            routing: level -> names or integers, one for each row (see `encode_routes`). Under `torch.compile`,
+                and where the routes are on a device, an integer out of range gives that row NaN, in this level, those
+                after it and the fused output, and no gradient.
             context: a tensor, or nested mappings and lists. Tensors have a leading axis of rows, of which an expert
                 gets its own, or are marked: `Shared(value)`. What is no array is handed on as it is.
             mask: `[rows, ...]`.

@@ -75,6 +75,16 @@ def test_a_program_has_one_grouped_product_a_product(name, platform):
     assert grouped == 3 and largest < PRODUCT  # the loop of the second tier has blocks of a few rows
 
 
+def test_calls_outside_jit_compile_once_too():
+    rows, weights = jnp.ones((7, 3)), jnp.ones((2, 3, 5))
+    sizes = [jnp.array(counts) for counts in ([3, 4], [0, 7], [1, 0])]
+
+    def run():
+        return [jax.grad(lambda w, s=s: jnp.sum(convexmoe_jax.grouped_matmul(rows, w, s)))(weights) for s in sizes]
+
+    assert compilations(run) > 0 and compilations(run) == 0
+
+
 def dense(rows, weights, sizes):
     """Every row times every expert, of which one is chosen."""
     expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(len(rows)), side="right")

@@ -5,6 +5,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import pytest
+from compilations import compilations
 
 from convexmoe.hull import rows as core
 from convexmoe_jax import HullConfig
@@ -38,6 +39,14 @@ def test_128_petals_need_the_memory_of_8(options):
 def test_control_in_one_block_they_need_much_more():
     with mock.patch.object(forward, "row_blocks", lambda *_: 1):
         assert memory(128, {}) > 10 * memory(8, {})
+
+
+def test_calls_outside_jit_compile_once_too():
+    config = HullConfig(2, petals=17, hidden_dim=3)
+    params, x = init(config, jax.random.key(0)), jnp.ones((7, 2))
+    with mock.patch.object(core, "LARGE_VALUES", 0):
+        assert compilations(lambda: apply(params, x, config)) > 0
+        assert compilations(lambda: apply(params, x, config)) == 0
 
 
 def test_a_hessian_and_forward_mode_are_those_of_one_block(x64):
