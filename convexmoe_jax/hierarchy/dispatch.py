@@ -242,7 +242,7 @@ def _run_and_save(function: Function, sizes: tuple[int, ...], capacity: int, *tr
 
 
 def find_experts(starts: jax.Array, places: int) -> jax.Array:
-    """Return the expert of each sorted place, int32 `[places]`; E after the last expert's (a search fails in a mesh)."""
+    """Return the expert of each sorted place, int32 `[places]`; E after the last (a search fails in a mesh)."""
     return jnp.cumsum(jnp.zeros(places, jnp.int32).at[starts[1:]].add(1, mode="drop"))
 
 

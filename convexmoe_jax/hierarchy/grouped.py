@@ -226,8 +226,8 @@ def run_grouped(
         routes: int32 `[B]`; num_experts, backend: of the level.
     """
 
-    def run(weights: Any, own: Any) -> jax.Array:
-        (hidden, routes), weights = own, vary(weights, own)
+    def run(num_experts: int, whole: Any, own: Any) -> jax.Array:
+        (hidden, routes), (weights, _) = own, vary(whole, own)
         plan = make_plan(routes, num_experts, 0)
         x = permute_rows(hidden, plan.take, plan.back)
         length = x.shape[1] if x.ndim == 3 else 1
@@ -236,4 +236,4 @@ def run_grouped(
         flat = keep_apart(lambda rows: function(weights, rows, groups), x.reshape(-1, x.shape[-1]))
         return permute_rows(flat.reshape(*x.shape[:-1], flat.shape[-1]), plan.back, plan.take)
 
-    return each_shard(run, weights, (hidden, routes))
+    return each_shard(partial(run, num_experts), (weights, ()), (hidden, routes))
