@@ -124,7 +124,7 @@ def ring():
         given = jax.device_put((x, routes), jax.sharding.NamedSharding(MESH, jax.P(rows)))
 
         def half_square(weights, x, routes):
-            y = dispatch(function, weights, (), x, routes, EXPERTS, False)
+            y = dispatch(function, weights, (), x, routes, EXPERTS, False, False)
             return (y**2).sum() / 2, y
 
         return jax.jit(jax.grad(half_square, (0, 1), has_aux=True)), (weights, *given)
