@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from convexmoe.errors import fail, whole_number
@@ -33,7 +35,7 @@ def initialize(
         RuntimeError: JAX has computed before, or the processes have been joined.
         TypeError, ValueError: one of the three is missing or out of its range.
     """
-    given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+    given: Any = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < 3:
         fix = "Pass all three, or none where the cluster is known to JAX."
@@ -47,10 +49,4 @@ def initialize(
             fail("initialize", "coordinator_address", "host:port", repr(coordinator_address), fix)
     seconds = whole_number("initialize", "heartbeat_timeout", heartbeat_timeout, 1)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        coordinator_address,
-        num_processes,
-        process_id,
-        heartbeat_timeout_seconds=seconds,
-        shutdown_timeout_seconds=LONGEST_SHUTDOWN,
-    )
+    jax.distributed.initialize(**given, heartbeat_timeout_seconds=seconds, shutdown_timeout_seconds=LONGEST_SHUTDOWN)
