@@ -23,7 +23,7 @@ from jax import lax
 
 from convexmoe import hierarchy as core
 
-from ..settings import each_shard, vary
+from ..settings import each_part, each_shard, leading_spec, vary
 
 Tree = Any
 Function = Callable[[Tree, Tree, Tree], Tree]  # (parameters of one expert, shared, one row) -> tree
@@ -103,11 +103,33 @@ def dispatch(
         any_order: also differentiate forward and twice, at two to five times the cost.
         tiers: two tiers, for accelerators; not with `any_order`.
     """
-    run = partial(_dispatch, function, num_experts, any_order, tiers)
-    return each_shard(run, (params, shared), (rows, routes))
+    run = partial(_dispatch, function, any_order, tiers)
+    return run_on_mesh(run, params, shared, (rows, routes), num_experts)
 
 
-def _dispatch(function: Function, num_experts: int, any_order: bool, tiers: bool, whole: Tree, own: Tree) -> Tree:
+def run_on_mesh(run: Callable[..., Tree], params: Tree, shared: Tree, own: Tree, num_experts: int) -> Tree:
+    """Return `run(num_experts, (params, shared), own)`: each device has its rows, and all experts or its part of them.
+
+    Args:
+        run: of one device.
+        params: stacked parameters, each leaf `[E, ...]`, whose leading axis a mesh may divide.
+        shared: what every row gets.
+        own: the rows, and their routes, int32 `[B]`; other routes than [0, E) have no expert.
+        num_experts: E.
+    """
+    axis = leading_spec(params)[0]
+    if not isinstance(axis, str):
+        return each_shard(partial(run, num_experts), (params, shared), own)
+
+    def run_part(params: Tree, shared: Tree, own: Tree) -> Tree:
+        rows, routes = own
+        count = jax.tree.leaves(params)[0].shape[0]
+        return run(count, (params, shared), (rows, routes - lax.axis_index(axis) * count))
+
+    return each_part(run_part, params, shared, own, axis)
+
+
+def _dispatch(function: Function, any_order: bool, tiers: bool, num_experts: int, whole: Tree, own: Tree) -> Tree:
     """Return the result of `dispatch` on one device."""
     (params, shared), (rows, routes) = vary((whole, own), (whole, own))
     leaves = jax.tree.leaves(rows)

@@ -99,10 +99,14 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
             self.fusion.check_length(hidden)
         return self._run_levels(hidden, routes, core.ExpertBatch(hidden, context, mask, state))
 
+    def _own_level(self, index: int) -> core.HierarchyLevelConfig:
+        """Return a level with the experts that this process has: all, but for `convexmoe_torch.parallel`."""
+        return self.levels[index]
+
     def _run_level(
         self, index: int, hidden: Tensor, routes: Any, valid: Tensor | None, given: core.ExpertBatch
     ) -> tuple[Tensor, core.LevelOutput]:
-        level = self.levels[index]
+        level = self._own_level(index)
         width = self.config.width_of(level)
         given_routes, all_routes = routes, routes.to(hidden.device, torch.int64, copy=True)
         routes = all_routes if valid is None else torch.where(valid, all_routes, -1)
@@ -172,13 +176,15 @@ def _run_one_by_one(
         return iter(permute_rows(leaf, plan.take, plan.back).split(sizes))
 
     results: dict[str, core.ExpertResult] = {}
-    unused = []
+    unused: list[Tensor] = []
     batches = split_batch(batch, sort_and_split)  # and of the rows without an expert, last
     for name, expert, scale, own in zip(level.expert_names, experts, scales, batches, strict=False):
         if len(own.hidden) == 0:
             unused.extend(expert.parameters())
         else:
             results[name] = run_expert(level, name, expert, own, scale, width)
+    if not results:
+        unused.append(batch.hidden)  # and so what came before
     parts = [result.hidden for result in results.values()]
     if sizes[-1] or not parts:
         like = parts[0] if parts else batch.hidden.new_empty((0, *batch.hidden.shape[1:-1], width))
