@@ -89,7 +89,7 @@ def dispatch(
     routes: jax.Array,
     num_experts: int,
     any_order: bool,
-    tiers: bool,
+    tiers: bool = False,
 ) -> Tree:
     """Return `function(params[route], shared, row)` for every row; zeros where a route has no expert.
 

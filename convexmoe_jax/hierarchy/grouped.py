@@ -72,6 +72,7 @@ def hierarchy_backend() -> str | None:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(name: str, rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Return `grouped_matmul` by a backend; its gradients are products and outer products of the same rows."""
     if 0 in rows.shape:
         return jnp.zeros((rows.shape[0], weights.shape[2]), rows.dtype)
     y = BACKENDS[name].product(_owned(rows, sizes), weights, sizes)
@@ -85,6 +86,7 @@ def _pull_product(name: str, saved: Any, grad: jax.Array) -> Any:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _outer(name: str, rows: jax.Array, grads: jax.Array, sizes: jax.Array) -> jax.Array:
+    """`[B, I]`, `[B, O]` -> `[E, I, O]`: the sum over an expert's rows of their outer products."""
     if 0 in rows.shape:
         return jnp.zeros((sizes.shape[0], rows.shape[1], grads.shape[1]), rows.dtype)
     sums = BACKENDS[name].outer(_owned(rows, sizes), _owned(grads, sizes), sizes)
@@ -234,6 +236,7 @@ def run_grouped(
         expert = jnp.repeat(find_experts(plan.starts, len(x)), length)
         groups = Groups(jnp.diff(plan.starts) * length, expert, backend)
         flat = keep_apart(lambda rows: function(weights, rows, groups), x.reshape(-1, x.shape[-1]))
+        flat = jnp.where((expert < num_experts)[:, None], flat, 0)  # a NaN of a row of other experts is not ours
         return permute_rows(flat.reshape(*x.shape[:-1], flat.shape[-1]), plan.back, plan.take)
 
     return run_on_mesh(run, weights, (), (hidden, routes), num_experts)
