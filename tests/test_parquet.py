@@ -98,7 +98,7 @@ def test_cells_that_are_no_numbers_are_refused_with_their_row(folder, small):
         assert_one_line_refusal(invoke("fit", changed(folder, "a", column), *RUN), f"changed.parquet: expected {words}")
     flags = read_table(changed(folder, "a", pa.array([True, False] * 100)))
     assert flags.numbers(("a",))[2] == ("changed.parquet read as: True as 1 in a",)
-    whole = read_table(changed(folder, "a", pa.array(np.arange(200, dtype=np.int8))))
+    whole = read_table(changed(folder, "a", pa.array(np.arange(200, dtype=np.uint8))))
     np.testing.assert_array_equal(whole.numbers(("a",))[0][:, 0], numbers)
     gaps = changed(folder, "a", pa.array([None, *numbers[1:]]))
     result = invoke("fit", gaps, *RUN, "--missing", "mean")
