@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import time
+import resource
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -126,22 +126,22 @@ def fit_lpcf(task: Parametric, limit: float, quick: bool) -> Iterator[Found]:
 
     It says after every hundred iterations where it stands, so that a fit that is stopped counts with what it has.
     """
-    context, deadline = multiprocessing.get_context("spawn"), time.monotonic() + limit
+    context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send_lpcf, args=(sender, task, quick))
+    process = context.Process(target=send_lpcf, args=(sender, task, limit, quick))
     process.start()
     sender.close()
-    with contextlib.suppress(EOFError):
-        while receiver.poll(max(0.0, deadline - time.monotonic())):
+    with contextlib.suppress(EOFError):  # of a process at its end
+        while True:
             yield receiver.recv()
-    process.kill()
     process.join()
 
 
-def send_lpcf(sender: Any, task: Parametric, quick: bool) -> None:
-    """Send what lpcf has found so far, again and again."""
+def send_lpcf(sender: Any, task: Parametric, limit: float, quick: bool) -> None:
+    """Send what lpcf has found so far, again and again, until the process has computed for so many seconds."""
     from lpcf.pcf import PCF
 
+    resource.setrlimit(resource.RLIMIT_CPU, (round(limit), round(limit)))
     x, context, y = task.train
     for number, (fields, options) in enumerate(LPCF[task.name][: 1 if quick else None]):
         model, options = PCF(**fields), {"seeds": 0} | options

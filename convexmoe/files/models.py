@@ -78,7 +78,7 @@ class Package:
     def content_of(self, model: Any) -> tuple[dict[str, Any], Arrays]:
         """Return kind and config of a model, and its arrays as the file names them."""
         if not isinstance(model, self._layers.MODELS):
-            rule, fix = f"one of {list(KINDS)}", "Pass such a model."
+            rule, fix = f"one of {list(KINDS)}", "Pass such a model; of a folded hull, the one that it was folded from."
             fail("save", "model", rule, type(model).__name__, fix, TypeError)
         config = json.loads(model.config.to_json())
         if isinstance(model, self._layers.MODELS[1]):

@@ -16,7 +16,7 @@ from ..hull.config import HullConfig
 from .curvature import NEITHER, Curvature
 from .data import Data, check_data, fingerprint, held_out_data, normalization_of, normalize_rows, spread_of
 from .hull_engine import HullEngine
-from .losses import SQUARED, check_loss, names_of, objective_of
+from .losses import SQUARED, Quantile, check_loss, names_of, objective_of
 from .parts import Parts, folds
 from .run import FitResult, FitState, Model
 from .schedule import Schedule
@@ -190,6 +190,9 @@ class HullFit(HullEngine, Protocol):
         if given.normalization is None:
             constant = columns.constant
             x[:, constant] = columns.low[constant]  # 0 in training, whatever it is in rows held out
+        if isinstance(loss, Quantile) and min(loss.level, 1.0 - loss.level) * columns.rows < 1.0:
+            got, fix = f"{columns.rows} in all", "Give more rows, or a level nearer to 0.5."
+            warnings.warn(f"fit.loss: expected a row beyond the level {loss.level:g}; got {got}. {fix}", stacklevel=4)
         normalization = config.normalization or normalization_of(columns, targets, config, *cls.limits(model))
         data = normalize_rows(x, target, normalization)
         parts = folds(data[0], seed) if parts is None else parts

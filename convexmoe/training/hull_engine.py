@@ -35,6 +35,7 @@ from .start import (
     scales_apart,
     spread_rows,
     start_at,
+    tilt,
 )
 from .stream import Draws, Position
 
@@ -335,8 +336,8 @@ class HullEngine(Engine, Protocol):
 
     def resume(self, state: FitState) -> Weights:
         if state.rows != self.known_by or len(state.folds) + 1 != len(self.parts.train):
-            rule, got = "a state of the given rows, validation and seed", "one of others"
-            fix = "Pass the data, validation and seed that the run was begun with."
+            rule, got = "a state of the given rows, weights, loss, validation and seed", "one of others"
+            fix = "Pass what the run was begun with."
             fail("fit", "resume", rule, got, fix)
         if (self.new_draws is None) != (state.position is None):
             got = "none" if state.position is None else "one"
@@ -350,8 +351,21 @@ class HullEngine(Engine, Protocol):
         position = None if self.draws is None else self.draws.position
         return FitState(*last, history, self.hull(best), best_step, tuple(others), self.known_by, position)
 
+    def center(self, weights: Weights) -> Weights:
+        """Return weights with the offsets at which the loss of the rows to train on is least: a level is met there.
+
+        Least squares are left as they are, and so are functions, which may have several minima.
+        """
+        if self.objective.is_squared or self.objective.is_function or self.config.nonnegative:
+            return weights
+        x, target = (part[self.parts.train[-1]] for part in self.data)
+        values = np.concatenate([self.values(weights, x[piece]) for piece in pieces(len(x))])
+        outputs = self.config.out_dim
+        offset = self.objective.best_offset(target[:, :outputs] - values, target[:, outputs:])
+        return tilt(weights, self.inner, np.ones_like(offset), np.zeros((x.shape[1], len(offset))), offset)
+
     def result(self, best: Weights) -> Any:
-        model = self.hull(best, given=True)
+        model = self.hull(self.center(best), given=True)
         check_finite(self.is_finite(self.weights_of(model)), TOO_LARGE)
         return model
 

@@ -19,6 +19,7 @@ from ..hull.weights import NUMPY
 
 Constant = Callable[[Any, Any], Any]
 SQUARED, ABSOLUTE = "squared", "absolute"
+ROUNDS, SLACK = 50, 1e-9  # of a search for an offset; of a share of rows that is summed
 LEAST_RESIDUAL = 1e-3  # in deviations of y: a residual that is smaller weighs no more than this one
 
 
@@ -161,6 +162,28 @@ class Objective:
             side = 0.5 + self.sign * (loss.level - 0.5) * np.sign(r)
             return side if isinstance(loss, Expectile) else 0.5 * side / size
         return None
+
+    def best_offset(self, r: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Return what to add to each output for the least mean loss, `[O]`; 0 for a function.
+
+        Args:
+            r: `[N, O]`, y - prediction; weight: of the rows, `[N, 1]`, or without columns for alike.
+        """
+        loss, weight = self.loss, weight if weight.shape[1] else np.ones((len(r), 1))
+        offset = np.zeros(r.shape[1])
+        if isinstance(loss, Quantile) or loss == ABSOLUTE:
+            level = 0.5 + self.sign * (loss.level - 0.5) if isinstance(loss, Quantile) else 0.5
+            order = np.argsort(r, axis=0, kind="stable")
+            below = np.cumsum(weight[order, 0], axis=0) / weight.sum()
+            first = np.argmax(below >= level - SLACK, axis=0)
+            return r[order[first, np.arange(len(first))], np.arange(len(first))]
+        for _ in range(ROUNDS):
+            curve = self.curve(r - offset)
+            if curve is None:
+                break
+            share = weight * curve
+            offset = np.sum(share * r, axis=0) / share.sum(axis=0)
+        return offset
 
 
 def objective_of(loss: Any, units: Normalization, sign: int) -> Objective:

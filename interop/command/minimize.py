@@ -121,7 +121,8 @@ def minimize(
     in_dim, out_dim, width = model.config.in_dim, model.config.out_dim, model.config.context_dim
     columns = columns_of(notes, in_dim) or tuple(f"x{k}" for k in range(in_dim))
     contexts = (columns_of(notes, width, "context") or tuple(f"c{k}" for k in range(width))) if width else ()
-    context = read_context(at, contexts)
+    ranges = read_ranges(notes, "ranges", (in_dim + width, 2))[in_dim:]
+    context = read_context(at, contexts, ranges.mean(axis=1))
     if output is None and out_dim > 1:
         refuse(f"{OWNER} --output", f"one of the {out_dim} outputs of {path}", "none", "Try --output 0.")
     if output is not None and not 0 <= output < out_dim:
@@ -154,8 +155,12 @@ def _solve(package: Any, model: Any, box: Any, tol: float, output: int | None, c
     return found, found.lower_bound
 
 
-def read_context(texts: Sequence[str], names: Sequence[str]) -> Vector | None:
+def read_context(texts: Sequence[str], names: Sequence[str], middle: Sequence[float] | Vector = ()) -> Vector | None:
     """Return the context that options state, a number for each of its columns; None for a model without one.
+
+    Args:
+        texts: of the options; names: of the columns.
+        middle: a number for each column that an error names as an example; NaN where none is known.
 
     >>> read_context(["season=2,region=-1e3"], ("region", "season"))
     array([-1000.,     2.])
@@ -176,7 +181,8 @@ def read_context(texts: Sequence[str], names: Sequence[str]) -> Vector | None:
             refuse(owner, "one number a column", f"two for {name!r}", "Leave one of them out.")
         values[name] = float(number)
     if missing := [name for name in names if name not in values]:
-        fix = f"Add --at {','.join(f'{name}=0' for name in missing[:3])}, for example."
+        known = dict(zip(names, np.nan_to_num(middle), strict=False))
+        fix = f"Add --at {','.join(f'{name}={known.get(name, 0.0):.4g}' for name in missing[:3])}, for example."
         rule = f"a number for each column of the context ({shorten(names)})"
         refuse(owner, rule, f"none for {shorten(missing)}", fix)
     return np.array([values[name] for name in names]) if names else None

@@ -150,7 +150,7 @@ def test_other_held_out_rows_are_refused(change):
     TORCH.package.fit(
         start(TORCH, "float32"), x, y, **(options | now | before), on_evaluation=lambda s: not states.append(s)
     )
-    with pytest.raises(ValueError, match=r"expected a state of the given rows, validation and seed; got one of others"):
+    with pytest.raises(ValueError, match="of the given rows, weights, loss, validation and seed; got one of others"):
         TORCH.package.fit(states[-1].model, x, y, **(options | now | later), resume=states[-1])
     # control: with the same rows it goes on
     on = TORCH.package.fit(states[-1].model, x, y, **(options | now | before), resume=states[-1])

@@ -125,9 +125,15 @@ def test_rows_without_weight_teach_nothing(backend):
 def test_a_quantile_covers_its_share_of_rows_not_seen(backend, level):
     x, y, c = data(1200, noise=0.5)
     with backend.precision("float64"):
-        model, options = model_of(backend, **CONTEXT), {"steps": 200, "validation": 0.3}
+        model, options = (
+            model_of(backend, **CONTEXT),
+            {"steps": 200, "validation": (x[600:900], y[600:900], c[600:900])},
+        )
         result = backend.package.fit(model, x[:600], y[:600], c[:600], loss=Quantile(level), **options)
     assert abs(np.mean(y[600:] <= evaluate(backend, result.model, x[600:], c[600:])) - level) < 0.06
+    learned = y[:600] - evaluate(backend, result.model, x[:600], c[:600])
+    assert abs(np.mean(learned <= 1e-5) - level) < 0.005  # of the rows to train on, but for rounding
+    assert abs(np.mean(learned <= 1.0) - level) > 0.005  # control: an offset by a hundredth of the deviation
 
 
 def test_columns_that_are_constant_have_no_effect(backend):
@@ -209,3 +215,12 @@ def test_another_loss_is_another_run(backend):
         with pytest.raises(ValueError, match=r"fit.resume: expected a state of the given rows"):
             backend.package.fit(model, x, y, loss="absolute", resume=states[0], **options)
         backend.package.fit(model, x, y, resume=states[0], **options)
+
+
+@pytest.mark.parametrize(("level", "rows", "says"), [(0.999, 131, True), (0.001, 131, True), (0.99, 131, False)])
+def test_a_level_beyond_the_rows_is_said(backend, level, rows, says):
+    x, y, _ = data(rows)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        backend.package.fit(model_of(backend), x, y, loss=Quantile(level), steps=1, validation=0)
+    assert any(f"a row beyond the level {level:g}; got 131 in all" in str(one.message) for one in caught) == says

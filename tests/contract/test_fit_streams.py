@@ -128,7 +128,10 @@ REFUSED = {
     "a share": ({"validation": 0.2}, "fit.validation: expected None, (x, y) or 0 beside a Stream; got 0.2"),
     "a choice": ({"shape": "auto"}, "fit.shape: expected None beside a Stream"),
     "a state of arrays": ({"position": None}, "fit.resume: expected a position in a Stream; got none"),
-    "another stream": ({"rows": 499}, "fit.resume: expected a state of the given rows, validation and seed"),
+    "another stream": (
+        {"rows": 499},
+        "fit.resume: expected a state of the given rows, weights, loss, validation and seed",
+    ),
 }
 
 

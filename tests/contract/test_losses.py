@@ -108,6 +108,21 @@ def test_the_plane_of_a_quantile_has_that_share_of_the_rows_below(level):
         assert objective(other(x), y).mean() > least - 1e-4
 
 
+@pytest.mark.parametrize("loss", [loss for loss in NUMPY_VALUES if loss != "squared"], ids=str)
+def test_an_offset_is_the_best_of_its_loss(loss):
+    prediction, y = drawn(rows=101)
+    objective = Objective(loss, **UNITS)
+    weight, steps = np.arange(101.0)[:, None], (0, 0.05, -0.05)
+    best = objective.best_offset(y - prediction, weight)
+    means = [(objective(prediction + best + step, y) * weight).mean(axis=0) for step in steps]
+    assert (means[0] <= np.minimum(means[1], means[2])).all()
+    assert not np.allclose(best, 0, atol=1e-3)
+    turned = objective.negate().best_offset(prediction - y, weight)
+    assert np.allclose(turned, -best, atol=0.02)  # of a quantile, the next row
+    unweighted = objective.best_offset(y - prediction, weight[:, :0])
+    assert not np.allclose(unweighted, best, atol=1e-3)
+
+
 def test_a_weight_is_how_often_a_row_counts():
     x, y = rows_of(53)
     times, penalty = np.random.default_rng(2).integers(0, 4, size=53), np.array([2.5])
