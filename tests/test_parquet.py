@@ -73,6 +73,9 @@ def test_a_sample_stands_for_a_large_table(folder, small, monkeypatch):
     whole = read_table(folder / "t.csv").numbers(("a", "b", "y"))[0]
     np.testing.assert_allclose(data.survey.columns.low, whole[:, :2].min(axis=0))
     table = csv.read_csv(folder / "t.csv").append_column("w", pa.array([0.0, 3.0] * 100))
+    parquet.write_table(table.set_column(3, "w", pa.array([-1.0, 3.0] * 100)), folder / "below.parquet")
+    result = invoke("fit", folder / "below.parquet", *RUN, "--weights", "w")
+    assert_one_line_refusal(result, "below.parquet: fit.sample_weight: expected numbers >= 0")
     parquet.write_table(table, folder / "weighted.parquet")
     data = dataset.prepare(read_table(folder / "weighted.parquet"), "y", (), 0, None, Function(("b",), weights="w"))
     assert (data.inputs, data.columns, data.survey.counted) == (("a",), ("a", "b"), 100)

@@ -216,6 +216,9 @@ def read_rows(
     """
     x, y, context, weight = rows
     if not isinstance(x, Stream):
+        if y is None:
+            fix = "Pass them, or batches of rows as fit(model, Stream(batches))."
+            fail("fit", "y", "targets beside x", "None", fix, TypeError)
         data = check_data("x", x, y, config, context, weight)
         return None, *held_out_data(*data, validation, config, seed), np.empty(0, np.int64)
     for name, value in (("y", y), ("context", context), ("sample_weight", weight)):

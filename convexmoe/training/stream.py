@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import count
+from numbers import Real
 from operator import length_hint
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ class Survey(NamedTuple):
     def hold_out(self, validation: Any, config: HullConfig, seed: int) -> tuple[Data, Parts, np.ndarray]:
         """Return the sample, with rows given to hold out, which are for what, and the numbers that steps leave out."""
         given = isinstance(validation, (tuple, list))
-        if not given and validation is not None and (isinstance(validation, bool) or validation != 0):
+        if not given and validation is not None and not (isinstance(validation, Real) and validation == 0):
             fix = "Leave it out: then a fifth of the sample is held out."
             fail("fit", "validation", "None, (x, y) or 0 beside a Stream", repr(validation), fix)
         part = 1.0 / FOLDS if validation is None else validation

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convexmoe.errors import refuse
+from convexmoe.errors import InputError, refuse
 from convexmoe.hull import HullConfig
 from convexmoe.training import Stream
 from convexmoe.training.stream import Survey
@@ -132,7 +132,10 @@ def _read(
             refuse("convexmoe fit --missing", f"drop, as {table.name} is read in pieces", "mean", fix)
         pieces, gaps, remarks = table.pieces(names, keep=kept, may_miss=may_miss)
         stream = Stream(partial(_batches, pieces, in_dim, len(columns)))
-        survey = stream.survey(HullConfig(in_dim, 1, 1, context_dim=len(columns) - in_dim))
+        try:
+            survey = stream.survey(HullConfig(in_dim, 1, 1, context_dim=len(columns) - in_dim))
+        except ValueError as error:  # weights below 0, or none above
+            raise InputError(f"{table.name}: {error}") from None
         remarks += (f"Missing cells: {gaps}. Their rows are left out.",) * bool(gaps)
         said = f"{table.name} is read in pieces: the model learns from all {survey.rows:,} rows; what is compared,"
         remarks += (f"{said} tested and drawn is of {len(survey.x):,} of them, drawn at random.",)
@@ -166,7 +169,7 @@ def _batches(pieces: Pieces, in_dim: int, width: int) -> Iterator[tuple[Any, ...
             values[:, :in_dim],
             values[:, width],
             context if width > in_dim else None,
-            weight[:, 0] if weight.size or weight.shape[1] else None,
+            weight[:, 0] if weight.shape[1] else None,
         )
 
 
