@@ -19,6 +19,7 @@ ROOMS = {
     "convexity": {"errors", "settings", "hull", "hierarchy"},
     "files": {"errors", "hull", "hierarchy"},
     "training": {"errors", "settings", "hull", "files"},
+    "parallel": {"errors", "settings", "hull", "hierarchy", "files"},
 }
 # Where a package needs what the core has of a room, it may be the same room or one below it.
 DOORS = {"__init__", "names"}

@@ -62,10 +62,16 @@ class Package:
         4
         """
         header, arrays = self.content_of(model)
+        if optimizer is not None and not isinstance(optimizer, OptimizerState):
+            optimizer = self._optimizers.optimizer_state(optimizer, model, step=step)
+        self.write(path, header, arrays, notes, optimizer)
+
+    def write(
+        self, path: Path, header: dict[str, Any], arrays: Arrays, notes: Notes | None, state: OptimizerState | None
+    ) -> None:
+        """Write what `content_of` returned, as `save` does."""
         header |= {"schema": schema_of(header["kind"], header["config"]), "notes": plain_notes(notes)}
-        if optimizer is not None:
-            is_state = isinstance(optimizer, OptimizerState)
-            state = optimizer if is_state else self._optimizers.optimizer_state(optimizer, model, step=step)
+        if state is not None:
             parameters = {name.removeprefix(PREFIX): value for name, value in arrays.items()}
             check_state(state, parameters, self._optimizers.KINDS)
             header["optimizer"] = {"rule": state.rule, "step": int(state.step)}

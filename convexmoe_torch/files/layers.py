@@ -44,7 +44,8 @@ RULES: set[type] = {
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """Return a copy of a tensor in numpy, in C order; bfloat16 crosses as bits."""
+    """Return a copy of a tensor in numpy, in C order, whole where processes have shards; bfloat16 crosses as bits."""
+    tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     bits = copy.dtype == torch.bfloat16
     return copy.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if bits else copy.numpy()

@@ -4,8 +4,8 @@ from convexmoe.files import Package, read_notes
 
 from . import layers, optimizer
 
-__all__ = ["content_of", "load", "load_optimizer", "read_notes", "read_optimizer", "save"]
+__all__ = ["content_of", "load", "load_optimizer", "read_notes", "read_optimizer", "save", "write"]
 
 _package = Package(layers, optimizer)
-content_of, save, load = _package.content_of, _package.save, _package.load
+content_of, save, load, write = _package.content_of, _package.save, _package.load, _package.write
 load_optimizer, read_optimizer = _package.load_optimizer, _package.read_optimizer

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convexmoe import hierarchy as core
+from convexmoe.errors import fail
 
 from .fusion import PositionAwareFusion
 from .module import ARRAYS, HierarchicalCELMoE, run_expert
@@ -55,6 +56,9 @@ class FixedHierarchy(nn.Module):
         device = next((parameter.device for parameter in model.parameters()), None)
         for index, (level, plan) in enumerate(zip(self.config.enabled_levels, self.plans, strict=True)):
             modules: Any = model.level_modules[level.name]
+            if len(modules) < len(level.experts):
+                fix = "Write it by parallel.save, and load it."
+                fail("FixedHierarchy", "model", "a hierarchy with all of its experts", "one that is placed", fix)
             experts[level.name] = NamedModules({name: modules[name] for name in plan.experts})
             # no part of `state_dict`: they say which experts there are, and go with them
             for name in ("take", "back") if plan.sizes else ():

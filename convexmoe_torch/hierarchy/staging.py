@@ -45,7 +45,9 @@ def _parameters(owner: str, model: HierarchicalCELMoE, names: tuple[str, ...]) -
     """Return the parameters of the named parts."""
     experts, fusion = select_parts(owner, model.config, names, model.fusion is not None)
     levels: dict[str, Any] = dict(model.level_modules)
-    modules = [list(levels[level].values())[index] for level, members in experts.items() for index in sorted(members)]
+    named = {level.name: level.expert_names for level in model.config.levels}
+    chosen = [(level, named[level][index]) for level, members in experts.items() for index in sorted(members)]
+    modules = [levels[level][name] for level, name in chosen if name in levels[level]]  # of a placed model its own
     if fusion:
         modules.append(model.fusion)
     return (parameter for module in modules for parameter in module.parameters())
