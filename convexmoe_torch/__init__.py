@@ -31,7 +31,7 @@ from convexmoe.hierarchy import (
 from convexmoe.hull.config import HullConfig, Normalization
 from convexmoe.minimization.prediction import predict
 from convexmoe.minimization.sets import Ball, Box, Polytope, Simplex
-from convexmoe.training import Expectile, History, Huber, Quantile
+from convexmoe.training import Expectile, History, Huber, Quantile, Stream
 
 from . import hull
 from .convexity import Certificate, Violation, certify, find_violation
@@ -120,6 +120,7 @@ __all__ = [
     "Quantile",
     "Shared",
     "Simplex",
+    "Stream",
     "VectorHull",
     "Violation",
     "Winners",

@@ -177,11 +177,16 @@ def position(at: tuple[int, ...]) -> str:
     return f"at {places}" if at else "as a scalar"
 
 
-def check_finite(owner: str, argument: str, array: np.ndarray, fix: str) -> None:
-    """Check that all numbers are finite; the message counts those that are not, and names the first."""
+def check_finite(owner: str, argument: str, array: np.ndarray, fix: str, first: int = 0) -> None:
+    """Check that all numbers are finite; the message counts those that are not, and names the first.
+
+    Args:
+        owner, argument, fix: for the message; array: `[rows, ...]`; first: the number of its first row.
+    """
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
-        got = f"{array[tuple(bad[0])]} {position(tuple(bad[0]))}"
+        at = (first + bad[0][0], *bad[0][1:]) if array.ndim else ()
+        got = f"{array[tuple(bad[0])]} {position(at)}"
         got = got if len(bad) == 1 else f"{len(bad)} cells that are not, the first {got}"
         fail(owner, argument, "finite numbers", got, fix)
 
