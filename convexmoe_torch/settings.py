@@ -28,10 +28,13 @@ def is_transforming() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def is_traced() -> bool:
+    """Return whether a compiler or a trace, which have their own plan of memory, or a transform is at work."""
+    compiled = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    return compiled or torch.jit.is_tracing() or is_transforming()
+
+
 def is_plain_eager(like: torch.Tensor) -> bool:
-    """Return whether autograd alone sees the operators on such a tensor: no compiler, trace, transform or autocast."""
-    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
-    if traced or is_transforming():
-        return False
+    """Return whether autograd alone sees the operators on such a tensor: nothing traces, and no autocast is on."""
     device = like.device.type
-    return not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))
+    return not (is_traced() or (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)))

@@ -29,7 +29,7 @@ from convexmoe.hull.context import (
 from convexmoe.hull.parameters import Tree, nest
 from convexmoe.hull.rows import row_blocks, warn_of_rounding
 
-from ..settings import is_transforming
+from ..settings import is_traced
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .initialization import initial_parameters
 from .petals import OPERATIONS, effective, petal_values
@@ -122,17 +122,11 @@ def fused_petals(rows: Rows) -> Tensor:
     """Return the fused petals, (N, O), in normalized units."""
     params, config, x_ND, heads, _ = rows
     blocks = 1 if heads is not None else row_blocks(x_ND.shape[0], config, x_ND.element_size())
-    if blocks > 1 and not _is_traced():
+    if blocks > 1 and not is_traced():
         return fuse_by_blocks(params, x_ND, config, blocks)
     f_NPO = petal_values(params, x_ND, config, heads)
     y_NO = fuse(f_NPO, params, config, heads)
     return y_NO if heads is None else add_readout(y_NO, x_ND, heads, config)
-
-
-def _is_traced() -> bool:
-    """Return whether a compiler, which has its own plan of memory, or a transform, which takes no checkpoint, calls."""
-    compiled = torch.compiler.is_compiling() or torch.compiler.is_exporting()
-    return compiled or torch.jit.is_tracing() or is_transforming()
 
 
 def fuse_by_blocks(params: Tree, x_ND: Tensor, config: HullConfig, blocks: int) -> Tensor:
