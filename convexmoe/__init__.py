@@ -5,7 +5,7 @@ from .files import inspect
 from .hierarchy import CELMoEConfig, ExpertConfig, HierarchyLevelConfig
 from .hull import HullConfig, Normalization
 from .minimization import Ball, Box, Polytope, Simplex
-from .training import Expectile, History, Huber, Quantile
+from .training import Expectile, History, Huber, Quantile, Stream
 
 __all__ = [
     "Ball",
@@ -23,6 +23,7 @@ __all__ = [
     "Polytope",
     "Quantile",
     "Simplex",
+    "Stream",
     "Violation",
     "inspect",
 ]

@@ -52,9 +52,9 @@ def namespace(array: Array) -> Any:
     return NUMPY if type(array) is np.ndarray else array_namespace(array)
 
 
-def register(array: Array, library: Library) -> None:
-    """Say what the library of `array` spells in its own way."""
-    LIBRARIES[namespace(array).__name__] = library
+def register(namespace: Any, library: Library) -> None:
+    """Say what the library of a namespace spells in its own way."""
+    LIBRARIES[namespace.__name__] = library
 
 
 def library(array: Array) -> Library:
@@ -137,7 +137,7 @@ def _softmax(u: np.ndarray) -> np.ndarray:
 
 
 register(
-    np.zeros(0),
+    namespace(np.zeros(0)),
     Library(
         while_loop=iterate,
         repeat=repeat,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .errors import fail, whole_number
+from .hull.config import HullConfig
+from .hull.parameters import parameter_shapes
 
 AXES = DATA, EXPERT = ("data", "expert")
+SHARDED_FORMAT = 1  # of a sharded checkpoint
 
 
 def axis_sizes(data: int | None, expert: int, count: int, unit: str) -> tuple[int, int]:
@@ -33,3 +38,40 @@ def axis_sizes(data: int | None, expert: int, count: int, unit: str) -> tuple[in
         rule = f"data * expert = {count}, the number of {unit}"
         fail("make_mesh", "data", rule, f"{data} * {expert}", f"Pass data={count // expert}, or leave data out.")
     return data, expert
+
+
+def petal_axes(config: HullConfig) -> dict[str, int]:
+    """Return dotted name -> the axis of petals of every parameter of a hull that has one.
+
+    >>> petal_axes(HullConfig(5, petals=3))
+    {'readout.raw_weight': 1, 'readout.weight': 1, 'readout.bias': 0, 'shifts': 0}
+    """
+    more = HullConfig(**{**vars(config), "petals": 2 * config.petals})
+    pairs = zip(parameter_shapes(config).items(), parameter_shapes(more).values(), strict=True)
+    differing = {name: [i for i, size in enumerate(shape) if size != wide[i]] for (name, shape), wide in pairs}
+    return {name: axes[0] for name, axes in differing.items() if axes}
+
+
+def check_divided(expert: int, counts: dict[str, int]) -> None:
+    """Check that an axis `expert` of a mesh divides the experts of a level, or the petals, at all.
+
+    Args:
+        expert: size of the axis.
+        counts: what could be divided, and how many of it there are.
+    """
+    if expert > 1 and all(count % expert for count in counts.values()):
+        got = ", ".join(f"{count} {what}" for what, count in counts.items()) or "nothing to divide"
+        fix = "Make the mesh with another expert=, or with expert=1."
+        fail("place", "mesh", f"an axis expert={expert} that divides experts or petals", got, fix)
+
+
+def check_description(stored: dict[str, Any], header: dict[str, Any], folder: str) -> None:
+    """Check that the description of a sharded checkpoint is of a format that is known, and of such a model."""
+    if stored.get("format") != SHARDED_FORMAT:
+        fix = "Install the version of convexmoe that wrote it, or a newer one."
+        rule, got = f"a checkpoint of format {SHARDED_FORMAT}", f"{folder!r} of format {stored.get('format')!r}"
+        fail("restore_sharded", "folder", rule, got, fix)
+    for key in ("kind", "config"):
+        if stored.get(key) != header[key]:
+            fix = "Build the model with the config that it was saved with."
+            fail("restore_sharded", "model", f"the {key} of {folder!r}", f"another: {header[key]}", fix)

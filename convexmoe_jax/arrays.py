@@ -42,7 +42,7 @@ def _register_set(kind: Any) -> None:
 
 
 register(
-    jnp.zeros(0),
+    jnp,  # and no array of it, which would start JAX before `jax.distributed.initialize` can
     Library(
         while_loop=jax.lax.while_loop,
         repeat=lambda times, advance, array: jax.lax.fori_loop(0, times, lambda _, value: advance(value), array),

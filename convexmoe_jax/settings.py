@@ -69,10 +69,49 @@ def each_shard(function: Callable[[Tree, Tree], Tree], whole: Tree, own: Tree) -
     return run(reshard(whole, mesh, P()), reshard(own, mesh, rows))
 
 
+def each_part(function: Callable[[Tree, Tree, Tree], Tree], parts: Tree, whole: Tree, own: Tree, axis: str) -> Tree:
+    """Return `function(parts, whole, own)` where each device along an axis has a part, and the results are a sum.
+
+    The rows of all devices along the axis are gathered, each device computes its part of the result for all of them,
+    and the sum is scattered back: an all-gather and a reduce-scatter, exact where one part alone is not zero.
+
+    Args:
+        function: `(parts, whole, own)`, on one device.
+        parts: leaves divided by their leading axis.
+        whole: what every device has.
+        own: leaves divided by rows, over this axis too or over others alone.
+        axis: the axis of the mesh.
+    """
+    mesh, rows = find_mesh(parts), leading_spec(own)
+    names = rows[0] if isinstance(rows[0], tuple) else (rows[0],)
+
+    def gather(leaf: jax.Array) -> jax.Array:
+        return jax.lax.all_gather(leaf, axis, tiled=True) if axis in names else leaf
+
+    def add(leaf: jax.Array) -> jax.Array:
+        number = leaf.astype("int32") if leaf.dtype == bool else leaf
+        if axis in names:
+            return jax.lax.psum_scatter(number, axis, scatter_dimension=0, tiled=True).astype(leaf.dtype)
+        return jax.lax.psum(number, axis).astype(leaf.dtype)
+
+    def run(parts: Tree, whole: Tree, own: Tree) -> Tree:
+        return jax.tree.map(add, function(parts, whole, jax.tree.map(gather, own)))
+
+    specs = (P(axis), P(), rows)
+    by_part = jax.shard_map(run, mesh=mesh, axis_names=set(mesh.explicit_axes), in_specs=specs, out_specs=rows)
+    return by_part(*(reshard(tree, mesh, spec) for tree, spec in zip((parts, whole, own), specs, strict=True)))
+
+
 def divide_rows(tree: Tree, like: Tree) -> Tree:
     """Return a tree of arrays whose leading rows are divided over Explicit axes as those of another."""
     mesh = find_mesh((tree, like))
     return tree if mesh is None else reshard(tree, mesh, leading_spec(like))
+
+
+def make_whole(tree: Tree) -> Tree:
+    """Return a tree of arrays with all of each on every device of its mesh."""
+    mesh = find_mesh(tree)
+    return tree if mesh is None else reshard(tree, mesh, P())
 
 
 def reshard(tree: Tree, mesh: Any, spec: P) -> Tree:

@@ -31,7 +31,7 @@ from convexmoe.hierarchy import (
 from convexmoe.hull.config import HullConfig, Normalization
 from convexmoe.minimization.prediction import predict
 from convexmoe.minimization.sets import Ball, Box, Polytope, Simplex
-from convexmoe.training import Expectile, History, Huber, Quantile
+from convexmoe.training import Expectile, History, Huber, Quantile, Stream
 
 from . import hull
 from .convexity import Certificate, Violation, certify, find_violation
@@ -50,6 +50,7 @@ from .hierarchy import (
     constant_routes,
     encode_routes,
     freeze,
+    grouped_matmul,
     merged_routes,
     routing_summary,
     sample_dropout,
@@ -119,6 +120,7 @@ __all__ = [
     "Quantile",
     "Shared",
     "Simplex",
+    "Stream",
     "VectorHull",
     "Violation",
     "Winners",
@@ -130,6 +132,7 @@ __all__ = [
     "find_violation",
     "fit",
     "freeze",
+    "grouped_matmul",
     "hull",
     "inverse_gradient",
     "load",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from convexmoe.arrays import Library, iterate, register, repeat
+from convexmoe.arrays import Library, iterate, namespace, register, repeat
 
 
 def _factorize(system: Tensor) -> Callable[[Tensor], Tensor]:
@@ -17,7 +17,7 @@ def _factorize(system: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 register(
-    torch.zeros(0),
+    namespace(torch.zeros(0)),
     Library(
         while_loop=iterate,
         repeat=repeat,

@@ -1,4 +1,4 @@
-"""The switches of PyTorch, under which all runs: how many threads it computes in."""
+"""The switches of PyTorch, under which all runs: how many threads it computes in, which transforms are at work."""
 
 from __future__ import annotations
 
@@ -21,3 +21,17 @@ def one_thread(switched: bool = True) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def is_transforming() -> bool:
+    """Return whether `torch.func` or forward mode is at work: they take PyTorch's own operators, without `out`."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def is_plain_eager(like: torch.Tensor) -> bool:
+    """Return whether autograd alone sees the operators on such a tensor: no compiler, trace, transform or autocast."""
+    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    if traced or is_transforming():
+        return False
+    device = like.device.type
+    return not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))

@@ -1,6 +1,7 @@
 """Run by tests/jax/test_meshes.py on eight virtual devices: by how much each result differs from one device's."""
 
 import json
+import os
 import sys
 from functools import partial
 
@@ -121,6 +122,15 @@ def hierarchy(case, every="reverse", sequence=False):
     return weights, own, run, gradients, over_shards, serve
 
 
+def grouped():
+    """Experts on the path of accelerators: each device has the grouped products of its rows."""
+    os.environ["CONVEXMOE_GROUPED"] = "tiers"
+    weights, own, run, gradients, *_ = hierarchy(Case((Level("a", ("linear",) * 3),), fusion=False))
+    together = jax.jit(lambda weights, own: (run(weights, own)[0].fused_hidden, gradients(weights, own)))
+    note("grouped products", together(weights, put(own, EXPLICIT)), jax.device_get(together(weights, own)))
+    del os.environ["CONVEXMOE_GROUPED"]
+
+
 def hierarchies():
     case = Case((Level("a", ("tanh",) * 3, scales=((0, 0.5),), stops=(1,)),), dropout=0.3, cut_input=True)
     weights, own, run, gradients, over_shards, serve = hierarchy(case)
@@ -167,5 +177,6 @@ def sets():
 if __name__ == "__main__":
     hulls()
     hierarchies()
+    grouped()
     sets()
     print(json.dumps(found))

@@ -6,6 +6,7 @@ from .contexts import hull_context
 from .description import FUSIONS, USER, parameters_described_by
 from .fixed_routes import LevelPlan, check_fixed_rows, plan_levels
 from .fusion import EPSILON, build_fusion, check_length, check_levels, level_widths
+from .grouped import tier_rows
 from .losses import (
     RECORDS,
     BridgeLossCallable,
@@ -74,5 +75,6 @@ __all__ = [
     "plan_levels",
     "routing_constant",
     "select_parts",
+    "tier_rows",
     "validate_routing_length",
 ]

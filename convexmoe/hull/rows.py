@@ -24,7 +24,28 @@ OTHERS = {  # kinds of dtypes that are no numbers: what they are, and what to do
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 CARRIED, HALF = 1e-4, 32
 AT_ONCE = 2**13  # rows of which all hidden units are in memory
+FEW_PETALS, LARGE_VALUES = 8, 2**22  # what `row_blocks` leaves in one block: so few petals, or values in so few bytes
 TEXT = "Encode text and missing values first."
+
+
+def row_blocks(rows: Any, config: HullConfig, itemsize: int) -> int:
+    """Return in how many blocks of rows a hull computes, so that many petals need the memory of eight.
+
+    The values of all petals, `[rows, P, out_dim]` and some arrays like it, are what a gradient keeps in memory. Of a
+    block they are computed, fused, and computed again for the gradient. Rows that are fewer than the weights of a
+    petal's output are one block: there the gradients of the parameters are what needs memory.
+
+    Args:
+        rows: how many there are; a compiler's symbol counts as few.
+        config: the hull; itemsize: bytes of a number.
+
+    >>> row_blocks(4096, HullConfig(8, petals=128, out_dim=16), 4), row_blocks(4096, HullConfig(8, petals=8), 4)
+    (16, 1)
+    """
+    if not isinstance(rows, int) or rows <= config.in_dim + config.hidden_dim:
+        return 1
+    is_large = rows * config.petals * config.out_dim * itemsize > LARGE_VALUES
+    return min(rows, -(-config.petals // FEW_PETALS)) if is_large else 1
 
 
 def as_numbers(owner: str, argument: str, value: Any, *, may_be_traced: bool = False) -> NDArray[np.float64]:
@@ -156,11 +177,16 @@ def position(at: tuple[int, ...]) -> str:
     return f"at {places}" if at else "as a scalar"
 
 
-def check_finite(owner: str, argument: str, array: np.ndarray, fix: str) -> None:
-    """Check that all numbers are finite; the message counts those that are not, and names the first."""
+def check_finite(owner: str, argument: str, array: np.ndarray, fix: str, first: int = 0) -> None:
+    """Check that all numbers are finite; the message counts those that are not, and names the first.
+
+    Args:
+        owner, argument, fix: for the message; array: `[rows, ...]`; first: the number of its first row.
+    """
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
-        got = f"{array[tuple(bad[0])]} {position(tuple(bad[0]))}"
+        at = (first + bad[0][0], *bad[0][1:]) if array.ndim else ()
+        got = f"{array[tuple(bad[0])]} {position(at)}"
         got = got if len(bad) == 1 else f"{len(bad)} cells that are not, the first {got}"
         fail(owner, argument, "finite numbers", got, fix)
 

@@ -8,6 +8,7 @@ from .parts import Parts
 from .run import Engine, FitResult, FitState, Fold, check_finite, run
 from .schedule import ADAM_DECAYS, EVALUATIONS, Schedule, learning_rates
 from .start import Weights
+from .stream import Position, Stream
 
 __all__ = [
     "ADAM_DECAYS",
@@ -22,8 +23,10 @@ __all__ = [
     "HullFit",
     "Objective",
     "Parts",
+    "Position",
     "Quantile",
     "Schedule",
+    "Stream",
     "Weights",
     "check_finite",
     "fingerprint",

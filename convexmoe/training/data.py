@@ -7,7 +7,7 @@ Columns are those of x and then of the context, `[N, D + C]`; targets are y and 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,12 +19,83 @@ from .parts import Parts, share
 Data = tuple[np.ndarray, np.ndarray]
 
 
+class Spread(NamedTuple):
+    """What rows tell of each column, float64 `[columns]`.
+
+    Args:
+        rows: how many; mean, deviation, low, high: of each column.
+    """
+
+    rows: int
+    mean: np.ndarray
+    deviation: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def constant(self) -> np.ndarray:
+        """`bool[columns]`, those with one value throughout."""
+        return self.low == self.high
+
+    def part(self, columns: slice) -> Spread:
+        """Return the spread of some columns."""
+        return Spread(self.rows, *(value[columns] for value in self[1:]))
+
+    def negate(self) -> Spread:
+        """Return the spread of minus the numbers."""
+        return Spread(self.rows, -self.mean, self.deviation, -self.high, -self.low)
+
+    def merge(self, other: Spread) -> Spread:
+        """Return the spread of these rows and others.
+
+        Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance, The American Statistician 37,
+        1983, equation 2.1. Differs from the source: roots of squares, so that nothing overflows.
+        """
+        rows = self.rows + other.rows
+        part, apart = other.rows / rows, other.mean - self.mean
+        within = np.hypot(np.sqrt(1.0 - part) * self.deviation, np.sqrt(part) * other.deviation)
+        deviation = np.hypot(within, np.sqrt(part * (1.0 - part)) * np.abs(apart))
+        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        return Spread(rows, self.mean + part * apart, deviation, low, high)
+
+
+def spread_of(array: np.ndarray) -> Spread:
+    """Return the spread of `[rows, columns]`."""
+    size = np.abs(array).max(axis=0)
+    unit = np.where(size > 0, size, 1.0)
+    scaled = array / unit
+    return Spread(
+        len(array), unit * scaled.mean(axis=0), size * scaled.std(axis=0), array.min(axis=0), array.max(axis=0)
+    )
+
+
 def check_data(argument: str, x: Any, y: Any, config: HullConfig, context: Any = None, weight: Any = None) -> Data:
     """Return columns `[rows, D + C]` and targets as float64 after their checks, without rows of weight 0.
 
     Args:
         argument: "x", or the name of rows to hold out, for the messages.
         x, y, context, weight: as `fit` is given them; config: of the hull.
+    """
+    x, y = check_rows(argument, x, y, config, context)
+    check_count(argument, len(x), 2 if argument == "x" else 1)
+    if weight is None:
+        return x, y
+    weight = check_weight(weight, len(x))
+    counts = weight > 0
+    return x[counts], np.concatenate([y[counts], (weight[counts] / weight[counts].mean())[:, None]], axis=1)
+
+
+def check_count(argument: str, rows: int, least: int) -> None:
+    """Check that there are as many rows as are needed."""
+    if rows < least:
+        fail("fit", argument, f"{least} row{'s' * (least > 1)} at least", str(rows), "Give more rows.")
+
+
+def check_rows(argument: str, x: Any, y: Any, config: HullConfig, context: Any = None, first: int = 0) -> Data:
+    """Return columns `[rows, D + C]` and y `[rows, O]` as float64 after their checks, weights apart.
+
+    Args:
+        argument, x, y, config, context: as for `check_data`; first: the number of the first row, for the messages.
     """
     targets, contexts = ("y", "context") if argument == "x" else (argument, argument)
     x, y = as_numbers("fit", argument, x), as_numbers("fit", targets, y)
@@ -36,19 +107,10 @@ def check_data(argument: str, x: Any, y: Any, config: HullConfig, context: Any =
         rule = f"targets [rows={len(x)}, out_dim={config.out_dim}]"
         fix = f"Give one target row for each row of x, out_dim={config.out_dim} wide."
         fail("fit", targets, rule, describe(y), fix)
-    least = 2 if argument == "x" else 1
-    if len(x) < least:
-        rule = f"{least} row{'s' * (least > 1)} at least"
-        fail("fit", argument, rule, str(len(x)), "Give more rows.")
     columns = check_contexts(contexts, context, len(x), config)
     for name, array in ((argument, x), (targets, y), (contexts, columns)):
-        check_finite("fit", name, array, "Remove that row or fill it.")
-    x = np.concatenate([x, columns], axis=1) if config.context_dim else x
-    if weight is None:
-        return x, y
-    weight = check_weight(weight, len(x))
-    counts = weight > 0
-    return x[counts], np.concatenate([y[counts], (weight[counts] / weight[counts].mean())[:, None]], axis=1)
+        check_finite("fit", name, array, "Remove that row or fill it.", first)
+    return np.concatenate([x, columns], axis=1) if config.context_dim else x, y
 
 
 def check_contexts(argument: str, context: Any, rows: int, config: HullConfig) -> np.ndarray:
@@ -69,14 +131,18 @@ def check_contexts(argument: str, context: Any, rows: int, config: HullConfig) -
     return columns
 
 
-def check_weight(weight: Any, rows: int) -> np.ndarray:
-    """Return weights `[rows]` after their checks."""
+def check_weight(weight: Any, rows: int, least: int = 2, first: int = 0) -> np.ndarray:
+    """Return weights `[rows]` after their checks.
+
+    Args:
+        weight: as given; rows: how many there are; least: how many have to count; first: the number of the first row.
+    """
     weight = as_numbers("fit", "sample_weight", weight)
     fix = "Give one number for each row of x."
     if weight.shape != (rows,):
         fail("fit", "sample_weight", f"[rows={rows}]", describe(weight), fix)
-    check_finite("fit", "sample_weight", weight, "Remove that row or give it 0.")
-    if (weight < 0).any() or np.count_nonzero(weight) < 2:
+    check_finite("fit", "sample_weight", weight, "Remove that row or give it 0.", first)
+    if (weight < 0).any() or np.count_nonzero(weight) < least:
         got = f"{weight.min():g} to {weight.max():g}, {np.count_nonzero(weight)} of them not 0"
         fail("fit", "sample_weight", "numbers >= 0, two of them above", got, fix)
     return weight
@@ -115,22 +181,20 @@ def fingerprint(*arrays: np.ndarray) -> str:
     return total.hexdigest()
 
 
-def normalization_of(x: np.ndarray, y: np.ndarray, config: HullConfig, *dtypes: Any) -> Normalization:
+def normalization_of(x: Spread, y: Spread, config: HullConfig, *dtypes: Any) -> Normalization:
     """Return mean and deviation of each column; 1 for the deviation of a constant column, 0 for a mean to be kept.
 
     Args:
-        x, y: `[N, D + C]` and `[N, O]`; config: of the hull, which keeps zero where it is non-negative.
+        x, y: of the D + C columns and of the O targets; config: of the hull, which keeps zero where it is non-negative.
         dtypes: the limits (`finfo`) of each dtype that computes on them: in training, and in the fitted model.
 
     Raises:
         ValueError: one of the dtypes cannot resolve a column: its spread is lost beside its size, or leaves the range.
     """
     values, D = [], config.in_dim
-    for argument, array in (("x", x[:, :D]), ("y", y), ("context", x[:, D:])):
-        size = np.abs(array).max(axis=0)
-        unit = np.where(size > 0, size, 1.0)
-        deviation = size * (array / unit).std(axis=0)
-        constant = array.max(axis=0) == array.min(axis=0)
+    for argument, part in (("x", x.part(slice(D))), ("y", y), ("context", x.part(slice(D, None)))):
+        mean, deviation, constant = part.mean, part.deviation, part.constant
+        size = np.maximum(np.abs(part.low), np.abs(part.high))
         for limits in dtypes:
             narrow = limits.bits <= 16  # float32 computes on what float64 has normalized
             steps, room, step = (2, 4.0, limits.eps) if narrow else (16, 1e4, np.finfo(float).eps)
@@ -141,7 +205,6 @@ def normalization_of(x: np.ndarray, y: np.ndarray, config: HullConfig, *dtypes: 
                 fix = "Subtract an offset or change its unit."
                 dtype = limits.dtype if narrow or out_of_range[column] else "float64"
                 fail("fit", argument, f"columns that {dtype} can resolve", got, fix)
-        mean = unit * (array / unit).mean(axis=0)
         if argument == "y" and config.nonnegative:
             mean, deviation = 0.0 * mean, np.where(constant, size, deviation)
             constant = deviation == 0

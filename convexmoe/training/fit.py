@@ -5,21 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import fail, one_of
+from ..errors import describe, fail, one_of
 from ..hull.config import HullConfig
 from .curvature import NEITHER, Curvature
-from .data import Data, check_data, fingerprint, held_out_data, normalization_of, normalize_rows
+from .data import Data, check_data, fingerprint, held_out_data, normalization_of, normalize_rows, spread_of
 from .hull_engine import HullEngine
 from .losses import SQUARED, Quantile, check_loss, names_of, objective_of
-from .parts import folds
+from .parts import Parts, folds
 from .run import FitResult, FitState, Model
 from .schedule import Schedule
 from .shapes import AUTO, Trial, fit_shapes
+from .stream import Draws, Stream, Survey
 
 
 class HullFit(HullEngine, Protocol):
@@ -30,7 +32,7 @@ class HullFit(HullEngine, Protocol):
         cls,
         model: Model,
         x: Any,
-        y: Any,
+        y: Any = None,
         context: Any = None,
         sample_weight: Any = None,
         loss: Any = SQUARED,
@@ -60,7 +62,9 @@ class HullFit(HullEngine, Protocol):
 
         Args:
             model: the hull to start from, as `c f(x) + a' x + b` with the plane of ridge regression.
-            x: `[rows, in_dim]`, finite, original units.
+            x: `[rows, in_dim]`, finite, original units; or a `Stream` of rows that do not fit into memory, beside which
+                y, context and sample_weight are None. Start, comparisons and rows held out are then of its sample, and
+                the units of all rows; one copy learns, from all rows but a fifth of the sample (docs/pages/scale.md).
             y: `[rows, out_dim]` (or `[rows]` for one output), finite, original units.
             context: `[rows, context_dim]` for a hull that has one, finite, original units.
             sample_weight: `[rows]`, >= 0: how much each row counts in the loss; None for alike.
@@ -70,7 +74,7 @@ class HullFit(HullEngine, Protocol):
                 and the rows of the largest leverage; or held-out `(x, y)`, with a
                 context `(x, y, context)`, or the share of the rows to hold out, from
                 which the model then does not learn. 0 trains on every row and gives the mean of the last steps,
-                whatever the start was.
+                whatever the start was. Of a `Stream` no share.
             steps: steps of Adam, >= 1.
             batch_size: rows of a step, >= 1; all rows where there are fewer.
             learning_rate: peak of the schedule; None means `default_rate(rows to train on, in_dim)`.
@@ -103,6 +107,9 @@ class HullFit(HullEngine, Protocol):
         if resume is not None:
             check_resumed(resume, cls.kind, engine.whole)
         if shape is not None:
+            if isinstance(x, Stream):
+                fix = "Choose it first, by rows that fit into memory."
+                fail("fit", "shape", "None beside a Stream", repr(shape), fix)
             check_shape(shape, budget, engine.judges, resume is None and on_evaluation is None)
         compares = compare and resume is None and validation is None
         curvature = engine.curvature(schedule) if compares else None
@@ -164,11 +171,10 @@ class HullFit(HullEngine, Protocol):
         given: HullConfig = model.config  # type: ignore[attr-defined]
         turned, sign = given.is_concave, -1 if given.is_concave else 1
         config = given.negate() if turned else given
-        x, y, context, weight = rows
-        x, target = check_data("x", x, y, given, context, weight)
-        (x, target), parts = held_out_data(x, target, validation, given, seed)
+        survey, (x, target), parts, unseen = read_rows(rows, validation, given, seed)
         seeds = (np.array([seed]), *names_of(loss))
-        known_by = fingerprint(x, target, *(() if parts is None else parts.held_out), *seeds)
+        passes = () if survey is None else (np.array([survey.rows, survey.checksum, rows[0].rows]),)
+        known_by = fingerprint(x, target, *(() if parts is None else parts.held_out), *seeds, *passes)
         if turned:
             target[:, : given.out_dim] *= -1.0
         if given.nonnegative and (target[:, : given.out_dim].mean(axis=0) <= 0).any():
@@ -176,24 +182,50 @@ class HullFit(HullEngine, Protocol):
             fix = "Leave nonnegative out: it keeps convex hulls >= 0 and concave ones <= 0."
             fail("fit", "y", f"a mean {side} 0 for such a nonnegative hull", "one that is not", fix)
         learned = slice(None) if parts is None else parts.train[-1]
+        if survey is None:
+            columns, targets = spread_of(x[learned]), spread_of(target[learned][:, : given.out_dim])
+        else:
+            columns, targets = survey.columns, survey.targets.negate() if turned else survey.targets
         constant = np.zeros(x.shape[1], bool)
         if given.normalization is None:
-            constant = x[learned].min(axis=0) == x[learned].max(axis=0)
-            x[:, constant] = x[learned][0, constant]  # 0 in training, whatever it is in rows held out
-        y = target[learned][:, : given.out_dim]
-        if isinstance(loss, Quantile) and min(loss.level, 1.0 - loss.level) * len(y) < 1.0:
-            got, fix = f"{len(y)} in all", "Give more rows, or a level nearer to 0.5."
+            constant = columns.constant
+            x[:, constant] = columns.low[constant]  # 0 in training, whatever it is in rows held out
+        if isinstance(loss, Quantile) and min(loss.level, 1.0 - loss.level) * columns.rows < 1.0:
+            got, fix = f"{columns.rows} in all", "Give more rows, or a level nearer to 0.5."
             warnings.warn(f"fit.loss: expected a row beyond the level {loss.level:g}; got {got}. {fix}", stacklevel=4)
-        normalization = config.normalization or normalization_of(x[learned], y, config, *cls.limits(model))
+        normalization = config.normalization or normalization_of(columns, targets, config, *cls.limits(model))
         data = normalize_rows(x, target, normalization)
         parts = folds(data[0], seed) if parts is None else parts
         objective = objective_of(loss, normalization, sign)
         engine = cls(model, replace(config, normalization=normalization), objective, data, parts, batch_size)
         engine.known_by, engine.constant, engine.bent = known_by, constant, np.ones(given.out_dim)
         engine.given, engine.given_weights, engine.turned = given, engine.weights_of(model), turned
-        engine.last = engine.judged = None
+        engine.last = engine.judged = engine.draws = None
+        engine.new_draws = None if survey is None else partial(Draws, rows[0], given, unseen, seed)
         engine.set_planes()
         return engine
+
+
+def read_rows(
+    rows: tuple, validation: Any, config: HullConfig, seed: int
+) -> tuple[Survey | None, Data, Parts | None, np.ndarray]:
+    """Return the rows in memory, which are for what (None for folds), and of a stream its survey and the rows held out.
+
+    Args:
+        rows: x, y, context and weights, or a `Stream` and None; validation, seed: of `fit`; config: of the hull.
+    """
+    x, y, context, weight = rows
+    if not isinstance(x, Stream):
+        if y is None:
+            fix = "Pass them, or batches of rows as fit(model, Stream(batches))."
+            fail("fit", "y", "targets beside x", "None", fix, TypeError)
+        data = check_data("x", x, y, config, context, weight)
+        return None, *held_out_data(*data, validation, config, seed), np.empty(0, np.int64)
+    for name, value in (("y", y), ("context", context), ("sample_weight", weight)):
+        if value is not None:
+            fail("fit", name, "None beside a Stream", describe(value), "Put it into the batches of the Stream.")
+    survey = x.survey(config)
+    return survey, *survey.hold_out(validation, config, seed)
 
 
 def hint_at(curvature: Curvature | None, config: HullConfig) -> None:

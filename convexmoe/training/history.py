@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -55,20 +56,30 @@ class History(NamedTuple):
 
 
 @contextmanager
-def progress_bar(shown: bool, steps: int, done: int) -> Iterator[Callable[[History], None]]:
-    """Give a function that shows the last loss of a history, and the time left, on a bar; none where not `shown`."""
+def progress_bar(shown: bool, steps: int, done: int) -> Iterator[Callable[[History, int], None]]:
+    """Give a function that shows a history on a bar: its last loss, the rows a second, the time left.
+
+    It takes the history, and how many rows were learned from since the call before; it shows nothing where not `shown`.
+    """
     if not shown:
-        yield lambda history: None
+        yield lambda history, rows: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    text, loss = TextColumn("{task.description}"), TextColumn("{task.fields[loss]}")
-    with Progress(text, BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn()) as bar:
-        task = bar.add_task("training", total=steps, completed=done, loss="")
+    texts = [TextColumn(f"{{task.fields[{name}]}}") for name in ("loss", "speed")]
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *texts, TimeRemainingColumn()
+    ) as bar:
+        task = bar.add_task("training", total=steps, completed=done, loss="", speed="")
+        last_time = time.monotonic()
 
-        def show(history: History) -> None:
+        def show(history: History, rows: int) -> None:
+            nonlocal last_time
+            now, before = time.monotonic(), last_time
+            last_time = now
             last = (history.validation_loss or history.train_loss)[-1]
             total = history.last_step if history.is_over else steps
-            bar.update(task, completed=history.last_step, total=total, loss=f"loss {last:.4g}")
+            speed = f"{rows / max(now - before, 1e-9):,.0f} rows/s" if rows else ""
+            bar.update(task, completed=history.last_step, total=total, loss=f"loss {last:.4g}", speed=speed)
 
         yield show

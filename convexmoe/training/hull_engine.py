@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import fail
 from ..hull.config import HullConfig
 from .curvature import Curvature, Judged, compare_errors
-from .data import Data
+from .data import Data, normalize_rows
 from .history import History
 from .losses import Objective
 from .parts import Parts
@@ -37,12 +37,14 @@ from .start import (
     start_at,
     tilt,
 )
+from .stream import Draws, Position
 
 GARROTE = 4.0  # in units of the variance of the share: the best of forty evaluations is a lucky one, too
 SHARES = np.linspace(0.0, 1.0, 21)  # that are tried where none is best in closed form
 SHORT = 5  # times shorter is a fit that only compares
 CONTEXT_RATE = 0.03  # at most, where weights are multiplied by functions of a context
 LEAST_OUTPUT = 0.05  # of a non-negative hull at the start, in deviations of y
+READ_AT_ONCE = 2**15  # rows of a stream, about
 TOO_LARGE = "Fit a float32 model: these are too large for the dtype."
 
 
@@ -120,6 +122,8 @@ class HullEngine(Engine, Protocol):
         last, judged: the errors of the last evaluation, and of the best, on the rows held out; None without any.
         known_by: the fingerprint of the rows; constant: `bool[D]`, the inputs that are constant in those to train on.
         given, given_weights: config and weights of the hull to start from; one without units is new.
+        new_draws: of a stream: a position -> where the rows of the steps come from; data is then its sample. Else None.
+        draws: where they come from now; None where they are those of data, as in comparisons.
 
     Methods:
         limits: returns `finfo` of the dtype in training, and of that of a model.
@@ -148,6 +152,8 @@ class HullEngine(Engine, Protocol):
     constant: np.ndarray
     given: HullConfig
     given_weights: Weights
+    new_draws: Callable[[Position | None], Draws] | None
+    draws: Draws | None
 
     def __init__(
         self, model: Any, config: HullConfig, objective: Objective, data: Data, parts: Parts, batch_size: int
@@ -284,17 +290,41 @@ class HullEngine(Engine, Protocol):
         return self.objective(prediction, target)
 
     def batches(self, schedule: Schedule, done: int) -> Iterator[Batches]:
-        """Yield row numbers (steps, copies, batch) and rates (steps,) up to each evaluation."""
+        """Yield row numbers (steps, copies, batch) and rates (steps,) up to each evaluation; of a stream no numbers."""
         train = self.parts.train
         rate = self.default_rate()
+        if self.draws is not None:
+            batch = min(schedule.batch_size, self.draws.rows)
+            for start, rates in schedule.rates(done, rate):
+                if start >= done:
+                    yield np.broadcast_to(0, (len(rates), 1, batch)), rates
+            return
         schedule = replace(schedule, batch_size=min(schedule.batch_size, *map(len, train)))
         for parts in zip(*(schedule.batches(len(rows), done, rate) for rows in train), strict=True):
             picked = [rows[part] for rows, (part, _) in zip(train, parts, strict=True)]
             yield np.stack(picked, axis=1), parts[0][1]
 
+    def learn(self, rows: np.ndarray, rates: np.ndarray) -> float:
+        if self.draws is None:
+            return self.take_steps(rows, rates)
+        batch, total, O, units = rows.shape[-1], 0.0, self.config.out_dim, self.config.normalization
+        assert units is not None  # of a fit
+        at_once = max(1, READ_AT_ONCE // batch)
+        for before in range(0, len(rates), at_once):
+            some = rates[before : before + at_once]
+            x, target = self.draws.take(len(some) * batch)
+            if self.turned:
+                target[:, :O] *= -1.0
+            x, target = normalize_rows(x, target, units)
+            self.rows = self.array(x), self.array(target)
+            picked = np.arange(len(x)).reshape(len(some), 1, batch)
+            total += len(some) * self.take_steps(picked, some, before)
+        return total / len(rates)
+
     def default_rate(self) -> float:
         """Return the peak learning rate where none is given."""
-        rate = default_rate(len(self.parts.train[-1]), self.config.in_dim + self.config.context_dim)
+        rows = len(self.parts.train[-1]) if self.draws is None else self.draws.rows
+        rate = default_rate(rows, self.config.in_dim + self.config.context_dim)
         return min(rate, CONTEXT_RATE) if self.config.context_dim else rate
 
     def mean_weights(self) -> Weights:
@@ -309,12 +339,17 @@ class HullEngine(Engine, Protocol):
             rule, got = "a state of the given rows, weights, loss, validation and seed", "one of others"
             fix = "Pass what the run was begun with."
             fail("fit", "resume", rule, got, fix)
+        if (self.new_draws is None) != (state.position is None):
+            got = "none" if state.position is None else "one"
+            rule = f"{'no' if self.new_draws is None else 'a'} position in a Stream"
+            fail("fit", "resume", rule, got, "Pass what on_evaluation was given, with the same data.")
         self.go_on([*state.folds, Fold(state.model, state.optimizer)])
         return self.weights_of(state.best)
 
     def state(self, history: History, best: Weights, best_step: int) -> FitState:
         *others, last = self.copies()
-        return FitState(*last, history, self.hull(best), best_step, tuple(others), self.known_by)
+        position = None if self.draws is None else self.draws.position
+        return FitState(*last, history, self.hull(best), best_step, tuple(others), self.known_by, position)
 
     def center(self, weights: Weights) -> Weights:
         """Return weights with the offsets at which the loss of the rows to train on is least: a level is met there.
@@ -336,6 +371,8 @@ class HullEngine(Engine, Protocol):
 
     def train(self, schedule: Schedule, resume: FitState | None = None, on_evaluation: Any = None) -> FitResult:
         """Train from the start, or from where an earlier run stood."""
+        if self.new_draws is not None:
+            self.draws = self.new_draws(None if resume is None else resume.position)
         if resume is None:
             self.start()
         return run(self, schedule, resume, on_evaluation)._replace(judged=self.judged)

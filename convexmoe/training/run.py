@@ -17,6 +17,7 @@ from .curvature import Curvature, Judged
 from .history import History, progress_bar
 from .schedule import LEARNING_RATE, Batches, Schedule
 from .start import spread_rows
+from .stream import Position
 
 Model = TypeVar("Model")
 
@@ -65,6 +66,7 @@ class FitState(NamedTuple, Generic[Model]):
         best_step: the last of those steps.
         folds: of `fit`, the copies that hold rows out.
         rows: of `fit`, a fingerprint of the rows and of which are for what.
+        position: of `fit` to a `Stream`, where in it the next step begins.
     """
 
     model: Model
@@ -74,6 +76,7 @@ class FitState(NamedTuple, Generic[Model]):
     best_step: int
     folds: tuple[Fold, ...] = ()
     rows: str = ""
+    position: Position | None = None
 
     @property
     def params(self) -> Model:
@@ -90,7 +93,8 @@ class Engine(Protocol):
 
     Methods:
         loss: returns the mean squared error of the mean weights; before any step that of the weights.
-        take_steps: takes one step for each line of `rows` (steps, batch), begins the mean anew, returns the mean loss.
+        take_steps: takes one step for each line of `rows` (steps, batch), returns the mean loss; `before` steps are in
+            the mean already, which begins anew at 0.
         mean_weights: returns a copy of the mean weights; before any step of the weights.
         is_finite: returns whether every number of `mean_weights` is finite.
         resume: goes on where an earlier run stood, and returns its best weights.
@@ -102,12 +106,16 @@ class Engine(Protocol):
     held_out: Any
 
     def loss(self, x: Any, y: Any) -> float: ...
-    def take_steps(self, rows: np.ndarray, rates: np.ndarray) -> float: ...
+    def take_steps(self, rows: np.ndarray, rates: np.ndarray, before: int = 0) -> float: ...
     def mean_weights(self) -> Any: ...
     def is_finite(self, weights: Any) -> bool: ...
     def resume(self, state: FitState) -> Any: ...
     def state(self, history: History, best: Any, best_step: int) -> FitState: ...
     def result(self, best: Any) -> Any: ...
+
+    def learn(self, rows: np.ndarray, rates: np.ndarray) -> float:
+        """Take the steps up to an evaluation, and return their mean loss."""
+        return self.take_steps(rows, rates)
 
     def start_loss(self) -> float:
         """Return the loss on about as many rows as tell it."""
@@ -143,13 +151,13 @@ def run(
         if resume is None:
             history = history.add(0, engine.start_loss(), engine.held_out_loss())
             best = engine.mean_weights()
-        show(history)
+        show(history, 0)
         for picked, rates in engine.batches(schedule, history.last_step):
             if history.is_over:
                 break
-            loss = engine.take_steps(picked, rates)
-            history = history.add(len(picked), loss, engine.held_out_loss())
-            show(history)
+            loss = engine.learn(picked, rates)
+            history = history.add(len(rates), loss, engine.held_out_loss())
+            show(history, len(rates) * picked.shape[-1])
             if history.is_best:
                 best, best_step = engine.mean_weights(), history.last_step
             if on_evaluation is not None and on_evaluation(engine.state(history, best, best_step)):

@@ -49,31 +49,39 @@ class Schedule:
         if rate is not None and not 0 < float(rate) < math.inf:
             fail("fit", "learning_rate", rule, repr(float(rate)), fix)
 
-    def batches(self, rows: int, done: int, default_rate: float) -> Iterator[Batches]:
-        """Yield row numbers (steps, batch) and rates (steps,) up to each evaluation; an epoch is a permutation.
+    def rates(self, done: int, default_rate: float) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield for each evaluation the step after which its steps begin, and their rates (steps,).
 
         Args:
-            rows: rows to train on.
-            done: steps of the run so far, which are left out.
+            done: steps of the run so far.
             default_rate: the peak where none is given.
 
         Raises:
             ValueError: this schedule has no evaluation after `done` steps.
         """
-        rng, batch = np.random.default_rng(self.seed), min(self.batch_size, rows)
         peak = default_rate if self.learning_rate is None else float(self.learning_rate)
-        rates = learning_rates(self.steps, peak)
-        size, queue = math.ceil(self.steps / self.evaluations), np.empty(0, np.int64)
+        rates, size = learning_rates(self.steps, peak), math.ceil(self.steps / self.evaluations)
         if done > self.steps or (done % size and done != self.steps):
             rule = f"a multiple of {size} steps, at most {self.steps}"
             fail("fit", "resume", rule, str(done), "Go on with the steps that the run was begun with.")
         for start in range(0, self.steps, size):
-            length = min(size, self.steps - start)
-            while len(queue) < length * batch:
+            yield start, rates[start : start + size]
+
+    def batches(self, rows: int, done: int, default_rate: float) -> Iterator[Batches]:
+        """Yield row numbers (steps, batch) and rates (steps,) up to each evaluation; an epoch is a permutation.
+
+        Args:
+            rows: rows to train on.
+            done, default_rate: as for `rates`; what is done is left out.
+        """
+        rng, batch, queue = np.random.default_rng(self.seed), min(self.batch_size, rows), np.empty(0, np.int64)
+        for start, rates in self.rates(done, default_rate):
+            count = len(rates) * batch
+            while len(queue) < count:
                 queue = np.concatenate([queue, rng.permutation(rows)])
             if start >= done:
-                yield queue[: length * batch].reshape(length, batch), rates[start : start + length]
-            queue = queue[length * batch :]
+                yield queue[:count].reshape(-1, batch), rates
+            queue = queue[count:]
 
 
 def default_rate(rows: int, in_dim: int) -> float:

@@ -100,7 +100,7 @@ def experts_of(model: HierarchicalCELMoE) -> list[tuple[str, str, int, nnx.Modul
     experts = []
     for level in model.config.enabled_levels:
         for number, group in enumerate(dict(model.groups)[level.name]):
-            stack = model.level_modules[level.name][str(number)]
+            stack = jax.device_get(model.level_modules[level.name][str(number)])  # one may be divided over devices
             for place, member in enumerate(group.members):
                 name = f"{level.name}.{level.expert_names[member]}"
                 alone = nnx.merge(group.graph, jax.tree.map(lambda leaf, i=place: leaf[i], stack))

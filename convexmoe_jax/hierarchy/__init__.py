@@ -4,6 +4,7 @@ from .dropout import sample_dropout
 from .experts import ExpertModule, HullExpert, LinearExpert, MLPExpert
 from .fixed import FixedHierarchy
 from .fusion import LearnedFusion, PositionAwareFusion
+from .grouped import grouped_matmul
 from .losses import CELMoELossAPI, LossBundle
 from .module import HierarchicalCELMoE
 from .routes import constant_routes, encode_routes, merged_routes, routing_summary
@@ -23,6 +24,7 @@ __all__ = [
     "constant_routes",
     "encode_routes",
     "freeze",
+    "grouped_matmul",
     "merged_routes",
     "routing_summary",
     "sample_dropout",

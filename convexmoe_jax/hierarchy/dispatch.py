@@ -4,6 +4,10 @@ Rows are sorted by expert. A loop over the experts that have rows reads one expe
 blocks of a few static sizes; how many blocks there are is data, so that no route compiles anew. The last block of an
 expert may spill into the rows of the next, which overwrites them when its turn comes.
 
+A loop is slow on accelerators. There the first rows of every expert, a quarter more than the mean, are one batch of
+static shape, of all experts at once (the first tier), and the loop visits the rest (the second): nothing where the
+routes are near even.
+
 Letters: B rows, E experts.
 """
 
@@ -17,7 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..settings import each_shard, vary
+from convexmoe import hierarchy as core
+
+from ..settings import each_part, each_shard, leading_spec, vary
 
 Tree = Any
 Function = Callable[[Tree, Tree, Tree], Tree]  # (parameters of one expert, shared, one row) -> tree
@@ -74,9 +80,16 @@ def block_sizes(rows: int, num_experts: int, sequences: bool) -> tuple[int, ...]
 
 
 # Compiled by itself, so that calls outside jit compile once, too.
-@partial(jax.jit, static_argnames=("function", "num_experts", "any_order"))
+@partial(jax.jit, static_argnames=("function", "num_experts", "any_order", "tiers"))
 def dispatch(
-    function: Function, params: Tree, shared: Tree, rows: Tree, routes: jax.Array, num_experts: int, any_order: bool
+    function: Function,
+    params: Tree,
+    shared: Tree,
+    rows: Tree,
+    routes: jax.Array,
+    num_experts: int,
+    any_order: bool,
+    tiers: bool = False,
 ) -> Tree:
     """Return `function(params[route], shared, row)` for every row; zeros where a route has no expert.
 
@@ -88,12 +101,35 @@ def dispatch(
         routes: int32 `[B]`.
         num_experts: E, which the parameters do not tell where an expert has none.
         any_order: also differentiate forward and twice, at two to five times the cost.
+        tiers: two tiers, for accelerators; not with `any_order`.
     """
-    run = partial(_dispatch, function, num_experts, any_order)
-    return each_shard(run, (params, shared), (rows, routes))
+    run = partial(_dispatch, function, any_order, tiers)
+    return run_on_mesh(run, params, shared, (rows, routes), num_experts)
 
 
-def _dispatch(function: Function, num_experts: int, any_order: bool, whole: Tree, own: Tree) -> Tree:
+def run_on_mesh(run: Callable[..., Tree], params: Tree, shared: Tree, own: Tree, num_experts: int) -> Tree:
+    """Return `run(num_experts, (params, shared), own)`: each device has its rows, and all experts or its part of them.
+
+    Args:
+        run: of one device.
+        params: stacked parameters, each leaf `[E, ...]`, whose leading axis a mesh may divide.
+        shared: what every row gets.
+        own: the rows, and their routes, int32 `[B]`; other routes than [0, E) have no expert.
+        num_experts: E.
+    """
+    axis = leading_spec(params)[0]
+    if not isinstance(axis, str):
+        return each_shard(partial(run, num_experts), (params, shared), own)
+
+    def run_part(params: Tree, shared: Tree, own: Tree) -> Tree:
+        rows, routes = own
+        count = jax.tree.leaves(params)[0].shape[0]
+        return run(count, (params, shared), (rows, routes - lax.axis_index(axis) * count))
+
+    return each_part(run_part, params, shared, own, axis)
+
+
+def _dispatch(function: Function, any_order: bool, tiers: bool, num_experts: int, whole: Tree, own: Tree) -> Tree:
     """Return the result of `dispatch` on one device."""
     (params, shared), (rows, routes) = vary((whole, own), (whole, own))
     leaves = jax.tree.leaves(rows)
@@ -101,8 +137,9 @@ def _dispatch(function: Function, num_experts: int, any_order: bool, whole: Tree
     if count == 0:
         return _zeros(jax.eval_shape(jax.vmap(function, (None, None, 0)), expert_slice(params, 0), shared, rows))
     sizes = block_sizes(count, num_experts, any(leaf.ndim > 2 for leaf in leaves))
-    plan = make_plan(routes, num_experts, max(sizes))
-    run = static_blocks if any_order else dynamic_blocks
+    capacity = core.tier_rows(count, num_experts) if tiers and not any_order else 0
+    plan = make_plan(routes, num_experts, max(*sizes, capacity))
+    run = static_blocks if any_order else partial(dynamic_blocks, capacity=capacity)
     take = (lambda x: x[plan.take]) if any_order else (lambda x: permute_rows(x, plan.take, plan.back))
     give = (lambda y: y[plan.back]) if any_order else (lambda y: permute_rows(y, plan.back, plan.take))
     return jax.tree.map(give, run(function, sizes, params, shared, jax.tree.map(take, rows), plan.starts))
@@ -136,18 +173,18 @@ def block_of(rows: Tree, at: jax.Array, size: int, keep: jax.Array) -> Tree:
     return jax.tree.map(read, rows)
 
 
-def visit(starts: jax.Array, sizes: tuple[int, ...], params: Tree, block: Any, carry: Tree) -> Tree:
-    """Loop over the experts that have rows, and over the blocks of each.
+def visit(starts: jax.Array, sizes: tuple[int, ...], params: Tree, block: Any, carry: Tree, skip: int = 0) -> Tree:
+    """Loop over the experts that have more than `skip` rows, and over the blocks of the rows after these.
 
     `block(weights, expert, at, size, valid, carry)` returns the next carry.
     """
-    counts = starts[1:] - starts[:-1]
+    counts = starts[1:] - starts[:-1] - skip
     num_experts = counts.shape[0]
     present = jnp.sort(jnp.where(counts > 0, jnp.arange(num_experts), num_experts))
 
     def one_expert(i: jax.Array, carry: Tree) -> Tree:
         expert = present[i]
-        end, at = starts[expert + 1], starts[expert]
+        end, at = starts[expert + 1], starts[expert] + skip
         weights = expert_slice(params, expert)
         for size in sizes:
             # Half a block and more is cheaper as one block than as many of the next size.
@@ -182,14 +219,25 @@ def join(one: Tree, other: Tree) -> Tree:
 
 
 def dynamic_blocks(
-    function: Function, sizes: tuple[int, ...], params: Tree, shared: Tree, rows: Tree, starts: jax.Array
+    function: Function,
+    sizes: tuple[int, ...],
+    params: Tree,
+    shared: Tree,
+    rows: Tree,
+    starts: jax.Array,
+    capacity: int = 0,
 ) -> Tree:
-    """Return the outputs in sorted order, `[B + padding, ...]`, by the loop of `visit`; reverse mode, once."""
-    return _run_blocks(function, sizes, *_divide((params, shared, rows)), starts)
+    """Return the outputs in sorted order, `[B + padding, ...]`, by the loop of `visit`; reverse mode, once.
+
+    The first `capacity` rows of every expert, as many as the padding at most, are one batch; 0 means no such tier.
+    """
+    return _run_blocks(function, sizes, capacity, *_divide((params, shared, rows)), starts)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run_blocks(function: Function, sizes: tuple[int, ...], trained: Tree, fixed: Tree, starts: jax.Array) -> Tree:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _run_blocks(
+    function: Function, sizes: tuple[int, ...], capacity: int, trained: Tree, fixed: Tree, starts: jax.Array
+) -> Tree:
     """Return the outputs of all rows, from (parameters, what is shared, rows) as `_divide` returns them."""
     params, shared, rows = join(trained, fixed)
     places = jax.tree.leaves(rows)[0].shape[0]
@@ -201,26 +249,57 @@ def _run_blocks(function: Function, sizes: tuple[int, ...], trained: Tree, fixed
     def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, y: Tree) -> Tree:
         return _write_at(at, y, run_rows(weights, shared, block_of(rows, at, size, jnp.arange(size) < valid)))
 
-    return _zero_spill(visit(starts, sizes, params, block, y), starts)
+    y = visit(starts, sizes, params, block, y, capacity)
+    if capacity:
+
+        def first_rows(weights: Tree, at: jax.Array, count: jax.Array) -> Tree:
+            return run_rows(weights, shared, block_of(rows, at, capacity, jnp.arange(capacity) < count))
+
+        y = join_tiers(jax.vmap(first_rows)(params, starts[:-1], jnp.diff(starts)), y, starts)
+    return _zero_spill(y, starts)
 
 
-def _run_and_save(function: Function, sizes: tuple[int, ...], *trees: Any) -> Any:
-    return _run_blocks(function, sizes, *trees), trees
+def _run_and_save(function: Function, sizes: tuple[int, ...], capacity: int, *trees: Any) -> Any:
+    return _run_blocks(function, sizes, capacity, *trees), trees
 
 
-def _pull_back(function: Function, sizes: tuple[int, ...], trees: Any, y: Tree) -> Any:
+def find_experts(starts: jax.Array, places: int) -> jax.Array:
+    """Return the expert of each sorted place, int32 `[places]`; E after the last (a search fails in a mesh)."""
+    return jnp.cumsum(jnp.zeros(places, jnp.int32).at[starts[1:]].add(1, mode="drop"))
+
+
+def join_tiers(first: Tree, rest: Tree, starts: jax.Array) -> Tree:
+    """Return what is in sorted order: of every expert the rows of `first`, `[E, capacity, ...]`, then those of `rest`.
+
+    Args:
+        rest: `[B + padding, ...]`, in sorted order.
+    """
+    places = jax.tree.leaves(rest)[0].shape[0] if jax.tree.leaves(rest) else 0
+    place, last = jnp.arange(places), starts.shape[0] - 2
+    expert = jnp.minimum(find_experts(starts, places), last)
+    rank = place - starts[expert]
+
+    def one_leaf(first: jax.Array, rest: jax.Array) -> jax.Array:
+        capacity = first.shape[1]
+        own = first[expert, jnp.minimum(rank, capacity - 1)]
+        return jnp.where(expand(rank < capacity, rest), own, rest)
+
+    return jax.tree.map(one_leaf, first, rest)
+
+
+def _pull_back(function: Function, sizes: tuple[int, ...], capacity: int, trees: Any, y: Tree) -> Any:
     """Return the gradients by every leaf: each block is computed again, and sums are in float32 at least."""
     (params, shared, rows), (params_fixed, shared_fixed, rows_fixed), starts = trees
     cotangents = [leaf for leaf in jax.tree.leaves(y) if leaf.dtype != jax.dtypes.float0]
 
-    def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, carry: Tree) -> Tree:
-        by_params, by_shared, by_rows = carry
+    def pull_block(weights: Tree, weights_fixed: Tree, at: Any, size: int, valid: Any) -> Tree:
+        """Return the gradients of a block by one expert's parameters, by what is shared, and by its rows."""
         ct = [lax.dynamic_slice_in_dim(leaf, at, size) for leaf in cotangents]
         # a row that the loss leaves out may be NaN, and is not computed on either
         wanted = sum(((leaf != 0).reshape(size, -1).any(1) for leaf in ct), start=jnp.zeros(size, bool))
         keep = (jnp.arange(size) < valid) & wanted
         part, part_fixed = block_of((rows, rows_fixed), at, size, keep)
-        fixed = (expert_slice(params_fixed, expert), shared_fixed, part_fixed)
+        fixed = (weights_fixed, shared_fixed, part_fixed)
 
         def outputs(*trained: Any) -> Any:
             return jax.tree.leaves(_divide(jax.vmap(function, (None, None, 0))(*join(trained, fixed)))[0])
@@ -228,15 +307,27 @@ def _pull_back(function: Function, sizes: tuple[int, ...], trees: Any, y: Tree) 
         ct = [jnp.where(expand(keep, leaf), leaf, 0) for leaf in ct]
         _, pull = jax.vjp(outputs, weights, shared, part)
         some = jnp.any(keep)
-        new_weights, new_shared, new_rows = jax.tree.map(lambda leaf: jnp.where(some, leaf, 0), pull(ct))
-        by_params = jax.tree.map(partial(_add_at, expert), by_params, new_weights)
+        return jax.tree.map(lambda leaf: jnp.where(some, leaf, 0), pull(ct))
+
+    def block(weights: Tree, expert: Any, at: Any, size: int, valid: Any, carry: Tree) -> Tree:
+        by_params, by_shared, by_rows = carry
+        new_weights, new_shared, new_rows = pull_block(weights, expert_slice(params_fixed, expert), at, size, valid)
+        by_params = jax.tree.map(partial(add_at, expert), by_params, new_weights)
         by_shared = jax.tree.map(lambda total, new: total + new.astype(total.dtype), by_shared, new_shared)
         return by_params, by_shared, _write_at(at, by_rows, new_rows)
 
-    start = (_wide_zeros(params), _wide_zeros(shared), jax.tree.map(jnp.zeros_like, rows))
-    sums = visit(starts, sizes, params, block, start)
+    start: Tree = (_wide_zeros(params), _wide_zeros(shared), jax.tree.map(jnp.zeros_like, rows))
+    first: Tree = None
+    if capacity:
+        pull_first = jax.vmap(lambda weights, fixed, at, count: pull_block(weights, fixed, at, capacity, count))
+        first = pull_first(params, params_fixed, starts[:-1], jnp.diff(starts))
+        wide = partial(jax.tree.map, lambda zero, new: new.astype(zero.dtype))
+        by_shared = jax.tree.map(lambda zero, new: jnp.sum(new, 0, dtype=zero.dtype), start[1], first[1])
+        start = (wide(start[0], first[0]), by_shared, start[2])
+    by_params, by_shared, by_rows = visit(starts, sizes, params, block, start, capacity)
+    by_rows = join_tiers(first[2], by_rows, starts) if capacity else by_rows
     narrow = partial(jax.tree.map, lambda total, leaf: total.astype(leaf.dtype))
-    return (narrow(sums[0], params), narrow(sums[1], shared), _zero_spill(sums[2], starts)), None, None
+    return (narrow(by_params, params), narrow(by_shared, shared), _zero_spill(by_rows, starts)), None, None
 
 
 _run_blocks.defvjp(_run_and_save, _pull_back)
@@ -247,7 +338,7 @@ def _write_at(at: jax.Array, total: Tree, new: Tree) -> Tree:
     return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, at, 0), total, new)
 
 
-def _add_at(expert: jax.Array, total: jax.Array, new: jax.Array) -> jax.Array:
+def add_at(expert: jax.Array, total: jax.Array, new: jax.Array) -> jax.Array:
     """Return `total`, `[E, ...]`, with `new` added to one expert's."""
     old = lax.dynamic_index_in_dim(total, expert, 0, keepdims=False)
     return lax.dynamic_update_index_in_dim(total, old + new.astype(total.dtype), expert, 0)

@@ -15,6 +15,7 @@ from convexmoe.hierarchy import ExpertBatch, ExpertResult, hull_context
 
 from ..hull.initialization import Rngs, check_rngs
 from ..hull.module import VectorHull
+from .grouped import Groups
 
 
 class ExpertModule(nnx.Module):
@@ -48,6 +49,10 @@ class LinearExpert(ExpertModule):
     def __call__(self, batch: ExpertBatch) -> ExpertResult:
         return ExpertResult(batch.hidden @ self.weight[...] + self.bias[...])
 
+    def run_grouped(self, x: jax.Array, groups: Groups) -> jax.Array:
+        """Return the outputs of stacked experts for sorted rows, `[B, in_dim]` -> `[B, out_dim]`."""
+        return groups.linear(x, self.weight[...], self.bias[...])
+
 
 class MLPExpert(ExpertModule):
     """`gelu(hidden @ weight_1 + bias_1) @ weight_2 + bias_2`, with the exact GELU (not its tanh form).
@@ -72,6 +77,11 @@ class MLPExpert(ExpertModule):
     def __call__(self, batch: ExpertBatch) -> ExpertResult:
         z = jax.nn.gelu(batch.hidden @ self.weight_1[...] + self.bias_1[...], approximate=False)
         return ExpertResult(z @ self.weight_2[...] + self.bias_2[...])
+
+    def run_grouped(self, x: jax.Array, groups: Groups) -> jax.Array:
+        """Return the outputs of stacked experts for sorted rows, `[B, in_dim]` -> `[B, out_dim]`."""
+        z = jax.nn.gelu(groups.linear(x, self.weight_1[...], self.bias_1[...]), approximate=False)
+        return groups.linear(z, self.weight_2[...], self.bias_2[...])
 
 
 class HullExpert(ExpertModule):

@@ -12,7 +12,7 @@ from flax import nnx
 
 from convexmoe import hierarchy as core
 
-from ..settings import on_any_mesh
+from ..settings import make_whole, on_any_mesh
 from .dispatch import expert_slice
 from .fusion import PositionAwareFusion
 from .gradient_scale import scale_gradient
@@ -109,6 +109,6 @@ def _copy_expert(model: HierarchicalCELMoE, level: core.HierarchyLevelConfig, na
     member = level.expert_names.index(name)
     for index, group in enumerate(dict(model.groups)[level.name]):
         if member in group.members:
-            stack = model.level_modules[level.name][str(index)]
+            stack = make_whole(model.level_modules[level.name][str(index)])
             return nnx.merge(group.graph, expert_slice(stack, group.members.index(member)))
     raise AssertionError("every expert stands in a group")

@@ -22,6 +22,7 @@ from .experts import HullExpert, LinearExpert, MLPExpert
 from .finite import keep_apart
 from .fusion import LearnedFusion, PositionAwareFusion
 from .gradient_scale import scale_gradient_of_rows
+from .grouped import Groups, hierarchy_backend, run_grouped
 from .records import unmark
 from .routes import encode_routes, read_values
 from .selection import split_inputs
@@ -75,6 +76,25 @@ class ExpertFunction:
         result = expert(batch)
         core.check_result(result, "__call__", ARRAYS, jnp.asarray)
         return result.hidden, dict(result.losses), result.aux
+
+
+@dataclass(frozen=True)
+class GroupedFunction:
+    """Experts of one structure on sorted rows, as `run_grouped` calls it: `(stacked weights, rows, groups) -> hidden`.
+
+    Args:
+        graph: the experts' structure.
+    """
+
+    graph: Any
+
+    def is_known(self, weights: Tree) -> bool:
+        """Return whether the experts are ready ones that consist of grouped products; a subclass may compute more."""
+        return type(nnx.merge(self.graph, weights)) in (LinearExpert, MLPExpert)
+
+    @standard_promotion
+    def __call__(self, weights: Tree, rows: jax.Array, groups: Groups) -> jax.Array:
+        return nnx.merge(self.graph, weights).run_grouped(rows, groups)
 
 
 class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
@@ -178,8 +198,7 @@ class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
             function = ExpertFunction(group.graph, level.name, hidden.ndim == 3)
             weights = self.level_modules[level.name][str(index)]
             params = {"weights": weights, "index": jnp.asarray(group.members, jnp.int32)}
-            any_order = self.differentiation == "any"
-            new, new_losses, new_aux = dispatch(function, params, shared, rows, inside, len(group.members), any_order)
+            new, new_losses, new_aux = self._run_group(function, params, shared, rows, inside)
             core.check_expert_shape(level, hidden.shape, self.config.width_of(level), new)
             total = new if total is None else total + new  # zeros where a row is not of the group
             for member in group.members:
@@ -189,6 +208,14 @@ class HierarchicalCELMoE(core.Hierarchy, nnx.Module):
                     losses[f"{level.name}.{name}.{loss}"] = _mean_over(routes == member, value)
         shown = self._nan_unless(valid, total)
         return total, core.LevelOutput(level.name, shown, all_routes, losses, aux, level.expert_names)
+
+    def _run_group(self, function: ExpertFunction, params: Tree, shared: Tree, rows: Tree, routes: Any) -> Tree:
+        """Return (hidden, losses, aux) of the experts of one group for all rows, zeros where a row is not of it."""
+        any_order, backend = self.differentiation == "any", hierarchy_backend()
+        grouped, count = GroupedFunction(function.graph), len(params["index"])
+        if backend is not None and not any_order and grouped.is_known(params["weights"]):
+            return run_grouped(grouped, params["weights"], rows["hidden"], routes, count, backend), {}, {}
+        return dispatch(function, params, shared, rows, routes, count, any_order, backend is not None)
 
 
 def _key_at(index: int, key: jax.Array | None) -> jax.Array | None:

@@ -6,6 +6,7 @@ Letters: N rows, D in, P petals (and groups), O out.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from convexmoe.hull.context import (
 from convexmoe.hull.parameters import Tree
 from convexmoe.hull.parameters import flatten as flatten
 from convexmoe.hull.parameters import nest as nest
-from convexmoe.hull.rows import warn_of_rounding
+from convexmoe.hull.rows import row_blocks, warn_of_rounding
 
 from ..settings import by_compiler, on_any_mesh, standard_promotion
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
@@ -103,9 +104,28 @@ def given_rows(params: Tree, x: Any, config: HullConfig, context: Any) -> Rows:
 def fused_petals(rows: Rows) -> jax.Array:
     """Return the fused petals, (N, O), in normalized units."""
     params, config, x_ND, heads, _ = rows
+    blocks = 1 if heads is not None else row_blocks(x_ND.shape[0], config, x_ND.dtype.itemsize)
+    if blocks > 1:
+        return fuse_by_blocks(params, x_ND, config, blocks)
     f_NPO = petal_values(params, x_ND, config, heads)
     y_NO = fuse(f_NPO, params, config, heads)
     return y_NO if heads is None else add_readout(y_NO, x_ND, heads, config)
+
+
+# Compiled by itself, so that calls outside jit compile once, too.
+@partial(jax.jit, static_argnames=("config", "blocks"))
+def fuse_by_blocks(params: Tree, x_ND: jax.Array, config: HullConfig, blocks: int) -> jax.Array:
+    """Return the fused petals, (N, O), of one block of rows after the other, each computed again for the gradient."""
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def one_block(x_ND: jax.Array) -> jax.Array:
+        return fuse(petal_values(params, x_ND, config), params, config, None)
+
+    N, D = x_ND.shape
+    # A block has rows of all places, so that rows that are divided over devices stay where they are.
+    x_KBD = jnp.pad(x_ND, ((0, -N % blocks), (0, 0))).reshape(-1, blocks, D).swapaxes(0, 1)
+    y_KBO = jax.lax.map(one_block, x_KBD)
+    return y_KBO.swapaxes(0, 1).reshape(-1, config.out_dim)[:N]
 
 
 def fuse(f_NPO: jax.Array, params: Tree, config: HullConfig, heads: Tree | None) -> jax.Array:

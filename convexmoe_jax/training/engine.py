@@ -63,11 +63,20 @@ def train_step(
 
 @partial(jax.jit, static_argnames=("model", "mean_loss"), donate_argnames="carry")
 def _train_steps(
-    model: Any, mean_loss: Any, carry: Any, x: jax.Array, y: jax.Array, rows: jax.Array, rates: jax.Array
+    model: Any,
+    mean_loss: Any,
+    carry: Any,
+    mean: Any,
+    before: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    rows: jax.Array,
+    rates: jax.Array,
 ) -> Any:
     """Take one step for each line of `rows`; return the carry, the mean weights and the losses.
 
-    They are (steps, batch), or (steps, copies, batch) for copies of the model side by side.
+    They are (steps, batch), or (steps, copies, batch) for copies of the model side by side; `before` steps are in the
+    mean already.
     """
 
     take = partial(train_step, model, mean_loss=mean_loss)
@@ -80,9 +89,9 @@ def _train_steps(
         mean = jax.tree.map(lambda m, p: m + share.astype(p.dtype) * (p - m), mean, params)
         return ((params, state), mean), loss
 
-    shares = 1.0 / jnp.arange(1.0, len(rows) + 1.0)
-    zeros = jax.tree.map(jnp.zeros_like, carry[0])
-    (carry, mean), losses = jax.lax.scan(body, (carry, zeros), (rows, rates, shares))
+    shares = 1.0 / (before + jnp.arange(1.0, len(rows) + 1.0))
+    mean = jax.tree.map(lambda m: jnp.where(before > 0, m, 0), mean)
+    (carry, mean), losses = jax.lax.scan(body, (carry, mean), (rows, rates, shares))
     return carry, mean, losses
 
 
@@ -113,10 +122,10 @@ class Engine(core.Engine):
     def loss(self, x: Any, y: Any) -> float:
         return float(_loss(self.model, self.mean_params, x, y))
 
-    def take_steps(self, rows: np.ndarray, rates: np.ndarray) -> float:
+    def take_steps(self, rows: np.ndarray, rates: np.ndarray, before: int = 0) -> float:
         batches = jnp.asarray(rows), jnp.asarray(rates, self.dtype)
-        functions = self.model, self.mean_loss
-        self.carry, self.mean_params, losses = _train_steps(*functions, self.carry, *self.rows, *batches)
+        run = self.model, self.mean_loss, self.carry, self.mean_params, jnp.asarray(before)
+        self.carry, self.mean_params, losses = _train_steps(*run, *self.rows, *batches)
         return float(jnp.mean(losses if losses.ndim == 1 else losses[:, -1]))
 
     def mean_weights(self) -> Any:
@@ -176,9 +185,9 @@ class HullEngine(core.HullFit, Engine):
         Engine.__init__(self, HullFunction(self.bare), params, data, None)
         self.objective = objective
 
-    def take_steps(self, rows: np.ndarray, rates: np.ndarray) -> float:
+    def take_steps(self, rows: np.ndarray, rates: np.ndarray, before: int = 0) -> float:
         self.mean_loss = MeanLoss(self.objective)
-        return Engine.take_steps(self, rows, rates)
+        return Engine.take_steps(self, rows, rates, before)
 
     @staticmethod
     def limits(model: VectorHull) -> tuple[Any, Any]:

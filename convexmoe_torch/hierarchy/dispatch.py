@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .grouped import grouped_matmul, runs_on_device
+
 
 class Plan(NamedTuple):
     """Where the rows go.
@@ -113,14 +115,15 @@ def grouped_linear(x: Tensor, counts: Tensor, weights: Sequence[Tensor], biases:
         weights: `[D, O]` each.
         biases: `[O]` each.
     """
+    if runs_on_device(x):
+        sizes = counts[:-1]
+        places = torch.arange(len(x), device=x.device)
+        expert = torch.searchsorted(sizes.cumsum(0), places, right=True)
+        bias = torch.stack([*biases, torch.zeros_like(biases[0])])[expert]  # the last for rows without an expert
+        return grouped_matmul(x, torch.stack(list(weights)), sizes) + bias
     if torch.compiler.is_compiling():
         return compiled_linear(x, counts, weights, biases)
     return _GroupedLinear.apply(x, counts.tolist(), len(weights), *weights, *biases)
-
-
-def is_transforming() -> bool:
-    """Return whether `torch.func` or forward mode is at work: they take PyTorch's own operators, without `out`."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 class _GroupedLinear(torch.autograd.Function):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import is_transforming
+from ..settings import is_transforming
 
 
 class _Replace(torch.autograd.Function):

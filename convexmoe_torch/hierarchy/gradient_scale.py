@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import is_transforming
+from ..settings import is_transforming
 
 
 class _Scale(torch.autograd.Function):

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from convexmoe import hierarchy as core
 from convexmoe.errors import fail
 
-from .dispatch import Plan, connect, is_transforming, make_plan, permute_rows
+from ..settings import is_transforming
+from .dispatch import Plan, connect, make_plan, permute_rows
 from .dropout import sample_keys
 from .finite import keep_apart
 from .fusion import LearnedFusion, PositionAwareFusion
 from .gradient_scale import scale_gradient, scale_gradient_of_rows
 from .named import NamedModules
-from .routes import encode_routes, read_values
+from .routes import encode_given, read_on_host
 from .selection import check_kind, split_batch
 from .wrapping import check_collectives, warn_inside_a_checkpoint, warn_of_lost_gradients
 
@@ -40,7 +41,7 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
     """
 
     _kinds = ARRAYS
-    _read_values = staticmethod(read_values)
+    _read_values = staticmethod(read_on_host)
     _where = staticmethod(torch.where)
 
     def __init__(
@@ -78,9 +79,9 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
 
         Args:
             hidden: `[rows, hidden_size]` or `[rows, length, hidden_size]`.
-            routing: level -> names or integers, one for each row (see `encode_routes`). Under `torch.compile` an
-                integer out of range gives that row NaN, in this level, those after it and the fused output, and
-                no gradient.
+            routing: level -> names or integers, one for each row (see `encode_routes`). Under `torch.compile`,
+                and where the routes are on a device, an integer out of range gives that row NaN, in this level, those
+                after it and the fused output, and no gradient.
             context: a tensor, or nested mappings and lists. Tensors have a leading axis of rows, of which an expert
                 gets its own, or are marked: `Shared(value)`. What is no array is handed on as it is.
             mask: `[rows, ...]`.
@@ -92,7 +93,7 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
             fail(core.OWNER, "routing", "routes that are fixed, under torch.jit.trace", "a call of the model", fix)
         if not torch.compiler.is_compiling():
             warn_inside_a_checkpoint(self)
-        routes = encode_routes(self.config, routing, rows)
+        routes = encode_given(self.config, routing, rows)
         core.check_inputs(rows, context, mask, state, check_kind)
         if isinstance(self.fusion, PositionAwareFusion):
             self.fusion.check_length(hidden)
@@ -107,7 +108,7 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
     ) -> tuple[Tensor, core.LevelOutput]:
         level = self._own_level(index)
         width = self.config.width_of(level)
-        all_routes = routes.to(hidden.device, torch.int64, copy=True)
+        given_routes, all_routes = routes, routes.to(hidden.device, torch.int64, copy=True)
         routes = all_routes if valid is None else torch.where(valid, all_routes, -1)
         modules: Any = self.level_modules[level.name]
         experts = list(modules.values())  # children() would leave out one that stands twice
@@ -123,7 +124,9 @@ class HierarchicalCELMoE(core.Hierarchy, nn.Module):
         else:
             keys = sample_keys(len(hidden), hidden.device) if self.training else None
             batch = core.ExpertBatch(hidden, given.context, given.mask, given.state, keys)
-            results, sorted_hidden = _run_one_by_one(level, experts, batch, plan, scales, width)
+            on_host = valid is None and given_routes.device != hidden.device  # counted there, without a wait
+            counts = make_plan(given_routes, len(experts)).counts if on_host else plan.counts
+            results, sorted_hidden = _run_one_by_one(level, experts, batch, plan._replace(counts=counts), scales, width)
             for name, result in results.items():
                 aux[name] = result.aux
                 for loss, value in result.losses.items():

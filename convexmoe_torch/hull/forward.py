@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from convexmoe.errors import last_axis, same_dtype
 from convexmoe.hull import parameters
@@ -25,8 +27,9 @@ from convexmoe.hull.context import (
     rows_in_context,
 )
 from convexmoe.hull.parameters import Tree, nest
-from convexmoe.hull.rows import warn_of_rounding
+from convexmoe.hull.rows import row_blocks, warn_of_rounding
 
+from ..settings import is_transforming
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .initialization import initial_parameters
 from .petals import OPERATIONS, effective, petal_values
@@ -118,9 +121,28 @@ def given_rows(params: Tree, x: Any, config: HullConfig, context: Any, units: Un
 def fused_petals(rows: Rows) -> Tensor:
     """Return the fused petals, (N, O), in normalized units."""
     params, config, x_ND, heads, _ = rows
+    # a compiler has its own plan of memory, and transforms take no checkpoints
+    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    whole = heads is not None or traced or is_transforming()
+    blocks = 1 if whole else row_blocks(x_ND.shape[0], config, x_ND.element_size())
+    if blocks > 1:
+        return fuse_by_blocks(params, x_ND, config, blocks)
     f_NPO = petal_values(params, x_ND, config, heads)
     y_NO = fuse(f_NPO, params, config, heads)
     return y_NO if heads is None else add_readout(y_NO, x_ND, heads, config)
+
+
+def fuse_by_blocks(params: Tree, x_ND: Tensor, config: HullConfig, blocks: int) -> Tensor:
+    """Return the fused petals, (N, O), of one block of rows after the other, each computed again for the gradient."""
+
+    def one_block(x_ND: Tensor) -> Tensor:
+        return fuse(petal_values(params, x_ND, config), params, config, None)
+
+    parts = x_ND.tensor_split(blocks)
+    if torch.is_grad_enabled():
+        run = partial(checkpoint, one_block, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([run(part) for part in parts])
+    return torch.cat([one_block(part) for part in parts])
 
 
 def fuse(f_NPO: Tensor, params: Tree, config: HullConfig, heads: Tree | None) -> Tensor:

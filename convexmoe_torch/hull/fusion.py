@@ -12,12 +12,14 @@ Both are non-decreasing and convex in f, so y is convex where every f_p is.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from convexmoe.hull.config import LEAST_TEMPERATURE
 
+from ..settings import is_plain_eager
 from .positive import softplus
 
 FLAT = 16.0  # the temperature from which `log_mean_exp` takes its form for small differences
@@ -32,7 +34,36 @@ def group_values(f_NPO: Tensor, shifts_P: Tensor, group_size: int) -> Tensor:
     """Return g, the shifted means of neighboring petals, (N, P, O)."""
     if group_size == 1:
         return shifts_P[:, None] + f_NPO
+    if is_plain_eager(f_NPO):
+        return _NeighborMeans.apply(f_NPO, shifts_P)
     return torch.add(shifts_P[:, None], f_NPO + torch.roll(f_NPO, -1, dims=-2), alpha=0.5)
+
+
+class _NeighborMeans(torch.autograd.Function):
+    """The shifted means of neighbors in one array, which `roll` and two sums need three for."""
+
+    @staticmethod
+    def forward(ctx: Any, f_NPO: Tensor, shifts_P: Tensor) -> Tensor:
+        g_NPO = sums_of_neighbors(f_NPO, 1)
+        return torch.add(shifts_P[:, None], g_NPO, alpha=0.5, out=g_NPO)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (grad_NPO,) = grads
+        of_f, of_shifts = ctx.needs_input_grad
+        shifts_P = grad_NPO.sum(-1).sum(0) if of_shifts else None
+        if torch.is_grad_enabled():
+            return (0.5 * (grad_NPO + torch.roll(grad_NPO, 1, dims=-2)) if of_f else None), shifts_P
+        return sums_of_neighbors(grad_NPO, -1).mul_(0.5) if of_f else None, shifts_P
+
+
+def sums_of_neighbors(f_NPO: Tensor, step: int) -> Tensor:
+    """Return the sums of each petal and the next one in a circle, or with a step of -1 the one before, (N, P, O)."""
+    sums_NPO = torch.empty_like(f_NPO)
+    inner, (end, start) = (slice(None, -1), (-1, 0)) if step == 1 else (slice(1, None), (0, -1))
+    torch.add(f_NPO[:, :-1], f_NPO[:, 1:], out=sums_NPO[:, inner])
+    torch.add(f_NPO[:, end], f_NPO[:, start], out=sums_NPO[:, end])
+    return sums_NPO
 
 
 def maximum(g_NPO: Tensor) -> Tensor:

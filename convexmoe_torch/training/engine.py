@@ -93,13 +93,14 @@ class Engine(core.Engine):
         with evaluation_mode(self.module), one_thread(self.work < LITTLE_WORK):
             return float(mean_squared_error(functional_call(self.module, self.mean_params, (x,)), y))
 
-    def take_steps(self, rows: np.ndarray, rates: np.ndarray) -> float:
+    def take_steps(self, rows: np.ndarray, rates: np.ndarray, before: int = 0) -> float:
         x, y = self.rows
         picked = torch.as_tensor(rows).to(x.device)
-        self.mean_params = {name: torch.zeros_like(value) for name, value in self.named.items()}
+        if not before:
+            self.mean_params = {name: torch.zeros_like(value) for name, value in self.named.items()}
         losses = []
         with one_thread(self.work < LITTLE_WORK):
-            for step, (batch, rate) in enumerate(zip(picked, rates.tolist(), strict=True), 1):
+            for step, (batch, rate) in enumerate(zip(picked, rates.tolist(), strict=True), before + 1):
                 with torch.enable_grad():
                     losses.append(self.step((x[batch], y[batch], rate)))
                 with torch.no_grad():

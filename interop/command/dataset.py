@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convexmoe.errors import refuse
+from convexmoe.errors import InputError, refuse
+from convexmoe.hull import HullConfig
+from convexmoe.training import Stream
+from convexmoe.training.stream import Survey
 
+from . import tables
 from .function import NOTHING, Function
-from .tables import MIN_ROWS, Table, check_varies, fill_gaps, require_columns, shorten
+from .tables import MIN_ROWS, Pieces, Table, check_varies, fill_gaps, require_columns, shorten
 
 FOLDS = 5
 FEW_ROWS = 30  # the RMSE of fewer is off by 13 % and more
@@ -34,6 +39,7 @@ class Dataset:
         folds: indices of rows, disjoint, together all; each is tested by models that are fitted to the others.
         remarks: what was recognized, left out or filled, in sentences.
         function: what is said of the function; weight: `[N]`, how much each row counts, or None for alike.
+        stream: of a table that is read in pieces all rows, of which those above are a sample; else None.
     """
 
     name: str
@@ -45,6 +51,13 @@ class Dataset:
     remarks: tuple[str, ...]
     function: Function = NOTHING
     weight: NDArray[np.float64] | None = None
+    stream: Stream | None = None
+
+    @property
+    def survey(self) -> Survey | None:
+        """What all rows of a stream tell, None of a table that is in memory."""
+        config = HullConfig(len(self.inputs), 1, 1, context_dim=len(self.function.context))
+        return None if self.stream is None else self.stream.survey(config)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -88,28 +101,76 @@ def prepare(
         refuse(table.name, rule, f"the columns {shorten(table.columns)}", "Add a column of inputs.")
     columns, of_weights = (*inputs, *function.context), tuple(filter(None, [function.weights]))
     names, kept = (*columns, target), (target, *of_weights)
-    values, gaps, remarks = table.numbers((*columns, *kept), keep=kept, may_miss=missing is not None)
-    if gaps:
-        lacks = np.isnan(values if missing == "drop" else values[:, len(columns) :]).any(axis=1)
-        values = values[~lacks]
-        filled = "" if missing == "drop" else ", the other cells filled with means of their columns"
-        remarks += (f"Missing cells: {gaps}. Rows left out: {lacks.sum()}{filled}.",)
-    if len(values) < MIN_ROWS:
-        refuse(table.name, f"at least {MIN_ROWS} rows", str(len(values)), "Add rows.")
-    if gaps:
-        fill_gaps(values, (*columns, *kept), table.name)
+    values, remarks, stream = _read(table, columns, kept, missing, len(inputs))
     values, weight = values[:, : len(names)], values[:, -1] if of_weights else None
     check_varies(values, names, target, table.name)
     folds = tuple(np.array_split(np.random.default_rng(seed).permutation(len(values)), FOLDS))
     if weight is not None:
         _check_weights(weight, folds, table.name, of_weights[0])
-    data = Dataset(table.name, columns, target, values[:, :-1], values[:, -1], folds, remarks, function, weight)
+    data = Dataset(table.name, columns, target, values[:, :-1], values[:, -1], folds, remarks, function, weight, stream)
     for fold in range(FOLDS):  # a column may be constant there, but not nearly so
         part = values[data.outside(fold)]
         varies = part.min(axis=0) < part.max(axis=0)
         where = f"{table.name}, without fold {fold + 1} of --seed {seed}"
         check_varies(part[:, varies], [name for name, moves in zip(names, varies, strict=True) if moves], target, where)
     return data
+
+
+def _read(
+    table: Table, columns: tuple[str, ...], kept: tuple[str, ...], missing: str | None, in_dim: int
+) -> tuple[NDArray[np.float64], tuple[str, ...], Stream | None]:
+    """Return the numbers of a table, or of a large one a sample; what is to be said of them; and of a large one all.
+
+    Args:
+        table: where they are; columns: inputs and context; kept: the target and the weights; missing: the option.
+        in_dim: how many of the columns are inputs.
+    """
+    names, may_miss = (*columns, *kept), missing is not None
+    if table.size > tables.LARGE:
+        if missing == "mean":
+            fix = "Fill them in, or use --missing drop."
+            refuse("convexmoe fit --missing", f"drop, as {table.name} is read in pieces", "mean", fix)
+        pieces, gaps, remarks = table.pieces(names, keep=kept, may_miss=may_miss)
+        stream = Stream(partial(_batches, pieces, in_dim, len(columns)))
+        try:
+            survey = stream.survey(HullConfig(in_dim, 1, 1, context_dim=len(columns) - in_dim))
+        except ValueError as error:  # weights below 0, or none above
+            raise InputError(f"{table.name}: {error}") from None
+        remarks += (f"Missing cells: {gaps}. Their rows are left out.",) * bool(gaps)
+        said = f"{table.name} is read in pieces: the model learns from all {survey.rows:,} rows; what is compared,"
+        remarks += (f"{said} tested and drawn is of {len(survey.x):,} of them, drawn at random.",)
+        values = np.concatenate([survey.x, survey.target], axis=1)
+        check_count(table, len(values))
+        return values, remarks, stream
+    values, gaps, remarks = table.numbers(names, keep=kept, may_miss=may_miss)
+    if gaps:
+        lacks = np.isnan(values if missing == "drop" else values[:, len(columns) :]).any(axis=1)
+        values = values[~lacks]
+        filled = "" if missing == "drop" else ", the other cells filled with means of their columns"
+        remarks += (f"Missing cells: {gaps}. Rows left out: {lacks.sum()}{filled}.",)
+    check_count(table, len(values))
+    if gaps:
+        fill_gaps(values, names, table.name)
+    return values, remarks, None
+
+
+def check_count(table: Table, rows: int) -> None:
+    """Check that a table has rows enough."""
+    if rows < MIN_ROWS:
+        refuse(table.name, f"at least {MIN_ROWS} rows", str(rows), "Add rows.")
+
+
+def _batches(pieces: Pieces, in_dim: int, width: int) -> Iterator[tuple[Any, ...]]:
+    """Yield x, y, context and weights of a table in pieces, without the rows that have missing cells."""
+    for values in pieces():
+        values = values[~np.isnan(values).any(axis=1)]
+        context, weight = values[:, in_dim:width], values[:, width + 1 :]
+        yield (
+            values[:, :in_dim],
+            values[:, width],
+            context if width > in_dim else None,
+            weight[:, 0] if weight.shape[1] else None,
+        )
 
 
 def _check_weights(weight: NDArray[np.float64], folds: Sequence[NDArray[np.int64]], where: str, name: str) -> None:

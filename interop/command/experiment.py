@@ -20,6 +20,7 @@ from convexmoe.training import fingerprint
 from convexmoe.training.curvature import CONCAVE, CONVEX, NEITHER, Curvature
 from convexmoe.training.losses import SQUARED
 from convexmoe.training.shapes import AUTO
+from convexmoe.training.stream import Survey
 
 from .. import frameworks
 from ..frameworks import Framework
@@ -88,12 +89,16 @@ def run_fit(run: Run) -> int | None:
     """
     data = run.data
     names = (*data.columns, data.target)
-    prints = fingerprint(np.array(names), data.x, data.y, *(() if data.weight is None else (data.weight,)))
+    survey, weights = data.survey, () if data.weight is None else (data.weight,)
+    passes = () if survey is None else (np.array([survey.rows, survey.checksum]),)
+    prints = fingerprint(np.array(names), data.x, data.y, *weights, *passes)
     data.function.check_sign(data.name, data.target, float(np.average(data.y, weights=data.weight)), run.plan.curvature)
     first_step = _check_start(run, prints)
+    rows = f"{len(data.y)} rows" if survey is None else f"{survey.counted:,} rows"
     say(
-        f"{data.name}: {data.target} from {shorten(data.inputs)}{_beside(data.function)}; {len(data.y)} rows to train, "
-        f"and in {len(data.folds)} folds to test. In {frameworks.LABELS[run.framework.name]}."
+        f"{data.name}: {data.target} from {shorten(data.inputs)}{_beside(data.function)}; {rows} to train, "
+        f"and {'' if survey is None else f'{len(data.y):,} '}in {len(data.folds)} folds to test. "
+        f"In {frameworks.LABELS[run.framework.name]}."
     )
     if run.resumed is not None:
         say(f"Going on from step {first_step} of {run.plan.steps}.")
@@ -105,6 +110,8 @@ def run_fit(run: Run) -> int | None:
     parts = (*earlier, {"framework": run.framework.name, "from_step": first_step})
     record = RunRecord(plan, data.target, run.drop, data.name, prints, parts, curvature)
     notes = notes_of(data.columns, data.target, data.x, data.y, data.function)
+    if survey is not None:
+        notes |= ranges_of(survey)
     keeper = Keeper(run.framework, run.folder, notes, record, run.pause_at)
     fitted = _train(run, keeper)
     if keeper.paused and keeper.step < plan.steps:
@@ -198,6 +205,15 @@ def _config(run: Run) -> HullConfig:
     )
 
 
+def ranges_of(survey: Survey) -> dict[str, Any]:
+    """Return the notes of the ranges of all rows, in place of those of a sample."""
+    of_x, of_y = survey.columns, survey.targets
+    return {
+        "ranges": np.stack([of_x.low, of_x.high], axis=1).tolist(),
+        "target_range": [float(of_y.low[0]), float(of_y.high[0])],
+    }
+
+
 def _split(data: Dataset, part: Any) -> tuple[Any, Any, Any]:
     """Return inputs, targets and contexts (None without one) of some rows."""
     x, y = data.rows(part)
@@ -205,9 +221,14 @@ def _split(data: Dataset, part: Any) -> tuple[Any, Any, Any]:
 
 
 def _fit(run: Run, model: Any, part: Any, **options: Any) -> Any:
-    """Return what `fit` of the framework's package returns for some rows."""
+    """Return what `fit` of the framework's package returns for some rows, None for all of them."""
     data, plan = run.data, run.plan
-    given = *_split(data, part), data.weights(part), data.function.objective
+    given: tuple[Any, ...]
+    if part is None and data.stream is not None:
+        given = data.stream, None, None, None, data.function.objective
+    else:
+        part = slice(None) if part is None else part
+        given = *_split(data, part), data.weights(part), data.function.objective
     return run.framework.package.fit(model, *given, steps=plan.steps, seed=plan.seed, compare=False, **options)
 
 
@@ -219,7 +240,7 @@ def _train(run: Run, keeper: Keeper) -> Any:
     if run.budget is not None:
         options = {"shape": AUTO, "budget": run.budget}
     try:
-        return _fit(run, model, slice(None), progress=True, **options)
+        return _fit(run, model, None, progress=True, **options)
     except KeyboardInterrupt:
         keeper.write()
         raise
@@ -271,6 +292,7 @@ def _measure(run: Run, fitted: Any, scores: Scores, record: RunRecord, path: Pat
         "data": {"name": data.name, "target": data.target, "columns": list(data.inputs)}
         | {"context": list(data.function.context), "weights": data.function.weights},
         "rows": len(data.y),
+        "rows_to_train": len(data.y) if data.survey is None else data.survey.counted,
         "folds": [len(fold) for fold in data.folds],
         "plan": asdict(plan),
         "curvature": {"fitted": plan.curvature} | (record.curvature._asdict() if record.curvature else {}),

@@ -26,7 +26,7 @@ from .resume import LIMITS, Plan
 from .tables import EMBEDDED_TARGET, embedded_table, read_table, shorten
 
 FILES = ("model.safetensors", "metrics.json", "report.png")
-DATA_HELP = "Table to learn from; without it, the embedded Auto MPG data."
+DATA_HELP = "Table to learn from, as CSV or Parquet; without it, the embedded Auto MPG data."
 RESUME_HELP = "Go on with the unfinished run of this directory."
 PAUSE_HELP = "Stop at the first evaluation from this step on, to be resumed."
 # What a run keeps of its options: none of them is given again beside --resume.
@@ -110,13 +110,15 @@ def fit_table(
             fix = f"Name it: {shlex.join(['convexmoe', 'fit', record.table, '--resume', str(resume)])}."
             refuse("convexmoe fit --resume", "the table that the run was begun with", "none", fix)
     if data is None:
-        table, target = embedded_table(options), target or EMBEDDED_TARGET
-    else:
-        table = read_table(data, options)
+        target = target or EMBEDDED_TARGET
+    table = embedded_table(options) if data is None else read_table(data, options)
     if target is None:
         fix = f"Choose one of {shorten(table.columns)}: for example --target {table.columns[-1]}."
         refuse("convexmoe fit --target", "the column to predict", "none", fix)
     dataset = prepare(table, target, dropped, plan.seed, missing, plan.function)
+    if seconds is not None and dataset.stream is not None:
+        fix = "Leave --shape out: choose a shape by a part of the table first."
+        refuse("convexmoe fit --shape", "a table that is in memory", f"{table.name}, which is read in pieces", fix)
     plan = replace(plan, function=dataset.function)
     with claim(out) as place, side.quiet():
         folder = place / unfinished.FOLDER

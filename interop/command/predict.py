@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import compress, islice
+from itertools import compress
 from pathlib import Path
 from typing import Annotated
 
@@ -59,8 +59,8 @@ def predict_rows(
     with side.quiet():
         predictions = side.predict(hull, inputs)
     if not np.isfinite(predictions).all():
-        line = next(islice(table.rows(), int(np.isfinite(predictions).argmin()), None))[0]
-        rule, got = "inputs near those of the fitted table", f"values on line {line} that overflow"
+        where = table.place(int(np.isfinite(predictions).argmin()))
+        rule, got = "inputs near those of the fitted table", f"values on {where} that overflow"
         refuse(table.name, rule, got, "Correct that row.")
     for remark in remarks:
         say(remark, error=True)

@@ -20,7 +20,7 @@ from convexmoe.errors import InputError, refuse
 from convexmoe.files import inspect
 from convexmoe.files.atomic import make_staging, put_in_place
 from convexmoe.files.schema import demand
-from convexmoe.training import Fold, History
+from convexmoe.training import Fold, History, Position
 from convexmoe.training.curvature import CONCAVE, CONVEX, NEITHER, Curvature
 
 from ..frameworks import Framework
@@ -147,6 +147,7 @@ class Keeper:
                 save(model, staging / f"{fold}", notes=self.notes, optimizer=optimizer)
             best, *folds = (inspect(staging / name).sha256 for name in ("best", *map(str, range(len(state.folds)))))
             where = {"history": state.history._asdict(), "best_step": int(state.best_step), "rows": state.rows}
+            where["position"] = state.position and state.position._asdict()
             record = asdict(self.record) | where | {"best": best, "folds": folds}
             notes = self.notes | {"fit": json.loads(json.dumps(record))}
             save(state.model, staging / NOW, notes=notes, optimizer=state.optimizer)
@@ -190,6 +191,7 @@ def read(directory: Path, framework: Framework) -> Unfinished:
             best_step=run["best_step"],
             folds=tuple(Fold(package.load(path), package.read_optimizer(path)) for path in folds),
             rows=run["rows"],
+            position=run.get("position") and Position(**run["position"]),
         )
         _check_state(state, run["plan"], package)
     except InputError:
@@ -221,15 +223,22 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(("plan", "history"), dict),
     **dict.fromkeys(("drop", "parts", "folds"), list),
     "curvature": (list, type(None)),
+    "position": (dict, type(None)),
     "best_step": int,
 }
 
 
 def _check_description(run: Any) -> None:
     """Check the description of a run in its file: a ValueError for any other."""
-    demand(isinstance(run, dict) and set(run) == set(KINDS), "its description has other fields")
+    known = isinstance(run, dict) and {*run, "position"} == set(KINDS)  # earlier versions wrote none
+    demand(known, "its description has other fields")
     for name, kind in KINDS.items():
-        demand(isinstance(run[name], kind) and type(run[name]) is not bool, f"{name} is none")
+        demand(isinstance(run.get(name), kind) and type(run.get(name)) is not bool, f"{name} is none")
+    if (position := run.get("position")) is not None:
+        demand(set(position) == set(Position._fields), "its position has other fields")
+        *counts, place = (position[name] for name in Position._fields)
+        whole = all(type(number) is int and number >= 0 for number in counts)
+        demand(whole and isinstance(place, (dict, type(None))), "its position is none")
     plan, history = run["plan"], run["history"]
     demand(set(plan) - {"function"} == {*LIMITS, "curvature"}, "plan has other fields")
     _function_of(plan)

@@ -5,50 +5,30 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import math
-import re
-from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convexmoe.errors import InputError, printable, refuse
 
+from .cells import LARGEST, Cells, Met, Place
 from .layout import Layout, recognize
 from .options import TableOptions
 
 EMBEDDED_TARGET = "mpg"
 MIN_ROWS = 10
+LARGE = 200_000_000  # bytes of a file, or of its numbers: what is larger is read in pieces
 LEAST_SPREAD = 1e-13  # of the size of a column: some hundred steps of float64
-_LARGEST = 1e30  # squares of normalized float32 values stay finite
 _SMALLEST = 1e-30  # a spread that float32 holds in full precision, and what is computed from it
 _CELLS = 2**15  # that are in memory as text at a time
-_MISSING = re.compile(
-    r"[-–—]*|[.…]+|\*+|\?+|\\n|#(?:n/?[avd](?: n/a)?|[^\W\d_/¡]?[\w/¡]*[!?])"
-    r"|[<(\[]?(?:n[./]?a\.?|#?[-+]?nan(?:\(ind\))?|nat|nil|none|null|missing)[>)\]]?",
-    re.IGNORECASE,
-)
-_GROUPS = {".": ", '’\u00a0\u202f", ",": ". '’\u00a0\u202f"}  # decimal mark -> marks of thousands
-_FORMS = {
-    mark: re.compile(
-        rf"[-+]?(?:(?:\d+|[1-9]\d{{0,2}}([{groups}])\d{{3}}(?:\1\d{{3}})*)(?:\{mark}\d*)?|\{mark}\d+)(?:e[-+]?\d+)?"
-        r"|[-+]?inf(?:inity)?",
-        re.IGNORECASE,
-    )
-    for mark, groups in _GROUPS.items()
-}
-
-
-Place = tuple[int, str, int]  # how many cells, the first, its line
-Met = dict[str, dict[str, Place]]  # kind of cell -> column
 
 
 def shorten(names: Sequence[object], limit: int = 8, width: int = 40) -> str:
@@ -62,93 +42,63 @@ def shorten(names: Sequence[object], limit: int = 8, width: int = 40) -> str:
     return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def to_number(cell: str, decimal: str) -> float | None:
-    """Return the number in a cell, whose decimal mark is "." or ","; NaN for a missing one, None for text.
-
-    >>> [to_number("1,234.5", "."), to_number("1.234,5", ","), to_number("#N/A", "."), to_number("1_000", ".")]
-    [1234.5, 1234.5, nan, None]
-    """
-    text = cell.strip().replace("−", "-")
-    if _FORMS[decimal].fullmatch(text):
-        return float(text.translate(str.maketrans(dict.fromkeys(_GROUPS[decimal]))).replace(",", "."))
-    return math.nan if _MISSING.fullmatch(text) else {"true": 1.0, "false": 0.0}.get(text.lower())
+Pieces = Callable[[], Iterator[NDArray[np.float64]]]
 
 
-@dataclass
-class _Cells:
-    """Numbers of some columns, taken row by row, and what was met among them.
-
-    Attributes:
-        names: of the columns; decimal: the mark they are read with.
-        values: row after row, NaN for what is no number.
-        met: cells that are "text", "missing", "large", "flag" or "thousands".
-        marks: the first cell that has only the decimal mark "." or ","; "?." or "?," where it may be either.
-    """
-
-    names: Sequence[str]
-    decimal: str
-    values: array = field(default_factory=lambda: array("d"))
-    met: Met = field(default_factory=lambda: defaultdict(dict))
-    marks: dict[str, str] = field(default_factory=dict)
-
-    def add(self, lines: Sequence[int], rows: Sequence[Sequence[str]]) -> None:
-        """Take some rows, and the lines on which they end."""
-        block = np.empty((len(rows), len(self.names)))
-        for k, (name, cells) in enumerate(zip(self.names, zip(*rows, strict=True), strict=True)):
-            numbers = self._plain(cells, lines)
-            if numbers is None or not (np.abs(numbers) <= _LARGEST).all():
-                numbers = [self._number(name, cell.strip(), line) for cell, line in zip(cells, lines, strict=True)]
-            block[:, k] = numbers
-        self.values.frombytes(block.tobytes())
-
-    def _plain(self, cells: Sequence[str], lines: Sequence[int]) -> list[float] | None:
-        """Return the numbers in cells that Python reads as they are, None where it does not."""
-        text, point = "".join(cells), self.decimal == "."
-        if "_" in text or ("," if point else ".") in text:
-            return None
-        if self.decimal in text and self.decimal not in self.marks:
-            any(self._weigh(cell, line) == self.decimal for cell, line in zip(cells, lines, strict=True))
-        try:
-            return list(map(float, cells)) if point else [float(cell.replace(",", ".")) for cell in cells]
-        except ValueError:
-            return None
-
-    def _number(self, name: str, cell: str, line: int) -> float:
-        number = to_number(cell, self.decimal)
-        if number is None or self.decimal not in self.marks:
-            self._weigh(cell, line)
-        kind = "thousands" if {*cell} & {*_GROUPS[self.decimal]} else "flag" if cell.isalpha() else ""
-        if number is None or not abs(number) <= _LARGEST:
-            kind = "text" if number is None else "missing" if math.isnan(number) else "large"
-        if kind:
-            count, first, at = self.met[kind].get(name, (0, cell, line))
-            self.met[kind][name] = count + 1, first, at
-        return math.nan if number is None else number
-
-    def _weigh(self, cell: str, line: int) -> str:
-        """Note which decimal mark the number in a cell has, and return it."""
-        point, comma = (to_number(cell, mark) if "." in cell or "," in cell else None for mark in ".,")
-        if point == comma or (point is not None and math.isnan(point)):
-            return ""
-        kind = "." if comma is None else "," if point is None else f"?{'.' if '.' in cell else ','}"
-        self.marks.setdefault(kind, f"{cell.strip()} on line {line}")
-        return kind
-
-
-@dataclass(frozen=True)
-class Table:
+class Table(Protocol):
     """A table that stays in its file: its rows are read anew where they are needed, some at a time.
 
     Attributes:
-        name: the file's name, for messages; layout: how it is written.
+        name: the file's name, for messages; columns: the names of its columns, distinct.
+        size: about how many bytes it has.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+    @property
+    def size(self) -> int: ...
+
+    def numbers(
+        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False
+    ) -> tuple[NDArray[np.float64], str, tuple[str, ...]]:
+        """Return the named columns as numbers.
+
+        Args:
+            names: columns of the table; keep: those that cannot be left out, which is a remedy for others.
+            may_miss: whether cells may be missing.
+
+        Returns:
+            `float64[rows, len(names)]`, NaN where a cell is missing; how many are, and where; a remark on its layout.
+
+        Raises:
+            InputError: an unclear decimal mark; a cell is text, missing, infinite or too large: the first of these.
+        """
+
+    def pieces(
+        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False
+    ) -> tuple[Pieces, str, tuple[str, ...]]:
+        """Return what `numbers` does, but for the numbers a function that reads them anew, some rows at a time."""
+
+    def place(self, row: int) -> str:
+        """Return in words where a row is, counted from 0."""
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table in text.
+
+    Attributes:
+        name, columns, size: as of any table; layout: how it is written.
         decimal: its decimal mark, or None where it is to be recognized.
-        columns: the names in the header, distinct.
     """
 
     name: str
     layout: Layout
     decimal: str | None
     columns: tuple[str, ...]
+    size: int = 0
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield for each row the line on which it ends, counted from 1, and its cells.
@@ -178,60 +128,51 @@ class Table:
     def numbers(
         self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False
     ) -> tuple[NDArray[np.float64], str, tuple[str, ...]]:
-        """Return the named columns as numbers.
+        cells, gaps, remarks = self._scan(names, keep, may_miss, True)
+        return np.frombuffer(cells.values).reshape(-1, len(names)), gaps, remarks
 
-        Args:
-            names: columns of the table; keep: those that cannot be left out, which is a remedy for others.
-            may_miss: whether cells may be missing.
+    def place(self, row: int) -> str:
+        return f"line {next(islice(self.rows(), row, None))[0]}"
 
-        Returns:
-            `float64[rows, len(names)]`, NaN where a cell is missing; how many are, and where; a remark on its layout.
+    def pieces(
+        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False
+    ) -> tuple[Pieces, str, tuple[str, ...]]:
+        cells, gaps, remarks = self._scan(names, keep, may_miss, False)
+        return lambda: self._fill(Cells(names, cells.decimal, False)), gaps, remarks
 
-        Raises:
-            InputError: an unclear decimal mark; a cell is text, missing, infinite or too large: the first of these.
-        """
-        cells = self._read(names, self.decimal or ".")
+    def _scan(
+        self, names: Sequence[str], keep: Sequence[str], may_miss: bool, stays: bool
+    ) -> tuple[Cells, str, tuple[str, ...]]:
+        """Read the named columns once and check them; return what was met, the missing cells, a remark."""
+        cells = self._read(names, self.decimal or ".", stays)
         if self.decimal is None and "," in cells.marks and "." not in cells.marks:
-            cells = self._read(names, ",")
+            cells = self._read(names, ",", stays)
         if self.decimal is None:
             self._check_marks(cells.marks)
-        values, met = np.frombuffer(cells.values).reshape(-1, len(names)), cells.met
-        for k, name in enumerate(names):
-            if name in met["flag"] and not np.isin(np.nan_to_num(values[:, k]), (0, 1)).all():
-                met["text"].setdefault(name, met["flag"][name])
-        self._check_cells(met, keep, False, may_miss)
-        self._check_cells(met, [name for name in names if name not in keep], True, may_miss)
+        met = cells.met
+        for name in cells.varied & {*met["flag"]}:
+            met["text"].setdefault(name, met["flag"][name])
+        check_cells(self.name, names, met, keep, may_miss)
         words = self.layout.words() + ["decimal comma"] * (cells.decimal == ",")
         words += ["an index column without a name, left out"] * ("" in self.layout.header)
         words += [f"thousands as in {cell}" for _, cell, _ in islice(met["thousands"].values(), 1)]
         words += [f"True as 1 in {shorten([*met['flag']])}"] if met["flag"] else []
-        return values, _counts(met["missing"]), (f"{self.name} read as: {', '.join(words)}",) * bool(words)
+        return cells, _counts(met["missing"]), (f"{self.name} read as: {', '.join(words)}",) * bool(words)
 
-    def _read(self, names: Sequence[str], decimal: str) -> _Cells:
-        place = {name: k for k, name in enumerate(self.layout.header)}
-        cells, places, rows = _Cells(names, decimal), [place[name] for name in names], self.rows()
-        picked = ((line, [row[k] for k in places]) for line, row in rows)
-        while chunk := list(islice(picked, _CELLS // len(names) + 1)):
-            cells.add(*zip(*chunk, strict=True))
+    def _read(self, names: Sequence[str], decimal: str, stays: bool) -> Cells:
+        cells = Cells(names, decimal, stays)
+        for _ in self._fill(cells):
             if self.decimal is None and decimal == "." and "," in cells.marks:
                 break  # it is another one
         return cells
 
-    def _check_cells(self, met: Met, names: Sequence[str], may_drop: bool, may_miss: bool) -> None:
-        """Check what was met in some columns: the worst kind of fault is reported."""
-        text, missing, large = (
-            {k: of[k] for k in names if k in of} for of in (met["text"], met["missing"], met["large"])
-        )
-        drop = f"Leave it out with {' '.join(f'--drop {_quoted(name)}' for name in text)}, or write"
-        fix = f"{drop if may_drop else 'Write'} it as numbers."
-        if text:
-            refuse(self.name, "numbers", f"the text {_firsts(text)}", fix)
-        fix = f"Fill in or remove those rows, or use --missing mean{', --missing drop or --drop' if may_drop else ''}."
-        if missing and not may_miss:
-            refuse(self.name, "no missing values", _counts(missing), fix)
-        if large:
-            rule = f"finite numbers up to {_LARGEST:g} in size"
-            refuse(self.name, rule, _firsts(large), "Correct or remove those rows.")
+    def _fill(self, cells: Cells) -> Iterator[NDArray[np.float64]]:
+        """Yield the numbers of the table, some rows at a time, and note what is met."""
+        place = {name: k for k, name in enumerate(self.layout.header)}
+        places, rows = [place[name] for name in cells.names], self.rows()
+        picked = ((line, [row[k] for k in places]) for line, row in rows)
+        while chunk := list(islice(picked, _CELLS // len(places) + 1)):
+            yield cells.add(*zip(*chunk, strict=True))
 
     def _check_marks(self, marks: dict[str, str]) -> None:
         """Check that it is clear what the decimal mark is."""
@@ -244,12 +185,38 @@ class Table:
         refuse(self.name, "one decimal mark", got, 'Name it: --decimal "." or --decimal ",".')
 
 
-def _counts(cells: dict[str, Place]) -> str:
-    return shorten([f"{n} in column {name!r} (first on line {at})" for name, (n, _, at) in cells.items()], 3, 120)
+def check_cells(
+    name: str, names: Sequence[str], met: Met, keep: Sequence[str], may_miss: bool, at: str = "on line"
+) -> None:
+    """Check what was met in the columns of a table: the worst kind of fault is reported, of those to be kept first.
+
+    Args:
+        name: of the table; names: of the columns; met: what was met in them.
+        keep: the columns that cannot be left out; may_miss: whether cells may be missing; at: what a place is called.
+    """
+    for may_drop, some in ((False, keep), (True, [name for name in names if name not in keep])):
+        text, missing, large = (
+            {k: met[kind][k] for k in some if k in met[kind]} for kind in ("text", "missing", "large")
+        )
+        drop = f"Leave it out with {' '.join(f'--drop {_quoted(name)}' for name in text)}, or write"
+        fix = f"{drop if may_drop else 'Write'} it as numbers."
+        if text:
+            refuse(name, "numbers", f"the text {_firsts(text, at)}", fix)
+        drop = ", --missing drop or --drop" if may_drop else ""
+        fix = f"Fill in or remove those rows, or use --missing mean{drop}."
+        if missing and not may_miss:
+            refuse(name, "no missing values", _counts(missing, at), fix)
+        if large:
+            rule = f"finite numbers up to {LARGEST:g} in size"
+            refuse(name, rule, _firsts(large, at), "Correct or remove those rows.")
 
 
-def _firsts(cells: dict[str, Place]) -> str:
-    places = [f"{shorten([repr(cell)])} in column {name!r} on line {at}" for name, (_, cell, at) in cells.items()]
+def _counts(cells: dict[str, Place], at: str = "on line") -> str:
+    return shorten([f"{n} in column {name!r} (first {at} {k})" for name, (n, _, k) in cells.items()], 3, 120)
+
+
+def _firsts(cells: dict[str, Place], at: str) -> str:
+    places = [f"{shorten([repr(cell)])} in column {name!r} {at} {k}" for name, (_, cell, k) in cells.items()]
     return shorten(places, 3, 120)
 
 
@@ -257,21 +224,31 @@ PLAIN = TableOptions()
 
 
 def read_table(path: Path, options: TableOptions = PLAIN) -> Table:
-    """Return the table in a file, with a header line; how it is written is recognized where no option says it."""
+    """Return the table in a file: Parquet by its first bytes, else text with a header line.
+
+    How text is written is recognized where no option says it.
+    """
     try:
         content = None if path.is_file() else path.read_bytes()  # a pipe gives its bytes once
         source = partial(path.open, "rb") if content is None else partial(io.BytesIO, content)
-        source().close()
+        with source() as stream:
+            is_parquet = content is None and stream.read(4) == b"PAR1"
     except FileNotFoundError:
         raise InputError(f"{path}: expected a CSV file; found no such file. Check the path.") from None
     except IsADirectoryError:
         refuse(path, "a CSV file", "a directory", "Name a file in it.")
     except OSError as error:
         refuse(path, "a readable CSV file", str(error.strerror), "Check the path.")
-    return open_table(printable(path.name), source, options)
+    if is_parquet:
+        from .parquet import open_parquet  # which imports this module
+
+        return open_parquet(path, options)
+    return replace(
+        open_table(printable(path.name), source, options), size=path.stat().st_size if content is None else 0
+    )
 
 
-def embedded_table(options: TableOptions = PLAIN) -> Table:
+def embedded_table(options: TableOptions = PLAIN) -> TextTable:
     """Return the Auto MPG table that ships with the package (`interop/data/SOURCE.md`).
 
     >>> len(list(embedded_table().rows()))
@@ -280,7 +257,7 @@ def embedded_table(options: TableOptions = PLAIN) -> Table:
     return open_table("auto_mpg.csv", partial((files("interop") / "data" / "auto_mpg.csv").open, "rb"), options)
 
 
-def open_table(name: str, source: Callable[[], Any], options: TableOptions = PLAIN) -> Table:
+def open_table(name: str, source: Callable[[], Any], options: TableOptions = PLAIN) -> TextTable:
     """Return the table in bytes that can be opened more than once."""
     layout = recognize(name, source, options)
     columns = layout.header if layout.header[0] else layout.header[1:]  # a first one without a name is an index
@@ -289,7 +266,7 @@ def open_table(name: str, source: Callable[[], Any], options: TableOptions = PLA
         refuse(name, "a name for every column", got, "Name it on the first line.")
     if twice := sorted(column for column, times in Counter(columns).items() if times > 1):
         refuse(name, "distinct column names", f"{shorten(twice)} more than once", "Rename one.")
-    return Table(name, layout, options.decimal, columns)
+    return TextTable(name, layout, options.decimal, columns)
 
 
 def require_columns(table: Table, names: Sequence[str], owner: str) -> None:
@@ -320,9 +297,9 @@ def check_varies(values: NDArray[np.float64], names: Sequence[str], target: str,
     size = np.abs(values).max(axis=0)
     for name, width, largest, first in zip(names, span, size, values[0], strict=True):
         if width > LEAST_SPREAD * largest:
-            if _SMALLEST <= width <= _LARGEST:
+            if _SMALLEST <= width <= LARGEST:
                 continue
-            rule = f"column {name!r} to spread over {_SMALLEST:g} to {_LARGEST:g}"
+            rule = f"column {name!r} to spread over {_SMALLEST:g} to {LARGEST:g}"
             refuse(where, rule, f"{width:.3g}", "Write it in another unit.")
         got = f"the value {first:g} throughout" if width == 0 else f"{largest:g} with a spread of {width:g}"
         if width > 0:

@@ -15,7 +15,7 @@ FLAGS = "--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=f
 @pytest.mark.parametrize(
     ("which", "count"),
     # the solver takes ten seconds to compile: what stops it stops its trace as well
-    [("few", 10), pytest.param("all", 12, marks=pytest.mark.release)],
+    [("few", 11), pytest.param("all", 13, marks=pytest.mark.release)],
 )
 def test_values_and_gradients_are_those_of_one_device(which, count):
     env = os.environ | {"XLA_FLAGS": FLAGS, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
