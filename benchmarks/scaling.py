@@ -4,10 +4,10 @@
     python benchmarks/scaling.py --tpu v5e:2x4      # memory and FLOPs of whole programs, compiled for TPUs
 
 A step is the value and all gradients of a mean square. Of a hull P (petals), D (inputs and outputs), depth and B (rows)
-grow by powers of two or four, of a level of a hierarchy of MLP experts E (experts), B (samples) and S (positions),
-at a time, from `HULL` and `LEVEL`. Seconds are medians of computing on one thread; memory is what XLA's compiler plans for the
-program: arguments, results and what it needs between; FLOPs are those that it counts. The exponent of a quantity is the
-slope of its logarithm over the upper half of the sizes: 1 where it doubles with the size.
+grow by powers of two or four, of a level of a hierarchy of MLP experts E (experts), B (samples) and S (positions), one
+at a time, from `HULL` and `LEVEL`. Seconds are medians of computing on one thread; memory is what XLA's compiler plans
+for the program: arguments, results and what it needs between; FLOPs are those that it counts, a loop's body once. The
+exponent of a quantity is the slope of its logarithm over the upper half of the sizes: 1 where it doubles with the size.
 
 With devices (virtual ones, on one machine) there is no time worth printing: memory and FLOPs are of one device, its
 parameters and rows being divided by `convexmoe_jax.parallel`. The rows grow with the devices.

@@ -121,15 +121,18 @@ def given_rows(params: Tree, x: Any, config: HullConfig, context: Any, units: Un
 def fused_petals(rows: Rows) -> Tensor:
     """Return the fused petals, (N, O), in normalized units."""
     params, config, x_ND, heads, _ = rows
-    # a compiler has its own plan of memory, and transforms take no checkpoints
-    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
-    whole = heads is not None or traced or is_transforming()
-    blocks = 1 if whole else row_blocks(x_ND.shape[0], config, x_ND.element_size())
-    if blocks > 1:
+    blocks = 1 if heads is not None else row_blocks(x_ND.shape[0], config, x_ND.element_size())
+    if blocks > 1 and not _is_traced():
         return fuse_by_blocks(params, x_ND, config, blocks)
     f_NPO = petal_values(params, x_ND, config, heads)
     y_NO = fuse(f_NPO, params, config, heads)
     return y_NO if heads is None else add_readout(y_NO, x_ND, heads, config)
+
+
+def _is_traced() -> bool:
+    """Return whether a compiler, which has its own plan of memory, or a transform, which takes no checkpoint, calls."""
+    compiled = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    return compiled or torch.jit.is_tracing() or is_transforming()
 
 
 def fuse_by_blocks(params: Tree, x_ND: Tensor, config: HullConfig, blocks: int) -> Tensor:

@@ -75,6 +75,15 @@ def test_a_program_has_one_grouped_product_a_product(name, platform):
     assert grouped == 3 and largest < PRODUCT  # the loop of the second tier has blocks of a few rows
 
 
+def test_an_infinity_is_left_to_the_expert_of_its_row(monkeypatch):
+    """Rows that are not finite are kept apart in grouped products: of the rows of these experts alone."""
+    monkeypatch.setenv("CONVEXMOE_GROUPED", "ragged")
+    case = Case((Level("a", ("linear", "identity")),), fusion=False)
+    model, x = ENGINES[0].build(case, random_weights(case), "float32"), jnp.ones((4, 5)).at[1:3].set(jnp.inf)
+    y = model(x, {"a": jnp.array([0, 0, 1, 1])}).fused_hidden
+    assert jnp.isnan(y[1]).all() and jnp.isinf(y[2]).all() and jnp.isfinite(y[jnp.array([0, 3])]).all()
+
+
 def test_calls_outside_jit_compile_once_too():
     rows, weights = jnp.ones((7, 3)), jnp.ones((2, 3, 5))
     sizes = [jnp.array(counts) for counts in ([3, 4], [0, 7], [1, 0])]
