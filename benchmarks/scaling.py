@@ -149,6 +149,8 @@ def run(job: Record) -> Record:
     count = job["devices"] or 1
     flags = f"--xla_force_host_platform_device_count={count} --xla_cpu_multi_thread_eigen=false"
     variables = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    if job["topology"] is not None:
+        variables["CONVEXMOE_GROUPED"] = "tiers"  # what a TPU takes: the platform of this process is the CPU
     (record,) = run_job(__file__, job, **variables)
     return record
 

@@ -103,7 +103,7 @@ def dispatch(
         any_order: also differentiate forward and twice, at two to five times the cost.
         tiers: two tiers, for accelerators; not with `any_order`.
     """
-    run = partial(_dispatch, function, any_order, tiers)
+    run = partial(_dispatch, function, any_order, num_experts if tiers else 0)
     return run_on_mesh(run, params, shared, (rows, routes), num_experts)
 
 
@@ -129,15 +129,15 @@ def run_on_mesh(run: Callable[..., Tree], params: Tree, shared: Tree, own: Tree,
     return each_part(run_part, params, shared, own, axis)
 
 
-def _dispatch(function: Function, any_order: bool, tiers: bool, num_experts: int, whole: Tree, own: Tree) -> Tree:
-    """Return the result of `dispatch` on one device."""
+def _dispatch(function: Function, any_order: bool, among: int, num_experts: int, whole: Tree, own: Tree) -> Tree:
+    """Return the result of `dispatch` on one device; `among` is how many experts share its rows, 0 without tiers."""
     (params, shared), (rows, routes) = vary((whole, own), (whole, own))
     leaves = jax.tree.leaves(rows)
     count = leaves[0].shape[0]
     if count == 0:
         return _zeros(jax.eval_shape(jax.vmap(function, (None, None, 0)), expert_slice(params, 0), shared, rows))
     sizes = block_sizes(count, num_experts, any(leaf.ndim > 2 for leaf in leaves))
-    capacity = core.tier_rows(count, num_experts) if tiers and not any_order else 0
+    capacity = core.tier_rows(count, among) if among and not any_order else 0
     plan = make_plan(routes, num_experts, max(*sizes, capacity))
     run = static_blocks if any_order else partial(dynamic_blocks, capacity=capacity)
     take = (lambda x: x[plan.take]) if any_order else (lambda x: permute_rows(x, plan.take, plan.back))

@@ -54,7 +54,7 @@ def grouped_matmul(
     """
     core.check_operands(rows, weights, sizes, (jax.Array, np.ndarray))
     rows, weights, sizes = jnp.asarray(rows), jnp.asarray(weights), jnp.asarray(sizes, jnp.int32)
-    return _compiled_product(_choose(implementation, rows, weights), rows, weights, sizes)
+    return _compiled_product(How(_choose(implementation, rows, weights), sizes.shape[0]), rows, weights, sizes)
 
 
 def _order() -> tuple[str, ...]:
@@ -70,36 +70,54 @@ def hierarchy_backend() -> str | None:
     return core.hierarchy_backend(BACKENDS, _order())
 
 
+class How(NamedTuple):
+    """How a product is computed.
+
+    Args:
+        name: of the backend.
+        experts: how many share the rows: those of the weights, and those of other devices that have the same rows.
+    """
+
+    name: str
+    experts: int
+
+
+def _run(how: How, kernel: str, *operands: jax.Array) -> jax.Array:
+    """Return the "product" or the "outer" products of a backend."""
+    function = getattr(BACKENDS[how.name], kernel)
+    return function(*operands, how.experts) if how.name in BLOCKS else function(*operands)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(name: str, rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+def _product(how: How, rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
     """Return `grouped_matmul` by a backend; its gradients are products and outer products of the same rows."""
     if 0 in rows.shape:
         return jnp.zeros((rows.shape[0], weights.shape[2]), rows.dtype)
-    y = BACKENDS[name].product(_owned(rows, sizes), weights, sizes)
+    y = _run(how, "product", _owned(rows, sizes), weights, sizes)
     return _owned(y.astype(rows.dtype), sizes)
 
 
-def _pull_product(name: str, saved: Any, grad: jax.Array) -> Any:
+def _pull_product(how: How, saved: Any, grad: jax.Array) -> Any:
     rows, weights, sizes = saved
-    return _product(name, grad, weights.swapaxes(1, 2), sizes), _outer(name, rows, grad, sizes), None
+    return _product(how, grad, weights.swapaxes(1, 2), sizes), _outer(how, rows, grad, sizes), None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _outer(name: str, rows: jax.Array, grads: jax.Array, sizes: jax.Array) -> jax.Array:
+def _outer(how: How, rows: jax.Array, grads: jax.Array, sizes: jax.Array) -> jax.Array:
     """`[B, I]`, `[B, O]` -> `[E, I, O]`: the sum over an expert's rows of their outer products."""
     if 0 in rows.shape:
         return jnp.zeros((sizes.shape[0], rows.shape[1], grads.shape[1]), rows.dtype)
-    sums = BACKENDS[name].outer(_owned(rows, sizes), _owned(grads, sizes), sizes)
+    sums = _run(how, "outer", _owned(rows, sizes), _owned(grads, sizes), sizes)
     return jnp.where(sizes[:, None, None] > 0, sums.astype(rows.dtype), 0)
 
 
-def _pull_outer(name: str, saved: Any, by_weights: jax.Array) -> Any:
+def _pull_outer(how: How, saved: Any, by_weights: jax.Array) -> Any:
     rows, grads, sizes = saved
-    return _product(name, grads, by_weights.swapaxes(1, 2), sizes), _product(name, rows, by_weights, sizes), None
+    return _product(how, grads, by_weights.swapaxes(1, 2), sizes), _product(how, rows, by_weights, sizes), None
 
 
-def _save(function: Any, name: str, *operands: jax.Array) -> Any:
-    return function(name, *operands), operands
+def _save(function: Any, how: How, *operands: jax.Array) -> Any:
+    return function(how, *operands), operands
 
 
 _product.defvjp(partial(_save, _product), _pull_product)
@@ -125,18 +143,18 @@ def _multiply_row(weights: jax.Array, shared: Any, row: jax.Array) -> jax.Array:
     return row @ weights
 
 
-def _multiply_blocks(tiers: bool, rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+def _multiply_blocks(tiers: bool, rows: jax.Array, weights: jax.Array, sizes: jax.Array, among: int) -> jax.Array:
     """Return the product by the blocks of `dispatch`."""
     count, experts = rows.shape[0], sizes.shape[0]
-    ladder, capacity = block_sizes(count, experts, False), core.tier_rows(count, experts) if tiers else 0
+    ladder, capacity = block_sizes(count, experts, False), core.tier_rows(count, among) if tiers else 0
     padded = jnp.pad(rows, ((0, max(*ladder, capacity)), (0, 0)))
     return dynamic_blocks(_multiply_row, ladder, weights, (), padded, _starts(sizes), capacity)[:count]
 
 
-def _sum_blocks(tiers: bool, rows: jax.Array, grads: jax.Array, sizes: jax.Array) -> jax.Array:
+def _sum_blocks(tiers: bool, rows: jax.Array, grads: jax.Array, sizes: jax.Array, among: int) -> jax.Array:
     """Return the outer products by the blocks of `dispatch`."""
     count, experts = rows.shape[0], sizes.shape[0]
-    ladder, capacity = block_sizes(count, experts, False), core.tier_rows(count, experts) if tiers else 0
+    ladder, capacity = block_sizes(count, experts, False), core.tier_rows(count, among) if tiers else 0
     rows, grads = (jnp.pad(x, ((0, max(*ladder, capacity)), (0, 0))) for x in (rows, grads))
 
     def one_block(at: Any, size: int, valid: Any) -> jax.Array:
@@ -184,6 +202,7 @@ BACKENDS = {
     "ragged": core.Backend(lax.ragged_dot, _sum_ragged),
     "megablox": core.Backend(_multiply_megablox, partial(_run_megablox, "tgmm"), _takes_megablox),
 }
+BLOCKS = (core.LOOP, "tiers")
 # Not measured on a device. XLA computes a ragged product as one of every row with every expert on GPUs, and by its own
 # count of a program compiled ahead of time on TPUs too.
 ORDERS = {"cpu": (core.LOOP,), "gpu": ("tiers",), "tpu": ("tiers",)}
@@ -196,18 +215,20 @@ class Groups(NamedTuple):
         sizes: the rows of each expert, int32 `[E]`.
         expert: the expert of each row, int32 `[B]`; E for a row without one.
         backend: the name of the backend of their products.
+        among: how many experts share the rows, those of other devices too.
     """
 
     sizes: jax.Array
     expert: jax.Array
     backend: str
+    among: int
 
     def linear(self, x: jax.Array, weights: jax.Array, biases: jax.Array) -> jax.Array:
         """Return `x[r] @ weights[e] + biases[e]`, `[B, O]`; 0 for a row without an expert."""
         dtype = jnp.result_type(x, weights)
         x, weights = x.astype(dtype), weights.astype(dtype)
         bias = jnp.where((self.expert < len(biases))[:, None], biases.at[self.expert].get(mode="clip"), 0)
-        return _product(_choose(self.backend, x, weights), x, weights, self.sizes) + bias
+        return _product(How(_choose(self.backend, x, weights), self.among), x, weights, self.sizes) + bias
 
 
 # Compiled by itself, so that calls outside jit compile once, too.
@@ -228,13 +249,13 @@ def run_grouped(
         routes: int32 `[B]`; num_experts, backend: of the level.
     """
 
-    def run(num_experts: int, whole: Any, own: Any) -> jax.Array:
+    def run(here: int, whole: Any, own: Any) -> jax.Array:
         (hidden, routes), (weights, _) = own, vary(whole, own)
-        plan = make_plan(routes, num_experts, 0)
+        plan = make_plan(routes, here, 0)
         x = permute_rows(hidden, plan.take, plan.back)
         length = x.shape[1] if x.ndim == 3 else 1
         expert = jnp.repeat(find_experts(plan.starts, len(x)), length)
-        groups = Groups(jnp.diff(plan.starts) * length, expert, backend)
+        groups = Groups(jnp.diff(plan.starts) * length, expert, backend, num_experts)
         flat = keep_apart(lambda rows: function(weights, rows, groups), x.reshape(-1, x.shape[-1]))
         flat = jnp.where((expert < num_experts)[:, None], flat, 0)  # a NaN of a row of other experts is not ours
         return permute_rows(flat.reshape(*x.shape[:-1], flat.shape[-1]), plan.back, plan.take)
