@@ -6,8 +6,8 @@
 A step is the value and all gradients of a mean square. Of a hull P (petals), D (inputs and outputs), depth and B (rows)
 grow by powers of two or four, of a level of a hierarchy of MLP experts E (experts), B (samples) and S (positions), one
 at a time, from `HULL` and `LEVEL`. Seconds are medians of computing on one thread; memory is what XLA's compiler plans
-for the program: arguments, results and what it needs between; FLOPs are those that it counts, a loop's body once. The
-exponent of a quantity is the slope of its logarithm over the upper half of the sizes: 1 where it doubles with the size.
+for the program: arguments, results and what it needs between; FLOPs are those that it counts, a loop's body once.
+An exponent is the slope of the logarithm over the upper half of the sizes: 1 where a quantity doubles with the size.
 
 With devices (virtual ones, on one machine) there is no time worth printing: memory and FLOPs are of one device, its
 parameters and rows being divided by `convexmoe_jax.parallel`. The rows grow with the devices.
@@ -152,6 +152,8 @@ def run(job: Record) -> Record:
     if job["topology"] is not None:
         variables["CONVEXMOE_GROUPED"] = "tiers"  # what a TPU takes: the platform of this process is the CPU
     (record,) = run_job(__file__, job, **variables)
+    if job["kind"] == "level" and job["topology"] is None:
+        del record["flops"]  # of a loop over the experts that have rows, whose body is counted once
     return record
 
 
@@ -177,7 +179,8 @@ def show(records: Sequence[Record]) -> None:
             cells.append(f"{exponent(sizes, values):.2f}" if len(values) > 1 else "-")
         last = here[-1]
         cells.append(f"{1e3 * last['seconds']:.3g}" if "seconds" in last else "-")
-        lines.append([*cells, f"{last['bytes'] / 1e6:.3g}", f"{last['flops'] / 1e9:.3g}"])
+        cells.append(f"{last['bytes'] / 1e6:.3g}")
+        lines.append([*cells, f"{last['flops'] / 1e9:.3g}" if "flops" in last else "-"])
     titles = ["model", "grows", "from - to", *PARTS.values(), "last: ms", "MB", "GFLOP"]
     print(table(titles, lines))
 
@@ -194,10 +197,11 @@ def draw(records: Sequence[Record], path: Path) -> None:
     for axis, (kind, name) in zip(axes.flat, cases, strict=False):
         here = [one for one in records if (one["kind"], one["grows"]) == (kind, name)]
         sizes = [one["sizes"][name] if name in one["sizes"] else one["devices"] for one in here]
-        for part, marker in zip(PARTS, "osD", strict=True):
+        for number, (part, marker) in enumerate(zip(PARTS, "osD", strict=True)):
             values = [one[part] for one in here if part in one]
             if values:
-                axis.loglog(sizes, np.array(values) / values[0], marker=marker, base=2, label=PARTS[part])
+                line = {"color": f"C{number}", "marker": marker, "label": PARTS[part]}
+                axis.loglog(sizes, np.array(values) / values[0], base=2, **line)
         axis.loglog(sizes, np.array(sizes) / sizes[0], color="0.7", linestyle="--", base=2, label="in proportion")
         axis.set_title(f"{kind}: {name}")
         axis.set_xticks(sizes, [str(size) for size in sizes])

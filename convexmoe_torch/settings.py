@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,7 +32,8 @@ def is_transforming() -> bool:
 def is_traced() -> bool:
     """Return whether a compiler or a trace, which have their own plan of memory, or a transform is at work."""
     compiled = torch.compiler.is_compiling() or torch.compiler.is_exporting()
-    return compiled or torch.jit.is_tracing() or is_transforming()
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")  # of make_fx, where somebody has loaded it
+    return compiled or torch.jit.is_tracing() or is_transforming() or (tracer and tracer.get_proxy_mode()) is not None
 
 
 def is_plain_eager(like: torch.Tensor) -> bool:

@@ -8,6 +8,8 @@ import pytest
 from commands import assert_one_line_refusal, invoke, rows, write
 from pyarrow import csv, parquet
 
+from convexmoe.errors import InputError
+from convexmoe.hull import HullConfig
 from convexmoe.training import Stream
 from interop.command import dataset, tables
 from interop.command import parquet as reading
@@ -122,3 +124,18 @@ def test_what_cannot_be_read_is_refused(folder, small, monkeypatch):
     monkeypatch.setattr(reading, "is_installed", lambda name: False)
     result = invoke("fit", folder / "t.parquet", *RUN)
     assert_one_line_refusal(result, "expected pyarrow for a Parquet file; it is not installed", '".[data]"')
+
+
+def test_a_column_that_varies_beyond_the_sample_is_taken(tmp_path, small, monkeypatch):
+    monkeypatch.setitem(Stream.__init__.__kwdefaults__, "rows", 50)
+    rng = np.random.default_rng(0)
+    a, rare, constant = rng.normal(size=300), np.zeros(300), np.ones(300)
+    survey = Stream([(np.arange(300.0)[:, None], a)], rows=50).survey(HullConfig(1, 1, 1))
+    rare[np.setdiff1d(np.arange(300), survey.numbers)[0]] = 1.0
+    for name, column in (("rare", rare), ("constant", constant)):
+        table = read_table(write(tmp_path / f"{name}.csv", [("a", name, "y"), *zip(a, column, a**2, strict=True)]))
+        if name == "rare":
+            assert dataset.prepare(table, "y", (), 0).columns == ("a", "rare")
+        else:  # control
+            with pytest.raises(InputError, match="column 'constant' to vary; got the value 1 throughout"):
+                dataset.prepare(table, "y", (), 0)

@@ -86,10 +86,13 @@ class Package:
         if not isinstance(model, self._layers.MODELS):
             rule, fix = f"one of {list(KINDS)}", "Pass such a model; of a folded hull, the one that it was folded from."
             fail("save", "model", rule, type(model).__name__, fix, TypeError)
-        config = json.loads(model.config.to_json())
-        if isinstance(model, self._layers.MODELS[1]):
+        if hasattr(model, "saved_by"):
+            fix = f"Call {model.saved_by}(model, path), on all of them."
+            fail("save", "model", "a model that is whole on this process", "one divided over processes", fix, TypeError)
+        config, kind = json.loads(model.config.to_json()), KINDS[isinstance(model, self._layers.MODELS[1])]
+        if kind == KINDS[1]:
             config = {"hierarchy": config, **self._layers.recipes_of(model)}
-        header = {"kind": type(model).__name__, "config": config}
+        header = {"kind": kind, "config": config}
         return header, {PREFIX + name: value for name, value in self._layers.neutral_arrays(model).items()}
 
     def load(self, path: Path, *, expert_factory: Any = None, fusion_module: Any = None) -> Any:

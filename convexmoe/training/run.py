@@ -29,7 +29,8 @@ class FitResult(NamedTuple, Generic[Model]):
         model: the fitted hull, in the units of the data; of `train` the best mean weights, or the module that has them.
         history: its losses.
         best_step: the last of the steps whose mean weights the model has.
-        judged: of `fit`, the squared errors on the rows held out; None without any, or from before a stop.
+        judged: of `fit`, the errors on the rows held out, before the offset that a loss other than the square is given
+            at the end; None without any, or from before a stop.
         curvature: of `fit` with folds, what they say of the curvature; None after a stop.
         shape: of `fit(shape="auto")`, what was chosen, in words.
     """

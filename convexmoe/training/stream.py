@@ -7,7 +7,6 @@ blocks of rows that are shuffled, without those held out. Whatever the batches o
 from __future__ import annotations
 
 import json
-import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import count
@@ -23,6 +22,7 @@ from .data import Data, Spread, check_count, check_rows, check_weight, held_out_
 from .parts import FOLDS, Parts
 
 ROWS = 50_000
+ENDLESS = 2**48  # batches: no data set has so many
 FORMS = "batches (x, y), (x, y, context) or (x, y, context, sample_weight)"
 UNLIKE = "Shuffle the rows once, where they are stored: fit shuffles blocks of them anew in every pass."
 
@@ -119,7 +119,7 @@ class Stream:
         if isinstance(source, Iterator):
             got = f"{type(source).__name__}, which ends for good"
             fail("Stream", "source", "batches that can be read again", got, fix, TypeError)
-        if length_hint(source) >= sys.maxsize:  # as Grain says of a dataset that repeats
+        if length_hint(source) >= ENDLESS:  # as Grain says of most datasets that repeat
             fail("Stream", "source", "batches that come to an end", "endless ones", "Leave repeat() out.")
         self.source, self.rows = source, whole_number("Stream", "rows", rows, 2)
         self._surveys: dict[tuple[int, int, int], Survey] = {}
@@ -190,23 +190,25 @@ def take_survey(batches: Iterable[Batch], config: HullConfig, size: int) -> Surv
     The sample has the rows whose keys are least: each row's key is a hash of its number, so that it is the same
     whatever the batches are.
     """
-    O, end, counted, checksum, total, limit = config.out_dim, 0, 0, 0, 0.0, 2**64 - 1
+    O, end, counted, held, checksum, total, limit = config.out_dim, 0, 0, 0, 0, 0.0, 2**64 - 1
+    width = None
     spreads: list[Spread] = []
     taken: list[tuple[np.ndarray, ...]] = []  # keys, numbers, x, targets
 
     def cut() -> None:
-        nonlocal taken, limit
+        nonlocal taken, limit, held
         keys, *rest = (np.concatenate(part) for part in zip(*taken, strict=True))
         if len(keys) > size:
             least = np.argpartition(keys, size)[:size]
             keys, rest = keys[least], [part[least] for part in rest]
             limit = int(keys.max())
-        taken = [(keys, *rest)]
+        taken, held = [(keys, *rest)], len(keys)
 
     for first, x, target, _ in batches:
         checksum, end = add_checksum(checksum, x, target), first + len(x)
         numbers = np.arange(first, end)
-        if counted and target.shape[1] != taken[0][3].shape[1]:
+        width = target.shape[1] if width is None else width
+        if target.shape[1] != width:
             got, fix = f"a batch with and one without, at row {first}", "Give all batches weights, or none."
             fail("fit", "sample_weight", "weights in all batches or in none", got, fix)
         if target.shape[1] > O and not (target[:, O] > 0).all():
@@ -218,8 +220,10 @@ def take_survey(batches: Iterable[Batch], config: HullConfig, size: int) -> Surv
         spreads = [before.merge(new) for before, new in zip(spreads, found, strict=True)] if spreads else found
         keys = keys_of(numbers)
         near = keys <= limit
-        taken.append((keys[near], numbers[near], x[near], target[near]))
-        if sum(len(part[0]) for part in taken) > 2 * size:
+        if near.any():
+            taken.append((keys[near], numbers[near], x[near], target[near]))
+            held += int(near.sum())
+        if held > 2 * size:
             cut()
     check_count("x", counted, 2)
     cut()

@@ -94,7 +94,12 @@ def restore_sharded(folder: Folder, model: Any, state: Tree = None, step: int | 
         description = manager.restore(chosen, args=args.Composite(description=args.JsonRestore())).description
         check_description(description, _header(model), str(folder))
         stored = {name: (tuple(shape), dtype) for name, (shape, dtype) in description["arrays"].items()}
-        same_keys("restore_sharded", _shapes(tree), stored)
+        wanted = _shapes(tree)
+        of_state = [{name for name in names if name.startswith("state")} for names in (wanted, stored)]
+        if of_state[0] != of_state[1]:
+            fix = "Pass optimizer.init(params) of the optimizer that the state was saved with."
+            fail("restore_sharded", "state", "a tree like the one that was saved", f"{len(of_state[0])} arrays", fix)
+        same_keys("restore_sharded", wanted, stored)
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
         tree = manager.restore(chosen, args=args.Composite(arrays=args.StandardRestore(like))).arrays
     nnx.replace_by_pure_dict(own, tree["model"])

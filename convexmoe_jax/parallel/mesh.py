@@ -101,8 +101,8 @@ def place_batch(batch: Tree, mesh: Mesh) -> Tree:
         if not isinstance(leaf, (jax.Array, np.ndarray)):
             fix = "Encode names of routes by encode_routes, and leave out what is no array."
             fail("place_batch", "batch", "arrays alone", f"{type(leaf).__name__}", fix, TypeError)
-        if leaf.ndim == 0 or leaf.shape[0] % count:
-            rule = f"arrays whose leading axis {count} divides, the devices of this process"
+        if leaf.ndim == 0 or leaf.shape[0] % count or not leaf.shape[0]:
+            rule = f"arrays of rows whose leading axis {count} divides, the devices of this process"
             fail("place_batch", "batch", rule, describe(leaf), "Drop rows, or add some whose loss has weight 0.")
         spec = P(AXES, *[None] * (leaf.ndim - 1))
         return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), np.asarray(leaf))

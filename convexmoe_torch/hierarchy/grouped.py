@@ -165,7 +165,7 @@ def _read_blocks(x: Tensor, blocks: _Blocks) -> Tensor:
 def _multiply_blocks(rows: Tensor, weights: Tensor, sizes: Tensor) -> Tensor:
     blocks = _lay_out(sizes, len(rows))
     y = torch.bmm(_read_blocks(rows, blocks), weights[blocks.expert])
-    return y.flatten(0, 1)[blocks.place]
+    return y.reshape(-1, y.shape[-1])[blocks.place]
 
 
 def _sum_blocks(rows: Tensor, grads: Tensor, sizes: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from convexmoe.hull.config import LEAST_TEMPERATURE
 
-from ..settings import is_plain_eager
+from ..settings import is_plain_eager, is_transforming
 from .positive import softplus
 
 FLAT = 16.0  # the temperature from which `log_mean_exp` takes its form for small differences
@@ -52,7 +52,7 @@ class _NeighborMeans(torch.autograd.Function):
         (grad_NPO,) = grads
         of_f, of_shifts = ctx.needs_input_grad
         shifts_P = grad_NPO.sum(-1).sum(0) if of_shifts else None
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_transforming() or torch._C._functorch.is_legacy_batchedtensor(grad_NPO):
             return (0.5 * (grad_NPO + torch.roll(grad_NPO, 1, dims=-2)) if of_f else None), shifts_P
         return sums_of_neighbors(grad_NPO, -1).mul_(0.5) if of_f else None, shifts_P
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from convexmoe import hierarchy as core
 from convexmoe.errors import fail
@@ -60,7 +61,10 @@ def place(model: HierarchicalCELMoE, mesh: DeviceMesh) -> PlacedHierarchy:
         TypeError: it is no hierarchy.
         ValueError: the mesh has other axes, or two experts share a parameter.
     """
-    if not isinstance(model, HierarchicalCELMoE) or isinstance(model, PlacedHierarchy):
+    if isinstance(model, PlacedHierarchy):
+        fix = "Place the whole model again: load it, or restore into it."
+        fail("place", "model", f"a whole {core.OWNER}", "one that is placed", fix, TypeError)
+    if not isinstance(model, HierarchicalCELMoE):
         fix = "Divide a hull's rows, or its parameters: DistributedDataParallel(model), or fully_shard(model)."
         fail("place", "model", f"a {core.OWNER}", type(model).__name__, fix, TypeError)
     if getattr(mesh, "mesh_dim_names", None) != AXES:
@@ -88,6 +92,7 @@ class PlacedHierarchy(HierarchicalCELMoE):
         mesh: the mesh.
     """
 
+    saved_by = "convexmoe_torch.parallel.save"
     forward = torch.compiler.disable(HierarchicalCELMoE.forward)  # Dynamo does not trace groups of processes
 
     def __init__(self, model: HierarchicalCELMoE, mesh: DeviceMesh) -> None:
@@ -129,6 +134,11 @@ class PlacedHierarchy(HierarchicalCELMoE):
         return replace(level, experts=experts, fallback_expert=None)
 
     def _run_levels(self, hidden: Tensor, routes: Mapping[str, Any], given: Any) -> core.CELMoEOutput:
+        in_ddp = nn.parallel.DistributedDataParallel._get_active_ddp_module() is not None
+        if in_ddp or any(isinstance(p, DTensor) for p in self.parameters()):
+            got = "one within DistributedDataParallel or fully_shard, which mix up the experts of processes"
+            fix = "Build it anew, wrap what is around it, and call average_gradients(model) after backward."
+            fail(core.OWNER, "model", "a placed model by itself", got, fix, TypeError)
         return super()._run_levels(hidden, routes, (given, count_rows(hidden, self.mesh.get_group(EXPERT))))
 
     def _run_level(

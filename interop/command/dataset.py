@@ -19,7 +19,7 @@ from convexmoe.training import Stream
 from convexmoe.training.stream import Survey
 
 from . import tables
-from .function import NOTHING, Function
+from .function import NOTHING, Function, split_names
 from .tables import MIN_ROWS, Pieces, Table, check_varies, fill_gaps, require_columns, shorten
 
 FOLDS = 5
@@ -89,6 +89,7 @@ def prepare(
         InputError: an unknown column, too few rows, a cell that is no number, a column that does not vary.
     """
     require_columns(table, [target], "convexmoe fit --target")
+    drop = split_names(drop, table.columns)
     require_columns(table, drop, "convexmoe fit --drop")
     if target in drop:
         rule, fix = "columns other than the target", f"Leave --drop {target} out."
@@ -101,9 +102,9 @@ def prepare(
         refuse(table.name, rule, f"the columns {shorten(table.columns)}", "Add a column of inputs.")
     columns, of_weights = (*inputs, *function.context), tuple(filter(None, [function.weights]))
     names, kept = (*columns, target), (target, *of_weights)
-    values, remarks, stream = _read(table, columns, kept, missing, len(inputs))
+    values, ends, remarks, stream = _read(table, columns, kept, missing, len(inputs))
     values, weight = values[:, : len(names)], values[:, -1] if of_weights else None
-    check_varies(values, names, target, table.name)
+    check_varies(ends[:, : len(names)], names, target, table.name)
     folds = tuple(np.array_split(np.random.default_rng(seed).permutation(len(values)), FOLDS))
     if weight is not None:
         _check_weights(weight, folds, table.name, of_weights[0])
@@ -118,8 +119,8 @@ def prepare(
 
 def _read(
     table: Table, columns: tuple[str, ...], kept: tuple[str, ...], missing: str | None, in_dim: int
-) -> tuple[NDArray[np.float64], tuple[str, ...], Stream | None]:
-    """Return the numbers of a table, or of a large one a sample; what is to be said of them; and of a large one all.
+) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[str, ...], Stream | None]:
+    """Return the numbers of a table, or of a large one a sample; rows with the ends of all columns; remarks; a stream.
 
     Args:
         table: where they are; columns: inputs and context; kept: the target and the weights; missing: the option.
@@ -141,7 +142,9 @@ def _read(
         remarks += (f"{said} tested and drawn is of {len(survey.x):,} of them, drawn at random.",)
         values = np.concatenate([survey.x, survey.target], axis=1)
         check_count(table, len(values))
-        return values, remarks, stream
+        all_columns, target = survey.columns, survey.targets
+        ends = [np.concatenate([all_columns.low, target.low]), np.concatenate([all_columns.high, target.high])]
+        return values, np.stack(ends), remarks, stream
     values, gaps, remarks = table.numbers(names, keep=kept, may_miss=may_miss)
     if gaps:
         lacks = np.isnan(values if missing == "drop" else values[:, len(columns) :]).any(axis=1)
@@ -151,7 +154,7 @@ def _read(
     check_count(table, len(values))
     if gaps:
         fill_gaps(values, names, table.name)
-    return values, remarks, None
+    return values, values, remarks, None
 
 
 def check_count(table: Table, rows: int) -> None:

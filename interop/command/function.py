@@ -88,7 +88,7 @@ class Function:
         Raises:
             InputError: a column that is not there, or with two parts that contradict each other.
         """
-        lists: dict[str, Any] = {option: _split(getattr(self, option), table.columns) for option in LISTS}
+        lists: dict[str, Any] = {option: split_names(getattr(self, option), table.columns) for option in LISTS}
         given = lists | {"weights": () if self.weights is None else (self.weights,)}
         other = {target: "the target", **dict.fromkeys(drop, "one that is dropped")}
         for option, names in given.items():
@@ -166,7 +166,7 @@ def read_curvature(curvature: str | None, concave: bool, function: Function) -> 
     return CONCAVE if concave else curvature or CONVEX
 
 
-def _split(texts: Sequence[str], columns: Sequence[str]) -> tuple[str, ...]:
+def split_names(texts: Sequence[str], columns: Sequence[str]) -> tuple[str, ...]:
     """Return the names in texts, each of one column or of several between commas, without repeats."""
     names: dict[str, None] = {}
     for text in texts:

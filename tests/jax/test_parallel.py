@@ -17,13 +17,14 @@ ERRORS = {
     "petals": "ValueError: place.mesh: expected an axis expert=8 that divides experts or petals; got 2 petals.",
     "axes": "ValueError: place.mesh: expected a mesh with the Explicit axes ['data', 'expert']; got Mesh(",
     "model": "TypeError: place.model: expected a VectorHull or a HierarchicalCELMoE; got dict. Pass such a model.",
-    "rows": "ValueError: place_batch.batch: expected arrays whose leading axis 8 divides, the devices of this process; "
+    "rows": "ValueError: place_batch.batch: expected arrays of rows whose leading axis 8 divides, the devices of this "
+    "process; "
     "got float64[13, 5].",
     "names": "TypeError: place_batch.batch: expected arrays alone; got str. Encode names of routes by encode_routes",
     "step": "ValueError: save_sharded.step: expected a step above 3, the latest in ",
     "state": "TypeError: save_sharded.state: expected a tree of arrays; got 3. Wrap numbers by jnp.asarray.",
     "config": "ValueError: restore_sharded.model: expected the config of ",
-    "leaves": "ValueError: restore_sharded.weights: expected the 7 arrays of its config; got unexpected state.0.count;",
+    "leaves": "ValueError: restore_sharded.state: expected a tree like the one that was saved; got 0 arrays. Pass opt",
     "folder": "FileNotFoundError: restore_sharded.folder: expected a folder with a whole checkpoint; got ",
     "absent": "FileNotFoundError: restore_sharded.folder: expected one with a whole checkpoint of step 2; got ",
     "orbax": "ImportError: convexmoe_jax.parallel.latest_step needs Orbax: pip install orbax-checkpoint",

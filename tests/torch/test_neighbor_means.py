@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from convexmoe_torch import VectorHull
 from convexmoe_torch.hull.fusion import group_values
@@ -44,3 +45,18 @@ def test_transforms_and_autocast_take_the_formula():
     assert torch.allclose(one, slope, atol=1e-6) and torch.allclose(forward, slope, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.allclose(model(x).float(), plain, atol=0.1)
+
+
+def test_batched_backward_forward_mode_and_traces_take_the_formula():
+    model, x = VectorHull(3, petals=4, out_dim=2).double(), torch.randn(4, 3, dtype=torch.float64)
+    whole = torch.autograd.functional.jacobian(model, x)
+    assert torch.allclose(torch.autograd.functional.jacobian(model, x, vectorize=True), whole, atol=1e-14)
+    point = x.clone().requires_grad_()
+    y = model(point)
+    with torch.autograd.forward_ad.dual_level():
+        given = torch.autograd.forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y))
+        (slope,) = torch.autograd.grad(y, point, given)
+        tangent = torch.autograd.forward_ad.unpack_dual(slope).tangent
+    assert torch.allclose(tangent, whole.sum((0, 1)), atol=1e-14)
+    traced = make_fx(model)(x)
+    assert torch.allclose(traced(x), model(x), atol=1e-14)
