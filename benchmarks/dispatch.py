@@ -58,9 +58,10 @@ def routes_of(E: int, rows: int) -> dict[str, np.ndarray]:
 
 def check(calls: Calls) -> None:
     """Check that the subject and the loop compute the same."""
-    got, expected = (np.asarray(calls[name]()) for name in ("uniform", "loop"))
-    error = np.abs(got - expected).max() / np.abs(expected).max()
-    if not error < CLOSE:
+    got, expected = (calls[name]() for name in ("uniform", "loop"))
+    close = CLOSE if "bfloat16" not in str(got.dtype) else 0.05
+    error = float(abs(got - expected).max() / abs(expected).max())
+    if not error < close:
         raise SystemExit(f"dispatch and loop differ by {error:.1e}: the times would compare different things.")
 
 
@@ -168,7 +169,7 @@ def torch_calls(kind: str, E: int, rows: int, length: int) -> tuple[Calls, Calls
     }
     x, ct = torch.randn(2, *shape_of(rows, length))
     sorted_x = x.reshape(E, -1, D)
-    routes = {name: torch.from_numpy(route).long() for name, route in routes_of(E, rows).items()}
+    routes = {name: torch.tensor(route, dtype=torch.int64) for name, route in routes_of(E, rows).items()}
 
     def dense(x: Any) -> Any:
         return experts[0](ExpertBatch(x)).hidden

@@ -45,7 +45,9 @@ def count(shapes: Shapes) -> Record:
     }
 
 
-def jax_models(D: int, P: int, rows: int, options: Record) -> tuple[dict[str, Shapes], Calls, Calls]:
+def jax_models(
+    D: int, P: int, rows: int, options: Record, dtype: str = "float32"
+) -> tuple[dict[str, Shapes], Calls, Calls]:
     """Return shapes, forward calls and train steps of the MLP and the hull."""
     import jax
     import optax
@@ -58,7 +60,7 @@ def jax_models(D: int, P: int, rows: int, options: Record) -> tuple[dict[str, Sh
 
     config = HullConfig(D, P, **options)
     keys = jax.random.split(jax.random.key(0), 5)
-    x, y = (jax.random.normal(key, (rows, D)) for key in keys[:2])
+    x, y = (jax.random.normal(key, (rows, D), dtype) for key in keys[:2])
     mlp_params = {
         "0.weight": jax.random.normal(keys[2], (D, 4 * D)) * math.sqrt(2 / D),
         "0.bias": jax.numpy.zeros(4 * D),
@@ -71,6 +73,7 @@ def jax_models(D: int, P: int, rows: int, options: Record) -> tuple[dict[str, Sh
     }
     shapes, forwards, steps = {}, {}, {}
     for name, (model, params) in models.items():
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         shapes[name] = {key: leaf.shape for key, leaf in hull.flatten(params).items()}
         forward = jax.jit(model)
         forwards[name] = lambda forward=forward, params=params: forward(params, x).block_until_ready()

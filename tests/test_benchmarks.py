@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import named_networks
 import pytest
 import rounding
+import scaling
 import timing
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -82,7 +83,7 @@ def test_rounds_alternate_and_ratios_are_taken_within_a_round(monkeypatch):
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, str(BENCHMARKS / script), *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
 
 
 @pytest.mark.slow
@@ -186,3 +187,19 @@ def test_without_its_peer_the_script_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ott", None)
     with pytest.raises(SystemExit, match=r"needs ott-jax .* pip install -e \".\[jax,peers\]\""):
         named_networks.published_networks()
+
+
+@pytest.mark.release
+def test_growth_and_devices_run(tmp_path):
+    grown = run("scaling.py", "--quick", "--plot", str(tmp_path / "scaling.png"))
+    assert grown.returncode == 0, grown.stderr
+    assert grown.stdout.count("| hull |") == 5 and grown.stdout.count("| level |") == 4
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+    device = run("gpu.py", "--any", "--quick")
+    assert device.returncode == 0, device.stderr
+    assert device.stdout.count("bfloat16") == 3
+
+
+def test_an_exponent_is_that_of_the_upper_half():
+    assert scaling.exponent([1, 2, 4, 8], [9.0, 3.0, 12.0, 48.0]) == pytest.approx(2)
+    assert scaling.exponent([1, 2], [1.0, 8.0]) == pytest.approx(3)
