@@ -59,7 +59,16 @@ def runs_on_device(x: Tensor) -> bool:
     return core.hierarchy_backend(BACKENDS, _order(x)) is not None
 
 
-class _Product(torch.autograd.Function):
+class _OfRows(torch.autograd.Function):
+    """A function of two operands, sizes and the name of a backend, which its gradient needs again."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.implementation = inputs[3]
+
+
+class _Product(_OfRows):
     """`grouped_matmul`; its gradients are products and outer products of the same rows."""
 
     @staticmethod
@@ -68,11 +77,6 @@ class _Product(torch.autograd.Function):
             return rows.new_zeros(rows.shape[0], weights.shape[2])
         y = _choose(implementation, rows, weights).product(_owned(rows, sizes), weights, sizes)
         return _owned(y, sizes)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3])
-        ctx.implementation = inputs[3]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -85,7 +89,7 @@ class _Product(torch.autograd.Function):
         return by_rows, by_weights, None, None
 
 
-class _Outer(torch.autograd.Function):
+class _Outer(_OfRows):
     """`[B, I]`, `[B, O]` -> `[E, I, O]`: the sum over an expert's rows of their outer products."""
 
     @staticmethod
@@ -94,11 +98,6 @@ class _Outer(torch.autograd.Function):
             return rows.new_zeros(len(sizes), rows.shape[1], grads.shape[1])
         sums = _choose(implementation, rows, grads).outer(_owned(rows, sizes), _owned(grads, sizes), sizes)
         return torch.where(sizes[:, None, None] > 0, sums, 0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3])
-        ctx.implementation = inputs[3]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
