@@ -121,7 +121,8 @@ def given_rows(params: Tree, x: Any, config: HullConfig, context: Any, units: Un
 def fused_petals(rows: Rows) -> Tensor:
     """Return the fused petals, (N, O), in normalized units."""
     params, config, x_ND, heads, _ = rows
-    blocks = 1 if heads is not None else row_blocks(x_ND.shape[0], config, x_ND.element_size())
+    whole = heads is not None or torch.compiler.is_compiling()  # which must not look at the number of rows
+    blocks = 1 if whole else row_blocks(x_ND.shape[0], config, x_ND.element_size())
     if blocks > 1 and not is_traced():
         return fuse_by_blocks(params, x_ND, config, blocks)
     f_NPO = petal_values(params, x_ND, config, heads)

@@ -24,7 +24,6 @@ from convexmoe.hull.config import HullConfig
 from convexmoe.hull.context import mixed_inputs
 from convexmoe.hull.parameters import Operations, Tree
 
-from ..settings import is_plain_eager
 from .positive import softplus
 
 
@@ -104,10 +103,5 @@ def petal_values(params: Tree, x_ND: Tensor, config: HullConfig, heads: Tree | N
     """
     z = hidden_units(params, x_ND, config, heads)
     readout = params["readout"]
-    weight, mix = readout["weight"], readout["positive_weight"]
-    if config.trunk == "shared" and is_plain_eager(x_ND):
-        width = math.prod(weight.shape[1:])
-        flat = torch.addmm(readout["bias"].reshape(width), x_ND, weight.reshape(-1, width))
-        return flat.addmm_(z, mix.reshape(-1, width)).reshape(-1, *weight.shape[1:])
     f_NPO = add_linear(readout["bias"], x_ND, readout["weight"])
     return add_mix(f_NPO, z, readout["positive_weight"], config.trunk)

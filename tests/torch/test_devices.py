@@ -25,6 +25,7 @@ DEVICES = {"cpu", "cuda", "mps", "xpu", "xla", "privateuseone", "set_device", "c
 EXCUSED = {
     "hierarchy/grouped.py": {"cpu", "cuda"},  # the order of backends by device
     "hierarchy/finite.py": {"cpu"},  # there a value is looked at without a wait
+    "parallel/mesh.py": {"cpu", "cuda"},  # which one a process group of PyTorch is of
     "files/layers.py": {"cpu"},  # files are written from the memory of the host
     "files/optimizer.py": {"cpu"},  # as layers.py; and torch.optim keeps its counts there
     "convexity/search.py": {"cpu"},  # the search is numpy's, in float64, which not every device has
@@ -116,10 +117,10 @@ def test_controls_a_sync_and_a_float64_are_seen():
 # fmt: off
 OPERATIONS = {
     "_to_copy", "_unsafe_view", "add", "addmm", "alias", "amax", "bmm", "clamp", "clone", "copy_", "detach",
-    "div", "div_", "eq", "exp", "expand", "expm1", "fill", "full_like", "ge", "gt", "le", "log", "log1p", "lt",
-    "mean", "mm",
+    "div", "div_", "empty_like", "eq", "exp", "expand", "expm1", "fill", "full_like", "ge", "gt", "le", "log", "log1p",
+    "lt", "mean", "mm",
     "mul", "mul_", "neg", "new_empty_strided", "ones_like", "permute", "pow", "promote_types", "relu",
-    "reshape", "roll", "scalar_tensor", "select", "select_backward", "softplus", "softplus_backward",
+    "reshape", "roll", "scalar_tensor", "select", "select_backward", "slice", "softplus", "softplus_backward",
     "squeeze", "sub", "sum", "t", "threshold_backward", "transpose", "unsqueeze", "view", "where", "zeros",
     "zeros_like",
 }
