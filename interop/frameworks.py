@@ -20,8 +20,12 @@ Framework = ModuleType
 
 def not_installed(owner: str, expected: str, missing: str, extra: str) -> NoReturn:
     """Raise an `InputError` about a package that is not installed, with the extra of convexmoe that brings it."""
-    run = f'Run, in a clone of convexmoe: pip install -e ".[{extra}]".'
-    raise InputError(f"{owner}: expected {expected}; {missing} is not installed. {run}")
+    raise InputError(f"{owner}: expected {expected}; {missing} is not installed. {how_to_install(extra)}")
+
+
+def how_to_install(extra: str) -> str:
+    """Return the sentence that says which command brings an extra of convexmoe."""
+    return f'Run, in a clone of convexmoe: pip install -e ".[{extra}]".'
 
 
 def installed() -> tuple[str, ...]:

@@ -23,6 +23,11 @@ quiet = nullcontext  # see `in_torch.quiet`
 _winners = jax.jit(package.hull.winners, static_argnames="config")
 
 
+def devices() -> list[str]:
+    """Return the names of the devices that the framework sees, as it spells them."""
+    return [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
+
+
 def precision(wide: bool) -> AbstractContextManager[Any]:
     """Return a context in which float64 is switched on where that is wanted."""
     return jax.enable_x64(True) if wide else nullcontext()

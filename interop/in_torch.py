@@ -23,6 +23,13 @@ name = "torch"
 quiet = one_thread  # the results then do not depend on the number of cores either
 
 
+def devices() -> list[str]:
+    """Return the names of the devices that the framework sees, as it spells them."""
+    found = torch.cuda.device_count()
+    names = ["cpu", *(f"cuda:{k} {torch.cuda.get_device_name(k)}" for k in range(found))]
+    return names + ["mps"] * torch.backends.mps.is_available()
+
+
 def precision(wide: bool) -> AbstractContextManager[Any]:
     """Return a context that changes nothing: float64 is always on."""
     return nullcontext()

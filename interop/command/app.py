@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -11,17 +11,37 @@ from convexmoe.errors import InputError, printable
 
 from .certify import certify_file
 from .convert import convert_file
+from .doctor import check_installation, version_of
 from .fit import fit_table
 from .inspect import inspect_file
 from .minimize import minimize_file
 from .output import emit, say
 from .predict import predict_rows
+from .subcommand import add_subcommand, write_lines
 from .verify import verify_files
 
-FIT_EXAMPLES = """Examples: convexmoe fit DATA.csv --target price --context region,season --increasing area --concave
-
-convexmoe fit DATA.csv --target price --loss quantile --level 0.9 --weights n"""
-MINIMIZE_EXAMPLES = 'Example: convexmoe minimize run/model.safetensors --at season=2,region=1 --box "weight<=2500"'
+GROUPS = {  # of the options of `fit`
+    "Table": ("data", "target", "drop", "weights", "missing", "sep", "decimal", "encoding"),
+    "Function": (
+        "context",
+        "increasing",
+        "decreasing",
+        "curvature",
+        "concave",
+        "nonnegative",
+        "loss",
+        "level",
+        "delta",
+    ),
+    "Training": ("petals", "depth", "shape", "budget", "steps", "seed", "framework"),
+    "Run": ("out", "pause_at", "resume"),
+}
+EXIT_CODES = (
+    "0    done",
+    "1    done, but what was checked does not hold, as of verify, certify, doctor",
+    "2    an option, a table or a file is at fault: one line on stderr",
+    "130  interrupted",
+)
 
 
 class OneLineErrors(TyperGroup):
@@ -48,19 +68,50 @@ class OneLineErrors(TyperGroup):
         say(" ".join(printable(message).split()), error=True)
         raise SystemExit(2)
 
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write what the exit codes mean, and an example."""
+        write_lines(formatter, "Exit codes", EXIT_CODES)
+        write_lines(formatter, "Example", ("convexmoe fit DATA.csv --target price --out run",))
 
-app = typer.Typer(cls=OneLineErrors, add_completion=False, pretty_exceptions_enable=False)
-app.command("fit", epilog=FIT_EXAMPLES)(fit_table)
-app.command("predict")(predict_rows)
-app.command("inspect")(inspect_file)
-app.command("verify")(verify_files)
-app.command("certify")(certify_file)
-app.command("minimize", epilog=MINIMIZE_EXAMPLES)(minimize_file)
-app.command("convert")(convert_file)
+
+app = typer.Typer(cls=OneLineErrors, rich_markup_mode=None, pretty_exceptions_enable=False)
+table = "DATA.csv --target price"
+add_subcommand(
+    app,
+    "fit",
+    fit_table,
+    f"fit {table} --context season --increasing area --concave",
+    f"fit {table} --loss quantile --level 0.9 --weights n",
+    groups=GROUPS,
+)
+add_subcommand(app, "predict", predict_rows, "predict run/model.safetensors DATA.csv --flag --out predicted.csv")
+add_subcommand(app, "inspect", inspect_file, "inspect run/model.safetensors")
+add_subcommand(app, "verify", verify_files, "verify run/model.safetensors")
+add_subcommand(app, "certify", certify_file, "certify run/model.safetensors --proof")
+add_subcommand(app, "minimize", minimize_file, 'minimize run/model.safetensors --at season=2 --box "weight<=2500"')
+add_subcommand(
+    app,
+    "convert",
+    convert_file,
+    "convert run/model.safetensors state.safetensors --to torch",
+    "convert run/model.safetensors folder --to hub",
+)
+add_subcommand(app, "doctor", check_installation, "doctor")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        emit(f"convexmoe {version_of('convexmoe') or 'that is not installed'}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+]
 
 
 @app.callback(invoke_without_command=True)
-def start(context: typer.Context) -> None:
+def start(context: typer.Context, version: VersionOption = False) -> None:
     """Convex mixtures of experts: fit one to a table of numbers, predict from the saved file."""
     if context.invoked_subcommand is None:
         emit(context.get_help())

@@ -15,7 +15,7 @@ from convexmoe.files.atomic import write_whole
 
 from ..frameworks import choose
 from .options import FrameworkOption, HullArgument
-from .output import say
+from .output import conclude, say
 from .saved_model import explain_function, explain_sign, precision_of, read_hull
 
 STRENGTH_HELP = "structural (any parameters) or numeric (these)."
@@ -50,6 +50,8 @@ def certify_file(
     text = json.dumps(record | {"model": source}, indent=1, sort_keys=True, allow_nan=False) + "\n"
     target = model.with_name(model.name.removesuffix(".safetensors") + ".certificate.json")
     write_whole(target, text.encode())
+    if conclude(record | {"model": source, "certificate": target}):
+        raise typer.Exit(int(certificate.verdict != "proved"))
     lines = str(certificate).splitlines()
     shown = lines if proof else lines[: 1 + len(certificate.outputs)]  # the verdict alone, or the tree below it as well
     shown += (*explain_function(inspection.config, inspection.notes), *explain_sign(inspection.notes))

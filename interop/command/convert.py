@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..convert import convert
-from .output import say
+from .output import conclude, say
 from .tables import shorten
 
 
@@ -21,6 +21,8 @@ def convert_file(
 ) -> None:
     """Convert a saved model: neutral file, PyTorch state_dict (safetensors), Orbax directory."""
     conversion = convert(source, target, to)
+    if conclude(conversion._asdict() | {"out": target}):
+        return
     words = f"{target}: {conversion.form}{', without its optimizer' * conversion.dropped}"
     if conversion.infinite:
         words += f", with NaN or infinity in {shorten(conversion.infinite)}: nothing can be computed with it"

@@ -28,7 +28,7 @@ from .baselines import fit_linear, fit_mlp
 from .dataset import Dataset, remarks_on
 from .function import LEVEL_LOSSES, QUANTILE, Function
 from .group_map import importance, map_groups, rmse
-from .output import say, terminal
+from .output import say, shows_progress, terminal
 from .report import draw_report, print_results
 from .resume import Keeper, Plan, RunRecord, Unfinished
 from .saved_model import notes_of, read_model, reason_of
@@ -240,7 +240,7 @@ def _train(run: Run, keeper: Keeper) -> Any:
     if run.budget is not None:
         options = {"shape": AUTO, "budget": run.budget}
     try:
-        return _fit(run, model, None, progress=True, **options)
+        return _fit(run, model, None, progress=shows_progress(), **options)
     except KeyboardInterrupt:
         keeper.write()
         raise

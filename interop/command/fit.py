@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import shutil
@@ -21,44 +22,43 @@ from .dataset import prepare
 from .experiment import Run, run_fit
 from .function import LOSSES, read_curvature, read_function
 from .options import DecimalOption, EncodingOption, FrameworkOption, SepOption, check_table_options, check_whole_number
-from .output import claim, say, write_together
+from .output import claim, conclude, say, write_together
 from .resume import LIMITS, Plan
+from .subcommand import SPEECH
 from .tables import EMBEDDED_TARGET, embedded_table, read_table, shorten
 
 FILES = ("model.safetensors", "metrics.json", "report.png")
-DATA_HELP = "Table to learn from, as CSV or Parquet; without it, the embedded Auto MPG data."
-RESUME_HELP = "Go on with the unfinished run of this directory."
-PAUSE_HELP = "Stop at the first evaluation from this step on, to be resumed."
+DATA_HELP = "CSV or Parquet; without it, the embedded Auto MPG data."
+RESUME_HELP = "Go on with the unfinished run of a directory."
+PAUSE_HELP = "Stop at a step, to be resumed."
 # What a run keeps of its options: none of them is given again beside --resume.
 KEPT = (
     *("target", "petals", "depth", "steps", "seed", "out", "drop", "curvature", "concave", "shape", "budget"),
     *("context", "increasing", "decreasing", "nonnegative", "loss", "level", "delta", "weights"),
 )
-MISSING_HELP = "Rows with missing cells: drop them, or fill in the mean of their column."
-DROP_HELP = "Column to leave out; may be repeated."
-CURVATURE_HELP = "Of the target: convex, concave, or auto, which asks the rows."
-SHAPE_HELP = "auto tries other shapes and rates on rows held out."
+MISSING_HELP = "drop the rows, or mean."
+DROP_HELP = "Columns to leave out."
+CURVATURE_HELP = "convex, concave or auto."
+SHAPE_HELP = "auto tries shapes and rates on rows held out."
 CONCAVE_HELP = "As --curvature concave."
-CONTEXT_HELP = "Columns in which nothing is assumed, as region,season: the function is convex for each of their values."
-INCREASING_HELP, DECREASING_HELP = "Input columns along which the function rises.", "Along which it falls."
-NONNEGATIVE_HELP = "The function is >= 0; a concave one <= 0."
-LOSS_HELP = f"What is minimized: {', '.join(LOSSES)}."
+CONTEXT_HELP = "Columns in which nothing is assumed."
+INCREASING_HELP, DECREASING_HELP = "Columns along which it rises.", "Along which it falls."
+NONNEGATIVE_HELP = "It is >= 0; a concave one <= 0."
+LOSS_HELP = f"{', '.join(LOSSES)}."
 LEVEL_HELP, DELTA_HELP = "Of --loss quantile or expectile, 0 to 1.", "Of --loss huber, in units of the target."
-WEIGHTS_HELP = "Column that says how much each row counts; it is no input."
+WEIGHTS_HELP = "Column that says how much each row counts."
 BUDGET_HELP, SECONDS = "Seconds for --shape auto.", 60.0
 
 
 def fit_table(
     call: typer.Context,
     data: Annotated[Path | None, typer.Argument(metavar="DATA.csv", help=DATA_HELP, show_default=False)] = None,
-    target: Annotated[
-        str | None, typer.Option(help="Column to predict.", show_default="mpg for the embedded data")
-    ] = None,
+    target: Annotated[str | None, typer.Option(help="Column to predict.", show_default="mpg, of the embedded")] = None,
     framework: FrameworkOption = None,
     petals: Annotated[int, typer.Option(help="Convex networks in the mixture.")] = LIMITS["petals"][2],
     depth: Annotated[int, typer.Option(help="Hidden layers of each.")] = LIMITS["depth"][2],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = LIMITS["steps"][2],
-    seed: Annotated[int, typer.Option(help="Of the folds, the weights and the batches.")] = LIMITS["seed"][2],
+    seed: Annotated[int, typer.Option(help="Of folds, weights and batches.")] = LIMITS["seed"][2],
     out: Annotated[
         Path | None, typer.Option(help="Directory to write to.", show_default="a new ./convexmoe-fit")
     ] = None,
@@ -73,9 +73,9 @@ def fit_table(
     level: Annotated[float | None, typer.Option(help=LEVEL_HELP, show_default=False)] = None,
     delta: Annotated[float | None, typer.Option(help=DELTA_HELP, show_default=False)] = None,
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP, show_default=False)] = None,
-    shape: Annotated[str | None, typer.Option(help=SHAPE_HELP, show_default="--petals and --depth")] = None,
+    shape: Annotated[str | None, typer.Option(help=SHAPE_HELP, show_default=False)] = None,
     budget: Annotated[float | None, typer.Option(help=BUDGET_HELP, show_default=f"{SECONDS:g}")] = None,
-    missing: Annotated[str | None, typer.Option(help=MISSING_HELP, show_default="they are refused")] = None,
+    missing: Annotated[str | None, typer.Option(help=MISSING_HELP, show_default="refused")] = None,
     sep: SepOption = None,
     decimal: DecimalOption = None,
     encoding: EncodingOption = None,
@@ -123,13 +123,16 @@ def fit_table(
     with claim(out) as place, side.quiet():
         folder = place / unfinished.FOLDER
         unfinished.check_folder(place, resume is not None)
-        go_on = f"Go on, in either framework: {resume_command(call, data, place)}"
+        command = resume_command(call, data, place)
+        go_on = f"Go on, in either framework: {command}"
         with write_together(place, FILES) as staging:
             run = Run(dataset, side, plan, staging, folder, dropped, go_on, pause_at, earlier, seconds)
-            if _run(run, place) is not None:
+            if (step := _run(run, place)) is not None:
+                conclude({"out": place, "paused_at": step, "go_on": command})
                 return
         shutil.rmtree(folder, ignore_errors=True)
     say(f"Written to {place}: {', '.join(FILES)}")
+    conclude({"out": place, "files": FILES, "metrics": json.loads((place / "metrics.json").read_text())})
 
 
 def check_choices(shape: str | None, budget: float | None, pause_at: int | None) -> float | None:
@@ -151,7 +154,7 @@ def check_choices(shape: str | None, budget: float | None, pause_at: int | None)
 def resume_command(call: typer.Context, data: Path | None, out: Path) -> str:
     """Return the command that goes on with a run: its table, the options of which it keeps nothing, its directory."""
     words = [] if data is None else [f"./{data}" if str(data).startswith("-") else str(data)]
-    again = {*KEPT, "data", "framework", "pause_at", "resume"}
+    again = {*KEPT, *SPEECH, "data", "framework", "pause_at", "resume"}
     for option in call.command.params:
         name = option.name or ""
         if name not in again and getattr(call.get_parameter_source(name), "name", None) == "COMMANDLINE":

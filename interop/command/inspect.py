@@ -12,22 +12,18 @@ import typer
 from convexmoe.files import inspect
 from convexmoe.files.format import read
 
-from .options import JsonOption
-from .output import emit, say, tabulate
+from .output import conclude, say, tabulate
 from .saved_model import explain_function, explain_sign
 
 FILE_HELP = "A file that `save` or `convexmoe fit` wrote."
 
 
-def inspect_file(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=FILE_HELP)], as_json: JsonOption = False
-) -> None:
+def inspect_file(file: Annotated[Path, typer.Argument(metavar="FILE", help=FILE_HELP)]) -> None:
     """Show what a saved model is: config, names, shapes, dtypes, sizes. Exit code 1 where its sha256 does not hold."""
     inspection, intact = inspect(file), False
     with suppress(ValueError):
         intact = bool(read(file, None))
-    if as_json:
-        emit(json.dumps(json.loads(inspection.to_json()) | {"intact": intact}, indent=2, sort_keys=True))
+    if conclude(json.loads(inspection.to_json()) | {"intact": intact}):
         raise typer.Exit(int(not intact))
     say(f"{inspection.path}: {inspection.kind}, schema {inspection.schema}")
     outcome = "as computed" if intact else "but the content has ANOTHER: fetch the file again or save the model anew"

@@ -40,6 +40,11 @@ class Outside(NamedTuple):
         """`bool[N]`, the rows outside in combination."""
         return self.distance > 1 + SLACK
 
+    @property
+    def rows(self) -> NDArray[np.bool_]:
+        """`bool[N]`, the rows outside in either way."""
+        return self.beyond.any(axis=1) | self.combined
+
 
 def notes_of_rows(x: Array, y: Array | None = None) -> dict[str, Any]:
     """Return the notes of training rows and their targets that `outside` and `read_ranges` read."""

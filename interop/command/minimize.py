@@ -21,7 +21,7 @@ from convexmoe.minimization.minimum import UNBOUNDED
 from ..frameworks import LABELS, Framework, choose
 from .leverage import outside, read_ranges
 from .options import FrameworkOption, HullArgument
-from .output import digits_of, say, tabulate, terminal
+from .output import conclude, digits_of, say, tabulate, terminal
 from .saved_model import as_target, columns_of, read_hull
 from .tables import shorten
 
@@ -79,6 +79,14 @@ def minimize_file(
     side = choose(framework)
     with side.quiet(), terminal(stderr=True).status(f"Searching in {LABELS[side.name]}"):
         minimum = minimize(model, side, box or (), tol, output, at or ())
+    if not conclude(vars(minimum)):
+        print_minimum(minimum)
+    if not minimum.certified:
+        raise typer.Exit(1)
+
+
+def print_minimum(minimum: BoxMinimum) -> None:
+    """Print the point between its bounds, the value, what is certified, and remarks."""
     end, beyond = ("maximum", "higher") if minimum.is_largest else ("minimum", "lower")
     lines = []
     for name, low, x, high, binds in zip(
@@ -94,8 +102,6 @@ def minimize_file(
     say(f"No point of the box is {beyond} than {minimum.bound:.{digits}g}: a gap of {minimum.gap:.3g}, {words}.")
     for remark in minimum.remarks:
         say(remark)
-    if not minimum.certified:
-        raise typer.Exit(1)
 
 
 def minimize(

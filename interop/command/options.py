@@ -10,10 +10,7 @@ import typer
 
 from convexmoe.errors import refuse
 
-FrameworkOption = Annotated[
-    str | None, typer.Option(help="jax or torch.", show_default="jax where installed, else torch")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+FrameworkOption = Annotated[str | None, typer.Option(help="jax or torch.", show_default="jax where installed")]
 SepOption = Annotated[str | None, typer.Option(help="Between cells: one character.", show_default="recognized")]
 DecimalOption = Annotated[str | None, typer.Option(help='Decimal mark, "." or ",".', show_default="recognized")]
 EncodingOption = Annotated[str | None, typer.Option(help="Of the table.", show_default="recognized")]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from itertools import count
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import typer
 from rich.console import Console, JustifyMethod
@@ -18,9 +20,41 @@ from convexmoe.errors import printable, refuse
 from convexmoe.files.atomic import follow, hold, make_staging, put_in_place, write_whole
 
 
+class Speech(NamedTuple):
+    """How a command speaks.
+
+    Args:
+        as_json: the result as one JSON object on stdout, and all else on stderr.
+        quiet: no progress and no remarks; what another program reads (predictions, JSON) stays.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+
+
+IN_TEXT = Speech()
+_speech = ContextVar("speech", default=IN_TEXT)
+
+
+@contextmanager
+def speak(as_json: bool, quiet: bool) -> Iterator[None]:
+    """Speak in this way within the block; errors, which are said outside of it, are always said."""
+    token = _speech.set(Speech(as_json, quiet))
+    try:
+        yield
+    finally:
+        _speech.reset(token)
+
+
+def shows_progress() -> bool:
+    """Return whether the bars of a fit, which are on stdout, are wanted there."""
+    return _speech.get() == IN_TEXT
+
+
 def terminal(*, stderr: bool = False) -> Console:
     """Return a console that shows text as it is: no markup, no codes of emoji, no colors for numbers."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    as_json, quiet = _speech.get()
+    return Console(stderr=stderr or as_json, quiet=quiet, markup=False, emoji=False, highlight=False)
 
 
 def in_one_line(text: object) -> str:
@@ -36,6 +70,28 @@ def say(text: str, *, error: bool = False) -> None:
 def emit(text: str) -> None:
     """Print lines that another program may read, JSON among them, where \\u007f is the one control it leaves bare."""
     typer.echo(printable(text.replace("\x7f", "\\u007f")))
+
+
+def conclude(result: Mapping[str, Any]) -> bool:
+    """Print the result of a command as JSON if that is asked for, and return whether it is; else print nothing.
+
+    Args:
+        result: what a command found: values of JSON, arrays and paths; NaN and infinity are written as null.
+    """
+    if _speech.get().as_json:
+        emit(json.dumps(_plain(result), indent=2, sort_keys=True, allow_nan=False))
+    return _speech.get().as_json
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return os.fsdecode(value) if isinstance(value, Path) else value
 
 
 def tabulate(columns: Mapping[str, JustifyMethod], rows: Iterable[Iterable[object]], title: str = "") -> None:

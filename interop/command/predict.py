@@ -15,7 +15,7 @@ from convexmoe.errors import refuse
 from ..frameworks import choose
 from .leverage import Outside, outside, read_ranges
 from .options import DecimalOption, EncodingOption, FrameworkOption, SepOption, check_table_options
-from .output import digits_of, emit, say, write_text
+from .output import conclude, digits_of, emit, say, write_text
 from .saved_model import read_model
 from .tables import read_table, require_columns, shorten
 
@@ -71,15 +71,17 @@ def predict_rows(
         names = [";".join(compress(columns, row)) for row in place.beyond]
         marks = [name or "combination" * far for name, far in zip(names, place.combined.tolist(), strict=True)]
         lines = [f"{line},{_cell(mark)}" for line, mark in zip(lines, ["outside", *marks], strict=True)]
-    if out is None:
-        emit("\n".join(lines))
-    else:
+    if out is not None:
         for other in (data, model):
             if out.exists() and other.exists() and out.samefile(other):
                 got, fix = f"{out}, which is an input", "Name another file."
                 refuse("convexmoe predict --out", "a file of its own", got, fix)
         write_text(out, "\n".join([*lines, ""]))
         say(f"{len(predictions)} predictions written to {out}", error=True)
+    result = {"target": target, "rows": len(predictions), "out": out, "rows_outside": place.rows.sum()}
+    result |= {"predictions": predictions} if out is None else {}
+    if not conclude(result | ({"outside": marks} if flag else {})) and out is None:
+        emit("\n".join(lines))
     _count_outside(place, columns)
 
 
@@ -91,7 +93,7 @@ def _count_outside(place: Outside, columns: Sequence[str]) -> None:
     kinds = [f"{beyond.sum()} out of their range in {shorten(names)}"] if names else []
     kinds += [f"{combined.sum()} in combination"] if combined.any() else []
     if kinds:
-        say(f"Outside the training rows: {(beyond | combined).sum()} of {len(beyond)}, {', '.join(kinds)}.", error=True)
+        say(f"Outside the training rows: {place.rows.sum()} of {len(beyond)}, {', '.join(kinds)}.", error=True)
 
 
 def _cell(text: str) -> str:

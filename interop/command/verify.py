@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +13,8 @@ from convexmoe.errors import InputError
 from convexmoe.files import Inspection, inspect
 
 from .. import frameworks
-from .options import JsonOption, check_whole_number
-from .output import emit, say, tabulate
+from .options import check_whole_number
+from .output import conclude, say, tabulate
 from .saved_model import precision_of, read_any
 
 EXPLANATION = (
@@ -30,7 +31,6 @@ def verify_files(
     rows: Annotated[int, typer.Option(help="Random rows to compare on.")] = 16,
     steps: Annotated[int, typer.Option(help="Steps of Adam whose losses are compared.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the rows and routes.")] = 0,
-    as_json: JsonOption = False,
 ) -> None:
     """Compare a saved model in JAX and in PyTorch: outputs, gradients, Hessians, a short run. Exit code 1 on a miss."""
     check_whole_number("verify", "rows", rows, 1, 10**4, 16)
@@ -53,9 +53,7 @@ def verify_files(
         models = [read_any(path, frameworks.get(name))[0] for name, path in pairs]
         x, beside = draw_inputs(inspection, rows, seed)
         report = check_parity(models[0], models[1], x, **beside, steps=steps, floor=True)
-    if as_json:
-        emit(report.to_json())
-    else:
+    if not conclude(json.loads(report.to_json())):
         done = report.comparisons
         lines = [(c.name, f"{c.error:.1e}", f"{c.bound:.0e}", f"{c.floor:.1e}", "ok" if c.ok else "MISS") for c in done]
         tabulate({"quantity": "left", "error": "right", "bound": "right", "one ulp": "right", "": "left"}, lines)
