@@ -35,7 +35,16 @@ from convexmoe.training import Expectile, History, Huber, Quantile, Stream
 
 from . import hull
 from .convexity import Certificate, Violation, certify, find_violation
-from .files import OptimizerState, load, load_optimizer, read_notes, read_optimizer, save
+from .files import (
+    OptimizerState,
+    load,
+    load_optimizer,
+    load_pretrained,
+    read_notes,
+    read_optimizer,
+    save,
+    save_pretrained,
+)
 from .hierarchy import (
     CELMoELossAPI,
     ExpertModule,
@@ -138,6 +147,7 @@ __all__ = [
     "inverse_gradient",
     "load",
     "load_optimizer",
+    "load_pretrained",
     "max_affine",
     "maximize",
     "merge_routing",
@@ -150,6 +160,7 @@ __all__ = [
     "routing_summary",
     "sample_dropout",
     "save",
+    "save_pretrained",
     "train",
     "validate_routing_length",
 ]

@@ -1,29 +1,39 @@
-"""One model in three forms: the neutral file, a PyTorch `state_dict` (safetensors), an Orbax directory.
+"""One model in four forms: neutral file, PyTorch `state_dict` (safetensors), Orbax directory, folder for a model hub.
 
 The state dict has the names that `model.load_state_dict` wants, buffers included; it holds no optimizer. The directory
 holds the parameters as nested dicts below `state`, the moments of an optimizer below `optimizer`. Both carry the
-description of the model, so that the way back loses nothing else. Only the directory needs a framework: JAX.
+description of the model, so that the way back loses nothing else. Only that directory needs a framework: JAX. The
+folder for a hub has the neutral file, with what `convexmoe.files.hub` writes beside it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from convexmoe.errors import InputError, refuse
-from convexmoe.files.atomic import follow, make_staging, write_whole
-from convexmoe.files.format import check_content, digest, infinite, own_copy, read_open, to_safetensors, write_sealed
+from convexmoe.files import hub
+from convexmoe.files.atomic import follow, write_folder, write_whole
+from convexmoe.files.format import (
+    check_content,
+    digest,
+    infinite,
+    own_copy,
+    read,
+    read_open,
+    to_safetensors,
+    write_sealed,
+)
 from convexmoe.files.schema import OPTIMIZER, PREFIX, TensorFile, check_header, open_tensors
 from convexmoe.hull.parameters import flatten, nest
 
 from . import frameworks
 
-FORMS = ("neutral", "torch", "orbax")
+FORMS = ("neutral", "torch", "orbax", "hub")
 ENTRY = "convexmoe_state_dict"  # of the metadata of a state dict
 DESCRIPTION, FOLDERS = "convexmoe.json", ("state", "optimizer")  # of an Orbax directory
 UNITS = ("input_mean", "input_scale", "output_mean", "output_scale")
@@ -49,7 +59,7 @@ def convert(source: Path, target: Path, to: str | None = None) -> Conversion:
     """Write the model of `source` to `target` in another form.
 
     Args:
-        source: a neutral file, a state dict or a directory that this function wrote.
+        source: a neutral file, a state dict or a directory that this function or `save_pretrained` wrote.
         target: where to; what is there is replaced whole or not at all, a directory only if it is one of these.
         to: one of `FORMS`; None takes neutral for what is not neutral, else orbax for a name without an ending, else
             torch.
@@ -61,7 +71,7 @@ def convert(source: Path, target: Path, to: str | None = None) -> Conversion:
         refuse("convexmoe convert --to", f"one of {list(FORMS)}", repr(to), "Try --to torch.")
     if target.exists() and source.exists() and target.samefile(source):
         refuse("convexmoe convert", "two places", f"{source} twice", "Name another target.")
-    if source.is_dir():
+    if source.is_dir() and not hub.is_pretrained(source):
         frameworks.choose("jax")
     form, header, arrays = _read(source)
     if to is None:
@@ -70,7 +80,10 @@ def convert(source: Path, target: Path, to: str | None = None) -> Conversion:
         refuse(target, "a folder that exists", str(target.parent), "Make it first.")
     if to == "orbax" and (place := str(target.absolute())) != place.encode(errors="replace").decode():
         refuse("convexmoe convert", "a directory for Orbax with a name in UTF-8", repr(place), "Name another one.")
-    {"neutral": write_sealed, "torch": _write_torch, "orbax": _write_orbax}[to](follow(target), header, arrays)
+    if to == "hub":
+        _write_hub(source, target, header, arrays)
+    else:
+        {"neutral": write_sealed, "torch": _write_torch, "orbax": _write_orbax}[to](follow(target), header, arrays)
     return Conversion(to, to == "torch" and "optimizer" in header, tuple(infinite(arrays)))
 
 
@@ -78,7 +91,9 @@ def _read(source: Path) -> tuple[str, Header, Arrays]:
     """Return the form, the description, and the tensors by their names in the neutral file, held to its schema."""
     name = os.fspath(source)
     try:
-        if source.is_dir():
+        if hub.is_pretrained(source):
+            form, header, arrays = "hub", *read(hub.find_model(source))
+        elif source.is_dir():
             form, header, arrays = "orbax", *_read_orbax(source)
         else:
             with open_tensors(name) as file:
@@ -157,9 +172,7 @@ def _write_orbax(target: Path, header: Header, arrays: Arrays) -> None:
         raise InputError(f"{target}: expected a new directory; something else is there. Name another one.")
     trees = nest({_orbax_name(name): value for name, value in arrays.items()})
     text = json.dumps(header | {"sha256": digest(header, arrays)}, sort_keys=True, allow_nan=False) + "\n"
-    with make_staging(target.parent) as beside:
-        fresh = beside / "new"
-        fresh.mkdir()
+    with write_folder(target, (DESCRIPTION,)) as fresh:
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 for folder, tree in trees.items():
@@ -169,13 +182,25 @@ def _write_orbax(target: Path, header: Header, arrays: Arrays) -> None:
         except Exception as error:  # of any kind, from names and numbers that Orbax does not take
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             refuse(target, "a model that Orbax can keep", reason, "Use --to neutral.")
-        old = beside.with_suffix(".old")  # not a leftover: were we killed here, it is all that is left of the target
-        if target.exists():
-            os.replace(target, old)
-            for name in ("", DESCRIPTION):
-                shutil.copymode(old / name, fresh / name)
-        os.replace(fresh, target)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_hub(source: Path, target: Path, header: Header, arrays: Arrays) -> None:
+    """Write a folder for a hub, with the metrics and the certificate that stand beside the source and are of it."""
+    if source.is_dir():
+        model, beside, proof = source / hub.MODEL, source, source / hub.CERTIFICATE
+    else:
+        model, beside = source, source.parent
+        proof = source.with_name(source.name.removesuffix(".safetensors") + ".certificate.json")
+    metrics, certificate = hub.read_json(beside / hub.METRICS), hub.read_json(proof)
+    data, of_model = metrics.get("data", {}), certificate.get("model", {})
+    same = source.is_dir() or all(data.get(name) == header["notes"].get(name) for name in ("columns", "target"))
+    proved = of_model.get("sha256") == hub.digest_of(model) if certificate else False
+    try:
+        given = metrics if metrics and same else None, certificate if proved else None
+        with hub.write_pretrained(target, *given) as path:
+            write_sealed(path, header, arrays)
+    except FileExistsError as error:
+        raise InputError(str(error)) from None
 
 
 def _orbax_name(name: str) -> str:

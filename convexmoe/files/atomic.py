@@ -95,6 +95,26 @@ def make_staging(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def write_folder(target: Path, like: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Give a new folder to write in; it takes the place of `target`, whole, when the block ends well.
+
+    Args:
+        target: where to, without a link; like: names in it whose mode those of the new folder take, as it does itself.
+    """
+    with make_staging(target.parent) as beside:
+        fresh = beside / "new"
+        fresh.mkdir()
+        yield fresh
+        old = beside.with_suffix(".old")  # not a leftover: were we killed here, it is all that is left of the target
+        if target.exists():
+            os.replace(target, old)
+            for name in ("", *like):
+                shutil.copymode(old / name, fresh / name)
+        os.replace(fresh, target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Hold a folder against others that want to hold it, until the block or the process ends.
 

@@ -11,6 +11,7 @@ from ..errors import fail
 from ..hierarchy import FUSIONS, USER, CELMoEConfig
 from ..hull.config import HullConfig
 from ..hull.parameters import nest
+from . import hub
 from .format import Arrays, check_content, own_copy, plain_notes, read, write_sealed
 from .optimizer import MOMENTS, OptimizerState, check_state
 from .schema import KINDS, OPTIMIZER, PREFIX, schema_of
@@ -117,6 +118,43 @@ class Package:
         model = self._layers.build(config, recipes, expert_factory, fusion_module)
         self._layers.fill(model, named)
         return model
+
+    def save_pretrained(
+        self,
+        model: Any,
+        folder: Path,
+        *,
+        notes: Notes | None = None,
+        metrics: Notes | None = None,
+        certificate: Any = None,
+    ) -> None:
+        """Write a model as the folder that a model hub shows: config.json, model.safetensors and a card, README.md.
+
+        Args:
+            model, notes: as for `save`; the card shows the notes `columns`, `context`, `target`, `ranges` (a pair of
+                floats for each column) and `target_range`, as `convexmoe fit` writes them.
+            folder: a new one; one that this function wrote is replaced, unless somebody has changed its files.
+            metrics: for metrics.json and the card: names to numbers, or to dicts of them.
+            certificate: a `Certificate` of the model, for certificate.json and the card.
+
+        Raises:
+            FileExistsError: something else is in the folder. Else as `save`.
+        """
+        record = None if certificate is None else json.loads(certificate.to_json())
+        with hub.write_pretrained(folder, metrics, record) as path:
+            self.save(model, path, notes=notes)
+
+    def load_pretrained(self, folder: Path, *, expert_factory: Any = None, fusion_module: Any = None) -> Any:
+        """Return the model in a folder that `save_pretrained` of either package wrote. Arguments and errors as `load`.
+
+        >>> import tempfile
+        >>> from convexmoe_torch import VectorHull, load_pretrained, save_pretrained
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     save_pretrained(VectorHull(3, petals=4), f"{place}/hull", metrics={"rmse": 0.5})
+        ...     load_pretrained(f"{place}/hull").config.petals
+        4
+        """
+        return self.load(hub.find_model(folder), expert_factory=expert_factory, fusion_module=fusion_module)
 
     def load_optimizer(self, path: Path, optimizer: Any, model: Any) -> Any:
         """Return `optimizer` with the moments and the step that a neutral file holds, whichever package wrote it.

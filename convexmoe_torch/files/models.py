@@ -4,8 +4,19 @@ from convexmoe.files import Package, read_notes
 
 from . import layers, optimizer
 
-__all__ = ["content_of", "load", "load_optimizer", "read_notes", "read_optimizer", "save", "write"]
+__all__ = [
+    "content_of",
+    "load",
+    "load_optimizer",
+    "load_pretrained",
+    "read_notes",
+    "read_optimizer",
+    "save",
+    "save_pretrained",
+    "write",
+]
 
 _package = Package(layers, optimizer)
 content_of, save, load, write = _package.content_of, _package.save, _package.load, _package.write
 load_optimizer, read_optimizer = _package.load_optimizer, _package.read_optimizer
+save_pretrained, load_pretrained = _package.save_pretrained, _package.load_pretrained

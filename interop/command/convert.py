@@ -13,13 +13,13 @@ from .tables import shorten
 
 
 def convert_file(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A saved model in any of the three forms.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="File or, for Orbax, directory to write.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A saved model in any of the four forms.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File or, for orbax and hub, directory to write.")],
     to: Annotated[
-        str | None, typer.Option(help="neutral, torch or orbax.", show_default="from neutral torch, else neutral")
+        str | None, typer.Option(help="neutral, torch, orbax or hub.", show_default="torch, or neutral")
     ] = None,
 ) -> None:
-    """Convert a saved model: neutral file, PyTorch state_dict (safetensors), Orbax directory."""
+    """Convert a saved model: neutral file, PyTorch state_dict, Orbax directory, folder for a hub."""
     conversion = convert(source, target, to)
     if conclude(conversion._asdict() | {"out": target}):
         return

@@ -109,12 +109,12 @@ def check_installation() -> None:
         say(f"{', '.join(f'{name} {version}' for name, version in versions.items())}, on {result['system']}")
         for name, label in frameworks.LABELS.items():
             look = looks.get(name)
-            words = look and f"{look['version']}, {look['fault'] or ', '.join(look['devices'])}"
-            say(f"{label}: {words or f'not installed. {frameworks.how_to_install(name)}'}")
+            shown = look and f"{look['version']}, {look['fault'] or ', '.join(look['devices'])}"
+            say(f"{label}: {shown or f'not installed. {frameworks.how_to_install(name)}'}")
         for extra, found in result["extras"].items():
             missing = ", ".join(name for name, version in found.items() if version is None)
-            words = missing and f"without {missing}. {frameworks.how_to_install(extra)}"
-            say(f"Extra {extra}: {words or 'installed'}")
+            lack = missing and f"without {missing}. {frameworks.how_to_install(extra)}"
+            say(f"Extra {extra}: {lack or 'installed'}")
         for step in steps:
             say(f"{step['step']}: {step['fault'] or 'works'}")
         say(f"{'All' if works else 'Not all'} that is installed works; tried in {seconds:.1f} s.")
