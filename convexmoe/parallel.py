@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from .errors import fail, whole_number
@@ -71,7 +72,22 @@ def check_description(stored: dict[str, Any], header: dict[str, Any], folder: st
         fix = "Install the version of convexmoe that wrote it, or a newer one."
         rule, got = f"a checkpoint of format {SHARDED_FORMAT}", f"{folder!r} of format {stored.get('format')!r}"
         fail("restore_sharded", "folder", rule, got, fix)
+    check_same_model("restore_sharded", stored, header, folder)
+
+
+def check_same_model(owner: str, stored: dict[str, Any], header: dict[str, Any], place: str) -> None:
+    """Check that a model is of the kind and the config that a checkpoint states, and name the fields that differ."""
     for key in ("kind", "config"):
-        if stored.get(key) != header[key]:
+        if found := list(_differences(stored.get(key), header[key], key)):
             fix = "Build the model with the config that it was saved with."
-            fail("restore_sharded", "model", f"the {key} of {folder!r}", f"another: {header[key]}", fix)
+            got = "; ".join(found[:8]) + f"; and {len(found) - 8} more" * (len(found) > 8)
+            fail(owner, "model", f"the {key} of {place!r}", got, fix)
+
+
+def _differences(stored: Any, own: Any, name: str) -> Iterator[str]:
+    """Yield in words what differs between two values of JSON, by dotted names."""
+    if isinstance(stored, dict) and isinstance(own, dict):
+        for key in sorted(stored.keys() | own.keys()):
+            yield from _differences(stored.get(key), own.get(key), key if name == "config" else f"{name}.{key}")
+    elif stored != own:
+        yield f"{name}={own!r:.60}, where that has {stored!r:.60}"

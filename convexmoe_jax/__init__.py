@@ -33,7 +33,7 @@ from convexmoe.minimization.prediction import predict
 from convexmoe.minimization.sets import Ball, Box, Polytope, Simplex
 from convexmoe.training import Expectile, History, Huber, Quantile, Stream
 
-from . import hull
+from . import hull, parallel
 from .convexity import Certificate, Violation, certify, find_violation
 from .files import (
     OptimizerState,
@@ -153,6 +153,7 @@ __all__ = [
     "merge_routing",
     "merged_routes",
     "minimize",
+    "parallel",
     "predict",
     "read_notes",
     "read_optimizer",

@@ -1,6 +1,8 @@
 """Convex mixtures of experts in PyTorch: the twin of `convexmoe_jax`, file by file and name by name."""
 
+from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
+from typing import Any as _Any
 
 if _find_spec("torch") is None:
     raise ImportError('convexmoe_torch needs PyTorch; in a clone of convexmoe: pip install -e ".[torch]"')
@@ -152,6 +154,7 @@ __all__ = [
     "merge_routing",
     "merged_routes",
     "minimize",
+    "parallel",
     "predict",
     "read_notes",
     "read_optimizer",
@@ -164,3 +167,9 @@ __all__ = [
     "unfreeze",
     "validate_routing_length",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    if name == "parallel":  # on demand: importing torch.distributed takes a second
+        return _import_module("convexmoe_torch.parallel")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -36,6 +36,11 @@ def is_traced() -> bool:
     return compiled or torch.jit.is_tracing() or is_transforming() or (tracer and tracer.get_proxy_mode()) is not None
 
 
+def may_recompute() -> bool:
+    """Return whether `torch.utils.checkpoint` works here: `disable_saved_tensors_hooks` refuses what it is made of."""
+    return not torch.is_grad_enabled() or torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() is None
+
+
 def is_plain_eager(like: torch.Tensor) -> bool:
     """Return whether autograd alone sees the operators on such a tensor: nothing traces, and no autocast is on."""
     device = like.device.type

@@ -41,6 +41,13 @@ def check_operands(rows: Any, weights: Any, sizes: Any, kinds: tuple[Any, ...]) 
         fail(GROUPED, "sizes", "integers", describe(sizes), "Cast it to int32.", TypeError)
 
 
+def check_sum(counts: Sequence[int], rows: int) -> None:
+    """Check sizes that are on the host: none of them negative, and no more rows than there are."""
+    if min(counts) < 0 or sum(counts) > rows:
+        got, fix = f"{min(counts)} at least, {sum(counts)} in all", "Count the rows of each expert."
+        fail(GROUPED, "sizes", f"integers >= 0 whose sum is at most {rows}, the number of rows", got, fix)
+
+
 class Backend(NamedTuple):
     """How a platform computes grouped products, for a table of a package.
 

@@ -130,7 +130,12 @@ class Stream:
         Args:
             config: of the hull; place: of a batch to go on from, or None.
         """
-        source: Any = iter(self.source if isinstance(self.source, Iterable) else self.source())
+        given: Any = self.source if isinstance(self.source, Iterable) else self.source()
+        try:
+            source: Any = iter(given)
+        except TypeError:
+            rule, fix = "a function that returns an iterator", "Return one, or yield the batches."
+            fail("Stream", "source", rule, f"one that returns {type(given).__name__}", fix, TypeError)
         first = 0
         if place is not None and hasattr(source, "set_state"):
             source.set_state(place["state"])
@@ -178,10 +183,13 @@ def check_batch(batch: Any, first: int, config: HullConfig) -> Data:
         sized = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
         fail("Stream", "source", FORMS, f"a {type(batch).__name__}{sized} at row {first}", fix, TypeError)
     given, y, context, weight = (*batch, None, None)[:4]
-    x, target = check_rows("x", given, y, config, context, first)
-    if weight is None:
-        return x, target
-    return x, np.concatenate([target, check_weight(weight, len(x), 0, first)[:, None]], axis=1)
+    try:
+        x, target = check_rows("x", given, y, config, context, first)
+        if weight is not None:
+            target = np.concatenate([target, check_weight(weight, len(x), 0, first)[:, None]], axis=1)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error} It is in the batch that begins at row {first} of the Stream.") from None
+    return x, target
 
 
 def take_survey(batches: Iterable[Batch], config: HullConfig, size: int) -> Survey:
@@ -316,6 +324,9 @@ class Draws:
         if held:
             yield block, held
         if end != self.survey.rows or (whole and checksum != self.survey.checksum):
+            if not end:
+                got, fix = f"none in pass {passes + 2}", "Return a new iterator at each call: this one is used up."
+                fail("Stream", "source", "batches that can be read again", got, fix)
             got = f"{end} rows in pass {passes + 2}" if end != self.survey.rows else f"others in pass {passes + 2}"
             fail("Stream", "source", f"the same {self.survey.rows} rows in each pass", got, UNLIKE)
 

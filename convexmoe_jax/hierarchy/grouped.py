@@ -39,7 +39,7 @@ def grouped_matmul(
     Args:
         rows: `[B, I]`, of any floating dtype.
         weights: `[E, I, O]`, of the same dtype.
-        sizes: the rows of each expert, integers `[E]` whose sum is at most B (not looked at: it is data).
+        sizes: the rows of each expert, integers `[E]` whose sum is at most B (looked at only in numpy: it is data).
         implementation: "loop" (a loop over blocks of rows, as for the hierarchy on CPUs), "tiers" (a batch of the first
             rows of every expert, then the loop), "ragged" (`jax.lax.ragged_dot`), or "megablox" (the kernel of Pallas
             for TPUs, interpreted elsewhere). None means what CONVEXMOE_GROUPED names, or else the best known for the
@@ -53,6 +53,8 @@ def grouped_matmul(
     [3.0, 3.0, 3.0, 0.0, 0.0]
     """
     core.check_operands(rows, weights, sizes, (jax.Array, np.ndarray))
+    if isinstance(sizes, np.ndarray):  # on the host: what is on a device is not waited for
+        core.check_sum(sizes.tolist(), rows.shape[0])
     rows, weights, sizes = jnp.asarray(rows), jnp.asarray(weights), jnp.asarray(sizes, jnp.int32)
     return _compiled_product(How(_choose(implementation, rows, weights), sizes.shape[0]), rows, weights, sizes)
 

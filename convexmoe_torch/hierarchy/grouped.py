@@ -27,7 +27,7 @@ def grouped_matmul(rows: Tensor, weights: Tensor, sizes: Tensor, implementation:
     Args:
         rows: `[B, I]`, of any floating dtype.
         weights: `[E, I, O]`, of the same dtype.
-        sizes: the rows of each expert, integers `[E]` whose sum is at most B (not looked at: it is data).
+        sizes: the rows of each expert, integers `[E]` whose sum is at most B (looked at by "loop" alone: it is data).
         implementation: "loop" (a product an expert, whose sizes are read on the host), "blocks" (a batch of blocks of
             static shape, each with a copy of its expert's weight), or "grouped_mm" (PyTorch's own, which takes widths
             that are multiples of 16 bytes, on CUDA in bfloat16). None means what CONVEXMOE_GROUPED names, or else the
@@ -114,6 +114,7 @@ def _owned(rows: Tensor, sizes: Tensor) -> Tensor:
 
 def _split(x: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
     counts = sizes.tolist()
+    core.check_sum(counts, x.shape[0])
     return x.split([*counts, x.shape[0] - sum(counts)])
 
 

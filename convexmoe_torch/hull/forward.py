@@ -29,7 +29,7 @@ from convexmoe.hull.context import (
 from convexmoe.hull.parameters import Tree, nest
 from convexmoe.hull.rows import row_blocks, warn_of_rounding
 
-from ..settings import is_traced
+from ..settings import is_traced, may_recompute
 from .fusion import group_values, learned_temperature, maximum, smooth_maximum
 from .initialization import initial_parameters
 from .petals import OPERATIONS, effective, petal_values
@@ -123,7 +123,7 @@ def fused_petals(rows: Rows) -> Tensor:
     params, config, x_ND, heads, _ = rows
     whole = heads is not None or torch.compiler.is_compiling()  # which must not look at the number of rows
     blocks = 1 if whole else row_blocks(x_ND.shape[0], config, x_ND.element_size())
-    if blocks > 1 and not is_traced():
+    if blocks > 1 and not is_traced() and may_recompute():
         return fuse_by_blocks(params, x_ND, config, blocks)
     f_NPO = petal_values(params, x_ND, config, heads)
     y_NO = fuse(f_NPO, params, config, heads)

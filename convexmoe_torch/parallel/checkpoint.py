@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from convexmoe.errors import dtype_name, fail, same_keys
 from convexmoe.files.format import read
 from convexmoe.files.schema import PREFIX
-from convexmoe.parallel import EXPERT
+from convexmoe.parallel import EXPERT, check_same_model
 
 from ..files import optimizer as optimizers
 from ..files.layers import MODELS, from_numpy, neutral_arrays, parameters_of, recipes_of
@@ -77,10 +77,7 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | Non
     """
     inner = _unwrap("restore", model)
     header, arrays = read(path, PREFIX)
-    for key, value in _describe(inner).items():
-        if header[key] != value:
-            fix = "Build the model with the config that it was saved with."
-            fail("restore", "model", f"the model of {os.fspath(path)!r}", f"another {key}", fix)
+    check_same_model("restore", header, _describe(inner), os.fspath(path))
     parameters = parameters_of(inner)
     expected, got = (
         {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in values.items()}

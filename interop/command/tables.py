@@ -234,11 +234,11 @@ def read_table(path: Path, options: TableOptions = PLAIN) -> Table:
         with source() as stream:
             is_parquet = content is None and stream.read(4) == b"PAR1"
     except FileNotFoundError:
-        raise InputError(f"{path}: expected a CSV file; found no such file. Check the path.") from None
+        raise InputError(f"{path}: expected a table; found no such file. Check the path.") from None
     except IsADirectoryError:
-        refuse(path, "a CSV file", "a directory", "Name a file in it.")
+        refuse(path, "a table", "a directory", "Name a file in it.")
     except OSError as error:
-        refuse(path, "a readable CSV file", str(error.strerror), "Check the path.")
+        refuse(path, "a readable table", str(error.strerror), "Check the path.")
     if is_parquet:
         from .parquet import open_parquet  # which imports this module
 

@@ -51,7 +51,7 @@ def check_messages(messages):
         "place.mesh: expected a mesh with the axes ['data', 'expert']; got the axes ['data']. "
         "Make it with make_mesh(data=, expert=).",
         "average_gradients.model: expected a model that place returned; got HierarchicalCELMoE. Place it.",
-        "restore.model: expected the model of 'hull'; got another kind. "
+        "restore.model: expected the kind of 'hull'; got kind='HierarchicalCELMoE', where that has 'VectorHull'. "
         "Build the model with the config that it was saved with.",
         "FixedHierarchy.model: expected a hierarchy with all of its experts; got one that is placed. "
         "Write it by parallel.save, and load it.",
