@@ -80,7 +80,7 @@ add_subcommand(
     app,
     "fit",
     fit_table,
-    f"fit {table} --context season --increasing area --concave",
+    f"fit {table} --context season --increasing area",
     f"fit {table} --loss quantile --level 0.9 --weights n",
     groups=GROUPS,
 )
