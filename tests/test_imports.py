@@ -121,6 +121,14 @@ def test_all_is_complete(package):
     assert found <= public_names(package)
 
 
+@pytest.mark.parametrize("package", FOREIGN)
+def test_parallel_is_an_attribute(package):
+    module = importlib.import_module(package)
+    assert module.parallel is importlib.import_module(f"{package}.parallel")
+    with pytest.raises(AttributeError, match="has no attribute 'parallels'"):  # control
+        _ = module.parallels
+
+
 def test_both_packages_have_the_same_names():
     in_jax, in_torch = public_names("convexmoe_jax"), public_names("convexmoe_torch")
     assert in_jax - in_torch == ONE_SIDED["convexmoe_jax"]

@@ -184,6 +184,11 @@ REFUSED = {
         lambda: [*cut(500, X, Y), (X[:, :2], Y)],
         "fit.x: expected [rows, in_dim=3]; got float64[997, 2]",
     ),
+    "another width, where": (
+        lambda: [*cut(500, X, Y), (X[:, :2], Y)],
+        "It is in the batch that begins at row 997 of the Stream.",
+    ),
+    "a function of nothing": (lambda: lambda: None, "got one that returns NoneType. Return one, or yield the batches."),
     "NaN": (lambda: spoil(777, 2, np.nan), "fit.x: expected finite numbers; got nan at row 777, column 2"),
     "text": (lambda: [(X.astype(str), Y)], "fit.x: expected numbers"),
     "a context": (lambda: [(X, Y, X)], "fit.context: expected no context"),
@@ -203,8 +208,13 @@ def test_what_is_no_stream_is_refused(name):
 def test_a_source_that_changes_is_refused():
     once = iter(cut(64, X, Y))
     passes = [cut(64, X, Y), cut(64, X[::-1], Y[::-1])]
-    for source, words in ((lambda: once, "got 0 rows in pass 2"), (lambda: passes.pop(0), "got others in pass 2")):
-        with pytest.raises(ValueError, match=rf"expected the same {N} rows in each pass; {words}"):
+    fewer = [cut(64, X, Y), cut(64, X[1:], Y[1:])]
+    for source, words in (
+        (lambda: once, r"batches that can be read again; got none in pass 2\. Return a new iterator at each call"),
+        (lambda: passes.pop(0), f"the same {N} rows in each pass; got others in pass 2"),
+        (lambda: fewer.pop(0), f"the same {N} rows in each pass; got {N - 1} rows in pass 2"),
+    ):
+        with pytest.raises(ValueError, match=f"Stream.source: expected {words}"):
             drawn(source, [N, N])
     with pytest.raises(ValueError, match="rows: expected a whole number >= 2"):
         Stream([], rows=1)

@@ -174,6 +174,16 @@ def test_operands_are_checked(engine, argument, value, message):
         engine.package.grouped_matmul(**arrays)
 
 
+@pytest.mark.parametrize("sizes", [[3, 4], [-1, 3]])
+def test_sizes_on_the_host_are_of_the_rows(engine, sizes):
+    rows, weights = engine.array(np.ones((5, 3), np.float32)), engine.array(np.ones((2, 3, 7), np.float32))
+    multiply, where = engine.package.grouped_matmul, torch.tensor if engine.name == "torch" else np.array
+    words = f"integers >= 0 whose sum is at most 5, the number of rows; got {min(sizes)} at least, {sum(sizes)} in all"
+    with pytest.raises(ValueError, match=rf"grouped_matmul\.sizes: expected {words}\."):
+        multiply(rows, weights, where(sizes), "loop")
+    assert multiply(rows, weights, where([3, 2]), "loop").shape == (5, 7)  # control
+
+
 PRODUCTS = Case((Level("a", ("linear",) * 3, width=11, scales=((0, 0.5),)), Level("b", ("mlp7",) * 2)))
 OTHERS = Case((Level("a", ("tanh",) * 3), Level("b", ("linear",) * 2)), fusion=False)
 PATHS = [(PRODUCTS, {"jax": "ragged", "torch": "blocks"}), (OTHERS, {"jax": "tiers", "torch": "blocks"})]

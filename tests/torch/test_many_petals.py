@@ -80,3 +80,20 @@ def test_transforms_compilers_and_second_derivatives_go_through():
             assert torch.allclose(model(x), torch.func.vmap(model)(x), rtol=1e-12)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert torch.allclose(compiled(x), model(x), rtol=1e-12)
+
+
+def test_where_hooks_are_refused_all_rows_are_one_block():
+    model = cm.VectorHull(2, 17, 2, hidden_dim=3, dtype=torch.float64)
+    x, ran = torch.randn(7, 2, dtype=torch.float64, requires_grad=True), []
+    by_blocks = forward.fuse_by_blocks
+    with (
+        mock.patch.object(core, "LARGE_VALUES", 0),
+        mock.patch.object(forward, "fuse_by_blocks", lambda *given: ran.append(1) or by_blocks(*given)),
+    ):
+        wanted = torch.autograd.grad(model(x).sum(), x)[0]
+        assert ran == [1]
+        with torch.autograd.graph.disable_saved_tensors_hooks("no hooks"):
+            torch.testing.assert_close(torch.autograd.grad(model(x).sum(), x)[0], wanted)
+            assert ran == [1]
+            with mock.patch.object(forward, "may_recompute", lambda: True), pytest.raises(RuntimeError):  # control
+                model(x)
