@@ -192,14 +192,16 @@ def _write_hub(source: Path, target: Path, header: Header, arrays: Arrays) -> No
         model, beside = source, source.parent
         proof = source.with_name(source.name.removesuffix(".safetensors") + ".certificate.json")
     metrics, certificate = hub.read_json(beside / hub.METRICS), hub.read_json(proof)
-    data, of_model = metrics.get("data", {}), certificate.get("model", {})
-    same = source.is_dir() or all(data.get(name) == header["notes"].get(name) for name in ("columns", "target"))
-    proved = of_model.get("sha256") == hub.digest_of(model) if certificate else False
+    data, of_model = (
+        part if isinstance(part, dict) else {} for part in (metrics.get("data"), certificate.get("model"))
+    )
+    same = source.is_dir() or all(data.get(name, 0) == header["notes"].get(name) for name in ("columns", "target"))
+    proved = bool(of_model) and of_model.get("sha256") == hub.digest_of(model)
     try:
         given = metrics if metrics and same else None, certificate if proved else None
         with hub.write_pretrained(target, *given) as path:
             write_sealed(path, header, arrays)
-    except FileExistsError as error:
+    except (FileExistsError, ValueError) as error:
         raise InputError(str(error)) from None
 
 

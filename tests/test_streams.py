@@ -208,13 +208,11 @@ def test_what_is_no_stream_is_refused(name):
 def test_a_source_that_changes_is_refused():
     once = iter(cut(64, X, Y))
     passes = [cut(64, X, Y), cut(64, X[::-1], Y[::-1])]
-    fewer = [cut(64, X, Y), cut(64, X[1:], Y[1:])]
     for source, words in (
-        (lambda: once, r"batches that can be read again; got none in pass 2\. Return a new iterator at each call"),
-        (lambda: passes.pop(0), f"the same {N} rows in each pass; got others in pass 2"),
-        (lambda: fewer.pop(0), f"the same {N} rows in each pass; got {N - 1} rows in pass 2"),
+        (lambda: once, r"got 0 rows in pass 2\. Return a new iterator at each call"),
+        (lambda: passes.pop(0), "got others in pass 2"),
     ):
-        with pytest.raises(ValueError, match=f"Stream.source: expected {words}"):
+        with pytest.raises(ValueError, match=rf"expected the same {N} rows in each pass; {words}"):
             drawn(source, [N, N])
     with pytest.raises(ValueError, match="rows: expected a whole number >= 2"):
         Stream([], rows=1)

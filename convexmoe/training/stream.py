@@ -19,13 +19,13 @@ import numpy as np
 from ..errors import describe, fail, whole_number
 from ..hull.config import HullConfig
 from ..hull.rows import as_numbers
+from .batches import UNLIKE, USED_UP, in_batch, open_source
 from .data import Data, Spread, check_count, check_rows, check_weight, held_out_data, spread_of
 from .parts import FOLDS, Parts
 
 ROWS = 50_000
 ENDLESS = 2**48  # batches: no data set has so many
 FORMS = "batches (x, y), (x, y, context) or (x, y, context, sample_weight)"
-UNLIKE = "Shuffle the rows once, where they are stored: fit shuffles blocks of them anew in every pass."
 
 
 class Batch(NamedTuple):
@@ -149,12 +149,7 @@ class Stream:
         Args:
             config: of the hull, None for rows of any shape; place: of a batch to go on from, or None.
         """
-        given: Any = self.source if isinstance(self.source, Iterable) else self.source()
-        try:
-            source: Any = iter(given)
-        except TypeError:
-            rule, fix = "a function that returns an iterator", "Return one, or yield the batches."
-            fail("Stream", "source", rule, f"one that returns {type(given).__name__}", fix, TypeError)
+        source: Any = open_source(self.source)
         first = 0
         if place is not None and hasattr(source, "set_state"):
             source.set_state(place["state"])
@@ -214,13 +209,11 @@ def check_batch(batch: Any, first: int, config: HullConfig | None) -> Data:
         sized = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
         fail("Stream", "source", FORMS, f"a {type(batch).__name__}{sized} at row {first}", fix, TypeError)
     given, y, context, weight = (*batch, None, None)[:4]
-    try:
+    with in_batch(first):
         x, target = check_rows("x", given, y, config, context, first)
-        if weight is not None:
-            target = np.concatenate([target, check_weight(weight, len(x), 0, first)[:, None]], axis=1)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{error} It is in the batch that begins at row {first} of the Stream.") from None
-    return x, target
+        if weight is None:
+            return x, target
+        return x, np.concatenate([target, check_weight(weight, len(x), 0, first)[:, None]], axis=1)
 
 
 def check_pair(batch: Any, first: int) -> Data:
@@ -388,11 +381,8 @@ class Draws:
         if held:
             yield block, held
         if end != self.survey.rows or (whole and checksum != self.survey.checksum):
-            if not end:
-                got, fix = f"none in pass {passes + 2}", "Return a new iterator at each call: this one is used up."
-                fail("Stream", "source", "batches that can be read again", got, fix)
             got = f"{end} rows in pass {passes + 2}" if end != self.survey.rows else f"others in pass {passes + 2}"
-            fail("Stream", "source", f"the same {self.survey.rows} rows in each pass", got, UNLIKE)
+            fail("Stream", "source", f"the same {self.survey.rows} rows in each pass", got, UNLIKE if end else USED_UP)
 
     def _shuffle(self, passes: int, block: int, batches: list[Batch]) -> Data:
         """Return the rows of a block in their order, without those held out."""

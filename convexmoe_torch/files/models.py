@@ -1,20 +1,9 @@
 """Models of PyTorch in the neutral file, which both packages read and write, byte for byte the same."""
 
-from convexmoe.files import Package, read_notes
+from convexmoe.files import Package
+from convexmoe.files import read_notes as read_notes
 
 from . import layers, optimizer
-
-__all__ = [
-    "content_of",
-    "load",
-    "load_optimizer",
-    "load_pretrained",
-    "read_notes",
-    "read_optimizer",
-    "save",
-    "save_pretrained",
-    "write",
-]
 
 _package = Package(layers, optimizer)
 content_of, save, load, write = _package.content_of, _package.save, _package.load, _package.write

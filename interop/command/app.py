@@ -22,17 +22,8 @@ from .verify import verify_files
 
 GROUPS = {  # of the options of `fit`
     "Table": ("data", "target", "drop", "weights", "missing", "sep", "decimal", "encoding"),
-    "Function": (
-        "context",
-        "increasing",
-        "decreasing",
-        "curvature",
-        "concave",
-        "nonnegative",
-        "loss",
-        "level",
-        "delta",
-    ),
+    "Function": ("context", "increasing", "decreasing", "curvature", "concave", "nonnegative"),
+    "Loss": ("loss", "level", "delta"),
     "Training": ("petals", "depth", "shape", "budget", "steps", "seed", "framework"),
     "Run": ("out", "pause_at", "resume"),
 }

@@ -188,5 +188,10 @@ def test_convert_takes_what_stands_beside_a_model_and_is_of_it(tmp_path):
     convexmoe_torch.save(hull(1), path, notes=NOTES | {"target": "another"})  # control: neither is of this one
     assert beside.is_file() and invoke("convert", path, tmp_path / "hub", "--to", "hub").exit_code == 0
     assert sorted(content(tmp_path / "hub")) == ["README.md", "config.json", "model.safetensors"]
+    for text in ('{"data": 3, "model": 3}', "[", '{"data": null, "model": {"sha256": 3}}'):  # of others
+        for other in (beside, tmp_path / "metrics.json"):
+            other.write_text(text)
+        assert invoke("convert", path, tmp_path / "hub", "--to", "hub").exit_code == 0
+        assert len(content(tmp_path / "hub")) == 3
     (tmp_path / "hub" / "mine").touch()
     assert_one_line_refusal(invoke("convert", path, tmp_path / "hub", "--to", "hub"), "something else", "Name another")
