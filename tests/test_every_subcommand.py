@@ -104,6 +104,14 @@ def test_json_is_one_object_and_nothing_else(name, folder):
         assert found["metrics"]["test_rmse"].keys() == {"hull", "linear", "mlp"} and Path(found["out"]).is_dir()
 
 
+def test_a_run_that_pauses_says_so_in_json_and_how_it_goes_on(folder):
+    result = call(folder, *FIT, "--out", folder / "paused", "--pause-at", 1, "--json", "--quiet")
+    assert result.exit_code == 0 and result.stderr == ""
+    found = json.loads(result.stdout)
+    assert found["paused_at"] == 1 and found["out"] == str(folder / "paused")
+    assert shlex.split(found["go_on"]) == ["convexmoe", "fit", str(folder / "t.csv"), "--resume", found["out"]]
+
+
 @pytest.mark.parametrize("name", sorted(SUBCOMMANDS.keys() - SLOW))
 def test_quiet_prints_nothing_but_what_is_asked_for(name, folder):
     result = call(folder, *CALLS[name], "--quiet")

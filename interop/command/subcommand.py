@@ -62,7 +62,7 @@ class Subcommand(TyperCommand):
         rows: dict[str, list[tuple[str, str]]] = {heading: [] for heading in (*self.groups, OTHERS)}
         for parameter in self.get_params(ctx):
             if record := parameter.get_help_record(ctx):
-                text = DEFAULT.sub(r"[default: \1]", " ".join(record[1].split()))
+                text = DEFAULT.sub(r"[default: \1]", " ".join(record[1].replace("\\[", "[").split()))
                 rows[heading_of.get(parameter.name or "", OTHERS)].append((record[0], text))
         formatter.write("\n")
         for heading, found in rows.items():
