@@ -20,7 +20,7 @@ def conformal_width(residuals: Any, level: float) -> float:
     Source: Lei, G'Sell, Rinaldo, Tibshirani and Wasserman, Distribution-free predictive inference for regression, JASA
     113, 2018, algorithm 2 (split conformal).
     Guarantee: for rows that are exchangeable, and residuals of a model on rows that it did not learn from, the new
-    target is held with a probability of `level` at least, in the mean over draws of the rows (`tests/test_conformal.py`).
+    target is held with a probability of `level` at least, on average over draws (`tests/test_conformal.py`).
 
     Args:
         residuals: `[n]`, target - prediction of rows held out, in any unit; the width has that unit.

@@ -4,8 +4,8 @@ Of a row x_i and weights l_j >= 0 with sum 1 and sum_j l_j x_j = x_i, Jensen's i
 
     f(x_i) - sum_j l_j f(x_j) <= 0                equal for a plane.
 
-So is any mean of such contrasts over rows i. The statistic is the largest of some hundreds, each over its own deviation,
-and its distribution under a plane, where it is largest, comes from resampled residuals of a smoother that may be bent
+So is any mean of such contrasts over rows i. The statistic is the largest of some hundreds, each over its deviation;
+its distribution under a plane, where it is largest, comes from resampled residuals of a smoother that may be bent
 either way. Nothing is fitted that is convex, so that no error of such a fit is taken for a contradiction.
 
 Source: inequalities of moments and the bootstrap of their maximum: Chernozhukov, Chetverikov and Kato, Inference on
@@ -203,7 +203,7 @@ def squares(some: Array, others: Array) -> Array:
 
 
 def balance(base: Array, z: Array, about: Array) -> tuple[Array, Array]:
-    """Return weights `base exp(t' z)`, of sum 1, whose mean of z is a given point, `[n, N]`, and for which there are any.
+    """Return weights `base exp(t' z)`, of sum 1, whose mean of z is a given point, `[n, N]`, and where there are any.
 
     They minimize `log sum_j base_j exp(t' (z_j - about))` over t, by Newton's method with a search along each step.
 
