@@ -157,7 +157,7 @@ def contrasts(z: Array, groups: Array, rng: np.random.Generator) -> tuple[Array,
     N, D = z.shape
     centers = np.sort(rng.permutation(N)[:MOST_CENTERS])
     about, at_end = z[centers], (z == z.min(axis=0)) | (z == z.max(axis=0))
-    reach = groups[centers][:, None] == groups
+    reach = (groups[centers][:, None] == groups) & (centers[:, None] != np.arange(N))
     for k in range(D):  # what lies at the end of a column lies between rows of the same value only
         reach &= ~at_end[centers, k][:, None] | (about[:, k][:, None] == z[:, k])
     _, inside = balance(reach.astype(float), z, about)
