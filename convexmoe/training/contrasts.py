@@ -23,7 +23,7 @@ from ..errors import describe, fail, one_of, whole_number
 from ..hull.rows import as_numbers, check_finite
 from .curvature import CONCAVE, CONVEX
 
-MOST_ROWS, MOST_CENTERS, WINDOWS, MOST_DIRECTIONS = 1000, 300, 12, 12
+MOST_ROWS, MOST_CENTERS, WINDOWS, MOST_DIRECTIONS = 1000, 300, 12, 25
 AROUND, ALONG, REACH = (0.3, 0.6, 1.2), 0.8, (0.35, 0.7)  # widths, in deviations of the columns
 TOLERANCE, ROUNDS, FARTHEST = 1e-8, 25, 40.0
 LANDMARKS, WIDTHS, PENALTIES = 150, (0.5, 1.0, 2.0), np.geomspace(1e-8, 1e2, 21)
