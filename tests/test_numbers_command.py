@@ -90,6 +90,7 @@ def test_intervals_are_those_of_rows_held_out_and_their_coverage_is_measured(run
     slack = 3 * np.sqrt(0.09 / counted) + 2 / counted  # of another half of the rows
     assert all(abs(part["coverage"] - float(level)) < 1.5 * slack + 0.05 for level, part in found.items())
     model = out / "model.safetensors"
+    assert '"interval_widths": "..."' in invoke("inspect", model).stdout
     result = invoke("predict", model, table, "--interval", 0.9, "--flag", "--framework", "torch")
     head, *lines = result.stdout.splitlines()
     assert head == "predicted_y,lower_y,upper_y,outside" and len(lines) == 150
