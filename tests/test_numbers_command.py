@@ -84,7 +84,7 @@ def test_intervals_are_those_of_rows_held_out_and_their_coverage_is_measured(run
     out, table, printed, metrics = run
     widths = convexmoe_torch.read_notes(out / "model.safetensors")["interval_widths"]
     found = metrics["interval_coverage"]
-    assert found.keys() == {"0.5", "0.8", "0.9", "0.95"} and "within the half-width" in printed
+    assert found.keys() == {"0.5", "0.8", "0.9", "0.95"} and "Prediction intervals, measured on the folds" in printed
     assert found["0.9"]["half_width"] == widths[40] and widths == sorted(widths)
     counted = sum(float(row[3]) > 0 for row in rows(150, spread)[1:])
     slack = 3 * np.sqrt(0.09 / counted) + 2 / counted  # of another half of the rows

@@ -118,8 +118,8 @@ def print_results(metrics: dict[str, Any]) -> None:
     by = metrics["data"]["weights"]
     say(f"{error} in units of {target}{f', rows weighted by {by}' if by else ''}. The mixture is {lead}.")
     if metrics["interval_coverage"]:
-        title = f"Intervals: {target} is within the half-width of the prediction"
-        kinds: dict[str, JustifyMethod] = {"level": "right", "half-width": "right", "held, of rows held out": "right"}
+        title = "Prediction intervals, measured on the folds"
+        kinds: dict[str, JustifyMethod] = {"level": "right", "half-width": "right", "rows held out within it": "right"}
         parts = metrics["interval_coverage"].items()
         tabulate(
             kinds, [(f"{float(k):.0%}", f"{v['half_width']:.3g}", f"{v['coverage']:.1%}") for k, v in parts], title
