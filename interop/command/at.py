@@ -14,7 +14,7 @@ from convexmoe.errors import refuse
 
 from .cells import to_label
 from .design import Design
-from .tables import shorten
+from .tables import list_labels, shorten
 
 OWNER = "convexmoe minimize"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
@@ -48,8 +48,11 @@ def read_context(texts: Sequence[str], design: Design, middle: Sequence[float] |
         values[name] = _read_value(name, value, design)
     if missing := [name for name in names if name not in values]:
         known = dict(zip(design.names[design.in_dim :], np.nan_to_num(middle), strict=False))
-        labels = {name: design.categories.get(name, (f"{known.get(name, 0.0):.4g}",))[0] for name in missing[:3]}
-        fix = f"Add --at {','.join(map('='.join, labels.items()))}, for example."
+        examples = []
+        for name in missing[:3]:
+            labels = design.categories.get(name, (f"{known.get(name, 0.0):.4g}",))
+            examples.append(f"{name}={next((label for label in labels if ',' not in label), labels[0])}")
+        fix = f"Add --at {','.join(examples)}, for example."
         rule = f"a value for each column of the context ({shorten(names)})"
         refuse(owner, rule, f"none for {shorten(missing)}", fix)
     cells = np.array([[*(0.0 for _ in range(design.in_dim)), *(values[name] for name in names)]])
@@ -85,7 +88,7 @@ def _read_value(name: str, value: str, design: Design) -> float:
         if not label and name in design.indicators:
             return math.nan
         close = difflib.get_close_matches(label, labels, n=1, cutoff=0.0)
-        rule = f"a category of {name!r} that the model knows ({shorten(labels, 20)})"
+        rule = f"a category of {name!r} that the model knows ({list_labels(labels)})"
         refuse(owner, rule, repr(shorten([value])), f"The closest is {name}={close[0]}.")
     if not re.fullmatch(NUMBER, value) or not math.isfinite(float(value)):
         refuse(owner, "a column and a number, as season=2", repr(shorten([f"{name}={value}"])), "Write both.")

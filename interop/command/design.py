@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from convexmoe.errors import refuse
 
 from .cells import is_text
-from .tables import MIN_ROWS, NO_CATEGORIES, Categories, Table, join_drops, shorten
+from .tables import MIN_ROWS, NO_CATEGORIES, Categories, Table, join_drops, list_labels, shorten
 
 Rows = NDArray[np.float64]
 MOST, MOST_NAMED = 20, 100  # categories of a column of text; of one that --categorical names
@@ -68,8 +68,8 @@ class Design:
         numbers = [Entry(name, k, None) for name, k in places.items() if name not in self.categories]
         coded = [
             Entry(f"{name}={label}", places[name], code)
-            for name, labels in self.categories.items()
-            for code, label in enumerate(labels)
+            for name in self.contexts
+            for code, label in enumerate(self.categories.get(name, ()))
             if code > 0
         ]
         return (*numbers, *coded, *(Entry(f"{name} missing", places[name], -1) for name in self.indicators))
@@ -166,8 +166,9 @@ class Design:
     def explain(self) -> list[str]:
         """Return in sentences what becomes of columns that are not numbers alone."""
         lines = [
-            f"{name}: {len(labels)} categories, as context ({shorten(labels, 20)})."
-            for name, labels in self.categories.items()
+            f"{name}: {len(self.categories[name])} categories, as context ({list_labels(self.categories[name])})."
+            for name in self.contexts
+            if name in self.categories
         ]
         told = [f"Missing cells of {shorten(self.indicators)} are told to the model in columns of their own."]
         return lines + told * bool(self.indicators)

@@ -29,6 +29,7 @@ LARGE = 200_000_000  # bytes of a file, or of its numbers: what is larger is rea
 LEAST_SPREAD = 1e-13  # of the size of a column: some hundred steps of float64
 _SMALLEST = 1e-30  # a spread that float32 holds in full precision, and what is computed from it
 WORKBOOKS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # first bytes of .xlsx, of .xls
+MOST_SHOWN = 20  # categories in a line
 _CELLS = 2**15  # that are in memory as text at a time
 
 
@@ -249,7 +250,7 @@ def check_cells(
             refuse(name, "numbers", f"the text {_firsts(text, at)}", fix)
         if unknown:
             column = next(iter(unknown))
-            rule = f"a category of {column!r} that the model knows ({shorten(categories[column], 20)})"
+            rule = f"a category of {column!r} that the model knows ({list_labels(categories[column])})"
             fix = "Correct or remove those rows, or fit the model anew with rows of that category."
             refuse(name, rule, _firsts(unknown, at), fix)
         drop = ", --missing drop, --missing indicator or --drop" if may_drop else ""
@@ -371,6 +372,15 @@ def check_varies(values: NDArray[np.float64], names: Sequence[str], target: str,
         else:
             fix = f"Leave it out with --drop {_quoted(name)}."
         refuse(where, f"column {name!r} to vary", got, fix)
+
+
+def list_labels(labels: Sequence[str]) -> str:
+    """Return categories in one line, in quotes where they have commas.
+
+    >>> list_labels(["north", "east, by the sea"])
+    "north, 'east, by the sea'"
+    """
+    return shorten([repr(label) if "," in label else label for label in labels], MOST_SHOWN)
 
 
 def join_drops(names: Iterable[str]) -> str:
