@@ -159,7 +159,8 @@ def _read(
         filled = "" if missing == DROP else ", the other cells filled with means of their columns"
         remarks += (f"Missing cells: {gaps}. Rows left out: {lacks.sum()}{filled}.",)
     check_count(table, len(values))
-    design = design.keep_present([values], table.name)
+    design = design.keep_present([values])
+    design.check_varies(table.name)
     values = np.column_stack([design.expand(design.recode(values[:, :width], learned)), values[:, width:]])
     if gaps:
         fill_gaps(values, (*design.names, *kept), table.name)
@@ -176,7 +177,8 @@ def _read_pieces(
     names, learned = (*design.columns, *kept), design.categories
     pieces, gaps, remarks = table.pieces(names, keep=kept, may_miss=missing is not None, categories=learned)
     if gaps:
-        design = design.keep_present((drop_gaps(values) for values in pieces()), table.name)
+        design = design.keep_present(map(drop_gaps, pieces()))
+    design.check_varies(table.name)
     stream = Stream(partial(_batches, pieces, design, learned))
     try:
         survey = stream.survey(HullConfig(design.in_dim, 1, 1, context_dim=len(design.names) - design.in_dim))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from convexmoe.errors import refuse
 
 from .cells import is_text
-from .tables import MIN_ROWS, NO_CATEGORIES, Categories, Table, join_drops, list_labels, shorten
+from .tables import MIN_ROWS, NONE, Categories, Table, join_drops, list_labels, shorten
 
 Rows = NDArray[np.float64]
 MOST, MOST_NAMED = 20, 100  # categories of a column of text; of one that --categorical names
@@ -133,12 +133,8 @@ class Design:
                 rule = f"missing cells of {table.name} in columns that had some in training"
                 refuse(owner, rule, where, "Use --missing mean.")
 
-    def keep_present(self, pieces: Iterable[Rows], where: str) -> Design:
-        """Return the design without categories that no row has; one is no category.
-
-        Args:
-            pieces: the cells of all rows, `[N, len(columns)]` each; where: the table, for messages.
-        """
+    def keep_present(self, pieces: Iterable[Rows]) -> Design:
+        """Return the design without the categories that no row has: `pieces` are cells, `[N, len(columns)]` each."""
         present: dict[str, set[float]] = {name: set() for name in self.categories}
         for values in pieces if present else ():
             for name, codes in present.items():
@@ -147,11 +143,14 @@ class Design:
             name: tuple(label for code, label in enumerate(labels) if code in present[name])
             for name, labels in self.categories.items()
         }
-        for name, labels in categories.items():
+        return replace(self, categories=categories)
+
+    def check_varies(self, where: str) -> None:
+        """Check that each column of text has two categories, or misses cells; `where` is the table, for messages."""
+        for name, labels in self.categories.items():
             if len(labels) < 2 and name not in self.indicators:
                 fix = f"Leave it out with {join_drops([name])}."
                 refuse(where, f"column {name!r} to vary", f"the text {shorten([*map(repr, labels)])} throughout", fix)
-        return replace(self, categories=categories)
 
     def recode(self, values: Rows, categories: Categories) -> Rows:
         """Return cells `[N, len(columns)]` whose categories have their places here instead of in other `categories`."""
@@ -188,12 +187,13 @@ def read_design(notes: Mapping[str, Any], columns: Sequence[str], in_dim: int) -
         notes: of the file; columns: of the model: `in_dim` inputs, then those of its context.
     """
     if "design" not in notes:
-        return Design(tuple(columns), in_dim, NO_CATEGORIES)
+        return Design(tuple(columns), in_dim, NONE)
     with suppress(TypeError, ValueError, LookupError, AttributeError, RecursionError):
         held = notes["design"]
         categories = {str(name): tuple(map(str, labels)) for name, labels in held["categories"].items()}
         design = Design(tuple(map(str, held["columns"])), in_dim, categories, tuple(map(str, held["indicators"])))
-        known = {*categories} <= {*design.contexts} and {*design.indicators} <= {*design.columns}
+        known = {*categories} <= {*design.contexts} and all(categories.values())
+        known = known and {*design.indicators} <= {*design.columns}
         if known and design.names == tuple(columns) and len({*design.columns}) == len(design.columns):
             return design
     return None
@@ -254,6 +254,8 @@ def _check_categories(where: str, counts: Mapping[str, Counter[str]], named: Seq
             fix = "write it as a number, such as the day of the year or the years since 2000"
             fix += f", or take each as a category: --categorical {name}" if len(labels) <= MOST_NAMED else ""
             faults[name] = f"dates or times in {example}", fix
+        elif not labels:
+            faults[name] = f"nothing in column {name!r}", ""
         elif total >= MIN_ROWS and len(labels) >= NEARLY_ALL * total:
             faults[name] = f"texts that nearly all differ, as of an id, in {example}", ""
         elif len(labels) > (most := MOST_NAMED if name in named else MOST):

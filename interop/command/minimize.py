@@ -26,7 +26,7 @@ from .leverage import outside, read_ranges
 from .options import FrameworkOption, HullArgument
 from .output import digits_of, say, tabulate, terminal
 from .saved_model import as_target, columns_of, read_hull
-from .tables import NO_CATEGORIES, shorten
+from .tables import NONE, shorten
 
 BOX_HELP = 'Bounds of a column, as "0<=weight<=4", "weight>=0" or "weight=3"; may be repeated.'
 AT_HELP = "The context, as season=2,region=north: a value for each of its columns."
@@ -123,7 +123,7 @@ def minimize(
     columns = columns_of(notes, in_dim) or tuple(f"x{k}" for k in range(in_dim))
     contexts = (columns_of(notes, width, "context") or tuple(f"c{k}" for k in range(width))) if width else ()
     ranges = read_ranges(notes, "ranges", (in_dim + width, 2))[in_dim:]
-    design = read_design(notes, (*columns, *contexts), in_dim) or Design((*columns, *contexts), in_dim, NO_CATEGORIES)
+    design = read_design(notes, (*columns, *contexts), in_dim) or Design((*columns, *contexts), in_dim, NONE)
     context = read_context(at, design, ranges.mean(axis=1))
     if output is None and out_dim > 1:
         refuse(f"{OWNER} --output", f"one of the {out_dim} outputs of {path}", "none", "Try --output 0.")

@@ -17,7 +17,7 @@ from .. import is_installed
 from ..frameworks import not_installed
 from .cells import LARGEST, Met, to_label
 from .options import TableOptions
-from .tables import NO_CATEGORIES, Categories, Pieces, check_cells, shorten
+from .tables import NONE, Categories, Pieces, check_cells, shorten
 
 AT_ONCE = 2**14  # rows
 AT = "in row"  # counted from 1
@@ -37,12 +37,7 @@ class ParquetTable:
     path: Path
 
     def numbers(
-        self,
-        names: Sequence[str],
-        *,
-        keep: Sequence[str] = (),
-        may_miss: bool = False,
-        categories: Categories = NO_CATEGORIES,
+        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False, categories: Categories = NONE
     ) -> tuple[NDArray[np.float64], str, tuple[str, ...]]:
         pieces, gaps, remarks = self.pieces(names, keep=keep, may_miss=may_miss, categories=categories)
         return np.concatenate([np.empty((0, len(names))), *pieces()]), gaps, remarks
@@ -51,12 +46,7 @@ class ParquetTable:
         return f"row {row + 1}"
 
     def pieces(
-        self,
-        names: Sequence[str],
-        *,
-        keep: Sequence[str] = (),
-        may_miss: bool = False,
-        categories: Categories = NO_CATEGORIES,
+        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False, categories: Categories = NONE
     ) -> tuple[Pieces, str, tuple[str, ...]]:
         met: Met = defaultdict(dict)
         for _ in self._read(names, met, categories):

@@ -46,7 +46,7 @@ def shorten(names: Sequence[object], limit: int = 8, width: int = 40) -> str:
 
 Pieces = Callable[[], Iterator[NDArray[np.float64]]]
 Categories = Mapping[str, Sequence[str]]  # column -> its categories, in order
-NO_CATEGORIES: Categories = {}
+NONE: Categories = {}
 
 
 class Table(Protocol):
@@ -65,12 +65,7 @@ class Table(Protocol):
     def size(self) -> int: ...
 
     def numbers(
-        self,
-        names: Sequence[str],
-        *,
-        keep: Sequence[str] = (),
-        may_miss: bool = False,
-        categories: Categories = NO_CATEGORIES,
+        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False, categories: Categories = NONE
     ) -> tuple[NDArray[np.float64], str, tuple[str, ...]]:
         """Return the named columns as numbers.
 
@@ -88,12 +83,7 @@ class Table(Protocol):
         """
 
     def pieces(
-        self,
-        names: Sequence[str],
-        *,
-        keep: Sequence[str] = (),
-        may_miss: bool = False,
-        categories: Categories = NO_CATEGORIES,
+        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False, categories: Categories = NONE
     ) -> tuple[Pieces, str, tuple[str, ...]]:
         """Return what `numbers` does, but for the numbers a function that reads them anew, some rows at a time."""
 
@@ -145,12 +135,7 @@ class TextTable:
                 refuse(self.name, "CSV", where, "Correct the quotes there.")
 
     def numbers(
-        self,
-        names: Sequence[str],
-        *,
-        keep: Sequence[str] = (),
-        may_miss: bool = False,
-        categories: Categories = NO_CATEGORIES,
+        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False, categories: Categories = NONE
     ) -> tuple[NDArray[np.float64], str, tuple[str, ...]]:
         cells, gaps, remarks = self._scan(names, keep, may_miss, True, categories)
         return np.frombuffer(cells.values).reshape(-1, len(names)), gaps, remarks
@@ -159,12 +144,7 @@ class TextTable:
         return f"line {next(islice(self.rows(), row, None))[0]}"
 
     def pieces(
-        self,
-        names: Sequence[str],
-        *,
-        keep: Sequence[str] = (),
-        may_miss: bool = False,
-        categories: Categories = NO_CATEGORIES,
+        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False, categories: Categories = NONE
     ) -> tuple[Pieces, str, tuple[str, ...]]:
         cells, gaps, remarks = self._scan(names, keep, may_miss, False, categories)
         return lambda: self._fill(Cells(names, cells.decimal, False, categories=categories)), gaps, remarks
@@ -231,7 +211,7 @@ def check_cells(
     keep: Sequence[str],
     may_miss: bool,
     at: str = "on line",
-    categories: Categories = NO_CATEGORIES,
+    categories: Categories = NONE,
 ) -> None:
     """Check what was met in the columns of a table: the worst kind of fault is reported, of those to be kept first.
 
