@@ -152,6 +152,23 @@ def test_what_is_a_date():
     assert not any(map(_DATE.fullmatch, others))
 
 
+def test_dates_in_eight_digits_are_remarked_on(tmp_path):
+    for year, said in ((20200100.0, True), (20201300.0, False)):  # the control: there is no month 13
+        data = prepare(change(tmp_path, Alter=[year + 1 + k % 28 for k in range(N)]))
+        assert any("written as one number, as 20200131: Alter." in line for line in dataset.remarks_on(data)) == said
+
+
+def test_text_in_parquet_is_read_as_other_text(tmp_path):
+    table = pa.table({"a": ["1.5", "NA", "-2"], "b": ["x", "7", "8"], "c": [True, None, False]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    found = read_table(tmp_path / "t.parquet")
+    values, gaps, _ = found.numbers(["a", "c"], may_miss=True)
+    np.testing.assert_array_equal(values, [[1.5, 1], [np.nan, np.nan], [-2, 0]])
+    assert gaps == "1 in column 'a' (first in row 2), 1 in column 'c' (first in row 2)"
+    with pytest.raises(InputError, match="got the text 'x' in column 'b' in row 1"):
+        found.numbers(["b"])
+
+
 def test_a_category_that_is_a_number_is_one_however_it_is_written(tmp_path):
     said = Function(categorical=("Alter",))
     cells = [[4.0, 6.0, 8.0][k % 3] for k in range(N)]

@@ -230,14 +230,25 @@ def _check_weights(weight: NDArray[np.float64], folds: Sequence[NDArray[np.int64
         refuse(where, rule, str(count), "Add rows, or try another --seed.")
 
 
+def _is_date(column: NDArray[np.float64]) -> bool:
+    """Return whether all numbers are dates of the years 1900 to 2099 in eight digits."""
+    if (column != np.round(column)).any() or column.min() < 19000101 or column.max() > 20991231:
+        return False
+    month, day = column // 100 % 100, column % 100
+    return bool(((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all())
+
+
 def remarks_on(data: Dataset) -> list[str]:
-    """Return what should be known of the numbers before the results are believed: ids, duplicates, few rows."""
+    """Return what should be known of the numbers before the results are believed: ids, dates, duplicates, few rows."""
     lines, x = [], data.x
     whole = [bool((column == np.round(column)).all() and len(np.unique(column)) == len(x)) for column in x.T]
     is_id = np.array([found or _ID.fullmatch(name) for name, found in zip(data.columns, whole, strict=True)], bool)
     if ids := [name for name, found in zip(data.columns, is_id, strict=True) if found]:
         drops = " ".join(f"--drop {shlex.quote(name)}" for name in ids[:8])
         lines.append(f"Perhaps an id, by its name or its whole numbers, all different: {shorten(ids)}. If so: {drops}.")
+    if dates := [name for name, column in zip(data.columns, x.T, strict=True) if _is_date(column)]:
+        better = "Days or years since some day would rise evenly."
+        lines.append(f"Perhaps dates written as one number, as 20200131: {shorten(dates)}. {better}")
     rows = [row.tobytes() for row in np.column_stack([x[:, ~is_id | is_id.all()], data.y]) + 0.0]  # no -0
     places: dict[bytes, int] = {}
     several = {

@@ -35,7 +35,7 @@ from .resume import LIMITS, Plan
 from .tables import EMBEDDED_TARGET, embedded_table, read_table, shorten
 
 FILES = ("model.safetensors", "metrics.json", "report.png")
-DATA_HELP = "Table to learn from, as CSV or Parquet; without it, the embedded Auto MPG data."
+DATA_HELP = "Table to learn from, as CSV, Parquet or Excel; without it, the embedded Auto MPG data."
 RESUME_HELP = "Go on with the unfinished run of this directory."
 PAUSE_HELP = "Stop at the first evaluation from this step on, to be resumed."
 # What a run keeps of its options: none of them is given again beside --resume.

@@ -15,7 +15,7 @@ from convexmoe.errors import printable, refuse
 
 from .. import is_installed
 from ..frameworks import not_installed
-from .cells import LARGEST, Met, to_label
+from .cells import LARGEST, Met, to_label, to_number
 from .options import TableOptions
 from .tables import NONE, Categories, Pieces, check_cells, shorten
 
@@ -128,6 +128,14 @@ def column_of(
         values = np.array([known.get(label, np.nan) for label in labels])[at]
         note("missing", at == 0)
         note("unknown", np.isnan(values) & (at > 0))
+        return values
+    if not is_number and not types.is_nested(kind):  # text is read as in other tables
+        labels, at = labels_of(cells)
+        parsed = [to_number(label, ".") for label in labels]
+        values = np.array([np.nan if number is None else number for number in parsed])[at]
+        note("missing", at == 0)
+        note("text", np.array([number is None for number in parsed])[at])
+        note("large", np.abs(values) > LARGEST)
         return values
     missing = np.asarray(cells.is_null(nan_is_null=types.is_floating(kind)).to_numpy(zero_copy_only=False), bool)
     note("missing", missing)

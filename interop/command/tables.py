@@ -271,6 +271,8 @@ def read_table(path: Path, options: TableOptions = PLAIN) -> Table:
         refuse(path, "a CSV file", "a directory", "Name a file in it.")
     except OSError as error:
         refuse(path, "a readable CSV file", str(error.strerror), "Check the path.")
+    if options.sheet is not None and head not in WORKBOOKS:
+        refuse("--sheet", "an Excel file, which has sheets", printable(path.name), "Leave it out.")
     if is_parquet:
         from .parquet import open_parquet  # which imports this module
 
@@ -279,8 +281,6 @@ def read_table(path: Path, options: TableOptions = PLAIN) -> Table:
         from .excel import open_excel
 
         return open_excel(printable(path.name), source, options)
-    if options.sheet is not None:
-        refuse("--sheet", "an Excel file, which has sheets", f"the text {printable(path.name)}", "Leave it out.")
     return replace(
         open_table(printable(path.name), source, options), size=path.stat().st_size if content is None else 0
     )
