@@ -279,6 +279,7 @@ def test_a_context_is_read_in_its_own_words():
     for texts, code in ((["season=2", "r=x=1"], (0, 0, 0, 0)), (["season=2,r=4.0"], (0, 1, 0, 0)),
                         (["r=b,c", "season=2"], (1, 0, 0, 0)), (["r=missing", "season=2"], (0, 0, 0, 1))):  # fmt: skip
         assert read_context(texts, design).tolist() == [2.0, *code]
+    assert read_context([], Design(("a",), 1, {}, ("a",))).tolist() == [0.0]  # an input that may be missing is not
     with pytest.raises(InputError, match="a column and a value, as season=2; got 'season'"):
         read_context(["season"], design)
 

@@ -97,7 +97,7 @@ def explain_function(config: dict[str, Any], notes: dict[str, Any]) -> list[str]
         shown = contexts if design is None else design.contexts
         words += [f"for every value of {shorten(shown)}"] if shown else []
         known = [] if design is None else design.explain()
-    return [f"The function of {shorten(inputs)}: {', '.join(words)}.", *known] if words != [CONVEX] else []
+    return [f"The function of {shorten(inputs)}: {', '.join(words)}.", *known] if known or words != [CONVEX] else []
 
 
 def design_of(path: Path, notes: dict[str, Any], columns: tuple[str, ...], in_dim: int) -> Design:
