@@ -21,7 +21,7 @@ def ask_rows(data: Dataset, curvature: str, seed: int) -> dict[str, Any] | None:
         return None
     counted = np.arange(len(data.y)) if data.weight is None else np.flatnonzero(data.weight)
     (columns, y), D = data.rows(counted), len(data.inputs)
-    context = columns[:, D:] if data.function.context else None
+    context = columns[:, D:] if data.context_dim else None
     with terminal().status(f"Asking whether the rows contradict a {curvature} function"):
         found = convexity_test(columns[:, :D], y, context, curvature=curvature, seed=seed)
     return found._asdict() | {"at": dict(zip(data.inputs, found.at, strict=False))}

@@ -48,7 +48,7 @@ class Scores:
     Attributes:
         sizes: how many numbers each model has that were trained.
         predicted: by each model, fitted without the row, `[N]`.
-        importance: of each column for the hull, mean over the folds, `[in_dim + context_dim]`.
+        importance: of each column of the table for the hull, mean over the folds: of inputs, then of contexts.
         residuals: of each fold, target - hull, of the rows that count, `[n]`; none of a level, which no interval is
             around.
     """
@@ -114,7 +114,7 @@ def run_fit(run: Run) -> int | None:
     earlier = () if run.resumed is None else run.resumed.record.parts
     parts = (*earlier, {"framework": run.framework.name, "from_step": first_step})
     record = RunRecord(plan, data.target, run.drop, data.name, prints, parts, curvature)
-    notes = notes_of(data.columns, data.target, data.x, data.y, data.function)
+    notes = notes_of(data.columns, data.target, data.x, data.y, data.function, data.design)
     if survey is not None:
         notes |= ranges_of(survey)
     keeper = Keeper(run.framework, run.folder, notes, record, run.pause_at)
@@ -135,7 +135,8 @@ def run_fit(run: Run) -> int | None:
         refuse(data.name, "finite results", "NaN or infinity", "Remove the outliers of the table.")
     write_whole(run.directory / "metrics.json", (text + "\n").encode())
     group_map = map_groups(run.framework, fitted.model, data.inputs, scores.importance, data.x, data.y)
-    slices = slice_contexts(run.framework, fitted.model, data.columns, scores.importance, data.x)
+    numbers = [entry.column for entry in data.design.entries[: data.design.num_numbers]]
+    slices = slice_contexts(run.framework, fitted.model, data.columns, scores.importance[numbers], data.x)
     picture, predicted = run.directory / "report.png", scores.predicted["hull"]
     legend = draw_report(metrics, fitted.history, predicted, group_map, picture, slices)
     print_results(metrics)
@@ -205,7 +206,7 @@ def _config(run: Run) -> HullConfig:
         1,
         depth=plan.depth,
         temperature="learned",
-        context_dim=len(function.context),
+        context_dim=run.data.context_dim,
         monotone=function.signs(inputs),
         curvature=CONVEX if plan.curvature == AUTO else plan.curvature,
         nonnegative=function.nonnegative,
@@ -224,7 +225,7 @@ def ranges_of(survey: Survey) -> dict[str, Any]:
 def _split(data: Dataset, part: Any) -> tuple[Any, Any, Any]:
     """Return inputs, targets and contexts (None without one) of some rows."""
     x, y = data.rows(part)
-    return x[:, : len(data.inputs)], y, x[:, len(data.inputs) :] if data.function.context else None
+    return x[:, : len(data.inputs)], y, x[:, len(data.inputs) :] if data.context_dim else None
 
 
 def _fit(run: Run, model: Any, part: Any, **options: Any) -> Any:
@@ -276,7 +277,7 @@ def _cross_validate(run: Run, config: HullConfig) -> Scores:
             for name, model in models.items():
                 predicted.setdefault(name, np.empty(len(data.y)))[test] = model(x)
             error = partial(function.measure, weight=data.weights(test))
-            growth.append(importance(side, hull, x, y, plan.seed, error))
+            growth.append(importance(side, hull, x, y, plan.seed, error, data.design.groups))
     left, counts = data.y - predicted["hull"], np.ones(len(data.y), bool) if data.weight is None else data.weight > 0
     residuals = () if function.loss in LEVEL_LOSSES else tuple(left[fold[counts[fold]]] for fold in data.folds)
     return Scores(sizes, predicted, np.mean(growth, axis=0), residuals)
@@ -311,7 +312,7 @@ def _measure(run: Run, fitted: Any, scores: Scores, record: RunRecord, path: Pat
         "hull_ahead": {name: int(np.sum(np.less(folds["hull"], folds[name]))) for name in mean if name != "hull"},
         "exact": [name for name, error in mean.items() if error <= rounding],
         "parameters": scores.sizes,
-        "importance": dict(zip(data.columns, scores.importance.tolist(), strict=True)),
+        "importance": dict(zip(data.design.columns, scores.importance.tolist(), strict=True)),
         "convexity": {"segments": SEGMENTS, "violation": violation},
         "parity": compare_frameworks(framework, path, data.x),
     }
