@@ -21,9 +21,9 @@ def number_of(argument: str, column: Any, names: Sequence[str], count: int) -> i
     """
     if isinstance(column, str):
         if column not in names:
-            rule = f"columns of X, {list(names)}" if names else "columns by number, as X has no names"
+            rule = f"columns of X, {names}" if names else "columns by number, as X has no names"
             fail(OWNER, argument, rule, repr(column), "Name columns that X has." if names else "Pass 0 for the first.")
-        return list(names).index(column)
+        return names.index(column)
     if isinstance(column, bool) or not hasattr(column, "__index__"):
         fail(OWNER, argument, "names or numbers of columns", repr(column), "Pass 0 for the first.", TypeError)
     number = column.__index__()

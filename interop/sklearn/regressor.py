@@ -140,7 +140,7 @@ class ConvexRegressor(RegressorMixin, BaseEstimator):
         """
         target = getattr(y, "name", None)
         x, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
-        names = getattr(self, "feature_names_in_", ())
+        names = list(getattr(self, "feature_names_in_", ()))
         self.inputs_, self.context_ = split_columns(self.convex, names, x.shape[1])
         config = self._config(
             1 if y.ndim == 1 else y.shape[1], signs_of(self.monotone, self.inputs_, names, x.shape[1])
@@ -149,7 +149,7 @@ class ConvexRegressor(RegressorMixin, BaseEstimator):
         known, level = self.random_state, isinstance(self.loss, (Expectile, Quantile))
         seed = int(known) if isinstance(known, Integral) else int(check_random_state(known).randint(2**31))
         counts = slice(None) if sample_weight is None else check_weight(sample_weight, len(x)) > 0
-        options = {"steps": self.steps, "batch_size": self.batch_size, "seed": seed}
+        options: dict[str, Any] = {"steps": self.steps, "batch_size": self.batch_size, "seed": seed}
         inputs, context = self._split(x)
         with side.quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", HINT, UserWarning)
@@ -213,7 +213,7 @@ class ConvexRegressor(RegressorMixin, BaseEstimator):
             len(self.inputs_),
             self.petals,
             outputs,
-            hidden_dim=self.hidden_dim,
+            hidden_dim=self.hidden_dim,  # type: ignore[arg-type]  # None is replaced
             depth=self.depth,
             trunk=self.trunk,
             group_size=self.group_size,
