@@ -35,7 +35,7 @@ TINY = {"framework": "torch", "steps": 6, "petals": 2, "hidden_dim": 4, "random_
 EXPECTED = {"check_sample_weight_equivalence_on_dense_data": "batches and folds are drawn by rows, not by weights"}
 
 
-def table(rows=60, seed=0):
+def table(rows=40, seed=0):
     """A frame with two numbers and a category, and a price that is convex in the numbers, and falls in the second."""
     rng = np.random.default_rng(seed)
     size, age, region = rng.uniform(-1, 1, rows), rng.uniform(0, 2, rows), rng.choice(["east", "north"], rows)
@@ -43,7 +43,7 @@ def table(rows=60, seed=0):
     return pd.DataFrame({"size": size, "region": region, "age": age}), pd.Series(price, name="price")
 
 
-def numbers(rows=60):
+def numbers(rows=40):
     """The table with the region as 0 and 1."""
     frame, price = table(rows)
     return frame.assign(region=(frame["region"] == "north").astype(float)), price
@@ -104,29 +104,29 @@ def test_several_outputs():
     frame, price = numbers()
     both = np.column_stack([price, price.abs()])
     model = ConvexRegressor(**TINY).fit(frame, both)
-    assert model.predict(frame).shape == (60, 2) and model.predict(frame[:1]).shape == (1, 2)
-    assert ConvexRegressor(**TINY).fit(frame, price).predict(frame).shape == (60,)
+    assert model.predict(frame).shape == (40, 2) and model.predict(frame[:1]).shape == (1, 2)
+    assert ConvexRegressor(**TINY).fit(frame, price).predict(frame).shape == (40,)
 
 
 def test_weights_count_and_rows_of_weight_0_do_not():
     frame, price = numbers()
-    counts = np.arange(60) < 40
+    counts = np.arange(40) < 30
     weighted = ConvexRegressor(**TINY).fit(frame, price.where(counts, 1e3), sample_weight=counts.astype(float))
-    without = ConvexRegressor(**TINY).fit(frame[:40], price[:40])
+    without = ConvexRegressor(**TINY).fit(frame[:30], price[:30])
     np.testing.assert_allclose(weighted.predict(frame), without.predict(frame), rtol=1e-5, atol=1e-5)
-    heavier = ConvexRegressor(**TINY).fit(frame[:40], price[:40], sample_weight=np.linspace(0.1, 9, 40))
+    heavier = ConvexRegressor(**TINY).fit(frame[:30], price[:30], sample_weight=np.linspace(0.1, 9, 30))
     assert np.abs(heavier.predict(frame) - without.predict(frame)).max() > 1e-3  # control
 
 
-def test_the_tools_of_scikit_learn(tmp_path):
+def test_the_tools_of_scikit_learn():
     frame, price = table()
     encode = make_column_transformer(
         (OneHotEncoder(sparse_output=False), ["region"]), remainder="passthrough", verbose_feature_names_out=False
     ).set_output(transform="pandas")
     way = make_pipeline(encode, ConvexRegressor(convex=["size", "age"], **TINY))
-    grid = {"convexregressor__petals": [1, 2], "convexregressor__loss": ["squared", Quantile(0.9)]}
+    grid = {"convexregressor__loss": ["squared", Quantile(0.9)]}
     search = GridSearchCV(way, grid, cv=2, error_score="raise").fit(frame, price)
-    assert len(search.cv_results_["params"]) == 4 and search.best_params_["convexregressor__loss"] == "squared"
+    assert search.best_params_ == {"convexregressor__loss": "squared"}
     best = search.best_estimator_
     assert best[-1].model_.config.context_dim == 2  # a column of 0 and 1 for each region
 
@@ -135,7 +135,7 @@ def test_the_tools_of_scikit_learn(tmp_path):
 
     scaled = make_pipeline(StandardScaler(), ConvexRegressor(**TINY)).fit(*numbers())
     along = partial_dependence(scaled, numbers()[0], ["size"], kind="individual", grid_resolution=9)["individual"][0]
-    assert along.shape == (60, 9) and (along[:, :-2] + along[:, 2:] - 2 * along[:, 1:-1] > -1e-6).all()
+    assert along.shape == (40, 9) and (along[:, :-2] + along[:, 2:] - 2 * along[:, 1:-1] > -1e-6).all()
 
 
 def test_an_average_is_convex():
@@ -176,7 +176,7 @@ def frameworks_in(data):
 
 
 def test_in_jax_too():
-    frame, price = numbers(40)
+    frame, price = (part[:4] for part in numbers())  # too few for folds: fewer programs to compile
     options = TINY | {"framework": "jax", "steps": 2, "curvature": "concave", "monotone": {"age": 1}}
     model = ConvexRegressor(**options).fit(frame, -price)
     assert model.framework_ == "jax" and model.certify().curvature == "concave"
@@ -188,9 +188,9 @@ def test_in_jax_too():
 
 
 def test_the_rows_that_speak_for_the_other_curvature_warn():
-    x = np.random.default_rng(0).uniform(0, 1, (80, 1))
+    x = np.random.default_rng(0).uniform(0, 1, (40, 1))
     y = np.sqrt(x[:, 0])
-    options = TINY | {"steps": 60, "hidden_dim": 8}
+    options = TINY | {"steps": 40, "hidden_dim": 8}
     with pytest.warns(UserWarning, match='ConvexRegressor.y: expected a convex .* concave by .* curvature="concave"'):
         model = ConvexRegressor(**options).fit(x, y)
     assert model.curvature_.shown == "concave"
