@@ -62,8 +62,8 @@ class ConvexRegressor(RegressorMixin, BaseEstimator):
 
     Attributes:
         model_: the fitted `VectorHull` of the framework; its inputs stand in the order of the columns.
-        curvature_: what short fits, in which all rows count alike, say of the curvature, with `words()`; None where they
-            are not made: with fewer than five rows, a loss that has a level, nonnegative, or, but for "auto", signs.
+        curvature_: what short fits say of the curvature, with `words()`; None where they are not made: with fewer than
+            five rows, a loss that has a level, nonnegative, or, but for "auto", signs.
         shape_: what shape="auto" took, in words; None without it.
         history_: the losses of the run.
         framework_: "jax" or "torch".
