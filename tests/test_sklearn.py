@@ -211,12 +211,20 @@ def test_shape_is_chosen():
 
 def test_proofs_are_of_the_columns_that_convex_names():
     frame, price = numbers()
-    options = TINY | {"monotone": {"age": -1}, "nonnegative": True}
-    model = ConvexRegressor(convex=["size", "age"], **options).fit(frame, price + 9)
+    model = ConvexRegressor(convex=["size", "age"], monotone={"age": -1}, **TINY).fit(frame, price)
     proof = model.certify()
     assert (proof.verdict, proof.strength) == ("proved", "structural")
     rows = tuple(torch.tensor(part, dtype=torch.float32) for part in ([[0.0, 1.0]], [[0.0]]))
     assert convexmoe_torch.certify(model.model_, rows, argnum=1).verdict != "proved"  # control: of the context
+
+
+def test_the_options_of_the_hull_are_its_own():
+    options = {"petals": 3, "hidden_dim": 5, "depth": 2, "trunk": "private", "group_size": 1, "temperature": 0.5}
+    options |= {"activation": "relu", "strong_convexity": 0.1, "nonnegative": True}
+    frame, price = numbers()
+    config = ConvexRegressor(**TINY | options | {"steps": 1}).fit(frame, price + 9).model_.config
+    assert {name: getattr(config, name) for name in options} == options
+    assert ConvexRegressor().temperature == "learned"
 
 
 def test_what_lies_outside():
@@ -253,6 +261,7 @@ FAULTS = {
     "a sign twice": ({"monotone": {"age": 1, 2: -1}}, ValueError, "'?2'? twice, by name and by number"),
     "no such curvature": ({"curvature": "linear"}, ValueError, "got 'linear'"),
     "auto of a level": ({"curvature": "auto", "loss": Quantile(0.9)}, ValueError, "a loss with a level"),
+    "auto and nonnegative": ({"curvature": "auto", "nonnegative": True}, ValueError, "a nonnegative function"),
     "no such framework": ({"framework": "numpy"}, ValueError, "jax or torch; got 'numpy'"),
 }
 
