@@ -21,8 +21,8 @@ from .subcommand import add_subcommand, write_lines
 from .verify import verify_files
 
 GROUPS = {  # of the options of `fit`
-    "Table": ("data", "target", "drop", "weights", "missing", "sep", "decimal", "encoding"),
-    "Function": ("context", "increasing", "decreasing", "curvature", "concave", "nonnegative"),
+    "Table": ("data", "target", "drop", "weights", "missing", "sep", "decimal", "encoding", "sheet"),
+    "Function": ("context", "categorical", "increasing", "decreasing", "curvature", "concave", "nonnegative"),
     "Loss": ("loss", "level", "delta"),
     "Training": ("petals", "depth", "shape", "budget", "steps", "seed", "framework"),
     "Run": ("out", "pause_at", "resume"),

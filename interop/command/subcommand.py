@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from .output import speak
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, all else on stderr.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The result as one JSON object; all else on stderr.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks; errors on stderr.")]
 SPEECH = {"as_json": JsonOption, "quiet": QuietOption}
 OTHERS = "Options"  # the heading of what stands in no group
