@@ -101,7 +101,13 @@ def test_json_is_one_object_and_nothing_else(name, folder):
     fields = {"fit": "metrics", "predict": "predictions", "minimize": "gap", "certify": "verdict", "convert": "form"}
     assert fields.get(name, "works" if name == "doctor" else "config") in found
     if name == "fit":
-        assert found["metrics"]["test_rmse"].keys() == {"hull", "linear", "mlp"} and Path(found["out"]).is_dir()
+        assert found["metrics"]["test_rmse"].keys() >= {"hull", "linear", "mlp"} and Path(found["out"]).is_dir()
+
+
+def test_intervals_are_in_the_json(folder):
+    found = json.loads(call(folder, *CALLS["predict"], "--interval", 0.8, "--flag", "--json").stdout)
+    assert [len(found[key]) for key in ("predictions", "lower", "upper", "outside")] == [40] * 4
+    assert all(a < b < c for a, b, c in zip(found["lower"], found["predictions"], found["upper"], strict=True))
 
 
 def test_a_run_that_pauses_says_so_in_json_and_how_it_goes_on(folder):
