@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from commands import FRAMEWORKS, assert_one_line_refusal, invoke, write
+from interop.command.slices import slice_contexts
 
 import convexmoe
 import convexmoe_torch
@@ -13,7 +14,6 @@ from interop import frameworks
 from interop.command import dataset, experiment, minimize
 from interop.command.baselines import fit_linear
 from interop.command.function import Function
-from interop.command.slices import slice_contexts
 from interop.command.tables import read_table
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "few_folds")

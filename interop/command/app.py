@@ -16,6 +16,7 @@ from .inspect import inspect_file
 from .minimize import minimize_file
 from .output import emit, say
 from .predict import predict_rows
+from .render import render_run
 from .verify import verify_files
 
 FIT_EXAMPLES = """Examples: convexmoe fit DATA.csv --target price --context region,season --increasing area --concave
@@ -52,6 +53,7 @@ class OneLineErrors(TyperGroup):
 app = typer.Typer(cls=OneLineErrors, add_completion=False, pretty_exceptions_enable=False)
 app.command("fit", epilog=FIT_EXAMPLES)(fit_table)
 app.command("predict")(predict_rows)
+app.command("report")(render_run)
 app.command("inspect")(inspect_file)
 app.command("verify")(verify_files)
 app.command("certify")(certify_file)

@@ -16,6 +16,7 @@ from convexmoe.training.losses import SQUARED
 from convexmoe.training.shapes import AUTO
 
 from .. import frameworks
+from . import report_rows
 from . import resume as unfinished
 from .dataset import prepare
 from .experiment import Run, run_fit
@@ -25,7 +26,7 @@ from .output import claim, say, write_together
 from .resume import LIMITS, Plan
 from .tables import EMBEDDED_TARGET, embedded_table, read_table, shorten
 
-FILES = ("model.safetensors", "metrics.json", "report.png")
+FILES = ("model.safetensors", "metrics.json", "report.png", report_rows.FILE)
 DATA_HELP = "Table to learn from, as CSV or Parquet; without it, the embedded Auto MPG data."
 RESUME_HELP = "Go on with the unfinished run of this directory."
 PAUSE_HELP = "Stop at the first evaluation from this step on, to be resumed."
@@ -130,6 +131,7 @@ def fit_table(
                 return
         shutil.rmtree(folder, ignore_errors=True)
     say(f"Written to {place}: {', '.join(FILES)}")
+    say(f"One page to show of it: {shlex.join(['convexmoe', 'report', str(place), '--html'])}")
 
 
 def check_choices(shape: str | None, budget: float | None, pause_at: int | None) -> float | None:

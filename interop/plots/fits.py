@@ -55,8 +55,7 @@ def plot_residuals(true: Any, predicted: Any, *, target: str = "target", ax: Any
         axes.scatter(*edge, s=34, color=COLORS[5], marker="^", edgecolor=INK, linewidth=0.6, label=label, zorder=3)
     spread = float(np.sqrt(np.mean(residual[~far] ** 2))) if (~far).any() else 0.0
     for side in (-spread, spread):
-        label = "root mean square" if side < 0 else None
-        axes.axhline(side, color=INK, linewidth=0.9, linestyle="--", label=label)
+        axes.axhline(side, color=INK, linewidth=0.9, linestyle="--", label="root mean square" if side < 0 else None)
     axes.set(xlim=(left - 0.06 * wide, right + 0.06 * wide), ylim=(-1.12 * outer, 1.12 * outer))
     tidy(axes)
     axes.set(xlabel=f"predicted {plain(target)}", ylabel="true - predicted")
@@ -90,7 +89,8 @@ def plot_history(history: History, *, best_step: int | None = None, loss: str = 
         axes.plot(history.step, history.validation_loss, "--", color=COLORS[5], linewidth=1.8, label="held out")
     if best_step is not None:
         axes.axvline(best_step, color=INK, linewidth=1.0, linestyle=":", label=f"kept: step {best_step:,}")
-    if min(*history.train_loss, *history.validation_loss, 1.0) > 0:
+    losses = (*history.train_loss, *history.validation_loss)
+    if 0 < 10 * min(losses) < max(losses):
         axes.set_yscale("log")
     tidy(axes)
     axes.set(xlabel="step", ylabel=plain(loss, 40))

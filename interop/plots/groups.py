@@ -29,7 +29,7 @@ from .style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_GRID, _POINTS = 120, 400
+_GRID, _POINTS = 120, 200
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,7 @@ def plot_groups(
     return axes
 
 
-def map_groups(
-    framework: Framework, model: Any, names: Sequence[str], x: Vector, columns: Sequence[int]
-) -> GroupMap:
+def map_groups(framework: Framework, model: Any, names: Sequence[str], x: Vector, columns: Sequence[int]) -> GroupMap:
     """Return the map over one or two inputs.
 
     Args:
@@ -112,7 +110,8 @@ def map_groups(
     rows = np.tile(np.median(x, axis=0), (grid[0].size, 1))
     for column, values in zip(shown, grid, strict=True):
         rows[:, column] = values.ravel()
-    near = x[((x[:, shown] >= low) & (x[:, shown] <= high)).all(axis=1)][:_POINTS]
+    near = x[((x[:, shown] >= low) & (x[:, shown] <= high)).all(axis=1)]
+    near = near[np.linspace(0, len(near) - 1, min(len(near), _POINTS)).astype(int)]
     petals = model.config.petals
     return GroupMap(
         names=tuple(str(names[column]) for column in shown),
@@ -132,7 +131,8 @@ def draw_groups(axes: Axes, group_map: GroupMap, target: str) -> None:
     on_points = np.bincount(group_map.point_group, minlength=len(group_map.members))
     order = [int(k) for k in np.lexsort((-on_points, -shares)) if shares[k] or on_points[k]]
     shown = order if len(order) <= len(COLORS) else order[: len(COLORS) - 1]  # those with a color of their own
-    styles = [*zip(COLORS, HATCHES, MARKERS, strict=True)][: len(shown)] + [(OTHERS, "", ".")]
+    styles: list[Any] = [*zip(COLORS, HATCHES, MARKERS, strict=True)]
+    styles = [*styles[: len(shown)], (OTHERS, "", ".")]
     index = np.full(len(group_map.members), len(shown))
     index[shown] = np.arange(len(shown))
     if len(group_map.axes) == 2:
@@ -166,7 +166,8 @@ def _draw_areas(axes: Axes, group_map: GroupMap, index: NDArray[np.int64], style
                 axes.contourf(*group_map.axes, (area == k).astype(float), levels=(0.5, 1.5), **fill)
     if np.ptp(group_map.value) > 0:
         lines = axes.contour(*group_map.axes, group_map.value, levels=6, colors=INK, linewidths=0.6, alpha=0.8)
-        axes.clabel(lines, fontsize=7, fmt=lambda value: f"{value:.5g}")
+        for text in axes.clabel(lines, fontsize=7, fmt=lambda value: f"{value:.5g}", zorder=4):
+            text.set_bbox({"facecolor": "white", "alpha": 0.75, "pad": 0.6, "edgecolor": "none"})
 
 
 def _list_groups(

@@ -40,7 +40,7 @@ def plot_routes(output: CELMoEOutput, *, ax: Any = None) -> Axes:
         got, fix = type(output).__name__, "Pass what the hierarchy returned."
         fail("plot_routes", "output", "a CELMoEOutput", got, fix, TypeError)
     [axes] = new_axes("plot_routes", ax)
-    place, places, labels = 0.0, [], []
+    place, places, labels = 0.0, list[float](), list[str]()
     most = max((len(level.routes) for level in output.levels.values()), default=1)
     for k, level in enumerate(output.levels.values()):
         counts = np.bincount(np.asarray(level.routes.tolist(), np.int64), minlength=len(level.expert_names))
@@ -94,7 +94,9 @@ def plot_losses(losses: Any, *, ax: Any = None) -> Axes:
             known = [step.get(name, np.nan) for step in values]
             axes.plot(known, markevery=max(len(steps) // 10, 1), markersize=4, linewidth=1.4, **line)
         rest = [sum(step.values()) for step in values]
-        axes.plot(rest, color=INK, linewidth=2.0, label="total" + f", of {len(names)} losses" * (len(names) > len(shown)))
+        axes.plot(
+            rest, color=INK, linewidth=2.0, label="total" + f", of {len(names)} losses" * (len(names) > len(shown))
+        )
         axes.set(xlabel="step", ylabel="weight × loss")
         tidy(axes)
         place_legend(axes, ncols=2)

@@ -46,8 +46,8 @@ class Effect:
             approximation", 2001, section 8.2), `[G]`.
         low, high: the quantiles of `BAND` over the same rows, `[G]`.
         middle: with all other columns at their median, `[G]`.
-        groups: the groups that win somewhere on `middle`, each as if it were alone, `[K, G]`: none lies above
-            `middle`, or below it where the hull is concave.
+        groups: the groups that win somewhere on `middle`, each moved until it touches `middle`, `[K, G]`: none lies
+            above it, or below it where the hull is concave. At temperature 0 a group touches where it wins.
         ticks: values of the column in the rows, at most 200, `[M]`; beyond: how many rows lie far out.
     """
 
@@ -60,6 +60,12 @@ class Effect:
     groups: Vector
     ticks: Vector
     beyond: int
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """What an axis of the target shows, with room below for the ticks; single groups may go beyond."""
+        shown = np.concatenate([self.low, self.high, self.middle, self.mean])
+        return _with_room(float(shown.min()), float(shown.max()))
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ def plot_slices(
     """Draw what a hull says along each column, and return the axes, one a column.
 
     A line is the mean over the rows, each as it is but for this column; the band holds the middle 80 % of them. The
-    dotted line has all other columns at their median, and beneath it stand the groups that win on it.
+    dotted line has all other columns at their median, and the groups that win on it stand beneath, each moved until it
+    touches (above, where the hull is concave).
 
     Args:
         model: a hull of either package, with one output.
@@ -147,18 +154,14 @@ def see_effect(framework: Framework, model: Any, names: Sequence[str], x: Vector
     middle = framework.predict(model, rows)
     winners, counts = np.unique(framework.winners(model, rows), return_counts=True)
     shown = winners[np.argsort(-counts, kind="stable")][:_MOST_GROUPS]
-    alone = [framework.predict(_only_group(framework, model, group), rows) for group in shown]
+    alone = np.array([framework.predict(_only_group(framework, model, group), rows) for group in shown])
+    gaps = middle - alone
+    alone += (gaps.max if model.config.is_concave else gaps.min)(axis=1, keepdims=True)
     inside = x[(x[:, column] >= low) & (x[:, column] <= high), column]
-    return Effect(
-        str(names[column]),
-        at,
-        each.mean(axis=0),
-        *np.quantile(each, BAND, axis=0),
-        middle,
-        np.array(alone).reshape(-1, _GRID),
-        np.quantile(inside, np.linspace(0, 1, _TICKS), method="nearest") if len(inside) > _TICKS else np.sort(inside),
-        len(x) - len(inside),
-    )
+    band_low, band_high = np.quantile(each, BAND, axis=0)
+    ticks = np.quantile(inside, np.linspace(0, 1, min(_TICKS, len(inside))), method="nearest")
+    mean, beyond = each.mean(axis=0), len(x) - len(inside)
+    return Effect(str(names[column]), at, mean, band_low, band_high, middle, alone, ticks, beyond)
 
 
 def _only_group(framework: Framework, model: Any, group: int) -> Any:
@@ -172,9 +175,7 @@ def _only_group(framework: Framework, model: Any, group: int) -> Any:
     return type(model)(params, model.config)
 
 
-def see_slices(
-    framework: Framework, model: Any, names: Sequence[str], x: Vector, along: int, context: int
-) -> Slices:
+def see_slices(framework: Framework, model: Any, names: Sequence[str], x: Vector, along: int, context: int) -> Slices:
     """Return the slices along a column at three values of a context; `x` is `[N, in_dim + context_dim]`."""
     at, levels = np.linspace(*limits_of(x[:, along]), _GRID), np.quantile(x[:, context], [*LEVELS.values()])
     rows = np.tile(np.median(x, axis=0), (len(LEVELS), _GRID, 1))
@@ -191,11 +192,10 @@ def draw_effect(axes: Axes, effect: Effect, target: str) -> None:
     axes.plot(at, effect.mean, color=COLORS[0], linewidth=2.2, label="mean over the rows", zorder=3)
     axes.plot(at, effect.middle, color=INK, linestyle=":", linewidth=1.3, label="others at their median", zorder=3)
     tidy(axes)
-    shown = np.concatenate([effect.low, effect.high, effect.middle, effect.mean])
-    axes.set_ylim(*_with_room(float(shown.min()), float(shown.max())))
+    axes.set_ylim(*effect.limits)
     if len(effect.groups) > 1:
         for k, group in enumerate(effect.groups):
-            label = None if k else "single groups"
+            label = None if k else "single groups, touching"
             axes.plot(at, group, color=FAINT, linewidth=0.6, linestyle="-", label=label, zorder=2)
     axes.plot(effect.ticks, np.full(len(effect.ticks), 0.012), "|", color=INK, alpha=0.35, markersize=7,
               transform=axes.get_xaxis_transform(), clip_on=True)  # fmt: skip

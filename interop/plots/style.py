@@ -60,7 +60,7 @@ def columns_for(count: int) -> int:
 
 
 def tidy(axes: Axes) -> None:
-    """Take off the frame where nothing ends, draw a faint grid behind the data, and no more ticks than there is room."""
+    """Take off the frame where nothing ends, draw a faint grid behind the data, and as many ticks as have room."""
     if axes.get_xscale() == "linear":
         axes.locator_params(axis="x", nbins=5)
     axes.spines[["top", "right"]].set_visible(False)

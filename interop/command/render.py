@@ -1,0 +1,102 @@
+"""`convexmoe report`: the pictures of a run, or one page of it, drawn again from its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convexmoe.errors import refuse
+from convexmoe.files import inspect
+from convexmoe.files.atomic import follow, write_whole
+
+from .. import frameworks
+from .options import FrameworkOption
+from .output import say
+from .page import build_page
+from .pictures import draw_report, see_report
+from .report_rows import ReportRows
+from .saved_model import explain_function, read_model
+
+RUN_HELP = "The folder that `convexmoe fit` wrote."
+HTML_HELP = "One page with everything in it, RUN/report.html."
+_NEEDED: dict[str, Any] = {
+    "data": dict, "rows": int, "rows_to_train": int, "folds": list, "plan": dict, "curvature": dict, "best_step": int,
+    "steps_run": int, "test_rmse": dict, "hull_ahead": dict, "exact": list, "parameters": dict, "importance": dict,
+    "convexity": dict, "framework": str,
+}  # fmt: skip
+
+
+def render_run(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help=RUN_HELP, show_default=False)],
+    as_html: Annotated[bool, typer.Option("--html", help=HTML_HELP)] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="in RUN")] = None,
+    framework: FrameworkOption = None,
+) -> None:
+    """Draw RUN/report.png again, or with --html one page to show: errors, pictures, certificate, options, use."""
+    side = frameworks.choose(framework)
+    if not frameworks.is_installed("matplotlib"):
+        frameworks.not_installed("convexmoe report", "matplotlib to draw with", "it", "plot")
+    path = run / "model.safetensors"
+    with side.quiet():
+        model, columns, target, notes = read_model(path, side)
+        metrics = read_metrics(run, columns, target)
+        report = see_report(side, model, metrics, ReportRows.read(run, len(columns)))
+        place = run / ("report.html" if as_html else "report.png")
+        place = place if out is None else follow(out)
+        if place.is_dir():
+            refuse("convexmoe report --out", "a file", f"{place}, a directory", "Name a file in it.")
+        legend = ""
+        if as_html:
+            sentences = explain_function(inspect(path).config, notes)
+            page = build_page(report, notes, sentences, read_certificate(path), installed_version())
+            write_whole(place, page.encode())
+        else:
+            legend = draw_report(report, place)
+    if legend:
+        say(f"No font is installed for some names; in {place.name} {legend}.")
+    say(f"Written to {place}")
+
+
+def read_metrics(run: Path, columns: tuple[str, ...], target: str) -> dict[str, Any]:
+    """Return what metrics.json of a run holds, after the check that it is of its model.
+
+    Raises:
+        InputError: there is none, it is damaged, or of another model.
+    """
+    path, fix = run / "metrics.json", "Name the folder of a convexmoe fit, as it was written."
+    try:
+        metrics = json.loads(path.read_text())
+        right = all(isinstance(metrics[name], kind) for name, kind in _NEEDED.items())
+        data = metrics["data"]
+        same = (*data["columns"], *data["context"]) == columns and data["target"] == target
+        known = set(metrics["importance"]) == {*columns} and "hull" in metrics["test_rmse"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        refuse(path, "the metrics of a run", "none that can be read", fix)
+    if not (right and same and known):
+        refuse(path, "the metrics of the model beside it", "others", fix)
+    return metrics
+
+
+def read_certificate(model: Path) -> dict[str, Any] | None:
+    """Return the certificate beside a model, None where there is none of this very file."""
+    path = model.with_name(model.name.removesuffix(".safetensors") + ".certificate.json")
+    try:
+        record = json.loads(path.read_text())
+        digest = hashlib.sha256(model.read_bytes()).hexdigest()
+        texts = [record["verdict"], record["property"], record["strength"], record["model"]["sha256"]]
+        return record if texts[-1] == digest and all(isinstance(text, str) for text in texts[:2]) else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def installed_version() -> str:
+    """Return the version of convexmoe, "" where it is not installed but only on the path."""
+    try:
+        return version("convexmoe")
+    except PackageNotFoundError:
+        return ""
