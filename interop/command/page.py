@@ -13,12 +13,14 @@ from typing import Any
 from convexmoe.errors import printable
 
 from ..frameworks import LABELS
-from ..plots.slices import Effect, draw_effect, draw_slices
+from ..plots.slices import Effect, draw_slices
 from ..plots.style import place_legend
+from .function import LOSSES
 from .leverage import read_ranges
 from .pictures import (
     Report,
     draw_areas,
+    draw_column,
     draw_errors,
     draw_history,
     draw_picture,
@@ -38,6 +40,7 @@ h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2re
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid #ccc; }
 th { font-weight: 600; } th:first-child { min-width: 6.5rem; }
+.numbers td, .numbers th { overflow-wrap: normal; } .numbers th:first-child { overflow-wrap: anywhere; }
 figure { margin: 0; break-inside: avoid; } figcaption { font-size: .85rem; color: #444; }
 img { max-width: 100%; height: auto; display: block; }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
@@ -120,16 +123,12 @@ def _listed(names: Iterable[object]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of cells that are HTML already; the first of each row heads it."""
+    """Return a table of cells that are HTML already; the first of each row heads it, `heads` its columns of numbers."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
-    body = [
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
-    ]
-    return (
-        f"<table>\n{f'<thead><tr>{head}</tr></thead>' if heads else ''}<tbody>\n"
-        + "\n".join(body)
-        + "\n</tbody></table>"
-    )
+    lines = ['<table class="numbers">', f"<thead><tr>{head}</tr></thead>"] if heads else ["<table>"]
+    for first, *rest in rows:
+        lines.append(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>')
+    return "\n".join([*lines, "</table>"])
 
 
 def _figures(*pictures: tuple[bytes, str]) -> str:
@@ -158,24 +157,26 @@ def _table_of_errors(metrics: dict[str, Any]) -> str:
         cover = metrics["coverage"]
         cells = (figure, ahead, "" if size is None else f"{size:,}")
         rows.append([_text(model_name(metrics, name)), *cells, *([] if cover is None else [f"{cover[name]:.1%}"])])
-    error = "RMSE" if key == "test_rmse" else "Mean loss"
+    error = LOSSES[metrics["plan"]["function"]["loss"]][2]
     heads = [
         "Model",
-        f"{error}, in {_text(metrics['data']['target'])}",
+        f"{error[0].upper()}{error[1:]}",
         "Folds in which the mixture errs less",
         "Numbers learned",
         *([] if metrics["coverage"] is None else ["Rows at or below"]),
     ]
-    note = f"Mean and deviation over {len(metrics['folds'])} folds of {metrics['rows']:,} rows, each predicted by "
-    return f"{_table(heads, rows)}\n<p>{note}models that did not see them.</p>"
+    note = f"In units of {_text(metrics['data']['target'])}: mean and deviation over {len(metrics['folds'])} folds of "
+    note += f"{metrics['rows']:,} rows, each predicted by models that did not see them."
+    return f"{_table(heads, rows)}\n<p>{note}</p>"
 
 
 def _effects(report: Report, shown: Report) -> str:
     low, high = zip(*(part.limits for part in report.effects), strict=True)
 
     def draw(axes: Any, part: Effect) -> None:
-        draw_effect(axes, part, shown.target)
-        axes.set_ylim(min(low), max(high))
+        draw_column(axes, shown, part)
+        if len(low) > 1:
+            axes.set_ylim(min(low), max(high))
 
     pictures = [
         (draw_picture(draw, part, size=_SMALL), f"{report.target} along {name.name}")
@@ -200,9 +201,7 @@ def _slices(report: Report, shown: Report) -> str:
 def _certainties(metrics: dict[str, Any], certificate: dict[str, Any] | None) -> str:
     """Return what was proved, searched and compared."""
     gap, parity, fitted = metrics["convexity"]["violation"], metrics["parity"], metrics["curvature"]["fitted"]
-    proof = (
-        "Not proved yet: <code>convexmoe certify model.safetensors</code> writes the proof; then make this page anew."
-    )
+    proof = "Not proved yet: <code>convexmoe certify model.safetensors</code> does it; then make this page anew."
     if certificate is not None:
         words = f"{certificate['verdict']}: {certificate['property']}"
         proof = f"{_text(words)} ({_text(certificate['strength'])}), for the file with the sha256 "
@@ -215,9 +214,8 @@ def _certainties(metrics: dict[str, Any], certificate: dict[str, Any] | None) ->
     if parity is not None:
         other = LABELS.get(parity["framework"], parity["framework"])
         same = f"{_text(other)} predicts the same within {_number(parity['max_difference'])} of the largest value"
-    return _table(
-        [], [["Certificate", proof], [f"Search that it is {_text(fitted)}", searched], ["Both frameworks", same]]
-    )
+    search = f"Search for where it is not {_text(fitted)}"
+    return _table([], [["Certificate", proof], [search, searched], ["Both frameworks", same]])
 
 
 def _facts(metrics: dict[str, Any], sentences: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from ..frameworks import Framework
 from ..plots.fits import plot_history, plot_residuals
 from ..plots.groups import GroupMap, draw_groups, map_groups
 from ..plots.slices import Effect, Slices, draw_effect, draw_slices, limits_together, see_effect, see_slices
-from ..plots.style import COLORS, INK, MARKERS, choose_fonts, columns_for, place_legend, plain, tidy
+from ..plots.style import COLORS, INK, MARKERS, choose_fonts, columns_for, limits_of, place_legend, plain, tidy
 from .function import LOSSES, SQUARED
 from .report_rows import ReportRows
 from .tables import shorten
@@ -146,6 +146,18 @@ def drawable(report: Report) -> Iterator[tuple[Report, dict[str, str]]]:
         yield report.rename(numbered), numbered
 
 
+def draw_column(axes: Any, report: Report, effect: Effect) -> None:
+    """Draw the effect of a column; where it is the only one, over the rows themselves."""
+    draw_effect(axes, effect, report.target)
+    if len(report.columns) == 1:
+        style: Any = {"s": 12, "color": COLORS[5], "alpha": 0.5, "linewidths": 0, "label": "the rows"}
+        axes.scatter(report.rows.x[:, 0], report.rows.y, **style)
+        low, high = limits_of(report.rows.x[:, 0])
+        axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+        ends = np.array([effect.limits, limits_of(report.rows.y)])
+        axes.set_ylim(ends.min(), ends.max())
+
+
 def draw_residuals(axes: Any, report: Report) -> None:
     """Draw the residual of each row, predicted without its fold."""
     plot_residuals(report.rows.y, report.rows.predicted["hull"], target=report.target, ax=axes)
@@ -216,10 +228,10 @@ def _title_of_slices(report: Report) -> str:
 
 def _fill_effects(part: Any, report: Report) -> None:
     """Draw the effects, with one legend above them, on one scale."""
-    columns = columns_for(len(report.effects))
+    columns = max(columns_for(len(report.effects)), 2)
     grid = part.subplots(-(-len(report.effects) // columns), columns, squeeze=False).ravel()
     for axes, effect in zip(grid, report.effects, strict=False):
-        draw_effect(axes, effect, report.target)
+        draw_column(axes, report, effect)
     for empty in grid[len(report.effects) :]:
         empty.remove()
     limits_together(grid[: len(report.effects)])

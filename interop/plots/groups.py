@@ -168,6 +168,8 @@ def _draw_areas(axes: Axes, group_map: GroupMap, index: NDArray[np.int64], style
         lines = axes.contour(*group_map.axes, group_map.value, levels=6, colors=INK, linewidths=0.6, alpha=0.8)
         for text in axes.clabel(lines, fontsize=7, fmt=lambda value: f"{value:.5g}", zorder=4):
             text.set_bbox({"facecolor": "white", "alpha": 0.75, "pad": 0.6, "edgecolor": "none"})
+            place = axes.transAxes.inverted().transform(axes.transData.transform(text.get_position()))
+            text.set_visible(bool(((place > 0.06) & (place < 0.94)).all()))  # none is cut by the frame
 
 
 def _list_groups(

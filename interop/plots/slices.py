@@ -188,9 +188,12 @@ def see_slices(framework: Framework, model: Any, names: Sequence[str], x: Vector
 def draw_effect(axes: Axes, effect: Effect, target: str) -> None:
     """Draw the mean line over its band, the line at the medians, the groups that it touches, ticks for the rows."""
     at = effect.at
-    axes.fill_between(at, effect.low, effect.high, color=COLORS[0], alpha=0.18, linewidth=0, label="80% of the rows")
+    if (effect.high > effect.low).any():  # else it is the only column
+        axes.fill_between(
+            at, effect.low, effect.high, color=COLORS[0], alpha=0.18, linewidth=0, label="80% of the rows"
+        )
+        axes.plot(at, effect.middle, color=INK, linestyle=":", linewidth=1.3, label="others at their median", zorder=3)
     axes.plot(at, effect.mean, color=COLORS[0], linewidth=2.2, label="mean over the rows", zorder=3)
-    axes.plot(at, effect.middle, color=INK, linestyle=":", linewidth=1.3, label="others at their median", zorder=3)
     tidy(axes)
     axes.set_ylim(*effect.limits)
     if len(effect.groups) > 1:
@@ -205,9 +208,12 @@ def draw_effect(axes: Axes, effect: Effect, target: str) -> None:
 
 def draw_slices(axes: Axes, part: Slices, target: str) -> None:
     """Draw what is predicted along a column at three values of a context."""
-    shown = zip(LEVELS, part.levels, part.value, COLORS, LINES, strict=False)
-    for word, level, values, color, line in shown:
-        axes.plot(part.at, values, color=color, linestyle=line, linewidth=1.8, label=f"{word}: {level:.4g}")
+    levels = part.levels.tolist()
+    for k, level in enumerate(levels):
+        if level not in levels[:k]:
+            words = ", ".join(word for word, other in zip(LEVELS, levels, strict=True) if other == level)
+            style: Any = {"color": COLORS[k], "linestyle": LINES[k], "label": f"{words}: {level:.4g}"}
+            axes.plot(part.at, part.value[k], linewidth=1.8, **style)
     tidy(axes)
     axes.set_ylim(*_with_room(float(part.value.min()), float(part.value.max())))
     axes.set(xlabel=plain(part.along), ylabel=plain(target))
