@@ -8,8 +8,8 @@ from commands import assert_one_line_refusal, invoke, rows, write
 
 from interop import frameworks
 from interop.command import dataset, report
-from interop.plots.style import choose_fonts
 from interop.command.tables import read_table
+from interop.plots.style import choose_fonts
 
 
 def remarks(tmp_path, n=300, change=None):
