@@ -41,7 +41,7 @@ def plot_routes(output: CELMoEOutput, *, ax: Any = None) -> Axes:
         fail("plot_routes", "output", "a CELMoEOutput", got, fix, TypeError)
     [axes] = new_axes("plot_routes", ax)
     place, places, labels = 0.0, list[float](), list[str]()
-    most = max((len(level.routes) for level in output.levels.values()), default=1)
+    most = 1
     for k, level in enumerate(output.levels.values()):
         counts = np.bincount(np.asarray(level.routes.tolist(), np.int64), minlength=len(level.expert_names))
         named = {plain(name): int(count) for name, count in zip(level.expert_names, counts, strict=False)}
@@ -56,10 +56,11 @@ def plot_routes(output: CELMoEOutput, *, ax: Any = None) -> Axes:
         for y, count in zip(at, named.values(), strict=True):
             text = f" {count:,} ({count / max(len(level.routes), 1):.0%})"
             axes.text(count, y, text, va="center", fontsize=8)
-        axes.text(0.0, place - 0.62, plain(level.name), fontsize=9, fontweight="bold", va="center")
-        places, labels, place = [*places, *at], [*labels, *named], place + len(named) + 1.1
+        axes.text(0.0, place - 0.8, plain(level.name), fontsize=9, fontweight="bold", va="center")
+        most = max(most, *named.values())
+        places, labels, place = [*places, *at], [*labels, *named], place + len(named) + 1.3
     axes.set_yticks(places, labels, fontsize=8)
-    axes.set(xlim=(0, 1.28 * most), ylim=(place - 0.6, -1.1), xlabel="rows")
+    axes.set(xlim=(0, 1.25 * most), ylim=(place - 0.9, -1.2), xlabel="rows")
     tidy(axes)
     axes.grid(False, axis="y")
     return axes
