@@ -135,30 +135,50 @@ def fit_ridge(task: Task, quick: bool) -> Reached:
 
 
 def fit_lpcf(task: Task, quick: bool) -> Reached:
-    """Fit lpcf in a process of its own, since it sets JAX to float64; its penalties are tried while there is time."""
+    """Fit lpcf to standardized rows."""
     data = Standard.of([task])
+    found = best_of_lpcf(tuple(part[0] for part in data.rows), data.x_test[0], quick)
+    return Reached(None) if found is None else Reached(data.error(0, found.predicted), found.choice)
+
+
+class Sent(NamedTuple):
+    """What a penalty of lpcf came to: its squared error on what is held out, and its predictions."""
+
+    held: float
+    choice: str
+    predicted: np.ndarray
+
+
+def best_of_lpcf(rows: tuple[np.ndarray, ...], x_test: np.ndarray, quick: bool) -> Sent | None:
+    """Fit lpcf in a process of its own, since it sets JAX to float64; its penalties are tried while there is time.
+
+    Args:
+        rows: x and y to train on, x and y held out.
+        x_test: rows to predict; quick: few steps.
+
+    Returns:
+        The penalty that errs least on what is held out, None where none was done in time.
+    """
     context, deadline = multiprocessing.get_context("spawn"), time.monotonic() + LIMIT
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send_lpcf, args=(sender, data.rows, data.x_test[0], quick))
+    process = context.Process(target=send_lpcf, args=(sender, rows, x_test, quick))
     process.start()
     sender.close()
-    found: list[tuple[float, float, np.ndarray]] = []
+    found: list[Sent] = []
     with contextlib.suppress(EOFError):
         while receiver.poll(max(0.0, deadline - time.monotonic())):
             found.append(receiver.recv())
     process.kill()
     process.join()
-    if not found:
-        return Reached(None)
-    _, penalty, predicted = min(found, key=lambda one: one[0])
-    return Reached(data.error(0, predicted), f"{penalty:g}, of {len(found)}")
+    best = min(found, key=lambda one: one.held, default=None)
+    return best and best._replace(choice=f"{best.choice}, of {len(found)}")
 
 
-def send_lpcf(sender: Any, rows: Any, x_test: np.ndarray, quick: bool) -> None:
-    """Send the held-out error, the penalty and the predictions of each penalty, as they are found."""
+def send_lpcf(sender: Any, rows: tuple[np.ndarray, ...], x_test: np.ndarray, quick: bool) -> None:
+    """Send what each penalty came to, as it is found."""
     from lpcf.pcf import PCF
 
-    (x, y, x_held, y_held), penalties = (part[0] for part in rows), LPCF_PENALTIES[: 1 if quick else None]
+    (x, y, x_held, y_held), penalties = rows, LPCF_PENALTIES[: 1 if quick else None]
     nothing = [np.zeros((len(part), 1)) for part in (x, x_held, x_test)]  # there is no parameter
     for penalty in penalties:
         model = PCF(widths_psi=[])
@@ -166,7 +186,7 @@ def send_lpcf(sender: Any, rows: Any, x_test: np.ndarray, quick: bool) -> None:
         with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
             model.fit(y, x, nothing[0], tau_th=penalty, seeds=0, cores=1, **epochs)
         held = float(np.nan_to_num(np.mean((model.predict(x_held, nothing[1]) - y_held) ** 2), nan=np.inf))
-        sender.send((held, penalty, np.asarray(model.predict(x_test, nothing[2]))))
+        sender.send(Sent(held, f"{penalty:g}", np.asarray(model.predict(x_test, nothing[2]))))
 
 
 MODELS: dict[str, Callable[[Task, bool], Reached]] = {

@@ -40,7 +40,8 @@ class Package:
         """Write a hull or a hierarchy to a neutral file. An existing file is replaced whole or not at all.
 
         Args:
-            model: the model. A hierarchy's own layers need a rule each (`names.RULES`).
+            model: the model; in PyTorch also inside a compiled module or `DistributedDataParallel`. A hierarchy's own
+                layers need a rule each (`names.RULES`).
             path: the file; its folder must exist.
             notes: a dict of names to text, numbers of Python, bool, None, and lists and dicts of them, to be read by
                 `read_notes` exactly as they are, for example the names of the columns.
@@ -61,6 +62,7 @@ class Package:
         ...     load(f"{folder}/hull.safetensors").config.petals
         4
         """
+        model = self._layers.unwrap(model)
         header, arrays = self.content_of(model)
         if optimizer is not None and not isinstance(optimizer, OptimizerState):
             optimizer = self._optimizers.optimizer_state(optimizer, model, step=step)

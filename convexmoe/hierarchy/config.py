@@ -19,6 +19,7 @@ LATER: dict[str, dict[str, Any]] = {
 }
 
 ExpertMetadata = Mapping[str, Any]
+"""What the config of an expert holds for the factory that builds it."""
 
 
 class ExpertTable(dict[str, Any]):

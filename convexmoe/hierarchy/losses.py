@@ -16,11 +16,15 @@ from .records import Array, CELMoEOutput, ExpertResult, LevelOutput
 from .selection import Shared
 
 LossMap = Mapping[str, Array]
+"""Scalars by name: what a loss may return, and what an expert does."""
 LossResult = Array | LossMap
-LossCallable = Callable[..., LossResult]  # (output, targets, context) or (output)
-LevelLossCallable = Callable[..., LossResult]  # (level_output, output, targets, context) or (level_output)
-# (parent_output, child_output, output, targets, context) or (parent_output, child_output)
+"""What a loss returns: a scalar, or several by name."""
+LossCallable = Callable[..., LossResult]
+"""A global loss: of (output, targets, context), or of (output)."""
+LevelLossCallable = Callable[..., LossResult]
+"""A loss of a level: of (level_output, output, targets, context), or of (level_output)."""
 BridgeLossCallable = Callable[..., LossResult]
+"""A loss between two levels: of (parent_output, child_output, output, targets, context), or of the first two."""
 
 
 @dataclass(frozen=True)

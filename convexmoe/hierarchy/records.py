@@ -11,6 +11,7 @@ from typing import Any
 
 Array = Any  # of the package that made it
 ExpertAux = Mapping[str, Any]
+"""What an expert hands out beside its rows and losses, by name."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from ..errors import describe, fail, whole_number
 from .checks import OWNER
 from .config import CELMoEConfig, HierarchyLevelConfig
 
-# level -> a name (or None, for the fallback) or the integer of an expert for each sample; None leaves the level out
 LevelRouting = Mapping[str, Any]
+"""Level -> a name (or None, for the fallback) or the integer of an expert for each sample; None leaves a level out."""
 # Returns the values of an array of either framework, None while it is traced.
 ReadValues = Callable[[Any], np.ndarray | None]
 MAPPING = "a mapping of levels to routes"

@@ -11,8 +11,8 @@ import numpy as np
 from ..errors import describe, fail
 from .checks import OWNER
 
-# an array, or nested mappings and lists of arrays, of `Shared` ones, and of what is no array
 ExpertContext = Any
+"""An array, or nested mappings and lists of arrays, of `Shared` ones, and of what is no array."""
 RESERVED = ("level", "expert")  # names in `state` that the hierarchy sets
 CheckKind = Callable[[str, Any], None]  # of (argument, array): refuses an array that the framework cannot take
 

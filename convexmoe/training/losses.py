@@ -38,7 +38,7 @@ class Huber:
     Source: Huber, Robust estimation of a location parameter, Annals of Mathematical Statistics 35, 1964.
 
     Args:
-        delta: > 0, in the units of y.
+        delta: above 0, in the units of y.
     """
 
     delta: float

@@ -32,6 +32,11 @@ Permutation = Callable[[int], tuple[int, ...]]
 Leaf = tuple[str, Permutation]
 
 
+def unwrap(model: Any) -> Any:
+    """Return the model: JAX wraps none."""
+    return model
+
+
 def same(axes: int) -> tuple[int, ...]:
     """Return the permutation that changes nothing."""
     return tuple(range(axes))

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from convexmoe.errors import fail, same_keys
 from convexmoe.files import check_own_parts, describe_parts, make_expert
@@ -41,6 +42,17 @@ RULES: set[type] = {
     VectorHull,
     *OURS.values(),
 }
+
+
+def unwrap(model: Any) -> Any:
+    """Return the model inside a compiled module or `DistributedDataParallel`, another as it is."""
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:  # torch.compile(model)
+            model = model._modules["_orig_mod"]
+        else:
+            return model
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from convexmoe.errors import dtype_name, fail, same_keys
 from convexmoe.files.format import read
@@ -20,7 +19,7 @@ from convexmoe.files.schema import PREFIX
 from convexmoe.parallel import EXPERT
 
 from ..files import optimizer as optimizers
-from ..files.layers import MODELS, from_numpy, neutral_arrays, parameters_of, recipes_of
+from ..files.layers import MODELS, from_numpy, neutral_arrays, parameters_of, recipes_of, unwrap
 from ..files.models import read_optimizer, write
 from .mesh import PlacedHierarchy
 
@@ -101,7 +100,7 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | Non
 
 def _unwrap(owner: str, model: nn.Module) -> Any:
     """Return the hull or the hierarchy of a model."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    inner = unwrap(model)
     if not isinstance(inner, MODELS):
         rule, fix = "a VectorHull or a HierarchicalCELMoE", "Pass such a model, as it is or wrapped."
         fail(owner, "model", rule, type(inner).__name__, fix, TypeError)

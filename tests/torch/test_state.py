@@ -140,3 +140,13 @@ def test_control_strided_weights_are_not_written_right_where_nothing_copies_them
     with pytest.raises(ValueError, match=r"contiguous|sha256"):
         cm.save(twin, tmp_path / "strided")
         cm.load(tmp_path / "strided")
+
+
+def test_a_wrapped_model_is_saved_as_the_model_inside(tmp_path):
+    """What `torch.compile` makes; a module that is not a wrapper is refused."""
+    model = cm.VectorHull(3, petals=4)
+    cm.save(torch.compile(model), tmp_path / "compiled")
+    cm.save(model, tmp_path / "plain")
+    assert (tmp_path / "compiled").read_bytes() == (tmp_path / "plain").read_bytes()
+    with pytest.raises(TypeError, match="got Sequential"):
+        cm.save(torch.nn.Sequential(model), tmp_path / "other")
