@@ -33,7 +33,7 @@ def plot_routes(output: CELMoEOutput, *, ax: Any = None) -> Axes:
     >>> from convexmoe.hierarchy.records import LevelOutput
     >>> level = LevelOutput("region", None, np.array([0, 1, 1]), {}, {}, ("north", "south"))
     >>> axes = plot_routes(CELMoEOutput({"region": level}, None, {}, {}))
-    >>> [bar.get_width() for bar in axes.patches]
+    >>> [float(bar.get_width()) for bar in axes.patches]
     [1.0, 2.0]
     """
     if not isinstance(output, CELMoEOutput):
@@ -78,7 +78,7 @@ def plot_losses(losses: Any, *, ax: Any = None) -> Axes:
         TypeError: something else. ValueError: an empty list.
 
     >>> output = CELMoEOutput({}, None, {"region.north.fit": np.float64(0.5)}, {}, (("region.north.fit", 2.0),))
-    >>> [bar.get_width() for bar in plot_losses(output).patches]
+    >>> [float(bar.get_width()) for bar in plot_losses(output).patches]
     [1.0]
     """
     steps = list(losses) if isinstance(losses, Sequence) else [losses]
