@@ -164,11 +164,12 @@ def test_what_is_no_run_is_refused_in_a_line(run, tmp_path):
     metrics = json.loads((run[0] / "metrics.json").read_text())
     other = metrics | {"data": metrics["data"] | {"columns": ["a", "b"]}}
     refused("model.safetensors", None, "no such file")
-    for content in (None, b"{", b"[]", json.dumps(other).encode()):
+    bare = metrics | {"plan": {"seed": 0}}
+    for content in (None, b"{", b"[]", json.dumps(other).encode(), json.dumps(bare).encode()):
         refused("metrics.json", content, "Name the folder")
     good = (run[0] / "report.safetensors").read_bytes()
     nan = good[:-8] + np.float64(np.nan).tobytes()
     for content in (None, b"", b"\x80\x04.", good[:-3], nan):
         refused("report.safetensors", content, "Fit anew")
-    result = invoke("report", run[0], "--out", tmp_path, "--framework", "torch")
-    assert_one_line_refusal(result, "--out", "a directory")
+    for out in (tmp_path, run[0] / "model.safetensors"):
+        assert_one_line_refusal(invoke("report", run[0], "--out", out, "--framework", "torch"), "--out", str(out))

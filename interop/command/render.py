@@ -15,6 +15,7 @@ from convexmoe.files import inspect
 from convexmoe.files.atomic import follow, write_whole
 
 from .. import frameworks
+from .function import LOSSES
 from .options import FrameworkOption
 from .output import say
 from .page import build_page
@@ -25,10 +26,26 @@ from .saved_model import explain_function, read_model
 RUN_HELP = "The folder that `convexmoe fit` wrote."
 HTML_HELP = "One page with everything in it, RUN/report.html."
 _NEEDED: dict[str, Any] = {
-    "data": dict, "rows": int, "rows_to_train": int, "folds": list, "plan": dict, "curvature": dict, "best_step": int,
-    "steps_run": int, "test_rmse": dict, "hull_ahead": dict, "exact": list, "parameters": dict, "importance": dict,
-    "convexity": dict, "framework": str,
-}  # fmt: skip
+    "data": ("name", "target", "columns", "context", "weights"),
+    "plan": ("petals", "depth", "seed", "curvature", "function"),
+    "curvature": ("fitted",),
+    "convexity": ("segments", "violation"),
+    "test_rmse": ("hull",),
+    **dict.fromkeys(("test_rmse_spread", "test_rmse_folds"), ("hull",)),
+    **dict.fromkeys(("hull_ahead", "parameters", "importance"), ()),
+}
+_OTHERS = (
+    "rows",
+    "rows_to_train",
+    "folds",
+    "best_step",
+    "steps_run",
+    "exact",
+    "coverage",
+    "parity",
+    "shape",
+    "framework",
+)
 
 
 def render_run(
@@ -50,6 +67,9 @@ def render_run(
         place = place if out is None else follow(out)
         if place.is_dir():
             refuse("convexmoe report --out", "a file", f"{place}, a directory", "Name a file in it.")
+        if place.suffix in (".safetensors", ".json"):
+            got, fix = f"{place}, which may be one of a run's own", "Name a .html or a .png."
+            refuse("convexmoe report --out", "a file for a page or a picture", got, fix)
         legend = ""
         if as_html:
             sentences = explain_function(inspect(path).config, notes)
@@ -71,11 +91,13 @@ def read_metrics(run: Path, columns: tuple[str, ...], target: str) -> dict[str, 
     path, fix = run / "metrics.json", "Name the folder of a convexmoe fit, as it was written."
     try:
         metrics = json.loads(path.read_text())
-        right = all(isinstance(metrics[name], kind) for name, kind in _NEEDED.items())
+        right = (
+            all({*names} <= metrics[part].keys() for part, names in _NEEDED.items()) and {*_OTHERS} <= metrics.keys()
+        )
         data = metrics["data"]
         same = (*data["columns"], *data["context"]) == columns and data["target"] == target
-        known = set(metrics["importance"]) == {*columns} and "hull" in metrics["test_rmse"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        known = set(metrics["importance"]) == {*columns} and metrics["plan"]["function"]["loss"] in LOSSES
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         refuse(path, "the metrics of a run", "none that can be read", fix)
     if not (right and same and known):
         refuse(path, "the metrics of the model beside it", "others", fix)
