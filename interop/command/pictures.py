@@ -23,7 +23,7 @@ from .report_rows import ReportRows
 from .tables import shorten
 
 MOST_EFFECTS, MOST_CONTEXTS = 8, 3
-MODELS = {"linear": "linear regression", "mlp": "MLP", "boosting": "gradient boosting"}
+MODELS = {"linear": "linear regression", "mlp": "MLP", "boosting": "boosted trees"}
 _DPI = 110
 _WIDE = 15.0  # inches of report.png
 _HEIGHTS = {"effects": 3.1, "contexts": 3.4, "rest": 3.9}
