@@ -1,8 +1,9 @@
 .DEFAULT_GOAL := help
-.PHONY: help install browser test test-all fuzz demo example-languages example-hierarchy example-dispatch example-control example-transport lint types benchmarks docs clean
+.PHONY: help install browser test test-all newest fuzz demo example-languages example-hierarchy example-dispatch example-control example-transport lint types benchmarks docs clean
 
 PYTHON ?= python3
 WORKERS ?= 2
+TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -54,6 +55,12 @@ test: lint types browser  ## Lint, types, doctests and the tests, but for those 
 test-all: lint types browser  ## Lint, types, doctests and every test: before a release
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
+newest:  ## Run the quick tests with the newest packages in .venv-newest; PYTHON=python3.13 for another Python
+	@test -x .venv-newest/bin/pip || $(PYTHON) -m venv .venv-newest
+	@.venv-newest/bin/python -m pip install --disable-pip-version-check -q --upgrade --upgrade-strategy eager $(TORCH) -e '.[interop,plot,test]'
+	@.venv-newest/bin/python -m pip list --disable-pip-version-check | grep -E '^(jax|flax|optax|torch|numpy|orbax-checkpoint) '
+	.venv-newest/bin/pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
 fuzz: $(INSTALLED)  ## Hold 100,000 random programs a package against what certify says of them; about 20 minutes
 	CONVEXMOE_PROGRAMS=5000 $(BIN)/pytest -n $(WORKERS) tests/certificates/test_fuzzer.py tests/certificates/test_torch_random.py
 
@@ -73,5 +80,5 @@ docs: $(INSTALLED)  ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 
 clean:  ## Remove .venv and everything that was built
-	rm -rf $(VENV) build dist site demo-run languages-run dispatch-run control-run transport-run *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest build dist site demo-run languages-run dispatch-run control-run transport-run *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import describe, fail
 from ..hull.config import HullConfig, Normalization
-from ..hull.rows import as_numbers, check_finite, is_tensor, normalize
+from ..hull.rows import as_numbers, check_finite, normalize
 from .parts import Parts, share
 
 Data = tuple[np.ndarray, np.ndarray]
@@ -146,16 +146,6 @@ def check_weight(weight: Any, rows: int, least: int = 2, first: int = 0) -> np.n
         got = f"{weight.min():g} to {weight.max():g}, {np.count_nonzero(weight)} of them not 0"
         fail("fit", "sample_weight", "numbers >= 0, two of them above", got, fix)
     return weight
-
-
-def given_rows(x: Any, y: Any, validation: Any) -> tuple[Any, Any]:
-    """Return the rows that `train` is given, and those held out or None; what is no tensor is checked."""
-
-    def plain(name: str, value: Any) -> Any:
-        return value if is_tensor(value) else as_numbers("train", name, value)
-
-    held_out = None if validation is None else tuple(plain("validation", part) for part in validation)
-    return (plain("x", x), plain("y", y)), held_out
 
 
 def held_out_data(x: np.ndarray, y: np.ndarray, validation: Any, config: HullConfig, seed: int) -> tuple[Data, Any]:

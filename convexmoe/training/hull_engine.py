@@ -20,7 +20,7 @@ from .data import Data, normalize_rows
 from .history import History
 from .losses import Objective
 from .parts import Parts
-from .run import Engine, FitResult, FitState, Fold, check_finite, pieces, run
+from .run import Engine, FitResult, FitState, Fold, check_finite, check_position, pieces, run
 from .schedule import EVALUATIONS, Batches, Schedule, default_rate
 from .start import (
     Plane,
@@ -44,7 +44,6 @@ SHARES = np.linspace(0.0, 1.0, 21)  # that are tried where none is best in close
 SHORT = 5  # times shorter is a fit that only compares
 CONTEXT_RATE = 0.03  # at most, where weights are multiplied by functions of a context
 LEAST_OUTPUT = 0.05  # of a non-negative hull at the start, in deviations of y
-READ_AT_ONCE = 2**15  # rows of a stream, about
 TOO_LARGE = "Fit a float32 model: these are too large for the dtype."
 
 
@@ -294,32 +293,20 @@ class HullEngine(Engine, Protocol):
         train = self.parts.train
         rate = self.default_rate()
         if self.draws is not None:
-            batch = min(schedule.batch_size, self.draws.rows)
-            for start, rates in schedule.rates(done, rate):
-                if start >= done:
-                    yield np.broadcast_to(0, (len(rates), 1, batch)), rates
+            yield from self.stream_batches(schedule, done, rate, 1)
             return
         schedule = replace(schedule, batch_size=min(schedule.batch_size, *map(len, train)))
         for parts in zip(*(schedule.batches(len(rows), done, rate) for rows in train), strict=True):
             picked = [rows[part] for rows, (part, _) in zip(train, parts, strict=True)]
             yield np.stack(picked, axis=1), parts[0][1]
 
-    def learn(self, rows: np.ndarray, rates: np.ndarray) -> float:
-        if self.draws is None:
-            return self.take_steps(rows, rates)
-        batch, total, O, units = rows.shape[-1], 0.0, self.config.out_dim, self.config.normalization
+    def arrays(self, x: np.ndarray, y: np.ndarray) -> Any:
+        units = self.config.normalization
         assert units is not None  # of a fit
-        at_once = max(1, READ_AT_ONCE // batch)
-        for before in range(0, len(rates), at_once):
-            some = rates[before : before + at_once]
-            x, target = self.draws.take(len(some) * batch)
-            if self.turned:
-                target[:, :O] *= -1.0
-            x, target = normalize_rows(x, target, units)
-            self.rows = self.array(x), self.array(target)
-            picked = np.arange(len(x)).reshape(len(some), 1, batch)
-            total += len(some) * self.take_steps(picked, some, before)
-        return total / len(rates)
+        if self.turned:
+            y[:, : self.config.out_dim] *= -1.0
+        x, y = normalize_rows(x, y, units)
+        return self.array(x), self.array(y)
 
     def default_rate(self) -> float:
         """Return the peak learning rate where none is given."""
@@ -339,17 +326,13 @@ class HullEngine(Engine, Protocol):
             rule, got = "a state of the given rows, weights, loss, validation and seed", "one of others"
             fix = "Pass what the run was begun with."
             fail("fit", "resume", rule, got, fix)
-        if (self.new_draws is None) != (state.position is None):
-            got = "none" if state.position is None else "one"
-            rule = f"{'no' if self.new_draws is None else 'a'} position in a Stream"
-            fail("fit", "resume", rule, got, "Pass what on_evaluation was given, with the same data.")
+        check_position(self.new_draws is not None, state)
         self.go_on([*state.folds, Fold(state.model, state.optimizer)])
         return self.weights_of(state.best)
 
     def state(self, history: History, best: Weights, best_step: int) -> FitState:
         *others, last = self.copies()
-        position = None if self.draws is None else self.draws.position
-        return FitState(*last, history, self.hull(best), best_step, tuple(others), self.known_by, position)
+        return FitState(*last, history, self.hull(best), best_step, tuple(others), self.known_by, self.position)
 
     def center(self, weights: Weights) -> Weights:
         """Return weights with the offsets at which the loss of the rows to train on is least: a level is met there.

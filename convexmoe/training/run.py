@@ -11,13 +11,15 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from ..errors import fail
-from ..hull.rows import AT_ONCE
+from ..errors import describe, fail
+from ..hull.rows import AT_ONCE, as_numbers, is_tensor
 from .curvature import Curvature, Judged
 from .history import History, progress_bar
 from .schedule import LEARNING_RATE, Batches, Schedule
 from .start import spread_rows
-from .stream import Position
+from .stream import Draws, Position, Stream
+
+READ_AT_ONCE = 2**15  # rows of a stream, about
 
 Model = TypeVar("Model")
 
@@ -67,7 +69,7 @@ class FitState(NamedTuple, Generic[Model]):
         best_step: the last of those steps.
         folds: of `fit`, the copies that hold rows out.
         rows: of `fit`, a fingerprint of the rows and of which are for what.
-        position: of `fit` to a `Stream`, where in it the next step begins.
+        position: of a `Stream`, where in it the next step begins.
     """
 
     model: Model
@@ -89,7 +91,8 @@ class Engine(Protocol):
     """What a package does in a run: it holds the weights, their mean since the evaluation before, and the rows.
 
     Attributes:
-        rows: x and y to train on, arrays of the framework.
+        rows: x and y to train on, arrays of the framework; of a stream those read last.
+        draws: of a stream, where the rows of the steps come from; else None.
         held_out: x and y of the rows held out, or None.
 
     Methods:
@@ -101,10 +104,12 @@ class Engine(Protocol):
         resume: goes on where an earlier run stood, and returns its best weights.
         state: returns where the run stands.
         result: returns the model with the best mean weights.
+        arrays: returns x and y, as they were read, as `rows` holds them.
     """
 
     rows: Any
     held_out: Any
+    draws: Draws | None = None
 
     def loss(self, x: Any, y: Any) -> float: ...
     def take_steps(self, rows: np.ndarray, rates: np.ndarray, before: int = 0) -> float: ...
@@ -113,10 +118,20 @@ class Engine(Protocol):
     def resume(self, state: FitState) -> Any: ...
     def state(self, history: History, best: Any, best_step: int) -> FitState: ...
     def result(self, best: Any) -> Any: ...
+    def arrays(self, x: np.ndarray, y: np.ndarray) -> Any: ...
 
     def learn(self, rows: np.ndarray, rates: np.ndarray) -> float:
         """Take the steps up to an evaluation, and return their mean loss."""
-        return self.take_steps(rows, rates)
+        if self.draws is None:
+            return self.take_steps(rows, rates)
+        batch, total = rows.shape[-1], 0.0
+        at_once = max(1, READ_AT_ONCE // batch)
+        for before in range(0, len(rates), at_once):
+            some = rates[before : before + at_once]
+            self.rows = self.arrays(*self.draws.take(len(some) * batch))
+            picked = np.arange(len(some) * batch).reshape(len(some), *rows.shape[1:])
+            total += len(some) * self.take_steps(picked, some, before)
+        return total / len(rates)
 
     def start_loss(self) -> float:
         """Return the loss on about as many rows as tell it."""
@@ -130,8 +145,54 @@ class Engine(Protocol):
         return sum(self.loss(x[part], y[part]) * (len(y[part]) / len(x)) for part in pieces(len(x)))
 
     def batches(self, schedule: Schedule, done: int) -> Iterator[Batches]:
-        """Yield the rows and the rates of the steps up to each evaluation."""
+        """Yield the rows and the rates of the steps up to each evaluation; of a stream no numbers of rows."""
+        if self.draws is not None:
+            return self.stream_batches(schedule, done, LEARNING_RATE)
         return schedule.batches(len(self.rows[0]), done, LEARNING_RATE)
+
+    def stream_batches(self, schedule: Schedule, done: int, rate: float, *copies: int) -> Iterator[Batches]:
+        """Yield zeros (steps, *copies, batch), as the rows come one after another, and the rates (steps,)."""
+        assert self.draws is not None
+        batch = min(schedule.batch_size, self.draws.rows)
+        for start, rates in schedule.rates(done, rate):
+            if start >= done:
+                yield np.broadcast_to(0, (len(rates), *copies, batch)), rates
+
+    def set_draws(self, x: Any, seed: int, resume: FitState | None) -> None:
+        """Take the rows of the steps from a `Stream`, if x is one, from where an earlier run stood."""
+        check_position(isinstance(x, Stream), resume)
+        if isinstance(x, Stream):
+            self.draws = Draws(x, None, np.empty(0, np.int64), seed, None if resume is None else resume.position)
+
+    @property
+    def position(self) -> Position | None:
+        """Where the next row of a stream is."""
+        return None if self.draws is None else self.draws.position
+
+
+def given_rows(x: Any, y: Any, validation: Any) -> tuple[Any, Any]:
+    """Return the rows that `train` is given (the first ones of a `Stream`), and those held out or None.
+
+    What is no tensor is checked.
+    """
+
+    def plain(name: str, value: Any) -> Any:
+        return value if is_tensor(value) else as_numbers("train", name, value)
+
+    if isinstance(x, Stream):
+        if y is not None:
+            fail("train", "y", "None beside a Stream", describe(y), "Put it into the batches of the Stream.")
+        count = x.count()
+        x, y = count.x, count.target
+    held_out = None if validation is None else tuple(plain("validation", part) for part in validation)
+    return (plain("x", x), plain("y", y)), held_out
+
+
+def check_position(is_stream: bool, resume: FitState | None) -> None:
+    """Check that a run to a stream goes on from one to a stream, and one to arrays from one to arrays."""
+    if resume is not None and is_stream != (resume.position is not None):
+        got, rule = "none" if resume.position is None else "one", f"{'a' if is_stream else 'no'} position in a Stream"
+        fail("fit", "resume", rule, got, "Pass what on_evaluation was given, with the same data.")
 
 
 def pieces(rows: int) -> list[slice]:

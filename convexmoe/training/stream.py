@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import fail, whole_number
+from ..errors import describe, fail, whole_number
 from ..hull.config import HullConfig
+from ..hull.rows import as_numbers
 from .data import Data, Spread, check_count, check_rows, check_weight, held_out_data, spread_of
 from .parts import FOLDS, Parts
 
@@ -92,15 +93,32 @@ class Survey(NamedTuple):
         return data, parts, self.numbers[:0] if given else self.numbers[parts.held_out[0]]
 
 
+class Count(NamedTuple):
+    """What the first pass tells of rows of any shape.
+
+    Args:
+        rows, counted: of the source; checksum: of all numbers; weight: 1.
+        x, target: the first rows.
+    """
+
+    rows: int
+    counted: int
+    checksum: int
+    weight: float
+    x: np.ndarray
+    target: np.ndarray
+
+
 class Stream:
-    """Batches of rows, of which `fit(model, Stream(source))` has only some in memory.
+    """Batches of rows, of which `fit(model, Stream(source))`, or `train`, has only some in memory.
 
     Guarantee: memory does not grow with the rows of the source (`tests/test_streams.py`).
 
     Args:
         source: what gives its batches anew each time: a list, a dataset of Grain, or a function that returns an
             iterator. A batch is `(x, y)`, `(x, y, context)` or `(x, y, context, sample_weight)`, each as `fit` takes
-            it; a context may be None. The rows are the same in each pass, in the same order.
+            it; a context may be None. For `train` it is `(x, y)`, arrays `[rows, ...]`. The rows are the same in each
+            pass, in the same order.
         rows: how many are in memory, twice: those of the sample, and those of the block that is shuffled; >= 2.
 
     Raises:
@@ -123,12 +141,13 @@ class Stream:
             fail("Stream", "source", "batches that come to an end", "endless ones", "Leave repeat() out.")
         self.source, self.rows = source, whole_number("Stream", "rows", rows, 2)
         self._surveys: dict[tuple[int, int, int], Survey] = {}
+        self._count: Count | None = None
 
-    def read(self, config: HullConfig, place: dict[str, Any] | None = None) -> Iterator[Batch]:
+    def read(self, config: HullConfig | None, place: dict[str, Any] | None = None) -> Iterator[Batch]:
         """Yield the batches of a pass, checked; the next one is read when it is asked for.
 
         Args:
-            config: of the hull; place: of a batch to go on from, or None.
+            config: of the hull, None for rows of any shape; place: of a batch to go on from, or None.
         """
         source: Any = iter(self.source if isinstance(self.source, Iterable) else self.source())
         first = 0
@@ -157,6 +176,16 @@ class Stream:
             self._surveys[widths] = take_survey(self.read(config), config, self.rows)
         return self._surveys[widths]
 
+    def count(self) -> Count:
+        """Return what the first pass tells of rows of any shape; it is made once.
+
+        Raises:
+            TypeError, ValueError: a batch is no pair of numbers, or of other shapes than the first; there are no rows.
+        """
+        if self._count is None:
+            self._count = take_count(self.read(None), self.rows)
+        return self._count
+
 
 def state_of(source: Any) -> Any:
     """Return where an iterator stands, by its `get_state`, None where it cannot tell in what a file can hold."""
@@ -171,8 +200,10 @@ def state_of(source: Any) -> Any:
     return plain if plain == state else None
 
 
-def check_batch(batch: Any, first: int, config: HullConfig) -> Data:
+def check_batch(batch: Any, first: int, config: HullConfig | None) -> Data:
     """Return columns and targets of a batch after their checks, weights as they are given."""
+    if config is None:
+        return check_pair(batch, first)
     fix = "Map each element of the source to such a tuple."
     if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 4:
         sized = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
@@ -182,6 +213,37 @@ def check_batch(batch: Any, first: int, config: HullConfig) -> Data:
     if weight is None:
         return x, target
     return x, np.concatenate([target, check_weight(weight, len(x), 0, first)[:, None]], axis=1)
+
+
+def check_pair(batch: Any, first: int) -> Data:
+    """Return x and y of a batch for `train` after their checks."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        sized = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        got, fix = f"a {type(batch).__name__}{sized} at row {first}", "Map each element of the source to such a pair."
+        fail("Stream", "source", "batches (x, y) for train", got, fix, TypeError)
+    x, y = (as_numbers("train", name, part) for name, part in zip(("x", "y"), batch, strict=True))
+    if not x.ndim or not y.ndim or len(x) != len(y):
+        got = f"{describe(x)} and {describe(y)} at row {first}"
+        fail("Stream", "source", "x and y of as many rows", got, "Give one row of y for each row of x.")
+    return x, y
+
+
+def take_count(batches: Iterable[Batch], size: int) -> Count:
+    """Return what a pass tells of rows of any shape, with the first `size` rows."""
+    end, checksum, held = 0, 0, 0
+    taken: list[Data] = []
+    for first, x, target, _ in batches:
+        shapes = x.shape[1:], target.shape[1:]
+        if taken and shapes != (taken[0][0].shape[1:], taken[0][1].shape[1:]):
+            rule = f"rows shaped {taken[0][0].shape[1:]} and {taken[0][1].shape[1:]} as the first"
+            fail("Stream", "source", rule, f"{shapes[0]} and {shapes[1]} at row {first}", "Pad them to one shape.")
+        checksum, end = add_checksum(checksum, x, target), first + len(x)
+        if held < size:
+            taken.append((x[: size - held], target[: size - held]))
+            held += len(taken[-1][0])
+    check_count("x", end, 1)
+    x, target = (np.concatenate(part) for part in zip(*taken, strict=True))
+    return Count(end, end, checksum, 1.0, x, target)
 
 
 def take_survey(batches: Iterable[Batch], config: HullConfig, size: int) -> Survey:
@@ -237,7 +299,8 @@ def take_survey(batches: Iterable[Batch], config: HullConfig, size: int) -> Surv
 
 def add_checksum(checksum: int, x: np.ndarray, target: np.ndarray) -> int:
     """Return the checksum of all rows so far and these, whatever the batches are."""
-    return zlib.crc32(np.concatenate([x, target], axis=1).data, checksum)
+    flat = [part.reshape(len(part), -1) for part in (x, target)]
+    return zlib.crc32(np.concatenate(flat, axis=1).data, checksum)
 
 
 def keys_of(numbers: np.ndarray) -> np.ndarray:
@@ -258,7 +321,8 @@ class Draws:
     seed, the pass and b.
 
     Args:
-        stream, config: what is read; held_out: numbers of the rows that are left out, rising.
+        stream, config: what is read, rows of any shape where there is no config.
+        held_out: numbers of the rows that are left out, rising.
         seed: of the order; position: of an earlier one to go on from, or None.
 
     Attributes:
@@ -266,10 +330,10 @@ class Draws:
     """
 
     def __init__(
-        self, stream: Stream, config: HullConfig, held_out: np.ndarray, seed: int, position: Position | None
+        self, stream: Stream, config: HullConfig | None, held_out: np.ndarray, seed: int, position: Position | None
     ) -> None:
         self.stream, self.config, self.held_out, self.seed = stream, config, held_out, seed
-        self.survey = stream.survey(config)
+        self.survey: Survey | Count = stream.count() if config is None else stream.survey(config)
         self.rows = self.survey.counted - len(held_out)
         self.position = position or Position()
         self._blocks = self._read(self.position)
@@ -321,13 +385,15 @@ class Draws:
 
     def _shuffle(self, passes: int, block: int, batches: list[Batch]) -> Data:
         """Return the rows of a block in their order, without those held out."""
-        first, O = block * self.stream.rows, self.config.out_dim
+        first = block * self.stream.rows
         parts = [(b, slice(max(first - b.first, 0), first + self.stream.rows - b.first)) for b in batches]
         x, target = (np.concatenate([getattr(b, name)[part] for b, part in parts]) for name in ("x", "target"))
         learned = ~np.isin(np.arange(first, first + len(x)), self.held_out)
-        if target.shape[1] > O:
-            learned &= target[:, O] > 0
+        weighted = self.config is not None and target.shape[1] > self.config.out_dim
+        if weighted:
+            learned &= target[:, -1] > 0
         order = np.random.default_rng([self.seed, 2, passes, block]).permutation(np.flatnonzero(learned))
         x, target = x[order], target[order]
-        target[:, O:] /= self.survey.weight
+        if weighted:
+            target[:, -1] /= self.survey.weight
         return x, target

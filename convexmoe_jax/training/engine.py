@@ -140,7 +140,10 @@ class Engine(core.Engine):
 
     def state(self, history: History, best: Any, best_step: int) -> FitState:
         params, optimizer = jax.tree.map(np.array, self.carry)
-        return FitState(params, optimizer, history, best, best_step)
+        return FitState(params, optimizer, history, best, best_step, position=self.position)
+
+    def arrays(self, x: np.ndarray, y: np.ndarray) -> Any:
+        return jnp.asarray(x, self.dtype), jnp.asarray(y, self.dtype)
 
     def result(self, best: Any) -> Any:
         return jax.tree.map(jnp.asarray, best)
@@ -260,8 +263,8 @@ def stack(trees: Sequence[Any]) -> Any:
 def train(
     model: Callable[[Any, jax.Array], jax.Array],
     params: Any,
-    x: np.ndarray,
-    y: np.ndarray,
+    x: Any,
+    y: Any = None,
     *,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     steps: int = 2000,
@@ -282,7 +285,7 @@ def train(
     Args:
         model: `(params, x) -> y`, pure and hashable; a new function compiles anew.
         params: pytree of arrays of one dtype.
-        x, y: `[rows, ...]`, normalized.
+        x, y: `[rows, ...]`, normalized; or a `Stream` of such rows that do not fit into memory, and None.
         validation: the same for held-out rows: the best weights by its loss are returned, and training stops when
             `PATIENCE` of the `EVALUATIONS` have brought none.
         steps, batch_size, learning_rate, seed, progress: as for `fit`.
@@ -295,6 +298,7 @@ def train(
     """
     schedule = Schedule(steps, batch_size, learning_rate, seed, progress)
     engine = Engine(model, params, *core.given_rows(x, y, validation))
+    engine.set_draws(x, seed, resume)
     if resume is not None:
         engine.resume(resume)
     return core.run(engine, schedule, resume, on_evaluation)

@@ -82,7 +82,7 @@ class Engine(core.Engine):
     def __init__(self, module: nn.Module, rows: Any, held_out: Any, batch_size: int) -> None:
         like = next(module.parameters())
         self.module, self.optimizer = module, adam(module)
-        self.rows: Any = [torch.as_tensor(part).to(like) for part in rows]
+        self.rows: Any = self.arrays(*rows)
         self.held_out = None if held_out is None else [torch.as_tensor(part).to(like) for part in held_out]
         self.named: dict[str, Any] = dict(module.named_parameters())
         self.mean_params: dict[str, Tensor] = {}  # empty: the module's own
@@ -127,7 +127,10 @@ class Engine(core.Engine):
         return state.best
 
     def state(self, history: History, best: Any, best_step: int) -> FitState:
-        return FitState(self.module, self.optimizer, history, best, best_step)
+        return FitState(self.module, self.optimizer, history, best, best_step, position=self.position)
+
+    def arrays(self, x: np.ndarray, y: np.ndarray) -> Any:
+        return [torch.as_tensor(part).to(next(self.module.parameters())) for part in (x, y)]
 
     def result(self, best: Any) -> Any:
         self.module.load_state_dict(best)
@@ -257,8 +260,8 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def train(
     module: nn.Module,
-    x: np.ndarray,
-    y: np.ndarray,
+    x: Any,
+    y: Any = None,
     *,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     steps: int = 2000,
@@ -278,7 +281,7 @@ def train(
 
     Args:
         module: the model, on any device, trained in place, in the mode that each of its parts is in.
-        x, y: `[rows, ...]`, normalized.
+        x, y: `[rows, ...]`, normalized; or a `Stream` of such rows that do not fit into memory, and None.
         validation: the same for held-out rows: the module gets the best weights by its loss, and training stops when
             `PATIENCE` of the `EVALUATIONS` have brought none.
         steps, batch_size, learning_rate, seed, progress: as for `fit`.
@@ -291,6 +294,7 @@ def train(
     """
     schedule = Schedule(steps, batch_size, learning_rate, seed, progress)
     engine = Engine(module, *core.given_rows(x, y, validation), batch_size)
+    engine.set_draws(x, seed, resume)
     if resume is not None:
         engine.resume(resume)
     return core.run(engine, schedule, resume, on_evaluation)

@@ -1,6 +1,7 @@
 """`fit` to a stream: the same run in both packages, as good as one to arrays, and one that goes on bit for bit."""
 
 import functools
+import importlib
 import warnings
 from dataclasses import astuple
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from convexmoe import Stream
-from convexmoe.training import Position, hull_engine, stream
+from convexmoe.training import Position, stream
 from convexmoe.training.losses import Quantile
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -87,7 +88,7 @@ def test_a_run_goes_on_bit_for_bit(backend):
 def test_steps_that_are_taken_in_parts_have_one_mean(backend, monkeypatch):
     """Two steps to an evaluation: in two parts they are the same, if the mean goes on."""
     result, _, _ = whole(backend)
-    monkeypatch.setattr(hull_engine, "READ_AT_ONCE", 67)
+    monkeypatch.setattr(importlib.import_module("convexmoe.training.run"), "READ_AT_ONCE", 67)
     parts = fitted(backend, compare=False)
     np.testing.assert_allclose(parts.history.validation_loss, result.history.validation_loss, rtol=1e-2)
     engine = next(part for part in backend.package.training.engine.HullEngine.__mro__ if "take_steps" in vars(part))
