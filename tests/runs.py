@@ -7,6 +7,7 @@ import torch
 
 import convexmoe_torch
 from convexmoe.training import History
+from interop.command.design import Design
 from interop.command.report_rows import FILE, ReportRows
 from interop.command.saved_model import notes_of
 
@@ -16,13 +17,15 @@ HOSTILE = ("<script>document.body.remove()</script>", LONG, "\"><img src=x onerr
 
 def make_run(folder, columns=HOSTILE[:2], context=HOSTILE[2:3], target=HOSTILE[3], rows=60):
     """Write the files of a run to a folder, and return the model and its rows, `[N, in_dim + context_dim]`."""
-    rng, names = np.random.default_rng(0), (*columns, *context)
+    design = Design((*columns, *context, "region"), len(columns), {"region": ("<north>", "south")})
+    rng, names = np.random.default_rng(0), design.names
     x = rng.normal(size=(rows, len(names)))
+    x[:, -1] = x[:, -1] > 0
     y = x[:, 0] ** 2 + x.sum(axis=1) + 0.1 * rng.normal(size=rows)
     y[3] = 1e3  # one outlier
     torch.manual_seed(0)
-    hull = convexmoe_torch.VectorHull(len(columns), petals=3, out_dim=1, context_dim=len(context), temperature=0.3)
-    notes = notes_of(names, target, x, y) | {"columns": list(columns)} | ({"context": list(context)} if context else {})
+    hull = convexmoe_torch.VectorHull(len(columns), petals=3, out_dim=1, context_dim=len(context) + 1, temperature=0.3)
+    notes = notes_of(names, target, x, y, design=design)
     convexmoe_torch.save(hull, folder / "model.safetensors", notes=notes)
     predicted = {name: y + rng.normal(size=rows) for name in ("hull", "linear", "mlp")}
     history = History((0, 10, 20), (1.0, 0.1, 0.05), (1.1, 0.2, 0.1))
@@ -30,14 +33,14 @@ def make_run(folder, columns=HOSTILE[:2], context=HOSTILE[2:3], target=HOSTILE[3
     function = {"loss": "squared", "number": None}
     errors = {"hull": 0.25, "linear": 0.5, "mlp": 0.3}
     metrics = {
-        "data": {"name": "t<b>.csv", "target": target, "columns": columns, "context": context, "weights": "<u>w</u>"},
+        "data": {"name": "t<b>.csv", "target": target, "columns": columns, "context": [*context, "region"], "weights": "<u>w</u>"},
         "rows": rows, "rows_to_train": rows, "folds": [rows // 2] * 2, "framework": "torch", "coverage": None,
         "plan": {"petals": 3, "depth": 1, "steps": 20, "seed": 0, "curvature": "convex", "function": function},
         "curvature": {"fitted": "convex"}, "shape": "3 <petals>", "best_step": 20, "steps_run": 20,
         "test_rmse": errors, "test_rmse_spread": dict.fromkeys(errors, 0.03),
         "test_rmse_folds": {name: [error, 1.1 * error] for name, error in errors.items()},
         "hull_ahead": {"linear": 2, "mlp": 1}, "exact": [], "parameters": dict.fromkeys(errors, 100),
-        "importance": {name: 1.0 / (1 + k) for k, name in enumerate(names)},
+        "importance": {name: 1.0 / (1 + k) for k, name in enumerate(design.columns)},
         "convexity": {"segments": 100, "violation": None}, "parity": None,
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))

@@ -133,7 +133,15 @@ def requests_of(page):
 def test_the_page_asks_for_nothing_and_obeys_no_name(run):
     shown = Tags(run[1])
     assert requests_of(run[1]) == []
-    for name in (*HOSTILE[:3], r"a & b \u202e&amp;", "t<b>.csv", "<u>w</u>", "3 <petals>"):
+    for name in (
+        *HOSTILE[:3],
+        r"a & b \u202e&amp;",
+        "t<b>.csv",
+        "<u>w</u>",
+        "3 <petals>",
+        "region=south",
+        "(<north>, south)",
+    ):
         assert name in shown.text, name
     assert "\u202e" not in run[1] and {tag for tag, _ in shown.tags}.isdisjoint({"b", "u", "petals"})
     assert all(len(of["alt"]) > 10 for tag, of in shown.tags if tag == "img")

@@ -94,10 +94,13 @@ def changed(folder, name, column):
 def test_cells_that_are_no_numbers_are_refused_with_their_row(folder, small):
     numbers = np.arange(200.0)
     cells = {
-        "numbers; got the text 'one' in column 'a' in row 1. Leave it out with --drop a": pa.array(["one"] * 200),
+        "column 'a' to vary; got the text 'one' throughout. Leave it out with --drop a": pa.array(["one"] * 200),
         "no missing values; got 2 in column 'a' (first in row 4)": pa.array([1.5, 2, 3, None, np.nan] + [1] * 195),
         "finite numbers up to 1e+30 in size; got 'inf' in column 'a' in row 200": pa.array([*numbers[:-1], np.inf]),
-        "numbers; got the text '2020-01-01'": pa.array(np.full(200, "2020-01-01", "M8[D]")),
+        "numbers; got the text '[1.0]' in column 'a' in row 1. Leave it out with --drop a": pa.array([[1.0]] * 200),
+        "numbers, or text of at most 20 categories; got dates or times in column 'a' ('2020-01-01')": pa.array(
+            np.full(200, "2020-01-01", "M8[D]")
+        ),
     }
     for words, column in cells.items():
         assert_one_line_refusal(invoke("fit", changed(folder, "a", column), *RUN), f"changed.parquet: expected {words}")

@@ -169,7 +169,7 @@ def test_the_largest_value_at_a_context_is_certified(fitted, framework):
 
 
 REFUSED = {
-    "no context": ([], "--at: expected a number for each column of the context (season, level, old); got none for"),
+    "no context": ([], "--at: expected a value for each column of the context (season, level, old); got none for"),
     "half of it": (["--at", "season=1"], "got none for level, old. Add --at level, old=2.03"),
     "another column": (["--at", "saeson=1"], "got 'saeson'. The closest is 'season'."),
     "no number": (["--at", "season=summer"], "expected a column and a number, as season=2; got 'season=summer'"),

@@ -49,7 +49,7 @@ class Scores:
     Attributes:
         sizes: how many numbers each model has that were trained.
         predicted: by each model, fitted without the row, `[N]`.
-        importance: of each column for the hull, mean over the folds, `[in_dim + context_dim]`.
+        importance: of each column of the table for the hull, mean over the folds: of inputs, then of contexts.
     """
 
     sizes: dict[str, int]
@@ -111,7 +111,7 @@ def run_fit(run: Run) -> int | None:
     earlier = () if run.resumed is None else run.resumed.record.parts
     parts = (*earlier, {"framework": run.framework.name, "from_step": first_step})
     record = RunRecord(plan, data.target, run.drop, data.name, prints, parts, curvature)
-    notes = notes_of(data.columns, data.target, data.x, data.y, data.function)
+    notes = notes_of(data.columns, data.target, data.x, data.y, data.function, data.design)
     if survey is not None:
         notes |= ranges_of(survey)
     keeper = Keeper(run.framework, run.folder, notes, record, run.pause_at)
@@ -131,7 +131,7 @@ def run_fit(run: Run) -> int | None:
     write_whole(run.directory / "metrics.json", (text + "\n").encode())
     kept = ReportRows.draw(data.x, data.y, scores.predicted, fitted.history, plan.seed)
     write_whole(run.directory / report_rows.FILE, kept.to_bytes())
-    report = see_report(run.framework, fitted.model, metrics, kept)
+    report = see_report(run.framework, fitted.model, metrics, kept, data.design)
     legend = draw_report(report, run.directory / "report.png")
     print_results(metrics)
     if legend:
@@ -200,7 +200,7 @@ def _config(run: Run) -> HullConfig:
         1,
         depth=plan.depth,
         temperature="learned",
-        context_dim=len(function.context),
+        context_dim=run.data.context_dim,
         monotone=function.signs(inputs),
         curvature=CONVEX if plan.curvature == AUTO else plan.curvature,
         nonnegative=function.nonnegative,
@@ -219,7 +219,7 @@ def ranges_of(survey: Survey) -> dict[str, Any]:
 def _split(data: Dataset, part: Any) -> tuple[Any, Any, Any]:
     """Return inputs, targets and contexts (None without one) of some rows."""
     x, y = data.rows(part)
-    return x[:, : len(data.inputs)], y, x[:, len(data.inputs) :] if data.function.context else None
+    return x[:, : len(data.inputs)], y, x[:, len(data.inputs) :] if data.context_dim else None
 
 
 def _fit(run: Run, model: Any, part: Any, **options: Any) -> Any:
@@ -276,7 +276,7 @@ def _cross_validate(run: Run, config: HullConfig) -> Scores:
                 mlp, sizes["mlp"] = fit_mlp(side, *data.rows(learned), data.rows(held_out), **schedule)
                 predicted["mlp"][test] = mlp(x)
             error = partial(function.measure, weight=data.weights(test))
-            growth.append(importance(side, hull, x, y, plan.seed, error))
+            growth.append(importance(side, hull, x, y, plan.seed, error, data.design.groups))
     return Scores(sizes, predicted, np.mean(growth, axis=0))
 
 
@@ -307,7 +307,7 @@ def _measure(run: Run, fitted: Any, scores: Scores, record: RunRecord, path: Pat
         "hull_ahead": {name: int(np.sum(np.less(folds["hull"], folds[name]))) for name in mean if name != "hull"},
         "exact": [name for name, error in mean.items() if error <= rounding],
         "parameters": scores.sizes,
-        "importance": dict(zip(data.columns, scores.importance.tolist(), strict=True)),
+        "importance": dict(zip(data.design.columns, scores.importance.tolist(), strict=True)),
         "convexity": {"segments": SEGMENTS, "violation": violation},
         "parity": compare_frameworks(framework, path, data.x),
     }

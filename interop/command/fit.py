@@ -19,23 +19,33 @@ from .. import frameworks
 from . import report_rows
 from . import resume as unfinished
 from .dataset import prepare
+from .design import DROP, INDICATOR, MEAN, MISSING
 from .experiment import Run, run_fit
 from .function import LOSSES, read_curvature, read_function
-from .options import DecimalOption, EncodingOption, FrameworkOption, SepOption, check_table_options, check_whole_number
+from .options import (
+    DecimalOption,
+    EncodingOption,
+    FrameworkOption,
+    SepOption,
+    SheetOption,
+    check_table_options,
+    check_whole_number,
+)
 from .output import claim, say, write_together
 from .resume import LIMITS, Plan
 from .tables import EMBEDDED_TARGET, embedded_table, read_table, shorten
 
 FILES = ("model.safetensors", "metrics.json", "report.png", report_rows.FILE)
-DATA_HELP = "Table to learn from, as CSV or Parquet; without it, the embedded Auto MPG data."
+DATA_HELP = "Table to learn from, as CSV, Parquet or Excel; without it, the embedded Auto MPG data."
 RESUME_HELP = "Go on with the unfinished run of this directory."
 PAUSE_HELP = "Stop at the first evaluation from this step on, to be resumed."
 # What a run keeps of its options: none of them is given again beside --resume.
 KEPT = (
     *("target", "petals", "depth", "steps", "seed", "out", "drop", "curvature", "concave", "shape", "budget"),
-    *("context", "increasing", "decreasing", "nonnegative", "loss", "level", "delta", "weights"),
+    *("context", "categorical", "increasing", "decreasing", "nonnegative", "loss", "level", "delta", "weights"),
 )
-MISSING_HELP = "Rows with missing cells: drop them, or fill in the mean of their column."
+MISSING_HELP = "Rows with missing cells: drop them, or fill in the mean; indicator tells the model of it."
+CATEGORICAL_HELP = "Columns of the context whose cells are categories, even if they are numbers; text is so anyway."
 DROP_HELP = "Column to leave out; may be repeated."
 CURVATURE_HELP = "Of the target: convex, concave, or auto, which asks the rows."
 SHAPE_HELP = "auto tries other shapes and rates on rows held out."
@@ -65,6 +75,7 @@ def fit_table(
     ] = None,
     drop: Annotated[list[str] | None, typer.Option(help=DROP_HELP, show_default=False)] = None,
     context: Annotated[list[str] | None, typer.Option(help=CONTEXT_HELP, show_default=False)] = None,
+    categorical: Annotated[list[str] | None, typer.Option(help=CATEGORICAL_HELP, show_default=False)] = None,
     increasing: Annotated[list[str] | None, typer.Option(help=INCREASING_HELP, show_default=False)] = None,
     decreasing: Annotated[list[str] | None, typer.Option(help=DECREASING_HELP, show_default=False)] = None,
     curvature: Annotated[str | None, typer.Option(help=CURVATURE_HELP, show_default="convex")] = None,
@@ -80,6 +91,7 @@ def fit_table(
     sep: SepOption = None,
     decimal: DecimalOption = None,
     encoding: EncodingOption = None,
+    sheet: SheetOption = None,
     pause_at: Annotated[int | None, typer.Option(help=PAUSE_HELP, show_default=False)] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help=RESUME_HELP, show_default=False)] = None,
 ) -> None:
@@ -88,7 +100,7 @@ def fit_table(
         if getattr(call.get_parameter_source(name), "name", None) == "COMMANDLINE":  # the run itself has set it
             got, fix = f"--{name} beside it", f"Leave --{name} out."
             refuse("convexmoe fit --resume", "the options of the run itself", got, fix)
-    lists = {"context": context, "increasing": increasing, "decreasing": decreasing}
+    lists = {"context": context, "categorical": categorical, "increasing": increasing, "decreasing": decreasing}
     function = read_function(lists, nonnegative, loss, level, delta, weights)
     plan = Plan(petals, depth, steps, seed, read_curvature(curvature, concave, function), function)
     dropped = tuple(drop or ())
@@ -97,9 +109,9 @@ def fit_table(
     if pause_at is not None:
         check_whole_number("fit", "pause-at", pause_at, 1, 10**7, 1000)
     seconds = check_choices(shape, budget, pause_at)
-    if missing not in (None, "drop", "mean"):
-        refuse("convexmoe fit --missing", "drop or mean", repr(missing), "Try --missing drop.")
-    side, earlier, options = frameworks.choose(framework), None, check_table_options(sep, decimal, encoding)
+    if missing not in (None, DROP, MEAN, INDICATOR):
+        refuse(MISSING, "drop, mean or indicator", repr(missing), "Try --missing drop.")
+    side, earlier, options = frameworks.choose(framework), None, check_table_options(sep, decimal, encoding, sheet)
     if not frameworks.is_installed("matplotlib"):
         frameworks.not_installed("convexmoe fit", "matplotlib for report.png", "it", "plot")
     if resume is not None:

@@ -42,6 +42,7 @@ class Function:
 
     Attributes:
         context: columns in which nothing is assumed.
+        categorical: those of the context whose cells are categories, whatever is in them.
         increasing, decreasing: inputs along which it rises, or falls.
         nonnegative: whether it is >= 0; a concave one <= 0.
         loss: a name in `LOSSES`; number: its delta or its level, None for others.
@@ -55,6 +56,7 @@ class Function:
     loss: str = SQUARED
     number: float | None = None
     weights: str | None = None
+    categorical: tuple[str, ...] = ()
 
     @property
     def objective(self) -> Any:
@@ -89,6 +91,9 @@ class Function:
             InputError: a column that is not there, or with two parts that contradict each other.
         """
         lists: dict[str, Any] = {option: split_names(getattr(self, option), table.columns) for option in LISTS}
+        categorical = split_names(self.categorical, table.columns)
+        require_columns(table, categorical, "convexmoe fit --categorical")
+        lists["context"] = tuple(dict.fromkeys((*lists["context"], *categorical)))
         given = lists | {"weights": () if self.weights is None else (self.weights,)}
         other = {target: "the target", **dict.fromkeys(drop, "one that is dropped")}
         for option, names in given.items():
@@ -99,7 +104,19 @@ class Function:
                     refuse(f"convexmoe fit --{option}", "columns without another part", got, fix)
             part = {"context": "a context, in which nothing is assumed"}.get(option, f"one of --{option}")
             other |= dict.fromkeys(names, part)
-        return replace(self, **lists)
+        return replace(self, **lists, categorical=categorical)
+
+    def take_contexts(self, contexts: tuple[str, ...]) -> Function:
+        """Return the same with a context that has columns of text, too.
+
+        Raises:
+            InputError: one of these is to rise or fall.
+        """
+        for option in ("increasing", "decreasing"):
+            if text := [name for name in getattr(self, option) if name in contexts]:
+                fix = f"Leave {text[0]} out of it."
+                refuse(f"convexmoe fit --{option}", "columns of numbers", f"{text[0]!r}, which is text", fix)
+        return replace(self, context=contexts)
 
     def check_sign(self, where: str, target: str, mean: float, curvature: str) -> None:
         """Check that a bound at 0 is on the side of the target."""
@@ -114,10 +131,12 @@ class Function:
     @classmethod
     def from_json(cls, values: Any) -> Function:
         """Return what a file has of a run; a ValueError for anything that no options say."""
+        values = {"categorical": []} | values if isinstance(values, dict) else values  # earlier versions had none
         demand(isinstance(values, dict) and set(values) == {field.name for field in fields(cls)}, "other fields")
-        lists = {option: tuple(values[option]) for option in LISTS if isinstance(values[option], list)}
+        options = (*LISTS, "categorical")
+        lists = {option: tuple(values[option]) for option in options if isinstance(values[option], list)}
         names = [*(name for part in lists.values() for name in part), *filter(None, [values["weights"]])]
-        demand(len(lists) == len(LISTS) and all(type(name) is str for name in names), "columns that are no names")
+        demand(len(lists) == len(options) and all(type(name) is str for name in names), "columns that are no names")
         demand(type(values["nonnegative"]) is bool and values["loss"] in LOSSES, "no such loss")
         found = cls(**values | lists)
         demand((found.number is None) == (not LOSSES[found.loss][0]), "a loss without its number")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,13 @@ def rmse(predicted: Rows, true: Rows, weight: Rows | None = None) -> float:
 
 
 def importance(
-    framework: Framework, model: Any, x: Rows, y: Rows, seed: int, error: Callable[[Rows, Rows], float] = rmse
+    framework: Framework,
+    model: Any,
+    x: Rows,
+    y: Rows,
+    seed: int,
+    error: Callable[[Rows, Rows], float] = rmse,
+    groups: Sequence[Any] | None = None,
 ) -> Rows:
     """Return by how much the error grows when one column is shuffled, `[D]`: the mean of some shuffles.
 
@@ -37,15 +43,17 @@ def importance(
         y: `[N]`.
         seed: of the shuffles.
         error: of predictions and targets.
+        groups: places of columns that are shuffled together, the growth is one a group; None for each on its own.
     """
+    groups = range(x.shape[1]) if groups is None else groups
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(x)) for _ in range(_SHUFFLES)]
-    growth = np.empty(x.shape[1])
+    growth = np.empty(len(groups))
     exact = error(framework.predict(model, x), y)
-    for column in range(x.shape[1]):
+    for k, columns in enumerate(groups):
         shuffled, errors = x.copy(), []
         for order in orders:
-            shuffled[:, column] = x[order, column]
+            shuffled[:, columns] = x[order][:, columns]
             errors.append(error(framework.predict(model, shuffled), y))
-        growth[column] = np.mean(errors) - exact
+        growth[k] = np.mean(errors) - exact
     return growth

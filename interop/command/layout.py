@@ -43,6 +43,7 @@ class Layout:
         encoding: a codec of Python; sep: the character between cells.
         header: the cells of the header, stripped.
         skip: lines of the file up to the header's last; comments: how many of them are comments.
+        sheet: of a workbook, in words; "" of text.
     """
 
     source: Callable[[], Any]
@@ -52,6 +53,7 @@ class Layout:
     header: tuple[str, ...] = ()
     skip: int = 0
     comments: int = 0
+    sheet: str = ""
 
     @contextmanager
     def lines(self) -> Iterator[IO[str]]:
@@ -68,6 +70,7 @@ class Layout:
         sep, encoding = SEPARATORS.get(self.sep, repr(self.sep)), self.encoding.upper()
         found = {"separator " + sep: self.sep != ",", encoding.replace("CP125", "Windows-125"): encoding != "UTF-8"}
         found |= {self.packing: self.packing != "", f"comments above the header ({self.comments})": self.comments > 0}
+        found |= {f"sheet {self.sheet}": self.sheet != ""}
         return [words for words, unlike in found.items() if unlike]
 
 

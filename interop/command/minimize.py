@@ -19,17 +19,18 @@ from convexmoe.errors import InputError, refuse
 from convexmoe.minimization.minimum import UNBOUNDED
 
 from ..frameworks import LABELS, Framework, choose
+from .at import NUMBER as _NUMBER
+from .at import OWNER, read_context
+from .design import Design, read_design
 from .leverage import outside, read_ranges
 from .options import FrameworkOption, HullArgument
 from .output import digits_of, say, tabulate, terminal
 from .saved_model import as_target, columns_of, read_hull
-from .tables import shorten
+from .tables import NONE, shorten
 
-OWNER = "convexmoe minimize"
 BOX_HELP = 'Bounds of a column, as "0<=weight<=4", "weight>=0" or "weight=3"; may be repeated.'
-AT_HELP = "The context, as season=2,region=1: a number for each of its columns."
+AT_HELP = "The context, as season=2,region=north: a value for each of its columns."
 BINDING_TOLERANCE = 1e-7  # of the gaps that tell what binds; kinks seldom allow less
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
 _BETWEEN = re.compile(rf"^\s*({_NUMBER})\s*(<=|>=)\s*(.+?)\s*\2\s*({_NUMBER})\s*$")
 _ONE_SIDED = re.compile(rf"^\s*(.+?)\s*(<=|>=|==|=)\s*({_NUMBER})\s*$")
 _TURNED = re.compile(rf"^\s*({_NUMBER})\s*(<=|>=|==|=)\s*(.+?)\s*$")
@@ -110,7 +111,7 @@ def minimize(
             was trained on, where the file knows it.
         tol: of the gap, relative.
         output: which output, counted from 0, or None for the only one.
-        at: the context, as `season=2,region=1`; a number for each of its columns.
+        at: the context, as `season=2,region=north`; a value for each of its columns.
 
     Raises:
         InputError: no such model, column or output; a bound or a context that cannot be read; no bound and no range; no
@@ -122,13 +123,14 @@ def minimize(
     columns = columns_of(notes, in_dim) or tuple(f"x{k}" for k in range(in_dim))
     contexts = (columns_of(notes, width, "context") or tuple(f"c{k}" for k in range(width))) if width else ()
     ranges = read_ranges(notes, "ranges", (in_dim + width, 2))[in_dim:]
-    context = read_context(at, contexts, ranges.mean(axis=1))
+    design = read_design(notes, (*columns, *contexts), in_dim) or Design((*columns, *contexts), in_dim, NONE)
+    context = read_context(at, design, ranges.mean(axis=1))
     if output is None and out_dim > 1:
         refuse(f"{OWNER} --output", f"one of the {out_dim} outputs of {path}", "none", "Try --output 0.")
     if output is not None and not 0 <= output < out_dim:
         rule = f"a whole number from 0 to {out_dim - 1}"
         refuse(f"{OWNER} --output", rule, str(output), "Try --output 0.")
-    lower, upper = _bounds(boxes, columns, contexts, notes)
+    lower, upper = _bounds(boxes, columns, contexts, notes, design.contexts)
     package = framework.package
     try:
         found, bound = _solve(package, model, package.Box(lower, upper), tol, output, context)
@@ -153,39 +155,6 @@ def _solve(package: Any, model: Any, box: Any, tol: float, output: int | None, c
         return found, found.upper_bound
     found = package.minimize(model, box, tol=tol, output=output, context=context)
     return found, found.lower_bound
-
-
-def read_context(texts: Sequence[str], names: Sequence[str], middle: Sequence[float] | Vector = ()) -> Vector | None:
-    """Return the context that options state, a number for each of its columns; None for a model without one.
-
-    Args:
-        texts: of the options; names: of the columns.
-        middle: a number for each column that an error names as an example; NaN where none is known.
-
-    >>> read_context(["season=2,region=-1e3"], ("region", "season"))
-    array([-1000.,     2.])
-    """
-    owner, values = f"{OWNER} --at", dict[str, float]()
-    if texts and not names:
-        refuse(owner, "a model with a context", "one without", "Leave it out; bounds of inputs are --box.")
-    whole = [[text] if text.rpartition("=")[0].strip() in names else text.split(",") for text in texts]
-    for text in (part for parts in whole for part in parts):
-        name, _, number = (part.strip() for part in text.rpartition("="))
-        if not re.fullmatch(_NUMBER, number) or not math.isfinite(float(number)):
-            refuse(owner, "a column and a number, as season=2", repr(shorten([text])), "Write both.")
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-            rule, fix = f"columns of the context ({shorten(names)})", f"The closest is {close[0]!r}."
-            refuse(owner, rule, repr(shorten([name])), fix)
-        if name in values:
-            refuse(owner, "one number a column", f"two for {name!r}", "Leave one of them out.")
-        values[name] = float(number)
-    if missing := [name for name in names if name not in values]:
-        known = dict(zip(names, np.nan_to_num(middle), strict=False))
-        fix = f"Add --at {','.join(f'{name}={known.get(name, 0.0):.4g}' for name in missing[:3])}, for example."
-        rule = f"a number for each column of the context ({shorten(names)})"
-        refuse(owner, rule, f"none for {shorten(missing)}", fix)
-    return np.array([values[name] for name in names]) if names else None
 
 
 def binding_sides(
@@ -222,15 +191,19 @@ def _remarks(notes: dict[str, Any], columns: Sequence[str], target: str, x: Vect
 
 
 def _bounds(
-    boxes: Sequence[str], columns: tuple[str, ...], contexts: tuple[str, ...], notes: dict[str, Any]
+    boxes: Sequence[str],
+    columns: tuple[str, ...],
+    contexts: tuple[str, ...],
+    notes: dict[str, Any],
+    of_table: Sequence[str],
 ) -> tuple[Vector, Vector]:
-    """Return the bounds of every column after all checks."""
+    """Return the bounds of every column after all checks; `of_table` names the contexts as the table has them."""
     given: dict[str, tuple[float | None, float | None]] = {}
     for text in boxes:
         name, low, high = read_box(text)
         if name not in columns:
             close = difflib.get_close_matches(name, columns, n=1, cutoff=0.0)
-            fix = f"Use --at {name}=0." if name in contexts else f"The closest is {close[0]!r}."
+            fix = f"Use --at {name}=0." if name in of_table else f"The closest is {close[0]!r}."
             rule = f"one of the columns {shorten(columns)}"
             refuse(f"{OWNER} --box", rule, repr(shorten([name])), fix)
         if name in given:

@@ -17,18 +17,22 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SepOption = Annotated[str | None, typer.Option(help="Between cells: one character.", show_default="recognized")]
 DecimalOption = Annotated[str | None, typer.Option(help='Decimal mark, "." or ",".', show_default="recognized")]
 EncodingOption = Annotated[str | None, typer.Option(help="Of the table.", show_default="recognized")]
+SheetOption = Annotated[str | None, typer.Option(help="Of an Excel file.", show_default="the first")]
 HullArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A saved hull.")]
 
 
 class TableOptions(NamedTuple):
-    """What options say of a table: the character between cells, its decimal mark, its encoding."""
+    """What options say of a table: the character between cells, its decimal mark, its encoding; the sheet of Excel."""
 
     sep: str | None = None
     decimal: str | None = None
     encoding: str | None = None
+    sheet: str | None = None
 
 
-def check_table_options(sep: str | None, decimal: str | None, encoding: str | None) -> TableOptions:
+def check_table_options(
+    sep: str | None, decimal: str | None, encoding: str | None, sheet: str | None = None
+) -> TableOptions:
     """Return the options of a table after their checks."""
     sep = "\t" if sep in ("tab", "\\t") else sep
     if sep is not None and (len(sep) != 1 or sep in '"\r\n' or sep.isalnum()):
@@ -39,7 +43,7 @@ def check_table_options(sep: str | None, decimal: str | None, encoding: str | No
         io.TextIOWrapper(io.BytesIO(), encoding or "utf-8")
     except LookupError:
         refuse("--encoding", "an encoding of text", repr(encoding), "Try --encoding cp1252.")
-    return TableOptions(sep, decimal, encoding)
+    return TableOptions(sep, decimal, encoding, sheet)
 
 
 def check_whole_number(command: str, name: str, value: int, least: int, most: int, usual: int) -> None:

@@ -238,8 +238,8 @@ def _facts(metrics: dict[str, Any], sentences: Sequence[str]) -> str:
 
 def _ranges(report: Report, notes: dict[str, Any]) -> str:
     """Return the range of each column, and what a shuffle of it costs."""
-    growth, unit = report.metrics["importance"], _text(report.target)
-    columns = report.columns
+    importance, unit, design = report.metrics["importance"], _text(report.target), report.design
+    columns, growth = report.columns, {part.name: importance[design.columns[part.column]] for part in design.entries}
     ranges = read_ranges(notes, "ranges", (len(columns), 2))
     low, high = read_ranges(notes, "target_range", (2,))
     known = dict(zip(columns, ranges.tolist(), strict=True)) | {"": [float(low), float(high)]}
@@ -255,16 +255,16 @@ def _ranges(report: Report, notes: dict[str, Any]) -> str:
 
 def _uses(report: Report) -> str:
     """Return how to load the model in both frameworks, and what the command does with it."""
-    data = report.metrics["data"]
-    context = ", context" if data["context"] else ""
+    inputs, contexts = report.columns[: report.design.in_dim], report.columns[report.design.in_dim :]
+    context = ", context" if contexts else ""
     blocks = []
     for name, label in LABELS.items():
         code = f"from convexmoe_{name} import load, predict\n\nmodel = load('model.safetensors')\n"
-        code += f"y = predict(model, x{context})  # x: [rows, {len(data['columns'])}]"
-        code += f", context: [rows, {len(data['context'])}]" if context else ""
+        code += f"y = predict(model, x{context})  # x: [rows, {len(inputs)}]"
+        code += f", context: [rows, {len(contexts)}]" if context else ""
         blocks.append(f"<p>In {label}:</p>\n<pre>{_text(code)}</pre>")
     code = "convexmoe predict model.safetensors DATA.csv --flag\nconvexmoe minimize model.safetensors\n"
     code += "convexmoe certify model.safetensors"
-    order = f"<p>Columns of x, in this order: {_listed(data['columns'])}."
-    order += f" Of the context: {_listed(data['context'])}." if context else ""
+    order = f"<p>Columns of x, in this order: {_listed(inputs)}."
+    order += f" Of the context: {_listed(contexts)}." if context else ""
     return f"{order}</p>\n" + "\n".join(blocks) + f"\n<p>By the command:</p>\n<pre>{_text(code)}</pre>"

@@ -18,6 +18,7 @@ from ..plots.fits import plot_history, plot_residuals
 from ..plots.groups import GroupMap, draw_groups, map_groups
 from ..plots.slices import Effect, Slices, draw_effect, draw_slices, limits_together, see_effect, see_slices
 from ..plots.style import COLORS, INK, MARKERS, choose_fonts, columns_for, limits_of, place_legend, plain, tidy
+from .design import Design
 from .function import LOSSES, SQUARED
 from .report_rows import ReportRows
 from .tables import shorten
@@ -35,6 +36,7 @@ class Report:
 
     Attributes:
         metrics: what metrics.json holds; rows: what report.safetensors does.
+        design: the columns of the model.
         effects: of the columns that matter most, the most important first.
         slices: for each context shown, along one input.
         groups: which group wins where over the two inputs that matter most.
@@ -42,6 +44,7 @@ class Report:
 
     metrics: dict[str, Any]
     rows: ReportRows
+    design: Design
     effects: tuple[Effect, ...]
     slices: tuple[Slices, ...]
     groups: GroupMap
@@ -53,8 +56,8 @@ class Report:
 
     @property
     def columns(self) -> list[str]:
-        """The names of the inputs, then of the context."""
-        return [*self.metrics["data"]["columns"], *self.metrics["data"]["context"]]
+        """The columns of the model: the inputs, then those of the context."""
+        return [*self.design.names]
 
     def rename(self, labels: dict[str, str]) -> Report:
         """Return the same with other names for some columns and the target."""
@@ -73,16 +76,16 @@ class Report:
         )
 
 
-def see_report(framework: Framework, model: Any, metrics: dict[str, Any], rows: ReportRows) -> Report:
-    """Return what is drawn of a hull, computed from its rows."""
-    data = metrics["data"]
-    names, D = (*data["columns"], *data["context"]), len(data["columns"])
-    growth = np.array([metrics["importance"][name] for name in names])
+def see_report(framework: Framework, model: Any, metrics: dict[str, Any], rows: ReportRows, design: Design) -> Report:
+    """Return what is drawn of a hull, computed from its rows: a line is along a column of numbers."""
+    names, D = design.names, design.in_dim
+    growth = np.array([metrics["importance"][name] for name in names[: design.num_numbers]])
     order = [int(k) for k in np.argsort(-growth, kind="stable")]
     inputs, contexts = [k for k in order if k < D], [k for k in order if k >= D]
     return Report(
         metrics,
         rows,
+        design,
         tuple(see_effect(framework, model, names, rows.x, k) for k in order[:MOST_EFFECTS]),
         tuple(see_slices(framework, model, names, rows.x, inputs[0], k) for k in contexts[:MOST_CONTEXTS]),
         map_groups(framework, model, names, rows.x, inputs[:2]),
@@ -216,7 +219,7 @@ def _heights(report: Report) -> dict[str, float]:
 
 def title_of_effects(report: Report) -> str:
     """Return the title of the effects, with how many columns are not shown."""
-    more = len(report.columns) - len(report.effects)
+    more = report.design.num_numbers - len(report.effects)
     words = f"; {more} that matter less not shown" if more else ""
     return f"Predicted {shorten([report.target])} along each column, the most important first{words}"
 

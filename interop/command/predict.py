@@ -13,14 +13,16 @@ import typer
 from convexmoe.errors import refuse
 
 from ..frameworks import choose
+from .design import INDICATOR, MEAN, Design, Rows
 from .leverage import Outside, outside, read_ranges
-from .options import DecimalOption, EncodingOption, FrameworkOption, SepOption, check_table_options
+from .options import DecimalOption, EncodingOption, FrameworkOption, SepOption, SheetOption, check_table_options
 from .output import digits_of, emit, say, write_text
-from .saved_model import read_model
-from .tables import read_table, require_columns, shorten
+from .saved_model import design_of, read_model
+from .tables import Table, read_table, require_columns, shorten
 
+OWNER = "convexmoe predict"
 MODEL_HELP = "A model.safetensors that `convexmoe fit` wrote."
-MISSING_HELP = "mean fills missing cells with the mean of the training rows."
+MISSING_HELP = "mean or indicator: fill in the mean of the training rows, and say so to a model that has learned it."
 FLAG_HELP = "Add a column `outside`: the columns out of the range of training, or `combination`."
 DATA_HELP = "Table with the model's columns, those of its context too; others are ignored."
 
@@ -35,24 +37,23 @@ def predict_rows(
     sep: SepOption = None,
     decimal: DecimalOption = None,
     encoding: EncodingOption = None,
+    sheet: SheetOption = None,
 ) -> None:
     """Predict a row for each row of a table, from a saved model: a CSV with the column predicted_<target>."""
-    if missing not in (None, "mean"):
+    if missing not in (None, MEAN, INDICATOR):
         fix = "A row in is a row out: try --missing mean."
-        refuse("convexmoe predict --missing", "mean", repr(missing), fix)
-    side, options = choose(framework), check_table_options(sep, decimal, encoding)
+        refuse(f"{OWNER} --missing", "mean or indicator", repr(missing), fix)
+    side, options = choose(framework), check_table_options(sep, decimal, encoding, sheet)
     with side.quiet():
         hull, columns, target, notes = read_model(model, side)
+    design = design_of(model, notes, columns, hull.config.in_dim)
     if flag and np.isnan(read_ranges(notes, "ranges", (len(columns), 2))).any():
         rule, fix = "a model with the ranges of its training rows", "Leave --flag out, or fit the model anew."
         refuse(model, rule, "one without them", fix)
     units, table = hull.config.normalization, read_table(data, options)
     if missing and units is None:
         refuse(model, "a model with the means of its training rows", "one without them", "Fill in the missing cells.")
-    require_columns(table, columns, "convexmoe predict")
-    inputs, gaps, remarks = table.numbers(columns, keep=columns, may_miss=missing is not None)
-    if not len(inputs):
-        refuse(table.name, "at least one row under the header", "none", "Add rows.")
+    inputs, gaps, remarks = read_inputs(table, design, missing)
     if gaps:
         inputs = np.where(np.isnan(inputs), np.asarray(units.input_mean + units.context_mean), inputs)
         remarks += (f"Missing cells, filled with means of the training rows: {gaps}.",)
@@ -81,6 +82,26 @@ def predict_rows(
         write_text(out, "\n".join([*lines, ""]))
         say(f"{len(predictions)} predictions written to {out}", error=True)
     _count_outside(place, columns)
+
+
+def read_inputs(table: Table, design: Design, missing: str | None) -> tuple[Rows, str, tuple[str, ...]]:
+    """Return the rows of a table as a model has them, NaN for numbers that are missing; where these are; remarks.
+
+    Raises:
+        InputError: no such columns, no rows, a cell that the model cannot take.
+    """
+    names = design.columns
+    require_columns(table, names, OWNER)
+    if missing == INDICATOR and not design.indicators:
+        rule, fix = "a model that was fitted with it", "Use --missing mean."
+        refuse(f"{OWNER} --missing indicator", rule, "one that was not", fix)
+    may_miss = missing is not None
+    values, gaps, remarks = table.numbers(names, keep=names, may_miss=may_miss, categories=design.categories)
+    if not len(values):
+        refuse(table.name, "at least one row under the header", "none", "Add rows.")
+    if gaps:
+        design.check_gaps(values, table, f"{OWNER} --missing", strict=missing == INDICATOR)
+    return design.expand(values), gaps, remarks
 
 
 def _count_outside(place: Outside, columns: Sequence[str]) -> None:

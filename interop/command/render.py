@@ -15,13 +15,14 @@ from convexmoe.files import inspect
 from convexmoe.files.atomic import follow, write_whole
 
 from .. import frameworks
+from .design import Design
 from .function import LOSSES
 from .options import FrameworkOption
 from .output import say
 from .page import build_page
 from .pictures import draw_report, see_report
 from .report_rows import ReportRows
-from .saved_model import explain_function, read_model
+from .saved_model import design_of, explain_function, read_model
 
 RUN_HELP = "The folder that `convexmoe fit` wrote."
 HTML_HELP = "One page with everything in it, RUN/report.html."
@@ -61,8 +62,9 @@ def render_run(
     path = run / "model.safetensors"
     with side.quiet():
         model, columns, target, notes = read_model(path, side)
-        metrics = read_metrics(run, columns, target)
-        report = see_report(side, model, metrics, ReportRows.read(run, len(columns)))
+        design = design_of(path, notes, columns, model.config.in_dim)
+        metrics = read_metrics(run, design, target)
+        report = see_report(side, model, metrics, ReportRows.read(run, len(columns)), design)
         place = run / ("report.html" if as_html else "report.png")
         place = place if out is None else follow(out)
         if place.is_dir():
@@ -82,7 +84,7 @@ def render_run(
     say(f"Written to {place}")
 
 
-def read_metrics(run: Path, columns: tuple[str, ...], target: str) -> dict[str, Any]:
+def read_metrics(run: Path, design: Design, target: str) -> dict[str, Any]:
     """Return what metrics.json of a run holds, after the check that it is of its model.
 
     Raises:
@@ -95,8 +97,8 @@ def read_metrics(run: Path, columns: tuple[str, ...], target: str) -> dict[str, 
             all({*names} <= metrics[part].keys() for part, names in _NEEDED.items()) and {*_OTHERS} <= metrics.keys()
         )
         data = metrics["data"]
-        same = (*data["columns"], *data["context"]) == columns and data["target"] == target
-        known = set(metrics["importance"]) == {*columns} and metrics["plan"]["function"]["loss"] in LOSSES
+        same = (*data["columns"], *data["context"]) == design.columns and data["target"] == target
+        known = set(metrics["importance"]) == {*design.columns} and metrics["plan"]["function"]["loss"] in LOSSES
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         refuse(path, "the metrics of a run", "none that can be read", fix)
     if not (right and same and known):

@@ -13,6 +13,7 @@ from convexmoe.files.inspect import OF_DIRECTORIES
 from convexmoe.training.curvature import CONCAVE, CONVEX
 
 from ..frameworks import Framework
+from .design import Design, read_design
 from .function import Function
 from .leverage import Array, notes_of_rows
 from .tables import shorten
@@ -39,6 +40,7 @@ def notes_of(
     x: Array | None = None,
     y: Array | None = None,
     function: Function | None = None,
+    design: Design | None = None,
 ) -> dict[str, Any]:
     """Return the notes that `read_model` expects in the file, with those of the training rows and their targets.
 
@@ -46,11 +48,14 @@ def notes_of(
         columns: names of the inputs, then those of the context; target: of what is predicted.
         x, y: the rows in these columns and their targets, or None.
         function: what was said of the function: its context, and the column of weights.
+        design: how the columns come of those of a table; None for columns of numbers.
     """
-    context = () if function is None else function.context
-    notes: dict[str, Any] = {"columns": list(columns[: len(columns) - len(context)]), "target": target}
+    width = 0 if function is None else len(function.context)
+    in_dim = len(columns) - width if design is None else design.in_dim
+    notes: dict[str, Any] = {"columns": list(columns[:in_dim]), "target": target}
+    notes |= {"context": list(columns[in_dim:])} if columns[in_dim:] else {}
+    notes |= {} if design is None else design.notes()
     if function is not None:
-        notes |= {"context": list(context)} if context else {}
         notes |= {"weights": function.weights} if function.weights is not None else {}
     return notes | ({} if x is None else notes_of_rows(x, y))
 
@@ -85,10 +90,26 @@ def explain_function(config: dict[str, Any], notes: dict[str, Any]) -> list[str]
         if names := [name for name, sign in zip(inputs, signs, strict=False) if sign == wanted]:
             words.append(f"{verb} {shorten(names)}")
     words += [f"{'<=' if concave else '>='} 0"] if config.get("nonnegative") else []
+    known: list[str] = []
     if width := config.get("context_dim", 0):
         contexts = columns_of(notes, width, "context") or tuple(f"c{k}" for k in range(width))
-        words.append(f"for every value of {shorten(contexts)}")
-    return [f"The function of {shorten(inputs)}: {', '.join(words)}."] if words != [CONVEX] else []
+        design = read_design(notes, (*inputs, *contexts), in_dim)
+        shown = contexts if design is None else design.contexts
+        words += [f"for every value of {shorten(shown)}"] if shown else []
+        known = [] if design is None else design.explain()
+    return [f"The function of {shorten(inputs)}: {', '.join(words)}.", *known] if known or words != [CONVEX] else []
+
+
+def design_of(path: Path, notes: dict[str, Any], columns: tuple[str, ...], in_dim: int) -> Design:
+    """Return how the columns of the model in a file come of those of a table.
+
+    Raises:
+        InputError: notes that do not tell it.
+    """
+    design = read_design(notes, columns, in_dim)
+    if design is None:
+        refuse(path, "a model with its column names", "notes of other columns as its design", FIX)
+    return design
 
 
 def read_model(path: Path, framework: Framework) -> tuple[Any, tuple[str, ...], str, dict[str, Any]]:

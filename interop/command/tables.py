@@ -6,7 +6,7 @@ import csv
 import difflib
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from convexmoe.errors import InputError, printable, refuse
 
-from .cells import LARGEST, Cells, Met, Place
+from .cells import LARGEST, Cells, Met, Place, count_labels
 from .layout import Layout, recognize
 from .options import TableOptions
 
@@ -28,6 +28,8 @@ MIN_ROWS = 10
 LARGE = 200_000_000  # bytes of a file, or of its numbers: what is larger is read in pieces
 LEAST_SPREAD = 1e-13  # of the size of a column: some hundred steps of float64
 _SMALLEST = 1e-30  # a spread that float32 holds in full precision, and what is computed from it
+WORKBOOKS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # first bytes of .xlsx, of .xls
+MOST_SHOWN = 20  # categories in a line
 _CELLS = 2**15  # that are in memory as text at a time
 
 
@@ -43,6 +45,8 @@ def shorten(names: Sequence[object], limit: int = 8, width: int = 40) -> str:
 
 
 Pieces = Callable[[], Iterator[NDArray[np.float64]]]
+Categories = Mapping[str, Sequence[str]]  # column -> its categories, in order
+NONE: Categories = {}
 
 
 class Table(Protocol):
@@ -61,25 +65,30 @@ class Table(Protocol):
     def size(self) -> int: ...
 
     def numbers(
-        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False
+        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False, categories: Categories = NONE
     ) -> tuple[NDArray[np.float64], str, tuple[str, ...]]:
         """Return the named columns as numbers.
 
         Args:
             names: columns of the table; keep: those that cannot be left out, which is a remedy for others.
             may_miss: whether cells may be missing.
+            categories: of columns of text: the number of such a cell is the place of its category.
 
         Returns:
             `float64[rows, len(names)]`, NaN where a cell is missing; how many are, and where; a remark on its layout.
 
         Raises:
-            InputError: an unclear decimal mark; a cell is text, missing, infinite or too large: the first of these.
+            InputError: an unclear decimal mark; a cell is text, of an unknown category, missing, infinite or too large:
+                the first of these.
         """
 
     def pieces(
-        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False
+        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False, categories: Categories = NONE
     ) -> tuple[Pieces, str, tuple[str, ...]]:
         """Return what `numbers` does, but for the numbers a function that reads them anew, some rows at a time."""
+
+    def labels(self, names: Sequence[str]) -> Iterator[list[Counter[str]]]:
+        """Yield how often each category stands in each of the columns, "" for missing cells, some rows at a time."""
 
     def place(self, row: int) -> str:
         """Return in words where a row is, counted from 0."""
@@ -126,41 +135,45 @@ class TextTable:
                 refuse(self.name, "CSV", where, "Correct the quotes there.")
 
     def numbers(
-        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False
+        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False, categories: Categories = NONE
     ) -> tuple[NDArray[np.float64], str, tuple[str, ...]]:
-        cells, gaps, remarks = self._scan(names, keep, may_miss, True)
+        cells, gaps, remarks = self._scan(names, keep, may_miss, True, categories)
         return np.frombuffer(cells.values).reshape(-1, len(names)), gaps, remarks
 
     def place(self, row: int) -> str:
         return f"line {next(islice(self.rows(), row, None))[0]}"
 
     def pieces(
-        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False
+        self, names: Sequence[str], *, keep: Sequence[str] = (), may_miss: bool = False, categories: Categories = NONE
     ) -> tuple[Pieces, str, tuple[str, ...]]:
-        cells, gaps, remarks = self._scan(names, keep, may_miss, False)
-        return lambda: self._fill(Cells(names, cells.decimal, False)), gaps, remarks
+        cells, gaps, remarks = self._scan(names, keep, may_miss, False, categories)
+        return lambda: self._fill(Cells(names, cells.decimal, False, categories=categories)), gaps, remarks
+
+    def labels(self, names: Sequence[str]) -> Iterator[list[Counter[str]]]:
+        for _, columns in self._columns(names):
+            yield [count_labels(column) for column in columns]
 
     def _scan(
-        self, names: Sequence[str], keep: Sequence[str], may_miss: bool, stays: bool
+        self, names: Sequence[str], keep: Sequence[str], may_miss: bool, stays: bool, categories: Categories
     ) -> tuple[Cells, str, tuple[str, ...]]:
         """Read the named columns once and check them; return what was met, the missing cells, a remark."""
-        cells = self._read(names, self.decimal or ".", stays)
+        cells = self._read(names, self.decimal or ".", stays, categories)
         if self.decimal is None and "," in cells.marks and "." not in cells.marks:
-            cells = self._read(names, ",", stays)
+            cells = self._read(names, ",", stays, categories)
         if self.decimal is None:
             self._check_marks(cells.marks)
         met = cells.met
         for name in cells.varied & {*met["flag"]}:
             met["text"].setdefault(name, met["flag"][name])
-        check_cells(self.name, names, met, keep, may_miss)
+        check_cells(self.name, names, met, keep, may_miss, categories=categories)
         words = self.layout.words() + ["decimal comma"] * (cells.decimal == ",")
         words += ["an index column without a name, left out"] * ("" in self.layout.header)
         words += [f"thousands as in {cell}" for _, cell, _ in islice(met["thousands"].values(), 1)]
         words += [f"True as 1 in {shorten([*met['flag']])}"] if met["flag"] else []
         return cells, _counts(met["missing"]), (f"{self.name} read as: {', '.join(words)}",) * bool(words)
 
-    def _read(self, names: Sequence[str], decimal: str, stays: bool) -> Cells:
-        cells = Cells(names, decimal, stays)
+    def _read(self, names: Sequence[str], decimal: str, stays: bool, categories: Categories) -> Cells:
+        cells = Cells(names, decimal, stays, categories=categories)
         for _ in self._fill(cells):
             if self.decimal is None and decimal == "." and "," in cells.marks:
                 break  # it is another one
@@ -168,11 +181,17 @@ class TextTable:
 
     def _fill(self, cells: Cells) -> Iterator[NDArray[np.float64]]:
         """Yield the numbers of the table, some rows at a time, and note what is met."""
+        for lines, columns in self._columns(cells.names):
+            yield cells.add(lines, columns)
+
+    def _columns(self, names: Sequence[str]) -> Iterator[tuple[tuple[int, ...], list[tuple[str, ...]]]]:
+        """Yield the lines of some rows, and the cells of some columns in them."""
         place = {name: k for k, name in enumerate(self.layout.header)}
-        places, rows = [place[name] for name in cells.names], self.rows()
+        places, rows = [place[name] for name in names], self.rows()
         picked = ((line, [row[k] for k in places]) for line, row in rows)
         while chunk := list(islice(picked, _CELLS // len(places) + 1)):
-            yield cells.add(*zip(*chunk, strict=True))
+            lines, cells = zip(*chunk, strict=True)
+            yield lines, list(zip(*cells, strict=True))
 
     def _check_marks(self, marks: dict[str, str]) -> None:
         """Check that it is clear what the decimal mark is."""
@@ -186,23 +205,35 @@ class TextTable:
 
 
 def check_cells(
-    name: str, names: Sequence[str], met: Met, keep: Sequence[str], may_miss: bool, at: str = "on line"
+    name: str,
+    names: Sequence[str],
+    met: Met,
+    keep: Sequence[str],
+    may_miss: bool,
+    at: str = "on line",
+    categories: Categories = NONE,
 ) -> None:
     """Check what was met in the columns of a table: the worst kind of fault is reported, of those to be kept first.
 
     Args:
         name: of the table; names: of the columns; met: what was met in them.
         keep: the columns that cannot be left out; may_miss: whether cells may be missing; at: what a place is called.
+        categories: of columns of text.
     """
     for may_drop, some in ((False, keep), (True, [name for name in names if name not in keep])):
-        text, missing, large = (
-            {k: met[kind][k] for k in some if k in met[kind]} for kind in ("text", "missing", "large")
+        text, unknown, missing, large = (
+            {k: met[kind][k] for k in some if k in met[kind]} for kind in ("text", "unknown", "missing", "large")
         )
-        drop = f"Leave it out with {' '.join(f'--drop {_quoted(name)}' for name in text)}, or write"
+        drop = f"Leave it out with {join_drops(text)}, or write"
         fix = f"{drop if may_drop else 'Write'} it as numbers."
         if text:
             refuse(name, "numbers", f"the text {_firsts(text, at)}", fix)
-        drop = ", --missing drop or --drop" if may_drop else ""
+        if unknown:
+            column = next(iter(unknown))
+            rule = f"a category of {column!r} that the model knows ({list_labels(categories[column])})"
+            fix = "Correct or remove those rows, or fit the model anew with rows of that category."
+            refuse(name, rule, _firsts(unknown, at), fix)
+        drop = ", --missing drop, --missing indicator or --drop" if may_drop else ""
         fix = f"Fill in or remove those rows, or use --missing mean{drop}."
         if missing and not may_miss:
             refuse(name, "no missing values", _counts(missing, at), fix)
@@ -224,7 +255,7 @@ PLAIN = TableOptions()
 
 
 def read_table(path: Path, options: TableOptions = PLAIN) -> Table:
-    """Return the table in a file: Parquet by its first bytes, else text with a header line.
+    """Return the table in a file: Parquet or Excel by its first bytes, else text with a header line.
 
     How text is written is recognized where no option says it.
     """
@@ -232,17 +263,24 @@ def read_table(path: Path, options: TableOptions = PLAIN) -> Table:
         content = None if path.is_file() else path.read_bytes()  # a pipe gives its bytes once
         source = partial(path.open, "rb") if content is None else partial(io.BytesIO, content)
         with source() as stream:
-            is_parquet = content is None and stream.read(4) == b"PAR1"
+            head = stream.read(4)
+        is_parquet = content is None and head == b"PAR1"
     except FileNotFoundError:
         raise InputError(f"{path}: expected a CSV file; found no such file. Check the path.") from None
     except IsADirectoryError:
         refuse(path, "a CSV file", "a directory", "Name a file in it.")
     except OSError as error:
         refuse(path, "a readable CSV file", str(error.strerror), "Check the path.")
+    if options.sheet is not None and head not in WORKBOOKS:
+        refuse("--sheet", "an Excel file, which has sheets", printable(path.name), "Leave it out.")
     if is_parquet:
         from .parquet import open_parquet  # which imports this module
 
         return open_parquet(path, options)
+    if head in WORKBOOKS:
+        from .excel import open_excel
+
+        return open_excel(printable(path.name), source, options)
     return replace(
         open_table(printable(path.name), source, options), size=path.stat().st_size if content is None else 0
     )
@@ -260,13 +298,18 @@ def embedded_table(options: TableOptions = PLAIN) -> TextTable:
 def open_table(name: str, source: Callable[[], Any], options: TableOptions = PLAIN) -> TextTable:
     """Return the table in bytes that can be opened more than once."""
     layout = recognize(name, source, options)
-    columns = layout.header if layout.header[0] else layout.header[1:]  # a first one without a name is an index
+    return TextTable(name, layout, options.decimal, check_columns(name, layout.header))
+
+
+def check_columns(name: str, header: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of columns in a header after their checks; a first one without a name is an index."""
+    columns = header if header[0] else header[1:]
     if "" in columns:
-        got = f"none for column {layout.header.index('', 1) + 1}"
+        got = f"none for column {header.index('', 1) + 1}"
         refuse(name, "a name for every column", got, "Name it on the first line.")
     if twice := sorted(column for column, times in Counter(columns).items() if times > 1):
         refuse(name, "distinct column names", f"{shorten(twice)} more than once", "Rename one.")
-    return TextTable(name, layout, options.decimal, columns)
+    return columns
 
 
 def require_columns(table: Table, names: Sequence[str], owner: str) -> None:
@@ -309,6 +352,24 @@ def check_varies(values: NDArray[np.float64], names: Sequence[str], target: str,
         else:
             fix = f"Leave it out with --drop {_quoted(name)}."
         refuse(where, f"column {name!r} to vary", got, fix)
+
+
+def list_labels(labels: Sequence[str]) -> str:
+    """Return categories in one line, in quotes where they have commas.
+
+    >>> list_labels(["north", "east, by the sea"])
+    "north, 'east, by the sea'"
+    """
+    return shorten([repr(label) if "," in label else label for label in labels], MOST_SHOWN)
+
+
+def join_drops(names: Iterable[str]) -> str:
+    """Return the options that leave columns out.
+
+    >>> join_drops(["id", "first name"])
+    '--drop id --drop "first name"'
+    """
+    return " ".join(f"--drop {_quoted(name)}" for name in names)
 
 
 def _quoted(name: str) -> str:

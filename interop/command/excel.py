@@ -1,0 +1,85 @@
+"""Tables in Excel workbooks, read by openpyxl, with the checks and the messages of text."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from zipfile import BadZipFile
+
+from convexmoe.errors import InputError, refuse
+
+from .. import is_installed
+from ..frameworks import not_installed
+from .layout import Layout
+from .options import TableOptions
+from .tables import TextTable, check_columns, shorten
+
+
+@dataclass(frozen=True)
+class SheetTable(TextTable):
+    """A sheet of a workbook, its cells as text.
+
+    Attributes:
+        cells: for each row under the header its number in the sheet, and its cells.
+    """
+
+    cells: tuple[tuple[int, list[str]], ...] = ()
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield for each row its number in the sheet, counted from 1, and its cells."""
+        yield from self.cells
+
+
+def open_excel(name: str, source: Callable[[], Any], options: TableOptions) -> SheetTable:
+    """Return the table in a sheet of a workbook: its first row that is not empty has the names of the columns.
+
+    Raises:
+        InputError: openpyxl is not installed; options of text; an old or a damaged workbook; no such sheet; no names.
+    """
+    if not is_installed("openpyxl"):
+        not_installed(name, "openpyxl for an Excel file", "it", "excel")
+    if options[:3] != TableOptions()[:3]:
+        fix = "Leave them out: they are of text."
+        refuse(name, "no --sep, --decimal and --encoding for an Excel file", "one of them", fix)
+    with source() as stream:
+        rows, sheet = _read_sheet(name, stream, options.sheet)
+    while rows and not any(rows[-1][1]):
+        rows.pop()
+    start = next((k for k, (_, cells) in enumerate(rows) if any(cells)), None)
+    if start is None:
+        refuse(name, "a header row and rows", f"an empty sheet {sheet}", "Name another one: --sheet.")
+    width = max(k + 1 for _, cells in rows[start:] for k, cell in enumerate(cells) if cell)
+    padded = tuple((row, (cells + [""] * width)[:width]) for row, cells in rows[start:])
+    header = tuple(cell.strip() for cell in padded[0][1])
+    columns = check_columns(name, header)
+    return SheetTable(name, Layout(source, "", header=header, sheet=sheet), ".", columns, 0, padded[1:])
+
+
+def _read_sheet(name: str, stream: Any, wanted: str | None) -> tuple[list[tuple[int, list[str]]], str]:
+    """Return the rows of a sheet, each with its number, and in words which it is."""
+    from openpyxl import load_workbook
+    from openpyxl.utils.exceptions import InvalidFileException
+
+    try:
+        with warnings.catch_warnings():  # of styles and extensions that are no cells
+            warnings.simplefilter("ignore")
+            book = load_workbook(stream, read_only=True, data_only=True)
+            sheets = {sheet.title: sheet for sheet in book.worksheets}
+            if wanted is not None and wanted not in sheets:
+                refuse("--sheet", f"one of {shorten([*sheets])}", repr(shorten([wanted])), "Name one of these.")
+            if not sheets:
+                refuse(name, "a sheet of cells", "none", "Save the table as a sheet.")
+            title = next(iter(sheets)) if wanted is None else wanted
+            rows = [
+                (number, ["" if cell is None else str(cell) for cell in cells])
+                for number, cells in enumerate(sheets[title].iter_rows(values_only=True), 1)
+            ]
+    except InputError:
+        raise
+    except (BadZipFile, InvalidFileException, KeyError, ValueError, OSError) as error:
+        got, fix = f"another or a damaged one ({type(error).__name__})", "Save it as .xlsx, or as CSV."
+        refuse(name, "an Excel workbook (.xlsx)", got, fix)
+    several = f", the first of {len(sheets)}" if wanted is None and len(sheets) > 1 else ""
+    return rows, title + several
