@@ -33,7 +33,8 @@ def make_run(folder, columns=HOSTILE[:2], context=HOSTILE[2:3], target=HOSTILE[3
     function = {"loss": "squared", "number": None}
     errors = {"hull": 0.25, "linear": 0.5, "mlp": 0.3}
     metrics = {
-        "data": {"name": "t<b>.csv", "target": target, "columns": columns, "context": [*context, "region"], "weights": "<u>w</u>"},
+        "data": {"name": "t<b>.csv", "target": target, "columns": columns, "context": [*context, "region"]}
+        | {"weights": "<u>w</u>"},
         "rows": rows, "rows_to_train": rows, "folds": [rows // 2] * 2, "framework": "torch", "coverage": None,
         "plan": {"petals": 3, "depth": 1, "steps": 20, "seed": 0, "curvature": "convex", "function": function},
         "curvature": {"fitted": "convex"}, "shape": "3 <petals>", "best_step": 20, "steps_run": 20,
