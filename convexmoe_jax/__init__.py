@@ -31,7 +31,16 @@ from convexmoe.hierarchy import (
 from convexmoe.hull.config import HullConfig, Normalization
 from convexmoe.minimization.prediction import predict
 from convexmoe.minimization.sets import Ball, Box, Polytope, Simplex
-from convexmoe.training import Expectile, History, Huber, Quantile, Stream
+from convexmoe.training import (
+    ConvexityTest,
+    Expectile,
+    History,
+    Huber,
+    Quantile,
+    Stream,
+    conformal_width,
+    convexity_test,
+)
 
 from . import hull
 from .convexity import Certificate, Violation, certify, find_violation
@@ -78,6 +87,7 @@ __all__ = [
     "CELMoEOutput",
     "Certificate",
     "Conjugate",
+    "ConvexityTest",
     "Expectile",
     "ExpertAux",
     "ExpertBatch",
@@ -127,8 +137,10 @@ __all__ = [
     "adamw",
     "certify",
     "compare_curvature",
+    "conformal_width",
     "conjugate",
     "constant_routes",
+    "convexity_test",
     "encode_routes",
     "find_violation",
     "fit",

@@ -44,6 +44,12 @@ def new_hull(config: HullConfig, seed: int) -> Any:
     return package.VectorHull.from_config(config, rngs=nnx.Rngs(seed))
 
 
+def widen(model: Any) -> Any:
+    """Return a copy of a hull in float64, inside `precision(True)`."""
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), model.params)
+    return package.VectorHull.from_params(model.config, params)
+
+
 def predict(model: Any, x: Rows) -> Rows:
     """Return the model's first output, `[N]`, at rows `[N, in_dim + context_dim]`, computed in its own dtype."""
     return package.predict(model, *split_context(model.config, x))[:, 0]
@@ -64,10 +70,10 @@ def largest_violation(model: Any, points: Rows, *, segments: int, seed: int) -> 
         points: `[N, in_dim + context_dim]`.
     """
     with jax.enable_x64(True):
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), model.params)
-        exact = package.VectorHull.from_params(model.config, params)
         given: Any = tuple(jnp.asarray(part) for part in split_context(model.config, points) if part is not None)
-        violation = package.find_violation(exact, given if len(given) > 1 else given[0], segments=segments, seed=seed)
+        violation = package.find_violation(
+            widen(model), given if len(given) > 1 else given[0], segments=segments, seed=seed
+        )
     return None if violation is None else violation.gap
 
 

@@ -45,6 +45,11 @@ def new_hull(config: HullConfig, seed: int) -> Any:
         return package.VectorHull.from_config(config)
 
 
+def widen(model: Any) -> Any:
+    """Return a copy of a hull in float64."""
+    return copy.deepcopy(model).double()
+
+
 def predict(model: Any, x: Rows) -> Rows:
     """Return the model's first output, `[N]`, at rows `[N, in_dim + context_dim]`, computed in its own dtype."""
     return package.predict(model, *split_context(model.config, x))[:, 0]
@@ -65,9 +70,10 @@ def largest_violation(model: Any, points: Rows, *, segments: int, seed: int) -> 
     Args:
         points: `[N, in_dim + context_dim]`.
     """
-    exact = copy.deepcopy(model).double()
     given: Any = tuple(torch.as_tensor(part) for part in split_context(model.config, points) if part is not None)
-    violation = package.find_violation(exact, given if len(given) > 1 else given[0], segments=segments, seed=seed)
+    violation = package.find_violation(
+        widen(model), given if len(given) > 1 else given[0], segments=segments, seed=seed
+    )
     return None if violation is None else violation.gap
 
 

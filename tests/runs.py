@@ -43,6 +43,8 @@ def make_run(folder, columns=HOSTILE[:2], context=HOSTILE[2:3], target=HOSTILE[3
         "hull_ahead": {"linear": 2, "mlp": 1}, "exact": [], "parameters": dict.fromkeys(errors, 100),
         "importance": {name: 1.0 / (1 + k) for k, name in enumerate(design.columns)},
         "convexity": {"segments": 100, "violation": None}, "parity": None,
+        "convexity_test": {"at": {"a": 1.0}, "p_value": 0.5},
+        "interval_coverage": {"0.9": {"coverage": 0.925, "half_width": 1.5}},
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return hull, x

@@ -51,7 +51,7 @@ def test_a_quantile_is_measured_by_its_loss_and_its_coverage(quantile, table):
     out, printed = quantile
     found = json.loads((out / "metrics.json").read_text())
     assert "mean quantile loss" in printed and "the level is 80.0%." in printed and "The rows speak" not in printed
-    assert found["curvature"] == {"fitted": "convex"} and set(found["test_loss"]) == {"hull", "linear"}
+    assert found["curvature"] == {"fitted": "convex"} and set(found["test_loss"]) == {"hull", "linear", "boosting"}
     data, below = dataset.prepare(read_table(table), "y", ("w", "c"), 0), []
     for fold, test in enumerate(data.folds):
         plane, _ = fit_linear(*data.rows(data.outside(fold)), None, Quantile(0.8))

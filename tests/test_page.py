@@ -141,6 +141,8 @@ def test_the_page_asks_for_nothing_and_obeys_no_name(run):
         "3 <petals>",
         "region=south",
         "(<north>, south)",
+        "92.5%",
+        "(p = 0.5)",
     ):
         assert name in shown.text, name
     assert "\u202e" not in run[1] and {tag for tag, _ in shown.tags}.isdisjoint({"b", "u", "petals"})

@@ -127,4 +127,5 @@ def test_the_command_that_goes_on_can_be_pasted_and_a_linear_target_is_exact(tmp
     done = invoke(*command[1:], *TORCH)
     assert done.exit_code == 0, done.output
     assert not OBEYED.findall(done.output) and all(name in done.output for name in PLAIN)
-    assert done.output.count("linear is exact") == 2 and "%" not in done.output.partition("Test error")[2]
+    errors = done.output.partition("Test error")[2].partition("Prediction intervals")[0]
+    assert errors.count("linear is exact") == 3 and "%" not in errors

@@ -1,5 +1,7 @@
 """What a fit does that touches no tensor: rows, rates, history, starts, and the run itself."""
 
+from .conformal import conformal_width
+from .contrasts import ConvexityTest, convexity_test
 from .data import fingerprint
 from .fit import HullFit
 from .history import History
@@ -13,6 +15,7 @@ from .stream import Position, Stream
 __all__ = [
     "ADAM_DECAYS",
     "EVALUATIONS",
+    "ConvexityTest",
     "Engine",
     "Expectile",
     "FitResult",
@@ -29,6 +32,8 @@ __all__ = [
     "Stream",
     "Weights",
     "check_finite",
+    "conformal_width",
+    "convexity_test",
     "fingerprint",
     "given_rows",
     "learning_rates",

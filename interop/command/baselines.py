@@ -1,21 +1,26 @@
-"""What a hull is compared with: a plane of the same loss, and an MLP with as many parameters, trained by its loop."""
+"""What a hull is compared with: a plane of the same loss, an MLP with as many parameters, and boosted trees."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convexmoe.hull import HullConfig, Normalization
-from convexmoe.training.losses import SQUARED, objective_of
+from convexmoe.training import Quantile
+from convexmoe.training.losses import ABSOLUTE, SQUARED, objective_of
 from convexmoe.training.start import fit_plane
 
+from .. import is_installed
 from ..frameworks import Framework
+from .dataset import Dataset
 
 Rows = NDArray[np.float64]
+HELD_OUT = 0.15  # of the rows that an MLP and trees are fitted to: they choose the best step
 MLP_LEARNING_RATE = 1e-2  # three times it is worse for the MLP on the embedded data
 
 
@@ -84,6 +89,69 @@ def fit_mlp(
     forward = framework.train_mlp(weights, *normalize(x, y), validation=normalize(*validation), **schedule)
     size = sum(value.size for value in weights.values())
     return lambda rows: forward((rows - mean) / scale)[:, 0] * y_scale + y_mean, size
+
+
+def fit_baselines(
+    framework: Framework, data: Dataset, rest: NDArray[np.int64], num_parameters: int, steps: int, seed: int
+) -> dict[str, tuple[Callable[[Rows], Rows], int | None]]:
+    """Return a plane, an MLP and boosted trees that are fitted to some rows, and how many numbers each has, if known.
+
+    The MLP learns by squares, and from all rows alike: it is left out where the hull does not. Of trees
+    `reason_against_boosting` says where they are.
+
+    Args:
+        framework: trains the MLP; data, rest: the table, and the rows to fit to.
+        num_parameters: of the hull; steps, seed: as for the hull.
+    """
+    function, weights = data.function, data.weights
+    found: dict[str, tuple[Callable[[Rows], Rows], int | None]] = {}
+    found["linear"] = fit_linear(*data.rows(rest), weights(rest), function.objective)
+    held_out, learned = np.split(rest, [round(HELD_OUT * len(rest))])
+    rows, judges = data.rows(learned), data.rows(held_out)
+    if function.is_plain:
+        found["mlp"] = fit_mlp(framework, *rows, judges, num_parameters=num_parameters, steps=steps, seed=seed)
+    if reason_against_boosting(function.objective) is None:
+        signs = np.zeros(len(data.columns), int)
+        signs[: len(data.inputs)] = function.signs(data.inputs) or 0
+        counts = weights(learned), weights(held_out)
+        found["boosting"] = fit_boosting(*rows, judges, signs, counts, function.objective, seed), None
+    return found
+
+
+def reason_against_boosting(loss: Any) -> str | None:
+    """Return why no boosted trees are fitted, None where they are: scikit-learn is optional, and has not every loss."""
+    if not (isinstance(loss, Quantile) or loss in (SQUARED, ABSOLUTE)):
+        return "scikit-learn has none of this loss"
+    if not is_installed("sklearn") or tuple(map(int, version("scikit-learn").split(".")[:2])) < (1, 7):
+        return 'scikit-learn 1.7 or newer is not installed (in a clone: pip install -e ".[sklearn]")'
+    return None
+
+
+def fit_boosting(
+    x: Rows,
+    y: Rows,
+    validation: tuple[Rows, Rows],
+    signs: NDArray[np.int64],
+    weights: tuple[Rows | None, Rows | None],
+    loss: Any,
+    seed: int,
+) -> Callable[[Rows], Rows]:
+    """Return boosted trees with the options that scikit-learn has unless told otherwise, stopped early.
+
+    Args:
+        x, y: `[N, D]` and `[N]`; validation: the same for the rows that stop it.
+        signs: of each column: 1 where the trees rise with it, -1 where they fall, else 0.
+        weights: of both kinds of rows, or None twice.
+        loss: as `fit` takes it, one of scikit-learn's too; seed: of the trees.
+    """
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    name = {SQUARED: "squared_error", ABSOLUTE: "absolute_error"}.get(loss, "quantile")
+    level = loss.level if isinstance(loss, Quantile) else None
+    options = {"monotonic_cst": signs, "early_stopping": True, "random_state": seed}
+    trees = HistGradientBoostingRegressor(loss=name, quantile=level, **options)
+    trees.fit(x, y, weights[0], X_val=validation[0], y_val=validation[1], sample_weight_val=weights[1])
+    return trees.predict
 
 
 def _scale(x: Rows) -> Rows:

@@ -25,10 +25,12 @@ from convexmoe.training.stream import Survey
 from .. import frameworks
 from ..frameworks import Framework
 from . import report_rows
-from .baselines import fit_linear, fit_mlp
+from .baselines import fit_baselines, reason_against_boosting
+from .contradiction import ask_rows
 from .dataset import Dataset, remarks_on
 from .function import LEVEL_LOSSES, QUANTILE, Function
 from .importance import importance, rmse
+from .intervals import interval_notes, measure_intervals
 from .output import say, terminal
 from .pictures import draw_report, see_report
 from .report import print_results
@@ -37,7 +39,6 @@ from .resume import Keeper, Plan, RunRecord, Unfinished
 from .saved_model import notes_of, read_model, reason_of
 from .tables import shorten
 
-MLP_HELD_OUT = 0.15  # of the rows that an MLP is fitted to: they choose its best step
 SEGMENTS = 100_000
 ROUNDING = 1e-10, 1e-13  # an error below these parts of the deviation, or of the size, of the target is none
 
@@ -50,11 +51,14 @@ class Scores:
         sizes: how many numbers each model has that were trained.
         predicted: by each model, fitted without the row, `[N]`.
         importance: of each column of the table for the hull, mean over the folds: of inputs, then of contexts.
+        residuals: of each fold, target - hull, of the rows that count, `[n]`; none of a level, which no interval is
+            around.
     """
 
     sizes: dict[str, int]
     predicted: dict[str, NDArray[np.float64]]
     importance: NDArray[np.float64]
+    residuals: tuple[NDArray[np.float64], ...]
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ def run_fit(run: Run) -> int | None:
     )
     if run.resumed is not None:
         say(f"Going on from step {first_step} of {run.plan.steps}.")
-    for line in (*data.remarks, *remarks_on(data)):
+    reason = reason_against_boosting(data.function.objective)
+    for line in (*data.remarks, *remarks_on(data), *([] if reason is None else [f"No boosted trees: {reason}."])):
         say(line)
     run, curvature = _choose_curvature(run)
     plan = run.plan
@@ -121,8 +126,10 @@ def run_fit(run: Run) -> int | None:
         return keeper.step
     keeper.write_where_long()
     path = run.directory / "model.safetensors"
-    run.framework.package.save(fitted.model, path, notes=notes)
     scores = _cross_validate(run, replace(fitted.model.config, normalization=None))
+    if scores.residuals:
+        notes |= interval_notes(np.concatenate(scores.residuals))
+    run.framework.package.save(fitted.model, path, notes=notes)
     metrics = _measure(run, fitted, scores, record, path)
     try:
         text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False)
@@ -254,30 +261,27 @@ def _train(run: Run, keeper: Keeper) -> Any:
 
 
 def _cross_validate(run: Run, config: HullConfig) -> Scores:
-    """Fit a hull, a plane and an MLP to the rows of all folds but one, and test them on it, for each fold.
-
-    The MLP learns by squares, and from all rows alike: it is left out where the hull does not.
-    """
+    """Fit a hull and what it is compared with to the rows of all folds but one, and test them on it, for each fold."""
     data, plan, side, function = run.data, run.plan, run.framework, run.data.function
-    models = ("hull", "linear", "mlp") if function.is_plain else ("hull", "linear")
-    predicted, growth, sizes = {name: np.empty(len(data.y)) for name in models}, [], {}
+    predicted: dict[str, NDArray[np.float64]] = {}
+    growth, sizes = [], {}
     with terminal().status("") as status:
         for fold, test in enumerate(data.folds):
             status.update(f"Fold {fold + 1} of {len(data.folds)}")
             rest, (x, y) = data.outside(fold), data.rows(test)
             hull = _fit(run, side.new_hull(config, plan.seed), rest).model
             sizes["hull"] = sum(math.prod(shape) for shape in parameter_shapes(hull.config).values())
-            predicted["hull"][test] = side.predict(hull, x)
-            plane, sizes["linear"] = fit_linear(*data.rows(rest), data.weights(rest), function.objective)
-            predicted["linear"][test] = plane(x)
-            if function.is_plain:
-                held_out, learned = np.split(rest, [round(MLP_HELD_OUT * len(rest))])
-                schedule: dict[str, Any] = {"steps": plan.steps, "seed": plan.seed, "num_parameters": sizes["hull"]}
-                mlp, sizes["mlp"] = fit_mlp(side, *data.rows(learned), data.rows(held_out), **schedule)
-                predicted["mlp"][test] = mlp(x)
+            models: dict[str, Any] = {"hull": partial(side.predict, hull)}
+            for name, (model, size) in fit_baselines(side, data, rest, sizes["hull"], plan.steps, plan.seed).items():
+                models[name] = model
+                sizes |= {} if size is None else {name: size}
+            for name, model in models.items():
+                predicted.setdefault(name, np.empty(len(data.y)))[test] = model(x)
             error = partial(function.measure, weight=data.weights(test))
             growth.append(importance(side, hull, x, y, plan.seed, error, data.design.groups))
-    return Scores(sizes, predicted, np.mean(growth, axis=0))
+    left, counts = data.y - predicted["hull"], np.ones(len(data.y), bool) if data.weight is None else data.weight > 0
+    residuals = () if function.loss in LEVEL_LOSSES else tuple(left[fold[counts[fold]]] for fold in data.folds)
+    return Scores(sizes, predicted, np.mean(growth, axis=0), residuals)
 
 
 def _measure(run: Run, fitted: Any, scores: Scores, record: RunRecord, path: Path) -> dict[str, Any]:
@@ -304,6 +308,8 @@ def _measure(run: Run, fitted: Any, scores: Scores, record: RunRecord, path: Pat
         **by_square,
         **({} if data.function.loss == SQUARED else by_loss),
         "coverage": _coverage(data, scores.predicted) if data.function.loss == QUANTILE else None,
+        "interval_coverage": measure_intervals(scores.residuals) if scores.residuals else None,
+        "convexity_test": ask_rows(data, plan.curvature, plan.seed),
         "hull_ahead": {name: int(np.sum(np.less(folds["hull"], folds[name]))) for name in mean if name != "hull"},
         "exact": [name for name, error in mean.items() if error <= rounding],
         "parameters": scores.sizes,

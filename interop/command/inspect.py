@@ -33,8 +33,9 @@ def inspect_file(
     outcome = "as computed" if intact else "but the content has ANOTHER: fetch the file again or save the model anew"
     say(f"sha256 of the content {inspection.sha256}, {outcome}")
     say(f"config {json.dumps(inspection.config)}")
-    matrix = {"leverage": "..."} if isinstance(inspection.notes.get("leverage"), dict) else {}
-    say(f"notes {json.dumps(inspection.notes | matrix)}")
+    long = {"leverage": dict, "interval_widths": list}  # more numbers than a reader wants
+    shorter = {name: "..." for name, kind in long.items() if isinstance(inspection.notes.get(name), kind)}
+    say(f"notes {json.dumps(inspection.notes | shorter)}")
     of_hull = explain_function(inspection.config, inspection.notes) if inspection.kind == "VectorHull" else []
     for line in (*of_hull, *explain_sign(inspection.notes)):
         say(line)

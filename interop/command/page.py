@@ -15,6 +15,7 @@ from convexmoe.errors import printable
 from ..frameworks import LABELS
 from ..plots.slices import Effect, draw_slices
 from ..plots.style import place_legend
+from .contradiction import explain_contradiction
 from .function import LOSSES
 from .leverage import read_ranges
 from .pictures import (
@@ -167,7 +168,19 @@ def _table_of_errors(metrics: dict[str, Any]) -> str:
     ]
     note = f"In units of {_text(metrics['data']['target'])}: mean and deviation over {len(metrics['folds'])} folds of "
     note += f"{metrics['rows']:,} rows, each predicted by models that did not see them."
-    return f"{_table(heads, rows)}\n<p>{note}</p>"
+    return f"{_table(heads, rows)}\n<p>{note}</p>{_intervals(metrics)}"
+
+
+def _intervals(metrics: dict[str, Any]) -> str:
+    """Return the half-widths of prediction intervals, and what they held."""
+    found = metrics.get("interval_coverage") or {}
+    rows = [
+        [f"{float(level):.0%}", f"± {_number(float(of['half_width']))}", f"{of['coverage']:.1%}"]
+        for level, of in found.items()
+    ]
+    heads = ["Interval", "Half-width", "Of rows held out it holds"]
+    words = "<p>Prediction intervals, by <code>convexmoe predict --interval</code>:</p>"
+    return f"\n{words}\n{_table(heads, rows)}" if rows else ""
 
 
 def _effects(report: Report, shown: Report) -> str:
@@ -214,8 +227,10 @@ def _certainties(metrics: dict[str, Any], certificate: dict[str, Any] | None) ->
     if parity is not None:
         other = LABELS.get(parity["framework"], parity["framework"])
         same = f"{_text(other)} predicts the same within {_number(parity['max_difference'])} of the largest value"
+    rows = metrics.get("convexity_test")
+    asked = [] if rows is None else [["The rows", _text(explain_contradiction(rows, fitted))]]
     search = f"Search for where it is not {_text(fitted)}"
-    return _table([], [["Certificate", proof], [search, searched], ["Both frameworks", same]])
+    return _table([], [["Certificate", proof], [search, searched], *asked, ["Both frameworks", same]])
 
 
 def _facts(metrics: dict[str, Any], sentences: Sequence[str]) -> str:

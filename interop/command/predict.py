@@ -14,6 +14,7 @@ from convexmoe.errors import refuse
 
 from ..frameworks import choose
 from .design import INDICATOR, MEAN, Design, Rows
+from .intervals import check_interval, read_width
 from .leverage import Outside, outside, read_ranges
 from .options import DecimalOption, EncodingOption, FrameworkOption, SepOption, SheetOption, check_table_options
 from .output import digits_of, emit, say, write_text
@@ -24,6 +25,7 @@ OWNER = "convexmoe predict"
 MODEL_HELP = "A model.safetensors that `convexmoe fit` wrote."
 MISSING_HELP = "mean or indicator: fill in the mean of the training rows, and say so to a model that has learned it."
 FLAG_HELP = "Add a column `outside`: the columns out of the range of training, or `combination`."
+INTERVAL_HELP = "Add lower_ and upper_ columns that hold such a share of new targets, as 0.9."
 DATA_HELP = "Table with the model's columns, those of its context too; others are ignored."
 
 
@@ -33,6 +35,7 @@ def predict_rows(
     framework: FrameworkOption = None,
     out: Annotated[Path | None, typer.Option(help="CSV file to write.", show_default="the terminal")] = None,
     flag: Annotated[bool, typer.Option("--flag", help=FLAG_HELP)] = False,
+    interval: Annotated[float | None, typer.Option(help=INTERVAL_HELP, show_default=False)] = None,
     missing: Annotated[str | None, typer.Option(help=MISSING_HELP, show_default="they are refused")] = None,
     sep: SepOption = None,
     decimal: DecimalOption = None,
@@ -43,6 +46,7 @@ def predict_rows(
     if missing not in (None, MEAN, INDICATOR):
         fix = "A row in is a row out: try --missing mean."
         refuse(f"{OWNER} --missing", "mean or indicator", repr(missing), fix)
+    percent = check_interval(interval)
     side, options = choose(framework), check_table_options(sep, decimal, encoding, sheet)
     with side.quiet():
         hull, columns, target, notes = read_model(model, side)
@@ -50,6 +54,7 @@ def predict_rows(
     if flag and np.isnan(read_ranges(notes, "ranges", (len(columns), 2))).any():
         rule, fix = "a model with the ranges of its training rows", "Leave --flag out, or fit the model anew."
         refuse(model, rule, "one without them", fix)
+    width = None if percent is None else read_width(model, notes, percent)
     units, table = hull.config.normalization, read_table(data, options)
     if missing and units is None:
         refuse(model, "a model with the means of its training rows", "one without them", "Fill in the missing cells.")
@@ -66,7 +71,11 @@ def predict_rows(
     for remark in remarks:
         say(remark, error=True)
     digits = 9 if units is None else digits_of(units.output_mean[0], units.output_scale[0])
-    lines = [_cell(f"predicted_{target}"), *(f"{value:.{digits}g}" for value in predictions)]
+    printed = {f"predicted_{target}": predictions}
+    if width is not None:
+        printed |= {f"lower_{target}": predictions - width, f"upper_{target}": predictions + width}
+    lines = [",".join(map(_cell, printed))]
+    lines += [",".join(f"{value:.{digits}g}" for value in row) for row in zip(*printed.values(), strict=True)]
     place = outside(notes, inputs)
     if flag:
         names = [";".join(compress(columns, row)) for row in place.beyond]

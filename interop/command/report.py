@@ -9,6 +9,7 @@ from rich.console import JustifyMethod
 from convexmoe.training.curvature import CONCAVE
 
 from ..frameworks import LABELS
+from .contradiction import explain_contradiction
 from .function import LOSSES
 from .output import say, tabulate
 from .tables import shorten
@@ -19,14 +20,15 @@ def print_results(metrics: dict[str, Any]) -> None:
     target, error, key_of = metrics["data"]["target"], _error_name(metrics), _error_key(metrics)
     errors, rows, covers = metrics[key_of], [], metrics["coverage"]
     fitted, plane = metrics["curvature"]["fitted"], "linear regression" if error == "RMSE" else "linear, the same loss"
-    for key, name in {"hull": f"{fitted} mixture", "linear": plane, "mlp": "MLP"}.items():
+    for key, name in {"hull": f"{fitted} mixture", "linear": plane, "mlp": "MLP", "boosting": "boosted trees"}.items():
         if key not in errors:
             continue
         form = ".2f" if 0.1 <= errors[key] < 1000 else ".3g"
         figure = f"{errors[key]:{form}} ± {metrics[f'{key_of}_spread'][key]:{form}}"
         figure = "exact" if key in metrics["exact"] else figure
         covered = () if covers is None else (f"{covers[key]:.1%}",)
-        rows.append((name, f"{metrics['parameters'][key]:,}", figure, _against(metrics, key), *covered))
+        size = metrics["parameters"].get(key)
+        rows.append((name, "" if size is None else f"{size:,}", figure, _against(metrics, key), *covered))
     title = f"Test error: mean and deviation over {len(metrics['folds'])} folds of {metrics['rows']} rows"
     heads: dict[str, JustifyMethod] = {
         "model": "left",
@@ -40,13 +42,23 @@ def print_results(metrics: dict[str, Any]) -> None:
     gap, parity = metrics["convexity"]["violation"], metrics["parity"]
     ahead = metrics["hull_ahead"]
     lead = f"ahead of {plane} in {ahead['linear']} folds"
-    lead += f", of the MLP in {ahead['mlp']}" if "mlp" in ahead else ""
+    for key, name in (("mlp", "the MLP"), ("boosting", "boosted trees")):
+        lead += f", of {name} in {ahead[key]}" if key in ahead else ""
     by = metrics["data"]["weights"]
     say(f"{error} in units of {target}{f', rows weighted by {by}' if by else ''}. The mixture is {lead}.")
+    if metrics["interval_coverage"]:
+        title = "Prediction intervals, measured on the folds"
+        kinds: dict[str, JustifyMethod] = {"level": "right", "half-width": "right", "rows held out within it": "right"}
+        parts = metrics["interval_coverage"].items()
+        tabulate(
+            kinds, [(f"{float(k):.0%}", f"{v['half_width']:.3g}", f"{v['coverage']:.1%}") for k, v in parts], title
+        )
     kept = f"kept step {metrics['best_step']}, the best on rows held out"
     say(f"The saved model is fitted to all rows: {metrics['steps_run']} steps, {kept}.")
     if metrics["shape"] is not None:
         say(f"Shape, chosen on rows held out: {metrics['shape']}. The folds have it, too, at the usual rate.")
+    if metrics["convexity_test"]:
+        say(explain_contradiction(metrics["convexity_test"], fitted))
     outcome = "no violation" if gap is None else f"VIOLATED by {gap:.2g}"
     what = "Concavity" if fitted == CONCAVE else "Convexity"
     for_each = f" for each {shorten(metrics['data']['context'])}" if metrics["data"]["context"] else ""
