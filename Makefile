@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all newest fuzz demo example-languages example-hierarchy example-dispatch example-control example-transport lint types benchmarks docs clean
+.PHONY: help install browser test test-all newest fuzz demo example-languages example-hierarchy example-dispatch example-control example-transport lint types benchmarks docs clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -41,10 +41,18 @@ example-transport: $(INSTALLED)  ## Hulls as potentials of ott-jax, against the 
 	@$(PIP) -e '.[peers]'
 	$(BIN)/python examples/transport.py --out transport-run
 
-test: lint types  ## Lint, types, doctests and the tests, but for those that only a release needs
+# Only where CI is set, as root, and where none is found; what then has no browser fails in the test that wants one.
+browser:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v $$name >/dev/null && exit 0; done; \
+	if [ -n "$$CI" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing a browser, which a test of pages looks with."; \
+		{ apt-get update -q && apt-get install -q -y --no-install-recommends chromium; } >/dev/null || true; fi
+
+test: lint types browser  ## Lint, types, doctests and the tests, but for those that only a release needs
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not release"
 
-test-all: lint types  ## Lint, types, doctests and every test: before a release
+test-all: lint types browser  ## Lint, types, doctests and every test: before a release
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 newest:  ## Run the quick tests with the newest packages in .venv-newest; PYTHON=python3.13 for another Python

@@ -34,7 +34,7 @@ from convexmoe.hull import HullConfig
 from convexmoe.training.curvature import CONCAVE
 from interop import frameworks
 from interop.command.baselines import fit_linear
-from interop.command.group_map import rmse
+from interop.command.importance import rmse
 
 OURS, LINEAR, PEERS, LPCF = "ours", ("plain", "ridge"), ("mlp", "boosting"), "lpcf"
 CURVED, CHOSEN = (

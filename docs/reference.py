@@ -17,7 +17,7 @@ PAGES = {
     "both": ("Of both packages", ("convexmoe_jax", "convexmoe_torch")),
     "jax": ("Only in convexmoe_jax", ("convexmoe_jax", "convexmoe_jax.hull", "convexmoe_jax.parallel")),
     "torch": ("Only in convexmoe_torch", ("convexmoe_torch", "convexmoe_torch.hull", "convexmoe_torch.parallel")),
-    "interop": ("interop", ("interop", "interop.cvxpy", "interop.sklearn")),
+    "interop": ("interop", ("interop", "interop.cvxpy", "interop.plots", "interop.sklearn")),
 }
 CORE = "convexmoe"
 EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)  # up to the next empty line

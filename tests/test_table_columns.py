@@ -19,7 +19,7 @@ from interop.command import dataset, excel, tables
 from interop.command.at import read_context
 from interop.command.design import _DATE, Design, learn_design, read_design
 from interop.command.function import NOTHING, Function
-from interop.command.group_map import importance
+from interop.command.importance import importance
 from interop.command.options import TableOptions
 from interop.command.tables import read_table
 

@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="links, modes and locks of POSIX"),
     pytest.mark.usefixtures("few_folds"),
 ]
+FILES = ["metrics.json", "model.safetensors", "report.png", "report.safetensors"]
 FIT = ("fit", "--framework", "torch", *QUICK)
 
 
@@ -144,14 +145,14 @@ def test_a_run_follows_no_link_in_its_folders(tmp_path, table, alone):
         else:
             (out / "unfinished" / name).symlink_to(target)
     outside = (tmp_path / "outside").read_bytes()
-    for name in ("model.safetensors", "metrics.json", "report.png"):
+    for name in FILES:
         (out / name).symlink_to(target)
     resumed = invoke("fit", table, "--resume", out, "--framework", "torch", "--pause-at", "9")
     assert resumed.exit_code == 0 and (tmp_path / "outside").read_bytes() == outside
     resumed = invoke("fit", table, "--resume", out, "--framework", "torch")
     assert resumed.exit_code == 0, resumed.output
     assert target.read_text() == "precious" and (tmp_path / "outside").read_bytes() == outside
-    assert sorted(os.listdir(out)) == ["metrics.json", "model.safetensors", "report.png"]
+    assert sorted(os.listdir(out)) == FILES
     assert not any(path.is_symlink() for path in out.iterdir())
     for path in out.iterdir():
         path.chmod(0o600)
@@ -244,7 +245,7 @@ def test_a_second_fit_into_one_directory_is_refused_before_it_trains(tmp_path, t
     monkeypatch.setattr(unfinished.Keeper, "__call__", meanwhile)
     assert invoke(*arguments, tmp_path / "run").exit_code == 0
     assert_one_line_refusal(results[0], "--out", "no other fit writes to", "name another directory")
-    assert sorted(os.listdir(tmp_path / "run")) == ["metrics.json", "model.safetensors", "report.png"]
+    assert sorted(os.listdir(tmp_path / "run")) == FILES
     with output.claim(tmp_path / "run"):  # it is free again
         pass
 

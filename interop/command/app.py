@@ -17,6 +17,7 @@ from .inspect import inspect_file
 from .minimize import minimize_file
 from .output import emit, say
 from .predict import predict_rows
+from .render import render_run
 from .subcommand import add_subcommand, write_lines
 from .verify import verify_files
 
@@ -76,6 +77,7 @@ add_subcommand(
     groups=GROUPS,
 )
 add_subcommand(app, "predict", predict_rows, "predict run/model.safetensors DATA.csv --flag --out predicted.csv")
+add_subcommand(app, "report", render_run, "report run --html")
 add_subcommand(app, "inspect", inspect_file, "inspect run/model.safetensors")
 add_subcommand(app, "verify", verify_files, "verify run/model.safetensors")
 add_subcommand(app, "certify", certify_file, "certify run/model.safetensors --proof")

@@ -24,17 +24,19 @@ from convexmoe.training.stream import Survey
 
 from .. import frameworks
 from ..frameworks import Framework
+from . import report_rows
 from .baselines import fit_baselines, reason_against_boosting
 from .contradiction import ask_rows
 from .dataset import Dataset, remarks_on
 from .function import LEVEL_LOSSES, QUANTILE, Function
-from .group_map import importance, map_groups, rmse
+from .importance import importance, rmse
 from .intervals import interval_notes, measure_intervals
 from .output import say, shows_progress, terminal
-from .report import draw_report, print_results
+from .pictures import draw_report, see_report
+from .report import print_results
+from .report_rows import ReportRows
 from .resume import Keeper, Plan, RunRecord, Unfinished
 from .saved_model import notes_of, read_model, reason_of
-from .slices import slice_contexts
 from .tables import shorten
 
 SEGMENTS = 100_000
@@ -87,7 +89,7 @@ class Run:
 
 
 def run_fit(run: Run) -> int | None:
-    """Train a hull on all rows, test on folds, write model.safetensors, metrics.json and report.png, print the results.
+    """Train a hull on all rows, test on folds, write what is in `fit.FILES`, print the results.
 
     Return the step at which the run paused, None where it came to its end.
     """
@@ -134,11 +136,10 @@ def run_fit(run: Run) -> int | None:
     except ValueError:
         refuse(data.name, "finite results", "NaN or infinity", "Remove the outliers of the table.")
     write_whole(run.directory / "metrics.json", (text + "\n").encode())
-    group_map = map_groups(run.framework, fitted.model, data.inputs, scores.importance, data.x, data.y)
-    numbers = [entry.column for entry in data.design.entries[: data.design.num_numbers]]
-    slices = slice_contexts(run.framework, fitted.model, data.columns, scores.importance[numbers], data.x)
-    picture, predicted = run.directory / "report.png", scores.predicted["hull"]
-    legend = draw_report(metrics, fitted.history, predicted, group_map, picture, slices)
+    kept = ReportRows.draw(data.x, data.y, scores.predicted, fitted.history, plan.seed)
+    write_whole(run.directory / report_rows.FILE, kept.to_bytes())
+    report = see_report(run.framework, fitted.model, metrics, kept, data.design)
+    legend = draw_report(report, run.directory / "report.png")
     print_results(metrics)
     if legend:
         say(f"No font is installed for some names; in report.png {legend}.")

@@ -17,6 +17,7 @@ from convexmoe.training.losses import SQUARED
 from convexmoe.training.shapes import AUTO
 
 from .. import frameworks
+from . import report_rows
 from . import resume as unfinished
 from .dataset import prepare
 from .design import DROP, INDICATOR, MEAN, MISSING
@@ -36,7 +37,7 @@ from .resume import LIMITS, Plan
 from .subcommand import SPEECH
 from .tables import EMBEDDED_TARGET, embedded_table, read_table, shorten
 
-FILES = ("model.safetensors", "metrics.json", "report.png")
+FILES = ("model.safetensors", "metrics.json", "report.png", report_rows.FILE)
 DATA_HELP = "CSV, Parquet or Excel; without it, embedded data."
 RESUME_HELP = "Go on with the unfinished run of a directory."
 PAUSE_HELP = "Stop at a step, to be resumed."
@@ -144,6 +145,7 @@ def fit_table(
                 return
         shutil.rmtree(folder, ignore_errors=True)
     say(f"Written to {place}: {', '.join(FILES)}")
+    say(f"One page to show of it: {shlex.join(['convexmoe', 'report', str(place), '--html'])}")
     conclude({"out": place, "files": FILES, "metrics": json.loads((place / "metrics.json").read_text())})
 
 
