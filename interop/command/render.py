@@ -55,7 +55,10 @@ def render_run(
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="in RUN")] = None,
     framework: FrameworkOption = None,
 ) -> None:
-    """Draw RUN/report.png again, or with --html one page to show: errors, pictures, certificate, options, use."""
+    """Draw the picture of a run again, or with --html one page to show.
+
+    The page has errors, pictures, certificate, options and use.
+    """
     side = frameworks.choose(framework)
     if not frameworks.is_installed("matplotlib"):
         frameworks.not_installed("convexmoe report", "matplotlib to draw with", "it", "plot")
