@@ -17,7 +17,7 @@ from .curvature import NEITHER, Curvature
 from .data import Data, check_data, fingerprint, held_out_data, normalization_of, normalize_rows, spread_of
 from .hull_engine import HullEngine
 from .losses import SQUARED, Quantile, check_loss, names_of, objective_of
-from .parts import Parts, folds
+from .parts import Parts, first_copies, folds
 from .run import FitResult, FitState, Model
 from .schedule import Schedule
 from .shapes import AUTO, Trial, fit_shapes
@@ -195,7 +195,7 @@ class HullFit(HullEngine, Protocol):
             warnings.warn(f"fit.loss: expected a row beyond the level {loss.level:g}; got {got}. {fix}", stacklevel=4)
         normalization = config.normalization or normalization_of(columns, targets, config, *cls.limits(model))
         data = normalize_rows(x, target, normalization)
-        parts = folds(data[0], seed) if parts is None else parts
+        parts = folds(data[0], seed, first_copies(*data)) if parts is None else parts
         objective = objective_of(loss, normalization, sign)
         engine = cls(model, replace(config, normalization=normalization), objective, data, parts, batch_size)
         engine.known_by, engine.constant, engine.bent = known_by, constant, np.ones(given.out_dim)

@@ -31,19 +31,22 @@ class Parts(NamedTuple):
     held_out: tuple[np.ndarray, ...]
 
 
-def folds(x: np.ndarray, seed: int) -> Parts:
+def folds(x: np.ndarray, seed: int, first: np.ndarray | None = None) -> Parts:
     """Return a part for each fold, one for the extreme rows, and one for all rows; for few rows only that one.
 
     Args:
         x: `[N, D]`, finite.
         seed: of the folds.
+        first: `[N]`, of each row the first that is equal to it (`first_copies`): copies stand in one fold, as a copy
+            that is learned from would tell what is held out. None where there are none.
     """
     rows = np.arange(len(x))
     held_out: list[np.ndarray] = []
     if len(x) >= FEWEST:
         rng = np.random.default_rng([seed, 1])
         for _ in range(ROUNDS):
-            held_out += np.array_split(rng.permutation(len(x)), FOLDS)
+            parts = np.array_split(rng.permutation(len(x)), FOLDS)
+            held_out += parts if first is None else gather_copies(parts, first)
         held_out = held_out[: math.ceil(ENOUGH * FOLDS / len(x))]
     if count := round(EXTREME * len(x)):
         held_out.append(np.argsort(leverage(x), kind="stable")[-count:])
@@ -52,6 +55,23 @@ def folds(x: np.ndarray, seed: int) -> Parts:
     held_out = [np.sort(part) for part in held_out]
     train = [np.setdiff1d(rows, part, assume_unique=True) for part in held_out]
     return Parts((*train, rows), (*held_out, rows[:0]))
+
+
+def first_copies(*arrays: np.ndarray) -> np.ndarray | None:
+    """Return of each row the number of the first that is equal to it in all arrays, `[N]`; None where all differ."""
+    whole = np.ascontiguousarray(np.concatenate(arrays, axis=1) + 0.0)  # -0 is 0
+    keys = whole.view(np.dtype((np.void, whole.itemsize * whole.shape[1])))[:, 0]
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    return None if len(first) == len(whole) else first[group]
+
+
+def gather_copies(parts: list[np.ndarray], first: np.ndarray) -> list[np.ndarray]:
+    """Return the parts with each row in that of the first row equal to it; as they are where one would be most rows."""
+    of = np.empty(len(first), np.int64)
+    for number, part in enumerate(parts):
+        of[part] = number
+    together = [np.flatnonzero(of[first] == number) for number in range(len(parts))]
+    return together if 0 < min(map(len, together)) and 2 * max(map(len, together)) <= len(first) else parts
 
 
 def share(rows: int, part: Any, seed: int) -> Parts:

@@ -28,6 +28,32 @@ def convex(rows, seed=0, noise=0.1):
     return x, np.linalg.norm(x @ rng.normal(size=(3, 3)), axis=1) + noise * rng.normal(size=rows)
 
 
+COPIES = {"none": np.arange(40), "pairs": np.arange(40) // 2, "few": np.array([0] * 5 + [*range(5, 40)])}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_of_a_row_stand_on_one_side_of_each_fold(name):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 3))[COPIES[name]], rng.normal(size=(40, 1))[COPIES[name]]
+    first = parts.first_copies(x, y)
+    plain, found = parts.folds(x, 3), parts.folds(x, 3, first)
+    if name == "none":
+        assert first is None
+        return
+    for train, held_out in list(zip(found.train, found.held_out, strict=True))[:10]:
+        assert not np.isin(COPIES[name][held_out], COPIES[name][train]).any() and len(held_out) > 0
+    assert sorted(np.concatenate(found.held_out[:5]).tolist()) == list(range(40))
+    split = [np.isin(COPIES[name][h], COPIES[name][t]).any() for t, h in zip(plain.train, plain.held_out, strict=True)]
+    assert any(split[:10])  # control: rows that are not told apart are split
+
+
+def test_a_table_of_copies_is_split_all_the_same():
+    x = np.repeat([[0.0], [1.0]], 20, axis=0)
+    first = parts.first_copies(x, x)
+    assert all(map(len, parts.folds(x, 0, first).held_out[:10]))
+    assert parts.first_copies(x, np.arange(40.0)[:, None]) is None  # measured again, with another result
+
+
 @pytest.mark.parametrize(("rows", "copies"), [(4, 1), (23, 12), (600, 11), (1700, 5), (6000, 2)])
 def test_parts_hold_every_row_out_or_a_thousand(rows, copies):
     x = np.random.default_rng(rows).normal(size=(rows, 3))
