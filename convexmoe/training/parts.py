@@ -71,7 +71,7 @@ def gather_copies(parts: list[np.ndarray], first: np.ndarray) -> list[np.ndarray
     for number, part in enumerate(parts):
         of[part] = number
     together = [np.flatnonzero(of[first] == number) for number in range(len(parts))]
-    return together if 0 < min(map(len, together)) and 2 * max(map(len, together)) <= len(first) else parts
+    return together if min(map(len, together)) > 0 and 2 * max(map(len, together)) <= len(first) else parts
 
 
 def share(rows: int, part: Any, seed: int) -> Parts:
