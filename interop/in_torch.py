@@ -16,7 +16,7 @@ from convexmoe.files.format import own_copy
 from convexmoe.hull import HullConfig
 from convexmoe.hull.rows import bare_contexts, bare_rows, split_context
 from convexmoe_torch.files.layers import from_numpy
-from convexmoe_torch.settings import one_thread
+from convexmoe_torch.settings import one_thread, seeded
 
 Rows = NDArray[np.float64]
 name = "torch"
@@ -47,8 +47,7 @@ def rows_for(model: Any, x: Rows) -> torch.Tensor:
 
 def new_hull(config: HullConfig, seed: int) -> Any:
     """Return a new `VectorHull` with weights drawn from `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return package.VectorHull.from_config(config)
 
 

@@ -1,6 +1,7 @@
 """What `convexmoe fit` says beside its errors: boosted trees, intervals that `predict` gives, contradictions."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def spread(cells):
 def run(tmp_path_factory):
     """(directory, table, console output, metrics) of a run with weights, a context and a sign."""
     folder = tmp_path_factory.mktemp("run")
-    table = write(folder / "t.csv", rows(150, spread))
+    table = write(folder / "t.csv", rows(240, spread))
     options = ("--weights", "w", "--context", "c", "--decreasing", "b")
     result = invoke("fit", table, *RUN, *options, "--out", folder / "run")
     assert result.exit_code == 0, result.output
@@ -60,7 +61,7 @@ def test_trees_have_the_folds_the_weights_and_the_signs_of_the_hull(run):
         )
         along = np.column_stack([np.zeros(50), np.linspace(-2, 2, 50), np.ones(50)])
         assert (np.diff(predict(along)) <= 0).all() and np.ptp(predict(along)) > 0
-    half = np.array_split(data.outside(0), [11])
+    half = np.array_split(data.outside(0), [18])
     free = baselines.fit_boosting(*data.rows(half[1]), data.rows(half[0]), [0, 0, 0], (None, None), "squared", 0)
     assert (np.diff(free(along)) > 0).any()  # the control: without the sign
 
@@ -75,7 +76,7 @@ def test_trees_of_a_quantile_are_of_its_level_and_what_is_left_out_is_said(run, 
     words = "No boosted trees: scikit-learn has none of this loss."
     assert words in invoke("fit", table, *RUN, *options, "--loss", "huber", "--delta", "1").stdout
     monkeypatch.setattr(baselines, "is_installed", lambda name: name != "sklearn")
-    assert baselines.reason_against_boosting("squared").startswith("scikit-learn 1.7 or newer is not installed")
+    assert baselines.reason_against_boosting("squared", 100).startswith("scikit-learn 1.7 or newer is not installed")
     found = baselines.fit_baselines(None, data := prepared(table, weights="w"), data.outside(0), 0, 0, 0)
     assert found.keys() == {"linear"}
 
@@ -86,7 +87,7 @@ def test_intervals_are_those_of_rows_held_out_and_their_coverage_is_measured(run
     found = metrics["interval_coverage"]
     assert found.keys() == {"0.5", "0.8", "0.9", "0.95"} and "Prediction intervals, measured on the folds" in printed
     assert found["0.9"]["half_width"] == widths[40] and widths == sorted(widths)
-    counted = sum(float(row[3]) > 0 for row in rows(150, spread)[1:])
+    counted = sum(float(row[3]) > 0 for row in rows(240, spread)[1:])
     slack = 3 * np.sqrt(0.09 / counted) + 2 / counted  # of another half of the rows
     assert all(abs(part["coverage"] - float(level)) < 1.5 * slack + 0.05 for level, part in found.items())
     model = out / "model.safetensors"
@@ -139,3 +140,14 @@ def test_a_contradiction_is_said(run, tmp_path):
     assert ask_rows(prepared(table, loss="quantile", number=0.9), "convex", 0) is None
     nothing = explain_contradiction(against | {"at": {}, "p_value": 1.0}, "convex")
     assert nothing == "No rows lie between enough others to contradict a convex function."
+
+
+def test_rows_that_stop_trees_have_weights():
+    """Of many rows of weight 0 none stops them: scikit-learn refuses weights that are all 0."""
+    weight = np.zeros(200)
+    weight[180:] = 1.0
+    data = SimpleNamespace(weights=lambda rows: weight[rows])
+    held_out, learned = baselines.rows_to_learn(data, np.arange(200))
+    assert weight[held_out].all() and weight[learned].all() and len(held_out) + len(learned) == 20
+    assert "too few for a split" in baselines.reason_against_boosting("squared", len(learned))
+    assert baselines.reason_against_boosting("squared", 40) is None

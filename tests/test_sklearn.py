@@ -15,6 +15,7 @@ import torch
 from sklearn.base import clone
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import BaggingRegressor
+from sklearn.exceptions import NotFittedError
 from sklearn.inspection import partial_dependence, permutation_importance
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -294,3 +295,31 @@ def test_without_scikit_learn_the_line_to_run_is_named():
     program += "except ImportError as error:\n    print(error)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert result.stdout.strip().endswith('pip install -e ".[sklearn]"'), result.stderr
+
+
+def test_a_refit_that_fails_leaves_no_model_of_other_columns():
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    y = x[:, 0] ** 2
+    model = ConvexRegressor(convex=[0], steps=5, framework="torch", random_state=0).fit(x, y)
+    with pytest.raises(ValueError, match="curvature"):
+        model.set_params(convex=[1], curvature="bogus").fit(x, y)
+    with pytest.raises(NotFittedError):
+        model.predict(x)
+
+
+@pytest.mark.parametrize(
+    "frame, message",
+    [
+        ({"a": [1.0, 2.0, 3.0], "region": ["n", "s", "n"]}, "got str in column 'region'. Encode it before"),
+        ({"a": [1.0, 2.0, 3.0], "day": pd.date_range("2024-01-01", periods=3)}, "got datetime.* in column 'day'"),
+    ],
+)
+def test_columns_that_are_no_numbers_are_named(frame, message):
+    with pytest.raises(ValueError, match=message):
+        ConvexRegressor(framework="torch").fit(pd.DataFrame(frame), [1.0, 2.0, 3.0])
+
+
+def test_two_columns_of_one_name_are_refused():
+    frame = pd.DataFrame(np.ones((3, 2)), columns=["a", "a"])
+    with pytest.raises(ValueError, match=r"a name for each column; got .*'a'.* more than once"):
+        ConvexRegressor(framework="torch").fit(frame, [1.0, 2.0, 3.0])

@@ -3,6 +3,8 @@
 import datetime
 import gzip
 import json
+import re
+import zipfile
 from unittest import mock
 
 import numpy as np
@@ -25,6 +27,7 @@ from interop.command.tables import read_table
 
 pytestmark = pytest.mark.usefixtures("few_folds")
 
+SHEET = "xl/worksheets/sheet1.xml"
 N = 60
 REGIONS = ("Süd", "Nord", "Ost, nah")  # half, a third and a sixth of the rows
 MEDIAN = ("--loss", "quantile", "--level", 0.5)  # of which the rows are not asked for their curvature: quicker
@@ -315,5 +318,67 @@ def test_a_sheet_is_chosen_and_what_is_no_workbook_refused(folder, tmp_path, mon
 
 def test_a_name_that_a_category_would_have_is_taken(tmp_path):
     (tmp_path / "t.csv").write_text("a,r,r=y\n" + "1,x,1\n2,y,2\n3,y,1\n4,x,1\n" * 5)
-    with pytest.raises(InputError, match="not called as a category; got 'r=y'"):
+    with pytest.raises(InputError, match=r"not called as a category, or .*; got 'r=y'"):
         learn_design(read_table(tmp_path / "t.csv"), ("a", "r"), (), ())
+
+
+def change_member(path, member, change):
+    """Rewrite a file inside a workbook."""
+    with zipfile.ZipFile(path) as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in parts.items():
+            new.writestr(name, change(content) if name == member else content)
+
+
+def workbook(path, rows=30, **states):
+    """A workbook of one sheet of two columns, after empty ones of the given states."""
+    book = openpyxl.Workbook()
+    book.active.title = "data"
+    for row in [("a", "t"), *((float(k), float(k * k)) for k in range(rows))]:
+        book.active.append(row)
+    for title, state in states.items():
+        book.create_sheet(title, 0).sheet_state = state
+    book.save(path)
+    return path
+
+
+@pytest.mark.parametrize("size", ["A1:B11", "A1:A31", "A1"])
+def test_a_sheet_that_is_wrong_about_its_size_is_read_whole(tmp_path, size):
+    path = workbook(tmp_path / "t.xlsx")
+    wrong = f'<dimension ref="{size}"'.encode()
+    change_member(path, SHEET, lambda text: re.sub(rb'<dimension ref="[^"]*"', wrong, text))
+    table = read_table(path)
+    assert table.columns == ("a", "t") and len(table.cells) == 30
+
+
+def test_a_far_cell_that_only_has_a_format_is_none(tmp_path):
+    path = workbook(tmp_path / "t.xlsx")
+    book = openpyxl.load_workbook(path)
+    book.active.cell(2000, 1000).number_format = "0.00"
+    book.save(path)
+    assert len(read_table(path).cells) == 30
+    book.active.cell(40, 1).value = 1.0  # control: a value is read, and the empty rows before it
+    book.save(path)
+    assert [row for row, _ in read_table(path).cells][-1] == 40 and len(read_table(path).cells) == 39
+
+
+@pytest.mark.parametrize("member", ["sheet", "xl/workbook.xml", "[Content_Types].xml"])
+def test_damaged_workbooks_are_refused_in_a_line(tmp_path, member):
+    path = workbook(tmp_path / "t.xlsx")
+    change_member(path, SHEET if member == "sheet" else member, lambda text: text[: len(text) // 2])
+    with pytest.raises(InputError, match=r"expected an Excel workbook \(.xlsx\); got another or a damaged one"):
+        read_table(path)
+
+
+def test_the_first_sheet_that_is_shown_is_read(tmp_path):
+    path = workbook(tmp_path / "t.xlsx", notes="hidden")
+    assert read_table(path).columns == ("a", "t")
+
+
+def test_a_column_that_is_called_as_missing_cells_of_another_is_refused_before_any_work(tmp_path):
+    path = tmp_path / "t.csv"
+    lines = [f"{k},{'' if k % 7 == 0 else k * 2 % 13},{int(k % 7 == 0)},{k * k}" for k in range(40)]
+    path.write_text("\n".join(["a,w,w missing,t", *lines]))
+    with pytest.raises(InputError, match="or as the missing cells of another; got 'w missing'"):
+        dataset.prepare(read_table(path), "t", (), 0, "indicator")

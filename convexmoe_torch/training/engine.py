@@ -21,7 +21,7 @@ from ..files.optimizer import KEYS, KINDS
 from ..hull import VectorHull, nest
 from ..hull.forward import evaluate
 from ..hull.petals import OPERATIONS, effective
-from ..settings import one_thread
+from ..settings import one_thread, seeded
 
 __all__ = ["ADAM_DECAYS", "FitResult", "FitState", "Fold", "adam", "fit", "mean_squared_error", "train", "train_step"]
 
@@ -233,8 +233,7 @@ class HullEngine(core.HullFit, Engine):
     @staticmethod
     def new(config: HullConfig, seed: int, like: VectorHull) -> VectorHull:
         shifts = like.params["shifts"]
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.manual_seed(seed)
+        with seeded(seed), torch.device("cpu"):
             return VectorHull.from_config(config, dtype=shifts.dtype).to(shifts.device)
 
     def array(self, value: Any) -> Tensor:

@@ -21,6 +21,7 @@ from .dataset import Dataset
 
 Rows = NDArray[np.float64]
 HELD_OUT = 0.15  # of the rows that an MLP and trees are fitted to: they choose the best step
+LEAST_LEAF = 20  # rows, of scikit-learn's trees
 MLP_LEARNING_RATE = 1e-2  # three times it is worse for the MLP on the embedded data
 
 
@@ -106,11 +107,11 @@ def fit_baselines(
     function, weights = data.function, data.weights
     found: dict[str, tuple[Callable[[Rows], Rows], int | None]] = {}
     found["linear"] = fit_linear(*data.rows(rest), weights(rest), function.objective)
-    held_out, learned = np.split(rest, [round(HELD_OUT * len(rest))])
+    held_out, learned = rows_to_learn(data, rest)
     rows, judges = data.rows(learned), data.rows(held_out)
     if function.is_plain:
         found["mlp"] = fit_mlp(framework, *rows, judges, num_parameters=num_parameters, steps=steps, seed=seed)
-    if reason_against_boosting(function.objective) is None:
+    if reason_against_boosting(function.objective, len(learned)) is None:
         signs = np.zeros(len(data.columns), int)
         signs[: len(data.inputs)] = function.signs(data.inputs) or 0
         counts = weights(learned), weights(held_out)
@@ -118,8 +119,21 @@ def fit_baselines(
     return found
 
 
-def reason_against_boosting(loss: Any) -> str | None:
-    """Return why no boosted trees are fitted, None where they are: scikit-learn is optional, and has not every loss."""
+def rows_to_learn(data: Dataset, rest: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the rows that stop an MLP and trees, and those they learn from, of the `rest` of a fold that count."""
+    weight = data.weights(rest)
+    counted = rest if weight is None else rest[weight > 0]
+    return np.split(counted, [max(1, round(HELD_OUT * len(counted)))])
+
+
+def reason_against_boosting(loss: Any, rows: int) -> str | None:
+    """Return why no boosted trees are fitted, None where they are: scikit-learn is optional, and has not every loss.
+
+    Args:
+        loss: as `fit` takes it; rows: to learn from. Of fewer than two leaves' no tree would have a split.
+    """
+    if rows < 2 * LEAST_LEAF:
+        return f"{rows} rows to learn from in a fold are too few for a split, of {LEAST_LEAF} rows on each side"
     if not (isinstance(loss, Quantile) or loss in (SQUARED, ABSOLUTE)):
         return "scikit-learn has none of this loss"
     if not is_installed("sklearn") or tuple(map(int, version("scikit-learn").split(".")[:2])) < (1, 7):

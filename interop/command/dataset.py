@@ -153,10 +153,11 @@ def _read(
         if missing == INDICATOR:
             absent: Any = np.isnan(values[~lacks, :width]).any(axis=0)
             design = replace(design, indicators=tuple(compress(design.columns, absent)))
+            design.check_names(table)
         elif missing == MEAN:
             design.check_gaps(values[:, :width], table, MISSING, strict=False)
         values = values[~lacks]
-        filled = "" if missing == DROP else ", the other cells filled with means of their columns"
+        filled = "" if missing == DROP else ", the other cells of numbers filled with means of their columns"
         remarks += (f"Missing cells: {gaps}. Rows left out: {lacks.sum()}{filled}.",)
     check_count(table, len(values))
     design = design.keep_present([values])

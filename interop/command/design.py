@@ -145,6 +145,13 @@ class Design:
         }
         return replace(self, categories=categories)
 
+    def check_names(self, table: Table) -> None:
+        """Check that no column of a table is called as one that is made of another."""
+        taken = Counter((*table.columns, *(entry.name for entry in self.entries if entry.code is not None)))
+        if twice := [name for name, times in taken.items() if times > 1]:
+            rule = "columns that are not called as a category, or as the missing cells of another"
+            refuse(table.name, rule, repr(twice[0]), "Rename that column.")
+
     def check_varies(self, where: str) -> None:
         """Check that each column of text has two categories, or misses cells; `where` is the table, for messages."""
         for name, labels in self.categories.items():
@@ -219,9 +226,7 @@ def learn_design(table: Table, inputs: Sequence[str], context: Sequence[str], na
         refuse(table.name, rule, f"only text in {shorten(inputs)}", "Add a column of numbers.")
     ordered = (*numbers, *context, *(name for name in inputs if name in categories))
     design = Design(ordered, len(numbers), categories)
-    taken = Counter((*table.columns, *(entry.name for entry in design.entries if entry.code is not None)))
-    if twice := [name for name, times in taken.items() if times > 1]:
-        refuse(table.name, "columns that are not called as a category", repr(twice[0]), "Rename that column.")
+    design.check_names(table)
     return design
 
 

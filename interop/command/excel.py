@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,12 @@ from ..frameworks import not_installed
 from .layout import Layout
 from .options import TableOptions
 from .tables import TextTable, check_columns, shorten
+
+# What openpyxl raises for files that are damaged, encrypted, or no workbooks: it has no error of its own for most.
+FAULTS = (
+    *(BadZipFile, zlib.error, OSError, EOFError, SyntaxError),
+    *(LookupError, ValueError, TypeError, AttributeError, RuntimeError),
+)
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,6 @@ def open_excel(name: str, source: Callable[[], Any], options: TableOptions) -> S
         refuse(name, "no --sep, --decimal and --encoding for an Excel file", "one of them", fix)
     with source() as stream:
         rows, sheet = _read_sheet(name, stream, options.sheet)
-    while rows and not any(rows[-1][1]):
-        rows.pop()
     start = next((k for k, (_, cells) in enumerate(rows) if any(cells)), None)
     if start is None:
         refuse(name, "a header row and rows", f"an empty sheet {sheet}", "Name another one: --sheet.")
@@ -60,7 +65,6 @@ def open_excel(name: str, source: Callable[[], Any], options: TableOptions) -> S
 def _read_sheet(name: str, stream: Any, wanted: str | None) -> tuple[list[tuple[int, list[str]]], str]:
     """Return the rows of a sheet, each with its number, and in words which it is."""
     from openpyxl import load_workbook
-    from openpyxl.utils.exceptions import InvalidFileException
 
     try:
         with warnings.catch_warnings():  # of styles and extensions that are no cells
@@ -71,15 +75,30 @@ def _read_sheet(name: str, stream: Any, wanted: str | None) -> tuple[list[tuple[
                 refuse("--sheet", f"one of {shorten([*sheets])}", repr(shorten([wanted])), "Name one of these.")
             if not sheets:
                 refuse(name, "a sheet of cells", "none", "Save the table as a sheet.")
-            title = next(iter(sheets)) if wanted is None else wanted
-            rows = [
-                (number, ["" if cell is None else str(cell) for cell in cells])
-                for number, cells in enumerate(sheets[title].iter_rows(values_only=True), 1)
-            ]
+            shown = [title for title, sheet in sheets.items() if sheet.sheet_state == "visible"]
+            title = wanted or next(iter([*shown, *sheets]))
+            rows = _read_rows(sheets[title])
     except InputError:
         raise
-    except (BadZipFile, InvalidFileException, KeyError, ValueError, OSError) as error:
+    except FAULTS as error:
         got, fix = f"another or a damaged one ({type(error).__name__})", "Save it as .xlsx, or as CSV."
         refuse(name, "an Excel workbook (.xlsx)", got, fix)
     several = f", the first of {len(sheets)}" if wanted is None and len(sheets) > 1 else ""
     return rows, title + several
+
+
+def _read_rows(sheet: Any) -> list[tuple[int, list[str]]]:
+    """Return the rows of a sheet up to the last that has a value, each up to its last value, with their numbers.
+
+    What a sheet says of its size may be wrong, and cells that only have a format are none: each is looked at.
+    """
+    sheet.reset_dimensions()
+    rows: list[tuple[int, list[str]]] = []
+    for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
+        texts = ["" if cell is None else str(cell) for cell in cells]
+        while texts and not texts[-1]:
+            texts.pop()
+        if texts:
+            first = rows[-1][0] + 1 if rows else 1
+            rows += [*((empty, []) for empty in range(first, number)), (number, texts)]
+    return rows

@@ -25,7 +25,7 @@ from convexmoe.training.stream import Survey
 from .. import frameworks
 from ..frameworks import Framework
 from . import report_rows
-from .baselines import fit_baselines, reason_against_boosting
+from .baselines import fit_baselines, reason_against_boosting, rows_to_learn
 from .contradiction import ask_rows
 from .dataset import Dataset, remarks_on
 from .function import LEVEL_LOSSES, QUANTILE, Function
@@ -108,7 +108,8 @@ def run_fit(run: Run) -> int | None:
     )
     if run.resumed is not None:
         say(f"Going on from step {first_step} of {run.plan.steps}.")
-    reason = reason_against_boosting(data.function.objective)
+    learned = rows_to_learn(data, data.outside(0))[1]
+    reason = reason_against_boosting(data.function.objective, len(learned))
     for line in (*data.remarks, *remarks_on(data), *([] if reason is None else [f"No boosted trees: {reason}."])):
         say(line)
     run, curvature = _choose_curvature(run)

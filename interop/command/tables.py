@@ -26,6 +26,7 @@ from .options import TableOptions
 EMBEDDED_TARGET = "mpg"
 MIN_ROWS = 10
 LARGE = 200_000_000  # bytes of a file, or of its numbers: what is larger is read in pieces
+CLOSE = 0.4  # how much alike two names are, from which on the one is proposed for the other
 LEAST_SPREAD = 1e-13  # of the size of a column: some hundred steps of float64
 _SMALLEST = 1e-30  # a spread that float32 holds in full precision, and what is computed from it
 WORKBOOKS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # first bytes of .xlsx, of .xls
@@ -318,9 +319,9 @@ def require_columns(table: Table, names: Sequence[str], owner: str) -> None:
     absent = [name for name in names if name not in present]
     if absent:
         lower = {column.lower(): column for column in table.columns}
-        close = difflib.get_close_matches(absent[0].lower(), lower, n=1, cutoff=0.0)
+        close = difflib.get_close_matches(absent[0].lower(), lower, n=1, cutoff=CLOSE)
         rule = f"columns of {table.name} ({shorten(table.columns)})"
-        fix = f"The closest column to {absent[0]!r} is {lower[close[0]]!r}."
+        fix = f"The closest column to {absent[0]!r} is {lower[close[0]]!r}." if close else "Name one of these."
         refuse(owner, rule, shorten(list(map(repr, absent))), fix)
 
 

@@ -10,6 +10,19 @@ from convexmoe.errors import fail
 OWNER, ALL = "ConvexRegressor", "all"
 
 
+def check_frame(X: Any) -> None:
+    """Check that a frame has no two columns of one name, and none of text or dates."""
+    names = [*map(str, getattr(X, "columns", ()))]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        fail(OWNER, "X", "a name for each column", f"{twice} more than once", "Rename one.")
+    kinds = [str(kind).lower() for kind in getattr(X, "dtypes", ())]
+    for name, kind in zip(names, kinds, strict=False):
+        if kind.startswith(("str", "cat", "enum", "date", "time")):
+            fix = "Encode it before, by OneHotEncoder for example, and name in convex= the columns of numbers."
+            fix = "Write it as a number, as the days since some day." if kind.startswith(("date", "time")) else fix
+            fail(OWNER, "X", "numbers", f"{kind} in column {name!r}", fix)
+
+
 def number_of(argument: str, column: Any, names: Sequence[str], count: int) -> int:
     """Return the number of a column that is given by its name, or by its number.
 

@@ -29,7 +29,7 @@ from .. import frameworks
 from ..command.function import Function
 from ..command.leverage import outside
 from ..command.saved_model import notes_of
-from .columns import ALL, OWNER, signs_of, split_columns
+from .columns import ALL, OWNER, check_frame, signs_of, split_columns
 
 Rows = NDArray[np.float64]
 HINT = "fit.y: expected a"  # how the warning of `fit` begins: here it names the argument of the estimator
@@ -138,6 +138,8 @@ class ConvexRegressor(RegressorMixin, BaseEstimator):
             TypeError, ValueError: cells that are no finite numbers, fewer than two rows, an option that does not fit.
             UserWarning: the rows speak for the other curvature; "auto" takes it.
         """
+        self.__dict__.pop("model_", None)  # a fit that fails leaves no model of other columns
+        check_frame(X)
         target = getattr(y, "name", None)
         x, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
         names = list(getattr(self, "feature_names_in_", ()))
@@ -192,7 +194,7 @@ class ConvexRegressor(RegressorMixin, BaseEstimator):
 
     def certify(self) -> Any:
         """Return the `Certificate` that the function is convex, or concave, in its inputs: `certify` of its hull."""
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         side, units = frameworks.get(self.framework_), self.model_.config.normalization
         means = (units.input_mean, units.context_mean) if self.context_ else (units.input_mean,)
         with side.quiet():
@@ -200,7 +202,7 @@ class ConvexRegressor(RegressorMixin, BaseEstimator):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the hull to a file for `load` of either package, and for `convexmoe predict`, `certify`, `minimize`."""
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         frameworks.get(self.framework_).package.save(self.model_, path, notes=self._notes)
 
     def _config(self, outputs: int, signs: tuple[int, ...] | None) -> HullConfig:
@@ -228,7 +230,7 @@ class ConvexRegressor(RegressorMixin, BaseEstimator):
 
     def _read(self, X: Any) -> tuple[Rows, Rows | None]:
         """Return the inputs and the context of rows to predict, after their checks."""
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         return self._split(validate_data(self, X, dtype=np.float64, reset=False))
 
     def _split(self, x: Rows) -> tuple[Rows, Rows | None]:
