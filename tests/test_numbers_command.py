@@ -94,7 +94,7 @@ def test_intervals_are_those_of_rows_held_out_and_their_coverage_is_measured(run
     assert '"interval_widths": "..."' in invoke("inspect", model).stdout
     result = invoke("predict", model, table, "--interval", 0.9, "--flag", "--framework", "torch")
     head, *lines = result.stdout.splitlines()
-    assert head == "predicted_y,lower_y,upper_y,outside" and len(lines) == 150
+    assert head == "predicted_y,lower_y,upper_y,outside" and len(lines) == 240
     values = np.array([line.split(",")[:3] for line in lines], float)
     assert np.allclose(values[:, 0] - values[:, 1], widths[40]) and np.allclose(values[:, 2] - values[:, 0], widths[40])
     y = prepared(table).y
@@ -128,7 +128,7 @@ def test_files_without_widths_and_levels_that_there_are_not_are_refused(run, tmp
 
 def test_a_contradiction_is_said(run, tmp_path):
     _, table, printed, metrics = run
-    assert metrics["convexity_test"]["p_value"] > 0.05 and metrics["convexity_test"]["rows"] < 150
+    assert metrics["convexity_test"]["p_value"] > 0.05 and metrics["convexity_test"]["rows"] < 240
     assert "The rows do not contradict a convex function (p = " in printed
     data = prepared(table, weights="w", context=("c",))
     again = ask_rows(data, "convex", 0)
