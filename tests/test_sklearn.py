@@ -323,3 +323,8 @@ def test_two_columns_of_one_name_are_refused():
     frame = pd.DataFrame(np.ones((3, 2)), columns=["a", "a"])
     with pytest.raises(ValueError, match=r"a name for each column; got .*'a'.* more than once"):
         ConvexRegressor(framework="torch").fit(frame, [1.0, 2.0, 3.0])
+
+
+def test_a_framework_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="ConvexRegressor.framework: expected one of"):
+        ConvexRegressor(framework="pytorch").fit(np.ones((3, 1)), [1.0, 2.0, 3.0])

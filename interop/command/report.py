@@ -23,7 +23,7 @@ def print_results(metrics: dict[str, Any]) -> None:
     for key, name in {"hull": f"{fitted} mixture", "linear": plane, "mlp": "MLP", "boosting": "boosted trees"}.items():
         if key not in errors:
             continue
-        form = ".2f" if 0.1 <= errors[key] < 1000 else ".3g"
+        form = ".2f" if 0.1 <= errors[key] < 1000 else ",.0f" if 1000 <= errors[key] < 1e7 else ".3g"
         figure = f"{errors[key]:{form}} ± {metrics[f'{key_of}_spread'][key]:{form}}"
         figure = "exact" if key in metrics["exact"] else figure
         covered = () if covers is None else (f"{covers[key]:.1%}",)

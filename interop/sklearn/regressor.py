@@ -147,6 +147,7 @@ class ConvexRegressor(RegressorMixin, BaseEstimator):
         config = self._config(
             1 if y.ndim == 1 else y.shape[1], signs_of(self.monotone, self.inputs_, names, x.shape[1])
         )
+        one_of(OWNER, "framework", self.framework, (AUTO, *frameworks.LABELS))
         side = frameworks.choose(None if self.framework == AUTO else self.framework)
         known, level = self.random_state, isinstance(self.loss, (Expectile, Quantile))
         seed = int(known) if isinstance(known, Integral) else int(check_random_state(known).randint(2**31))
