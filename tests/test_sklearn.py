@@ -326,5 +326,5 @@ def test_two_columns_of_one_name_are_refused():
 
 
 def test_a_framework_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="ConvexRegressor.framework: expected one of"):
+    with pytest.raises(ValueError, match=r"ConvexRegressor\.framework: expected one of"):
         ConvexRegressor(framework="pytorch").fit(np.ones((3, 1)), [1.0, 2.0, 3.0])
