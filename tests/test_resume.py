@@ -161,7 +161,7 @@ def test_a_run_that_is_interrupted_among_its_folds_goes_on(whole, tmp_path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("interop.command.experiment.fit_linear", interrupted)
+        patch.setattr("interop.command.experiment.fit_baselines", interrupted)
         result = invoke(*RUN, "--framework", "torch", "--out", tmp_path / "run")
     assert result.exit_code == 130 and f"convexmoe fit --resume {tmp_path / 'run'}" in result.output
     assert os.listdir(tmp_path / "run") == ["unfinished"]

@@ -29,6 +29,7 @@ from .pictures import (
     drawable,
     error_key,
     model_name,
+    models_of,
     title_of_effects,
 )
 
@@ -151,7 +152,8 @@ def _table_of_errors(metrics: dict[str, Any]) -> str:
     """Return the test errors side by side, and in how many folds the hull is ahead."""
     key = error_key(metrics)
     rows = []
-    for name, mean in metrics[key].items():
+    for name in models_of(metrics):
+        mean = metrics[key][name]
         size = metrics["parameters"].get(name)
         figure = "exact" if name in metrics["exact"] else f"{mean:.4g} ± {metrics[f'{key}_spread'][name]:.2g}"
         ahead = f"{metrics['hull_ahead'][name]} of {len(metrics['folds'])}" if name in metrics["hull_ahead"] else ""

@@ -183,14 +183,15 @@ def draw_errors(axes: Any, report: Report) -> None:
     """Draw the test error of each model: a mark a fold, the mean and its deviation."""
     metrics = report.metrics
     key = error_key(metrics)
-    for k, name in enumerate(metrics[key]):
+    models = models_of(metrics)
+    for k, name in enumerate(models):
         color, marker, mean = COLORS[k % len(COLORS)], MARKERS[k % len(MARKERS)], metrics[key][name]
         folds = metrics[f"{key}_folds"][name]
         axes.barh(k, mean, height=0.62, color=color, alpha=0.35)
         axes.plot(folds, np.full(len(folds), k), marker, color=color, markersize=4, markeredgecolor=INK, mew=0.4)
         spread = metrics[f"{key}_spread"][name]
         axes.errorbar(mean, k, xerr=spread, color=INK, capsize=3, linewidth=1.2)
-    axes.set_yticks(range(len(metrics[key])), [plain(model_name(metrics, name)) for name in metrics[key]])
+    axes.set_yticks(range(len(models)), [plain(model_name(metrics, name)) for name in models])
     axes.invert_yaxis()
     tidy(axes)
     axes.grid(False, axis="y")
@@ -198,6 +199,11 @@ def draw_errors(axes: Any, report: Report) -> None:
     axes.set_xlabel(
         f"{LOSSES[metrics['plan']['function']['loss']][2]} on rows held out\nmean ± deviation, a mark a fold"
     )
+
+
+def models_of(metrics: dict[str, Any]) -> list[str]:
+    """Return the models that were tested, the hull first, whatever the order in the file."""
+    return [name for name in ("hull", *MODELS) if name in metrics[error_key(metrics)]]
 
 
 def error_key(metrics: dict[str, Any]) -> str:
