@@ -95,7 +95,7 @@ BAD_OPTIONS = {
     "wrong target": (["DATA", "--target", "yy"], ["'yy'", "closest column", "is 'y'"]),
     "target in capitals": (["DATA", "--target", "Y"], ["is 'y'"]),
     "no target": (["DATA"], ["--target", "a, b, y"]),
-    "wrong drop": (["DATA", "--target", "y", "--drop", "c"], ["--drop", "'c'", "closest"]),
+    "wrong drop": (["DATA", "--target", "y", "--drop", "c"], ["--drop", "'c'", "Name one of these"]),
     "target dropped": (["DATA", "--target", "y", "--drop", "y"], ["Leave --drop y out"]),
     "everything dropped": (["DATA", "--target", "y", "--drop", "a", "--drop", "b"], ["one input column"]),
     "no such file": (["nowhere.csv", "--target", "y"], ["nowhere.csv", "no such file", "Check the path"]),

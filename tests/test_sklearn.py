@@ -263,7 +263,7 @@ FAULTS = {
     "no such curvature": ({"curvature": "linear"}, ValueError, "got 'linear'"),
     "auto of a level": ({"curvature": "auto", "loss": Quantile(0.9)}, ValueError, "a loss with a level"),
     "auto and nonnegative": ({"curvature": "auto", "nonnegative": True}, ValueError, "a nonnegative function"),
-    "no such framework": ({"framework": "numpy"}, ValueError, "jax or torch; got 'numpy'"),
+    "no such framework": ({"framework": "numpy"}, ValueError, "'torch'\\]; got 'numpy'"),
 }
 
 
