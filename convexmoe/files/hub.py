@@ -32,13 +32,14 @@ tags:
 USE = """## Use
 
 ```python
-import convexmoe_torch  # or convexmoe_jax, with the same names: each reads the folder without the other framework
+import {package}  # or convexmoe_jax, with the same names: each reads the folder without the other framework
 
-model = convexmoe_torch.load_pretrained("FOLDER")
+model = {package}.load_pretrained("FOLDER")
 {call}
 ```
 """
-CALLS = {"VectorHull": "y = convexmoe_torch.predict(model, x{context})", "HierarchicalCELMoE": "y = model(x, routing)"}
+NAMED = "convexmoe_torch"  # the package that a card shows
+CALLS = {"VectorHull": "y = {package}.predict(model, x{context})", "HierarchicalCELMoE": "y = model(x, routing)"}
 _MARKS = re.compile(r"([\\`*_{}\[\]<>|#~$!&])")  # of Markdown and HTML
 Folder = str | os.PathLike[str]
 
@@ -133,7 +134,7 @@ def describe(folder: Path) -> str:
         digest = f"sha256 of {MODEL}: {digest_of(folder / MODEL)}"
         lines += ["## Certificate", "", f"{plain(verdict)} ({CERTIFICATE}). {digest}", ""]
     context = ", context" if found.config.get("context_dim") else ""
-    return "\n".join([*lines, USE.format(call=CALLS[found.kind].format(context=context))])
+    return "\n".join([*lines, USE.format(package=NAMED, call=CALLS[found.kind].format(package=NAMED, context=context))])
 
 
 def _of_hull(found: Inspection) -> list[str]:
