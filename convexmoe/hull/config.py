@@ -6,6 +6,7 @@ import json
 import math
 import numbers
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 from ..errors import fail, one_of, whole_number
@@ -179,6 +180,11 @@ class HullConfig:
     def signs(self) -> tuple[int, ...] | None:
         """For each input the sign of the weights on it, 0 for any; None where all are free. A concave hull turns it."""
         return self.monotone if not self.is_concave or self.monotone is None else tuple(-s for s in self.monotone)
+
+    @cached_property
+    def without_means(self) -> HullConfig:
+        """The config of a hull whose groups are single petals, made once: every forward of many rows asks for it."""
+        return replace(self, group_size=1)
 
     def negate(self) -> HullConfig:
         """Return the config of minus the hull: with the same parameters it is concave where this one is convex.

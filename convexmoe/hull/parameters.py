@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..errors import dtype_name, fail, same_keys
@@ -255,7 +254,7 @@ def averaged(weights: Tree, config: HullConfig, roll: Callable[[Any, int, int], 
     if config.trunk == "private" or config.petals == 1 or config.group_size == 1:
         return weights, config
     readout = {name: 0.5 * (w + roll(w, -1, -2)) for name, w in weights["readout"].items()}
-    return {**weights, "readout": readout}, replace(config, group_size=1)
+    return {**weights, "readout": readout}, config.without_means
 
 
 def check_parameters(config: HullConfig, params: Tree, kinds: tuple[Any, ...] = ()) -> dict[str, Any]:

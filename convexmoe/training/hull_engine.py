@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -171,12 +172,12 @@ class HullEngine(Engine, Protocol):
     @staticmethod
     def new(config: HullConfig, seed: int, like: Any) -> Any: ...
 
-    @property
+    @cached_property
     def bare(self) -> HullConfig:
         """The config of what is trained: it computes in normalized units."""
         return replace(self.config, normalization=None)
 
-    @property
+    @cached_property
     def inner(self) -> HullConfig:
         """The config of what scaling and tilting leave a hull: inside the softplus of a non-negative one."""
         return replace(self.bare, nonnegative=False)

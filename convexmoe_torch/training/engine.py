@@ -176,7 +176,7 @@ class HullEngine(core.HullFit, Engine):
         """Train such parameters from here on; their means begin anew."""
         self.named: dict[str, Any] = {name: value.requires_grad_() for name, value in stacked.items()}
         self.mean_params = {name: value.detach().clone() for name, value in self.named.items()}
-        self.optimizer = torch.optim.Adam(self.named.values(), betas=ADAM_DECAYS)
+        self.optimizer = torch.optim.Adam(self.named.values(), betas=ADAM_DECAYS, fused=self.like.is_cpu)
 
     def step(self, batch: Any) -> Tensor:
         """Take one step of every copy, each with its own clipping; returns the loss of the last before it."""
