@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from convexity_test import CONVEX, OTHERS, rejections
+from convexity_test import CONVEX, OTHERS, plane, rejections
 
 import convexmoe_jax
 import convexmoe_torch
@@ -36,8 +36,8 @@ def test_no_convex_function_makes_a_contrast_positive(rows, dims):
     assert ((np.eye(rows) - kernel / kernel.sum(axis=1, keepdims=True)) @ np.max(2 * z, axis=1)).max() > 1e-3
 
 
-def of_plane(rows, dims, draws, kind="normal", seed=0):
-    return rejections(rows, dims, [(lambda x: np.zeros(len(x)), kind, 1.0)], draws, seed)[0]
+def of_plane(rows, dims, draws, kind="normal", inputs="uniform"):
+    return rejections(rows, dims, [(plane, kind, 1.0)], draws, inputs=inputs)[0]
 
 
 @pytest.mark.slow
@@ -55,6 +55,19 @@ def test_p_values_are_calibrated_and_have_power(monkeypatch):
     leave_out = module.leave_out_residuals
     monkeypatch.setattr(module, "leave_out_residuals", lambda *given: 0.7 * leave_out(*given))
     assert of_plane(60, 1, draws) > most  # the control: errors that are too small, as those of an overfitted smoother
+
+
+@pytest.mark.slow
+def test_a_long_tail_along_which_the_noise_grows_is_no_contradiction(monkeypatch):
+    draws = 200
+    most = 0.05 + 4 * np.sqrt(0.05 * 0.95 / draws)
+    for inputs, dims, kind in (("lognormal, 0.7", 1, "as x_1"), ("lognormal, 1.2", 2, "as root x_1")):
+        assert of_plane(60, dims, draws, kind, inputs) < most
+    assert of_plane(100, 1, draws, "as x_1", "lognormal, 1.2") < most
+    leave_out = module.leave_out_residuals
+    even = lambda columns, y, variance, *rest: leave_out(columns, y, np.ones_like(variance), *rest)  # noqa: E731
+    monkeypatch.setattr(module, "leave_out_residuals", even)
+    assert of_plane(100, 1, draws, "as x_1", "lognormal, 1.2") > most  # the control: a smoother of even weights
 
 
 def test_contexts_are_kept_apart():
@@ -84,6 +97,23 @@ def test_what_is_found_is_said_in_original_units():
     assert np.allclose((np.array(far.at) - [5e6, 7.0]) / [1e3, 1e-3], found.at, atol=1e-4)
     assert convexity_test(x, -y, curvature="concave", draws=99) == found
     assert convexity_test(x, y.reshape(-1, 1), draws=99) == found
+
+
+def test_numbers_of_any_size_give_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (80, 2))
+    y = x[:, 0] ** 2 - 2 * x[:, 1] ** 2 + 0.2 * rng.normal(size=80)
+    found, sizes = convexity_test(x, y, draws=99), [(2.0**-660, 1.0), (1.0, 2.0**660), (2.0**1000, 2.0**-1000)]
+    assert found.p_value == 0.01
+    for of_x, of_y in sizes:  # about 1e-199, 1e199, 1e301: powers of two, so that nothing is rounded
+        there = convexity_test(of_x * x, of_y * y, draws=99)
+        assert there._replace(at=()) == found._replace(at=()) and np.allclose(np.array(there.at) / of_x, found.at)
+    for of_x, of_y in ((1e-200, 1e200), ([1e200, 1e-200], 1e-200)):
+        there = convexity_test(of_x * x, of_y * y, draws=99)
+        assert there[:2] == pytest.approx(found[:2], rel=1e-6)
+    monkeypatch.setattr(module, "standardize", lambda a: (a - a.mean(axis=0)) / a.std(axis=0))  # the control
+    with np.errstate(all="ignore"), pytest.raises(np.linalg.LinAlgError):
+        convexity_test(x, 1e-200 * y, draws=99)
 
 
 def test_where_nothing_can_contradict_it_is_one():

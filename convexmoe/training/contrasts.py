@@ -28,6 +28,7 @@ AROUND, ALONG, REACH = (0.3, 0.6, 1.2), 0.8, (0.35, 0.7)  # widths, in deviation
 TOLERANCE, ROUNDS, FARTHEST = 1e-8, 25, 40.0
 LANDMARKS, WIDTHS, PENALTIES = 150, (0.5, 1.0, 2.0), np.geomspace(1e-8, 1e2, 21)
 NEAR, LEAST_VARIANCE = 0.5, 0.5  # the width of a local variance, and the least of it, in parts of that of all rows
+COST, LEAST_FREEDOM = 1.4, 0.1  # of a degree of freedom in cross-validation; of a row
 LEAST_NOISE = 1e-6  # of the deviation of y: what is less may be the error of the weights
 RANK = 1e-9  # of the largest singular value
 FEW = 3  # rows between others that a contrast has at least
@@ -87,15 +88,12 @@ def convexity_test(
     if len(x) > MOST_ROWS:
         some = np.sort(rng.choice(len(x), MOST_ROWS, replace=False))
         x, y, groups = x[some], y[some], groups[some]
-    varies = np.ptp(x, axis=0) > 0
-    z = (x[:, varies] - x[:, varies].mean(axis=0)) / x[:, varies].std(axis=0)
-    z = span(z)
+    z = span(standardize(x[:, (x != x[0]).any(axis=0)]))
     columns = np.column_stack([z, one_hot(groups)])
-    spread = float(np.std(y))
     nothing = ConvexityTest(1.0, 0.0, (), len(x), 0.0)
-    if not z.shape[1] or len(z) < 4 * (columns.shape[1] + 1) or not spread > 0:
+    if not z.shape[1] or len(z) < 4 * (columns.shape[1] + 1) or (y == y[0]).all():
         return nothing
-    y = (y - y.mean()) / (spread if curvature == CONVEX else -spread)
+    y = standardize(y) * (1.0 if curvature == CONVEX else -1.0)
     weights, places, between = contrasts(z, groups, rng)
     if not len(weights):
         return nothing._replace(between=between)
@@ -112,7 +110,8 @@ def bootstrap(
         weights: `[K, N]`, of the contrasts; columns: `[N, D]`, what the smoother reads; y: `[N]`, of deviation 1.
         draws, rng: of errors, from the residuals in units of their local deviation, under a plane.
     """
-    residual = leave_out_residuals(columns, y, rng)
+    of_plane = leave_out_residuals(columns, y, np.ones(len(y)), (), rng)
+    residual = leave_out_residuals(columns, y, local_variance(columns, of_plane), WIDTHS, rng)
     variance = local_variance(columns, residual)
     deviation = np.sqrt(weights**2 @ variance)
     errors = residual / np.sqrt(variance)
@@ -143,6 +142,13 @@ def check_rows(x: Any, y: Any, context: Any) -> tuple[Array, Array, Array]:
     for name, array in given.items():
         check_finite("convexity_test", name, array, "Remove that row or fill it.")
     return x, y.reshape(-1), groups
+
+
+def standardize(numbers: Array) -> Array:
+    """Return columns of mean 0 and deviation 1, divided by their largest numbers first: no square overflows or is 0."""
+    numbers = numbers / np.abs(numbers).max(axis=0)
+    numbers = numbers - numbers.mean(axis=0)
+    return numbers / numbers.std(axis=0)
 
 
 def span(z: Array) -> Array:
@@ -265,29 +271,37 @@ def balance(base: Array, z: Array, about: Array) -> tuple[Array, Array]:
     return weights, balanced
 
 
-def leave_out_residuals(columns: Array, y: Array, rng: np.random.Generator) -> Array:
+def leave_out_residuals(
+    columns: Array, y: Array, variance: Array, widths: tuple[float, ...], rng: np.random.Generator
+) -> Array:
     """Return y minus what a smoother says of each row without it, `[N]`: a plane and bumps around some of the rows.
 
+    Rows weigh one over their variance: else it would follow the noise where that is large, and leave too little of it.
     Width and penalty are those of the least error by generalized cross-validation, of half the degrees of freedom at
-    most.
+    most, each counted as 1.4: Kim and Gu, Smoothing spline Gaussian regression, Journal of the Royal Statistical
+    Society B 66, 2004.
+
+    Args:
+        columns: `[N, D]`; y: `[N]`; variance: `[N]`; widths: of the bumps, none for a plane; rng: draws the bumps.
     """
-    N = len(columns)
-    basis, _ = np.linalg.qr(np.column_stack([np.ones(N), columns]))
-    plane, distance = y - basis @ (basis.T @ y), squares(columns, columns[rng.permutation(N)[:LANDMARKS]])
+    N, root = len(columns), 1.0 / np.sqrt(variance)
+    basis, _ = np.linalg.qr(root[:, None] * np.column_stack([np.ones(N), columns]))
+    plane = root * y - basis @ (basis.T @ (root * y))
+    distance = squares(columns, columns[rng.permutation(N)[:LANDMARKS]])
     best, least = (np.empty((N, 0)), np.empty(0), np.empty(0)), np.inf
-    for width in WIDTHS:
-        bumps = np.exp(-0.5 * distance / (columns.shape[1] * width**2))
+    for width in widths:
+        bumps = root[:, None] * np.exp(-0.5 * distance / (columns.shape[1] * width**2))
         axes, sizes, _ = np.linalg.svd(bumps - basis @ (basis.T @ bumps), full_matrices=False)
         share, along = (sizes / (sizes[0] or 1.0)) ** 2, axes.T @ plane
         for penalty in PENALTIES:
             kept = share / (share + penalty)
-            freedom = N - basis.shape[1] - kept.sum()
+            freedom = N - COST * (basis.shape[1] + kept.sum())
             error = (plane @ plane - np.sum(along**2 * (2.0 * kept - kept**2))) / max(freedom, 1.0) ** 2
             if freedom >= N / 2 and error < least:
                 best, least = (axes, kept, along), error
     axes, kept, along = best
     freedom = 1.0 - np.sum(basis**2, axis=1) - axes**2 @ kept
-    return (plane - axes @ (kept * along)) / np.maximum(freedom, 0.1)
+    return (plane - axes @ (kept * along)) / (np.maximum(freedom, LEAST_FREEDOM) * root)
 
 
 def local_variance(columns: Array, residual: Array) -> Array:
