@@ -26,9 +26,9 @@ from .curvature import CONCAVE, CONVEX
 MOST_ROWS, MOST_CENTERS, WINDOWS, MOST_DIRECTIONS = 1000, 300, 12, 25
 AROUND, ALONG, REACH = (0.3, 0.6, 1.2), 0.8, (0.35, 0.7)  # widths, in deviations of the columns
 TOLERANCE, ROUNDS, FARTHEST = 1e-8, 25, 40.0
-LANDMARKS, WIDTHS, PENALTIES = 150, (0.5, 1.0, 2.0), np.geomspace(1e-8, 1e2, 21)
-NEAR, LEAST_VARIANCE = 0.5, 0.5  # the width of a local variance, and the least of it, in parts of that of all rows
-COST, LEAST_FREEDOM = 1.4, 0.1  # of a degree of freedom in cross-validation; of a row
+LANDMARKS, WIDTHS, PENALTIES = 150, np.array([0.5, 1.0, 2.0]), np.geomspace(1e-8, 1e2, 21)
+NEAR, COST, LEAST_FREEDOM = 0.5, 1.4, 0.1  # the width of a local variance; of a degree of freedom, and of a row's
+SMOOTHERS = ((WIDTHS[:0], 0.01), (WIDTHS[:0], 0.01), (WIDTHS, 0.5))  # the last bends; the least variance, over the mean
 LEAST_NOISE = 1e-6  # of the deviation of y: what is less may be the error of the weights
 RANK = 1e-9  # of the largest singular value
 FEW = 3  # rows between others that a contrast has at least
@@ -58,10 +58,9 @@ def convexity_test(
 ) -> ConvexityTest:
     """Return whether rows contradict a mean that is convex in x, with a p-value.
 
-    Guarantee: for independent errors, where x has no long tail along which they grow (docs/pages/numbers.md has figures
-    of such x), the p-value is below a level about as often as that under a plane, and less often
-    under any other convex function (`tests/test_contrasts.py`, `benchmarks/convexity_test.py`). A large one does
-    not say that the function is convex; where no row lies between others, nothing could contradict, and it is 1.
+    Guarantee: for independent errors the p-value is below a level about as often as that under a plane, and less often
+    under any other convex function (`tests/test_contrasts.py`; docs/pages/numbers.md has figures). A large one does not
+    say that the function is convex; where no row lies between others, nothing could contradict, and it is 1.
 
     Args:
         x: `[rows, in_dim]`, original units; of more than 1,000 rows so many, drawn by the seed.
@@ -110,9 +109,10 @@ def bootstrap(
         weights: `[K, N]`, of the contrasts; columns: `[N, D]`, what the smoother reads; y: `[N]`, of deviation 1.
         draws, rng: of errors, from the residuals in units of their local deviation, under a plane.
     """
-    of_plane = leave_out_residuals(columns, y, np.ones(len(y)), (), rng)
-    residual = leave_out_residuals(columns, y, local_variance(columns, of_plane), WIDTHS, rng)
-    variance = local_variance(columns, residual)
+    variance = np.ones(len(y))
+    for widths, least in SMOOTHERS:
+        residual = leave_out_residuals(columns, y, variance, widths, rng)
+        variance = local_variance(columns, residual, least)
     deviation = np.sqrt(weights**2 @ variance)
     errors = residual / np.sqrt(variance)
     errors = (errors - errors.mean()) / (errors.std() or 1.0)
@@ -271,18 +271,13 @@ def balance(base: Array, z: Array, about: Array) -> tuple[Array, Array]:
     return weights, balanced
 
 
-def leave_out_residuals(
-    columns: Array, y: Array, variance: Array, widths: tuple[float, ...], rng: np.random.Generator
-) -> Array:
+def leave_out_residuals(columns: Array, y: Array, variance: Array, widths: Array, rng: np.random.Generator) -> Array:
     """Return y minus what a smoother says of each row without it, `[N]`: a plane and bumps around some of the rows.
 
-    Rows weigh one over their variance: else it would follow the noise where that is large, and leave too little of it.
-    Width and penalty are those of the least error by generalized cross-validation, of half the degrees of freedom at
-    most, each counted as 1.4: Kim and Gu, Smoothing spline Gaussian regression, Journal of the Royal Statistical
-    Society B 66, 2004.
-
-    Args:
-        columns: `[N, D]`; y: `[N]`; variance: `[N]`; widths: of the bumps, none for a plane; rng: draws the bumps.
+    Rows weigh one over their variance, `[N]`: else it would follow the noise where that is large, and leave too little
+    of it. Without widths of bumps it is the plane; else width and penalty are those of the least error by generalized
+    cross-validation, of half the degrees of freedom at most, each counted as 1.4: Kim and Gu, Smoothing spline Gaussian
+    regression, Journal of the Royal Statistical Society B 66, 2004.
     """
     N, root = len(columns), 1.0 / np.sqrt(variance)
     basis, _ = np.linalg.qr(root[:, None] * np.column_stack([np.ones(N), columns]))
@@ -304,9 +299,9 @@ def leave_out_residuals(
     return (plane - axes @ (kept * along)) / (np.maximum(freedom, LEAST_FREEDOM) * root)
 
 
-def local_variance(columns: Array, residual: Array) -> Array:
-    """Return the mean of the squared residuals around each row, `[N]`, half of that of all at least."""
+def local_variance(columns: Array, residual: Array, least: float) -> Array:
+    """Return the mean of the squared residuals around each row, `[N]`, a given part of that of all at least."""
     near = np.exp(-0.5 * squares(columns, columns) / (columns.shape[1] * NEAR**2))
     square = residual**2
     around = near @ square / near.sum(axis=1)
-    return np.maximum(np.maximum(around, LEAST_VARIANCE * square.mean()), LEAST_NOISE**2)
+    return np.maximum(np.maximum(around, least * square.mean()), LEAST_NOISE**2)
