@@ -1,6 +1,6 @@
 """How often `convexity_test` gives p <= 0.05: on convex truths, where that is an error, and on others, where it is not.
 
-    python benchmarks/convexity_test.py                    # the tables of docs/pages/numbers.md, about an hour
+    python benchmarks/convexity_test.py                    # as in docs/pages/numbers.md, which has the draws and sizes
     python benchmarks/convexity_test.py --sizes 100x2 --draws 20 --tables tails
 
 Each draw has its own errors, each tenth of them its own rows: uniform in [-1.7, 1.7]^D, but for the tables of planes
