@@ -2,8 +2,13 @@
 
 import jax
 
-# Optimized code takes twice as long to compile as all the steps of a test take without.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# Optimized code takes twice as long to compile as all the steps of a test take without; and parts of a program that are
+# compiled side by side take longer together, where the tests keep every core busy.
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(

@@ -1,5 +1,6 @@
 """What every test gets: one thread to a process, seeds, no deadlines; and a fixture for JAX in float64."""
 
+import gc
 import os
 import shutil
 import sys
@@ -16,6 +17,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 # No bound there: with one, JAX looks at every file, under a lock, before it adds another. `pytest_configure` holds it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")
+# Where an operation comes from is written beside each, by a walk over the stack; no test reads it.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import hypothesis
 import numpy as np
@@ -45,6 +48,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("release"):
             item.add_marker("slow")
+
+
+def pytest_collection_finish():
+    """Garbage collections pass over the millions of objects of the imports: they took a fifth of the time of tests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +95,15 @@ def few_folds():
     from interop.command import dataset
 
     with mock.patch.object(dataset, "FOLDS", 2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_picture():
+    """`convexmoe fit` draws no report.png, which takes longer than a short fit: for modules that do not look at it."""
+    from interop.command import experiment
+
+    with mock.patch.object(experiment, "draw_report", lambda report, path: ""):
         yield
 
 
