@@ -194,6 +194,13 @@ def test_the_fitted_model_has_the_dtype_of_the_given(backend, dtype):
     assert np.isfinite(result.history.train_loss).all()
 
 
+@functools.cache
+def half_precision_fit(backend, dtype):
+    """The result of a model of that dtype in the units of the data."""
+    model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), dtype)
+    return backend.package.fit(model, *data(), validation=data(61, seed=1), steps=STEPS, batch_size=31)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(("argument", "factor", "offset"), [("y", 1, 1e4), ("x", 1, 1e4), ("x", 1e-39, 0)])
 def test_units_that_a_half_precision_model_cannot_resolve_are_refused(backend, dtype, argument, factor, offset):
@@ -204,8 +211,7 @@ def test_units_that_a_half_precision_model_cannot_resolve_are_refused(backend, d
     model = backend.model(FIELDS, cases.random_weights(FIELDS, 5), dtype)
     with pytest.raises(ValueError, match=rf"fit.{argument}: expected columns that (float32|{dtype}) can resolve"):
         backend.package.fit(model, rows["x"], rows["y"], steps=STEPS)
-    # control: its own units do
-    result = backend.package.fit(model, x, y, validation=data(61, seed=1), steps=STEPS, batch_size=31)
+    result = half_precision_fit(backend, dtype)  # control: its own units do
     assert backend.dtype(result.model) == dtype and min(result.history.validation_loss) < 1
 
 
