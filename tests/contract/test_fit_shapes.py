@@ -17,6 +17,12 @@ from convexmoe.training.start import NOWHERE
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+TORCH = backends.BACKENDS[1]
+# For what the core says of a fit, and other tests hold in JAX: there each is another compilation.
+MOSTLY_TORCH = pytest.mark.parametrize(
+    "backend", [pytest.param(backends.BACKENDS[0], marks=pytest.mark.release), TORCH]
+)
+
 ROWS, BASE = 131, {"in_dim": 3, "petals": 5, "out_dim": 1, "hidden_dim": 7, "temperature": "learned"}
 CONTEXT = {"context_dim": 2, "context_hidden_dim": 11}
 
@@ -164,6 +170,7 @@ def test_a_function_is_a_loss_in_original_units(backend):
     assert np.std(evaluate(backend, fitted, x) - y) < 0.8 * y.std()
 
 
+@MOSTLY_TORCH
 def test_a_concave_hull_is_told_when_rows_are_convex(backend):
     x, y, _ = data(300)
     text = r"fit.y: expected a concave function; got rows that speak for another: convex by .*\. Build the hull"
@@ -205,6 +212,7 @@ def test_bad_input_is_refused_before_any_work(backend, fields, options, error, m
         backend.package.fit(model_of(backend, **fields), x, y, **options)
 
 
+@MOSTLY_TORCH
 def test_another_loss_is_another_run(backend):
     x, y, _ = data()
     states = []
@@ -217,6 +225,7 @@ def test_another_loss_is_another_run(backend):
         backend.package.fit(model, x, y, resume=states[0], **options)
 
 
+@MOSTLY_TORCH
 @pytest.mark.parametrize(("level", "rows", "says"), [(0.999, 131, True), (0.001, 131, True), (0.99, 131, False)])
 def test_a_level_beyond_the_rows_is_said(backend, level, rows, says):
     x, y, _ = data(rows)
