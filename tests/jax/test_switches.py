@@ -17,6 +17,8 @@ from tolerances import relative_error
 import convexmoe_jax
 from convexmoe_jax import Box, FixedHierarchy, Shared, certify, conjugate, find_violation, hull, max_affine, minimize
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SWITCHES = {
     "strict": (lambda: jax.numpy_dtype_promotion("strict"), lambda: jax.numpy_rank_promotion("raise")),
     "debug": (lambda: jax.debug_nans(True), lambda: jax.debug_infs(True)),
