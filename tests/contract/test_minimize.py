@@ -33,7 +33,7 @@ CONFIGS = {
     "gated": {"gate": True, "trunk": "private", "activation": "relu", "temperature": "learned", "depth": 2},
 }
 KINDS = ("Box", "Ball", "Simplex", "Polytope")
-HULLS = 3  # of each case and kind of set: 96 in all, and at a release 224
+HULLS = 2  # of each case and kind of set: 64 in all, and at a release 224
 SETS_EACH = 2
 STEPS = 60
 
