@@ -10,6 +10,8 @@ import pytest
 from convexmoe.minimization import minimum, regions
 from convexmoe.minimization.minimum import minimize_unchecked
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 D, ROWS = 3, 14
 
 

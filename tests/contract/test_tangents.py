@@ -7,6 +7,8 @@ import pytest
 
 from convexmoe.minimization.scalar_hull import ScalarHull
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HULLS = ("default", "relu", "huber_relu", "smooth_plain", "gate_private", "one_petal", "strong")
 
 

@@ -11,6 +11,8 @@ import torch
 from convexmoe import Stream
 from convexmoe.training import stream
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 JAX, TORCH = backends.BACKENDS
 OPTIONS = {"steps": 80, "batch_size": 50, "seed": 3}
 RNG = np.random.default_rng(0)
