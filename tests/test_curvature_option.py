@@ -15,7 +15,7 @@ from interop.command import experiment
 from interop.command import resume as unfinished
 from interop.command.tables import read_table
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "few_folds")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "few_folds", "no_picture")
 
 STEPS = 80  # the sizes of test_resume.py, so that both share what JAX compiles
 RUN = ("--target", "y", "--steps", STEPS, "--petals", 3)

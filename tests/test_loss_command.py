@@ -14,7 +14,7 @@ from interop.command.baselines import fit_linear
 from interop.command.function import Function
 from interop.command.tables import read_table
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "few_folds")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "few_folds", "no_picture")
 
 RUN = ("--target", "y", "--steps", 40, "--petals", 3)
 

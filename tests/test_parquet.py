@@ -16,7 +16,7 @@ from interop.command import parquet as reading
 from interop.command.function import Function
 from interop.command.tables import read_table
 
-pytestmark = pytest.mark.usefixtures("few_folds")
+pytestmark = pytest.mark.usefixtures("few_folds", "no_picture")
 
 RUN = ("--target", "y", "--steps", "40", "--petals", "3", "--framework", "torch")
 

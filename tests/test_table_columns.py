@@ -25,7 +25,7 @@ from interop.command.importance import importance
 from interop.command.options import TableOptions
 from interop.command.tables import read_table
 
-pytestmark = pytest.mark.usefixtures("few_folds")
+pytestmark = pytest.mark.usefixtures("few_folds", "no_picture")
 
 SHEET = "xl/worksheets/sheet1.xml"
 N = 60
