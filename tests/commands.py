@@ -11,6 +11,17 @@ FRAMEWORKS = ("jax", "torch")
 QUICK = ["--steps", "30", "--petals", "3"]
 
 
+class Runs(dict):
+    """What `make(framework)` returns, made when a test first asks for it: no worker makes what its tests do not use."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __missing__(self, framework):
+        self[framework] = self.make(framework)
+        return self[framework]
+
+
 def invoke(*arguments):
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from commands import FRAMEWORKS, QUICK, assert_one_line_refusal, fill, invoke, put, rows, write
+from commands import FRAMEWORKS, QUICK, Runs, assert_one_line_refusal, fill, invoke, put, rows, write
 
 import convexmoe_jax
 import convexmoe_torch
@@ -143,13 +143,14 @@ FILES = ["metrics.json", "model.safetensors", "report.png", "report.safetensors"
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     """The directory and the console output of a short run on the embedded data in each framework."""
-    found = {}
-    for name in FRAMEWORKS:
+
+    def make(name):
         out = tmp_path_factory.mktemp(name) / "run"
         result = invoke("fit", "--framework", name, "--out", out, *QUICK)
         assert result.exit_code == 0, result.output
-        found[name] = out, result.stdout
-    return found
+        return out, result.stdout
+
+    return Runs(make)
 
 
 @pytest.fixture(params=FRAMEWORKS)

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from commands import assert_one_line_refusal, invoke
+from commands import Runs, assert_one_line_refusal, invoke
 
 import convexmoe
 import convexmoe_torch
@@ -18,7 +18,7 @@ from interop import frameworks
 from interop.command import resume as unfinished
 from interop.command.tables import embedded_table
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "few_folds")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "few_folds", "no_picture")
 
 STEPS, HALF = 80, 40
 # With this seed the best step comes after the middle, where the runs are stopped: the result shows what goes on.
@@ -46,14 +46,15 @@ def difference(folder, other):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The directory of an uninterrupted run in each framework."""
-    found = {}
-    for framework in ("jax", "torch"):
+
+    def make(framework):
         folder = tmp_path_factory.mktemp("whole") / "run"
         result = invoke(*RUN, "--framework", framework, "--out", folder)
         assert result.exit_code == 0, result.output
-        found[framework] = folder
         assert metrics(folder)["best_step"] > HALF
-    return found
+        return folder
+
+    return Runs(make)
 
 
 def pause(folder, framework, at):
@@ -65,10 +66,13 @@ def pause(folder, framework, at):
 @pytest.fixture(scope="module")
 def runs_at_half(tmp_path_factory):
     """A run in each framework that is paused half-way."""
-    folders = {name: tmp_path_factory.mktemp("paused") / "run" for name in ("jax", "torch")}
-    for name, folder in folders.items():
-        pause(folder, name, HALF)
-    return folders
+
+    def make(framework):
+        folder = tmp_path_factory.mktemp("paused") / "run"
+        pause(folder, framework, HALF)
+        return folder
+
+    return Runs(make)
 
 
 @pytest.fixture
@@ -189,7 +193,14 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "kill"), reason="a process is killed while it trains")
-@pytest.mark.parametrize("saves", [54, 65, 66], ids=["after its first file", "before its last", "after all"])
+@pytest.mark.parametrize(
+    "saves",
+    [
+        pytest.param(54, marks=pytest.mark.release, id="after its first file"),
+        pytest.param(65, id="before its last"),
+        pytest.param(66, id="after all"),
+    ],
+)
 def test_a_killed_run_goes_on_from_its_last_evaluation(saves, whole, tmp_path):
     """Each evaluation saves thirteen files: the best weights, eleven copies that hold rows out, and the model."""
     command = [sys.executable, "-c", KILLED, str(saves), *RUN, "--framework", "torch"]
