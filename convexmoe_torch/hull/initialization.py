@@ -14,7 +14,7 @@ from convexmoe.hull.parameters import Law, initial_law, parameter_shapes, row_fa
 
 def draw(law: Law, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
     """Draw one parameter from its law, on the default device and generator."""
-    if law.kind == "constant":
+    if law.kind == "constant" or torch.get_default_device().type == "meta":  # where nothing has a value
         return torch.full(shape, law.mean, dtype=dtype)
     # half precision would cut the tails, where most of the second moment lies
     dtype = torch.get_default_dtype() if dtype is None else dtype
