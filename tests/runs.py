@@ -37,7 +37,7 @@ def make_run(folder, columns=HOSTILE[:2], context=HOSTILE[2:3], target=HOSTILE[3
         | {"weights": "<u>w</u>"},
         "rows": rows, "rows_to_train": rows, "folds": [rows // 2] * 2, "framework": "torch", "coverage": None,
         "plan": {"petals": 3, "depth": 1, "steps": 20, "seed": 0, "curvature": "convex", "function": function},
-        "curvature": {"fitted": "convex"}, "shape": "3 <petals>", "best_step": 20, "steps_run": 20,
+        "curvature": {"fitted": "convex"}, "shape": "3 <petals>", "shape_gain": 1.25, "best_step": 20, "steps_run": 20,
         "test_rmse": errors, "test_rmse_spread": dict.fromkeys(errors, 0.03),
         "test_rmse_folds": {name: [error, 1.1 * error] for name, error in errors.items()},
         "hull_ahead": {"linear": 2, "mlp": 1}, "exact": [], "parameters": dict.fromkeys(errors, 100),

@@ -58,7 +58,8 @@ def test_a_concave_target_is_found_and_fitted(concave, tables):
     found, model = metrics(out), out / "model.safetensors"
     assert found["plan"]["curvature"] == found["curvature"]["fitted"] == found["curvature"]["shown"] == "concave"
     assert found["curvature"]["concave"] < 0.7 * min(found["curvature"]["convex"], found["curvature"]["plane"])
-    assert found["test_rmse"]["hull"] < 0.7 * found["test_rmse"]["linear"] and found["shape"] is None
+    assert found["test_rmse"]["hull"] < 0.7 * found["test_rmse"]["linear"]
+    assert found["shape"] is found["shape_gain"] is None
     assert min(found["importance"].values()) > 0.1 * found["test_rmse"]["linear"]
     x, y = np.hsplit(read_table(tables["concave"]).numbers(("a", "b", "y"))[0], [2])
     assert groups.value.min() > 0 and groups.point_value.min() > 0
@@ -174,18 +175,19 @@ def test_the_folds_have_the_shape_that_was_chosen(curvature, tables, tmp_path, m
 
     def choose(train, config, budget, shown):
         asked.append((budget, shown))
-        return train(shapes.shapes(config)[1])._replace(shape="12 petals on 16 units")
+        return train(shapes.shapes(config)[1])._replace(shape="12 petals on 16 units", gain=1.25)
 
     monkeypatch.setattr(fit, "fit_shapes", choose)
     options = (*RUN, "--framework", "torch", "--curvature", curvature, "--out", tmp_path / "run")
     result = invoke("fit", tables[curvature], *options, "--shape", "auto", "--budget", 7)
     assert result.exit_code == 0 and asked == [(7.0, True)], result.output
-    assert "Shape, chosen on rows held out: 12 petals on 16 units." in result.stdout
+    gain = "where the given one has 1.25 times its mean loss"
+    assert f"Shape, chosen on rows held out, {gain}: 12 petals on 16 units." in " ".join(result.stdout.split())
     found, saved = metrics(tmp_path / "run"), convexmoe.inspect(tmp_path / "run" / "model.safetensors")
     assert (
         found["shape"] == "12 petals on 16 units" and saved.config["petals"] == 12 and saved.config["hidden_dim"] == 16
     )
-    assert found["parameters"]["hull"] == saved.num_parameters
+    assert found["shape_gain"] == 1.25 and found["parameters"]["hull"] == saved.num_parameters
     assert found["test_rmse"]["hull"] < found["test_rmse"]["linear"]
     planned = convexmoe_torch.VectorHull(2, 3, out_dim=1, temperature="learned").parameters()
     assert found["parameters"]["hull"] != sum(weight.numel() for weight in planned)  # the control
@@ -196,6 +198,7 @@ REFUSED = {
     "shape": (["--shape", "wide"], "--shape: expected auto; got 'wide'"),
     "a budget for nothing": (["--budget", "9"], "--budget: expected --shape auto, which it is for; got none"),
     "no time": (["--shape", "auto", "--budget", "0"], "--budget: expected a finite number of seconds above 0; got 0"),
+    "time without end": (["--shape", "auto", "--budget", "inf"], "a finite number of seconds above 0; got inf"),
     "paused": (["--shape", "auto", "--pause-at", "9"], "--shape: expected a run that is not paused; got --pause-at"),
 }
 

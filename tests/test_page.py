@@ -139,6 +139,7 @@ def test_the_page_asks_for_nothing_and_obeys_no_name(run):
         "t<b>.csv",
         "<u>w</u>",
         "3 <petals>",
+        "1.25 times as large",
         "region=south",
         "(<north>, south)",
         "92.5%",

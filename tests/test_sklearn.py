@@ -206,8 +206,9 @@ def test_the_rows_that_speak_for_the_other_curvature_warn():
 def test_shape_is_chosen():
     frame, price = numbers()
     model = ConvexRegressor(**TINY | {"steps": 5, "shape": "auto", "budget": 0.01}).fit(frame, price)
-    assert model.shape_ == "the given shape"  # the others would end after the budget
-    assert ConvexRegressor(**TINY | {"steps": 5}).fit(frame, price).shape_ is None
+    assert (model.shape_, model.gain_) == ("the given shape", 1.0)  # the others would end after the budget
+    plain = ConvexRegressor(**TINY | {"steps": 5}).fit(frame, price)
+    assert plain.shape_ is plain.gain_ is None
 
 
 def test_proofs_are_of_the_columns_that_convex_names():
@@ -263,6 +264,7 @@ FAULTS = {
     "no such curvature": ({"curvature": "linear"}, ValueError, "got 'linear'"),
     "auto of a level": ({"curvature": "auto", "loss": Quantile(0.9)}, ValueError, "a loss with a level"),
     "auto and nonnegative": ({"curvature": "auto", "nonnegative": True}, ValueError, "a nonnegative function"),
+    "no time": ({"shape": "auto", "budget": -1}, ValueError, "finite number of seconds above 0; got -1"),
     "no such framework": ({"framework": "numpy"}, ValueError, "'torch'\\]; got 'numpy'"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -86,7 +87,7 @@ class HullFit(HullEngine, Protocol):
             on_evaluation: is given where training stands at each of the `EVALUATIONS`; True ends it there.
             shape: None for that of the model; "auto" tries others, and other rates, and gives back the one that errs
                 least on the rows held out.
-            budget: seconds for `shape="auto"`; a shape that would end after them is not begun.
+            budget: seconds for `shape="auto"`, finite and above 0; a shape that would end after them is not begun.
             compare: whether short fits of y and of -y tell which way the rows are bent (`result.curvature`, and a
                 warning where it is the other way round); two fifths of a fit more. Not after a stop, nor where the rows
                 to hold out are given.
@@ -238,8 +239,9 @@ def hint_at(curvature: Curvature | None, config: HullConfig) -> None:
 def check_shape(shape: str, budget: Any, judges: bool, is_whole: bool) -> None:
     """Check the options of a choice of shapes."""
     one_of("fit", "shape", shape, (AUTO,))
-    if isinstance(budget, bool) or not isinstance(budget, Real):
-        fail("fit", "budget", "seconds", repr(budget), "Pass 60.0, for example.", TypeError)
+    kind = TypeError if isinstance(budget, bool) or not isinstance(budget, Real) else ValueError
+    if kind is TypeError or not 0 < budget < math.inf:
+        fail("fit", "budget", "a finite number of seconds above 0", repr(budget), "Pass 60.0, for example.", kind)
     if not judges:
         fail("fit", "shape", "rows held out, to judge by", "none", "Leave validation out, and give five rows or more.")
     if not is_whole:

@@ -35,6 +35,7 @@ class FitResult(NamedTuple, Generic[Model]):
             at the end; None without any, or from before a stop.
         curvature: of `fit` with folds, what they say of the curvature; None after a stop.
         shape: of `fit(shape="auto")`, what was chosen, in words.
+        gain: of it, the mean loss of the given shape over that of the chosen one on the rows held out; 1.0 otherwise.
     """
 
     model: Model
@@ -43,6 +44,7 @@ class FitResult(NamedTuple, Generic[Model]):
     judged: Judged | None = None
     curvature: Curvature | None = None
     shape: str = ""
+    gain: float = 1.0
 
     @property
     def params(self) -> Model:

@@ -14,6 +14,7 @@ from .run import FitResult
 
 AUTO, GIVEN = "auto", "given"
 STANDARD_ERRORS = 1.0  # of a gain, for which another shape is taken
+RATES = 0.25, 4.0  # that are tried with the best shape, over the usual one
 
 
 class Trial(NamedTuple):
@@ -48,7 +49,7 @@ def fit_shapes(fit: Callable[[Trial], FitResult], config: HullConfig, budget: fl
     """
     began, longest = time.monotonic(), 0.0
     queue, done = shapes(config), list[tuple[Trial, FitResult]]()
-    with trial_bar(shown, len(queue) + 2) as show:
+    with trial_bar(shown, len(queue) + len(RATES)) as show:
         while queue:
             trial, start = queue.pop(0), time.monotonic()
             if done and start - began + longest > budget:
@@ -60,9 +61,10 @@ def fit_shapes(fit: Callable[[Trial], FitResult], config: HullConfig, budget: fl
                 done.append((trial, found))
             if not queue and trial.faster == 1.0:
                 best = done[-1][0]
-                queue = [best._replace(name=f"{best.name}, rate x {f:g}", faster=f) for f in (0.25, 4.0)]
+                queue = [best._replace(name=f"{best.name}, rate x {f:g}", faster=f) for f in RATES]
     trial, found = done[-1]
-    return found._replace(shape=trial.name)
+    given, least = (one.judged.hull.mean() for one in (done[0][1], found))  # type: ignore[union-attr]
+    return found._replace(shape=trial.name, gain=float(given / least) if len(done) > 1 else 1.0)
 
 
 @contextmanager

@@ -304,6 +304,7 @@ def _measure(run: Run, fitted: Any, scores: Scores, record: RunRecord, path: Pat
         "plan": asdict(plan),
         "curvature": {"fitted": plan.curvature} | (record.curvature._asdict() if record.curvature else {}),
         "shape": fitted.shape or None,
+        "shape_gain": fitted.gain if fitted.shape else None,
         "best_step": int(fitted.best_step),
         "steps_run": fitted.history.last_step,
         **by_square,

@@ -250,6 +250,8 @@ def _facts(metrics: dict[str, Any], sentences: Sequence[str]) -> str:
         ["Seed, framework", f"{plan['seed']}, {_text(LABELS.get(metrics['framework'], metrics['framework']))}"],
     ]
     rows += [["Shape, chosen on rows held out", _text(metrics["shape"])]] if metrics["shape"] else []
+    gain = metrics.get("shape_gain")  # earlier versions kept none
+    rows += [["Loss of the given shape there", f"{gain:.2f} times as large"]] if isinstance(gain, float) else []
     return _table([], rows)
 
 

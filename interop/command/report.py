@@ -56,7 +56,8 @@ def print_results(metrics: dict[str, Any]) -> None:
     kept = f"kept step {metrics['best_step']}, the best on rows held out"
     say(f"The saved model is fitted to all rows: {metrics['steps_run']} steps, {kept}.")
     if metrics["shape"] is not None:
-        say(f"Shape, chosen on rows held out: {metrics['shape']}. The folds have it, too, at the usual rate.")
+        gain = f"where the given one has {metrics['shape_gain']:.2f} times its mean loss"
+        say(f"Shape, chosen on rows held out, {gain}: {metrics['shape']}. The folds have it, too, at the usual rate.")
     if metrics["convexity_test"]:
         say(explain_contradiction(metrics["convexity_test"], fitted))
     outcome = "no violation" if gap is None else f"VIOLATED by {gap:.2g}"

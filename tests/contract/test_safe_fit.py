@@ -1,5 +1,6 @@
 """`fit` is about as good as a plane where the data say no more: folds, what is drawn back, curvature, shapes."""
 
+import re
 import warnings
 
 import backends
@@ -185,15 +186,16 @@ def test_another_shape_is_taken_where_the_rows_held_out_speak_for_it(backend):
     chosen = backend.package.fit(model, x, y, **SHORT, shape="auto", budget=600.0)
     assert given.shape == "" and chosen.shape != "the given shape"
     assert chosen.judged.hull.mean() < 0.7 * given.judged.hull.mean()
+    assert chosen.gain == pytest.approx(given.judged.hull.mean() / chosen.judged.hull.mean())
     # control: without time for another it is the given one, to the bit
-    kept = backend.package.fit(model, x, y, **SHORT, shape="auto", budget=0.0)
+    kept = backend.package.fit(model, x, y, **SHORT, shape="auto", budget=1e-9)
     assert kept.shape == "the given shape" and kept.model.config == given.model.config
+    assert kept.gain == given.gain == 1.0
     assert np.array_equal(kept.judged.hull, given.judged.hull)
 
 
 REFUSED = {
     "shape": ({"shape": "wide"}, ValueError, r"fit.shape: expected one of \['auto'\]; got 'wide'"),
-    "budget": ({"shape": "auto", "budget": "long"}, TypeError, "fit.budget: expected seconds; got 'long'"),
     "none held out": ({"shape": "auto", "validation": 0}, ValueError, "fit.shape: expected rows held out, to judge by"),
     "watched": ({"shape": "auto", "on_evaluation": print}, ValueError, "fit.shape: expected neither resume nor"),
 }
@@ -204,3 +206,18 @@ def test_what_a_choice_of_shapes_cannot_use_is_refused(name):
     options, kind, text = REFUSED[name]
     with pytest.raises(kind, match=text):
         TORCH.package.fit(fresh(TORCH, 3), *convex(20), steps=4, **options)
+
+
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+def test_a_budget_is_a_finite_number_of_seconds_above_0(backend):
+    rule = r"fit\.budget: expected a finite number of seconds above 0; got {}\. Pass 60\.0, for example\."
+    options = {"steps": 4, "shape": "auto"}
+    for budget in (-1, 0, 0.0, np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match=rule.format(re.escape(repr(budget)))):
+            backend.package.fit(fresh(backend, 3), *convex(20), budget=budget, **options)
+    for budget in ("long", None, True):
+        with pytest.raises(TypeError, match=rule.format(re.escape(repr(budget)))):
+            backend.package.fit(fresh(backend, 3), *convex(20), budget=budget, **options)
+    # control
+    found = backend.package.fit(fresh(backend, 3), *convex(20), budget=np.float32(1e-9), compare=False, **options)
+    assert found.shape == "the given shape"

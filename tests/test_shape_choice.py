@@ -1,0 +1,94 @@
+"""`fit(shape="auto")` says which fit it gives back, and what it gained; the benchmark of the choice has its fits."""
+
+import math
+
+import numpy as np
+import pytest
+import shape_choice
+import tables
+
+import convexmoe_torch
+from convexmoe import HullConfig
+from convexmoe.training import FitResult, History
+from convexmoe.training.curvature import Judged
+from convexmoe.training.shapes import RATES, fit_shapes, shapes
+
+CONFIG = HullConfig(2, 8, 1, hidden_dim=16, temperature="learned")
+ROWS = np.random.default_rng(0).uniform(0.5, 1.5, 400)  # errors on the rows held out
+
+
+def choose(factors, budget=math.inf):
+    """The choice among fits whose errors are `ROWS` times a factor, or errors of their own; and what was tried."""
+    tried = []
+
+    def fit(trial):
+        tried.append(trial.name)
+        errors = factors.get(trial.name, 1.0) * ROWS
+        return FitResult(trial.name, History(), 0, Judged(errors, errors))
+
+    return fit_shapes(fit, CONFIG, budget, False), tried
+
+
+def test_the_gain_is_the_loss_of_the_given_shape_over_that_of_the_chosen_one():
+    names = [trial.name for trial in shapes(CONFIG)]
+    found, tried = choose({"32 petals on 4 units": 0.9, "2 layers": 0.5})
+    assert (found.model, found.shape) == ("2 layers", "2 layers") and found.gain == pytest.approx(2.0)
+    assert tried == [*names, *[f"2 layers, rate x {rate:g}" for rate in RATES]]
+    found, _ = choose({"2 layers": 0.5, "2 layers, rate x 4": 0.25})
+    assert found.shape == "2 layers, rate x 4" and found.gain == pytest.approx(4.0)
+    # controls: a gain within chance, and no time for another
+    noise = np.random.default_rng(1).normal(size=len(ROWS))
+    lucky = 1.0 + (noise - noise.mean() - 0.02) / ROWS
+    for factors, budget in (({"2 layers": lucky}, math.inf), ({"2 layers": 0.5}, 1e-9)):
+        found, _ = choose(factors, budget)
+        assert found.shape == "the given shape" and found.gain == 1.0
+    assert (lucky * ROWS).mean() < ROWS.mean()
+
+
+def record(group, *errors):
+    names = (*shape_choice.SETTINGS, shape_choice.AUTO)
+    return {"group": group, "task": "t", "errors": dict(zip(names, errors, strict=True))}
+
+
+def test_the_best_single_setting_is_that_of_the_group_and_not_of_each_task():
+    records = [record("suite", 4, 1, 2, 8, 8, 8, 2), record("suite", 4, 9, 2, 8, 8, 8, 1)]
+    *cells, best, over_best, over_each = shape_choice.line_of("suite", records)
+    assert best == "planes" and cells[:5] == ["suite", "2", "1.000", "0.750", "0.500"]
+    assert over_best == f"{math.sqrt(2 / 2 * 1 / 2):.3f}" and over_each == f"{math.sqrt(2 / 1 * 1 / 2):.3f}"
+    text = shape_choice.report([*records, record("tables", *[1.0] * 6, 1.5)])
+    assert "given shape | 1.500 | 1.500 |" in text and len(text.splitlines()) == 4
+
+
+def test_the_benchmark_measures_what_fit_chooses_and_fits_each_setting_once():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 2))
+    y, steps = np.abs(x).sum(axis=1), 40
+    fits = shape_choice.Fits("torch", steps)
+    predicted = {name: fits.regressor(name)(x, y, x, 3) for name in (*shape_choice.SETTINGS, shape_choice.AUTO)}
+    config = HullConfig(2, 8, 1, temperature="learned")
+    options = {"steps": steps, "seed": 3, "compare": False, "shape": "auto", "budget": 600.0}
+    found = convexmoe_torch.fit(fits.side.new_hull(config, 3), x, y, **options)
+    assert fits.chosen == [found.shape] and len(fits.made) <= len(shape_choice.SETTINGS) + len(RATES)
+    assert np.array_equal(predicted[shape_choice.AUTO], fits.side.package.predict(found.model, x)[:, 0])
+    others = [name for name, values in predicted.items() if not np.array_equal(values, predicted[shape_choice.AUTO])]
+    assert len(others) >= 3  # control: the settings differ
+    made = len(fits.made)
+    fits.regressor("planes")(x, y, x, 3)
+    assert len(fits.made) == made
+    fits.regressor("planes")(x + 1, y, x, 3)  # control: other rows
+    assert len(fits.made) == made + 1
+
+
+def test_a_table_is_held_out_in_folds_of_one_size():
+    sizes = []
+
+    def mean(x, y, rows, seed):
+        sizes.append((len(x), len(rows)))
+        return np.full(len(rows), y.mean())
+
+    x = np.random.default_rng(0).normal(size=(26, 2))
+    error = shape_choice.error_on_table(lambda: (x, x[:, 0]), None, mean)
+    assert sizes == [(16, 8)] * 3 and error == pytest.approx(x[:, 0].std(), rel=0.2)
+    sizes.clear()
+    shape_choice.error_on_table(lambda: (x, x[:, 0]), 20, mean)
+    assert sizes == [(10, 10)] * tables.QUICK["folds"]
