@@ -1,14 +1,15 @@
 """How near `fit(shape="auto")` comes to the best of the settings that it tries, had that been known.
 
     python benchmarks/shape_choice.py --without diamonds randhie   # the suite, tables of packages, unseen functions
-    python benchmarks/shape_choice.py --groups tables --folder DIR # every DIR/*.npz with x [N, D] and y [N] instead
+    python benchmarks/shape_choice.py --folder DIR                 # and every DIR/*.npz with x [N, D] and y [N]
+    python benchmarks/shape_choice.py --groups suite --resume      # what the file of results has is not done again
 
 A setting is one of the shapes of `convexmoe.training.shapes` at the usual rate, or the given shape (8 petals, learned
-temperature) at another rate. Each is fitted on the same rows, and `shape="auto"` chooses among the same fits by the
+temperature) at another rate. Each is fitted to the same rows, and `shape="auto"` chooses among the same fits by the
 rows that they hold out, with no budget that would end it. Errors are mean squared ones without noise, over the variance
 of the function; of tables root mean squared ones on three folds. The best single setting is the one whose geometric
-mean over the tasks of a group is least; the best of each task no rule could know. The suite is that of `quality.py` in
-2 and 8 dimensions with noise 0.1, the unseen functions the first of `quality_unseen.py --draw 1`. A run prints a
+mean over the tasks of a group is least; which is best on each task no rule can know. The suite is that of `quality.py`
+in 2 and 8 dimensions with noise 0.1, the unseen functions the first of `quality_unseen.py --draw 1`. A run prints a
 table and writes shape_choice.json into quality-run/. `--quick`: does it run? Extra: `pip install -c constraints.txt
 -e ".[tables]"`.
 """
@@ -16,6 +17,7 @@ table and writes shape_choice.json into quality-run/. `--quick`: does it run? Ex
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -42,7 +44,7 @@ from interop import frameworks
 
 DIMS, NOISE, DRAW, FOLDS = (2, 8), 0.1, 1, 3
 SETTINGS = ("given shape", "more petals", "planes", "one layer more", *[f"rate x {rate:g}" for rate in RATES])
-AUTO = "auto"
+AUTO, GROUPS = "auto", ("suite", "tables", "files", "unseen")
 
 Record = dict[str, Any]
 # what predicts after a fit -> its error on a task
@@ -118,7 +120,8 @@ def tasks_of(options: argparse.Namespace) -> Iterator[tuple[str, str, Measure]]:
                 task = suite_task(family, dim, NOISE, 0, 0, **({"rows": QUICK["rows"]} if options.quick else {}))
                 yield "suite", task.name, partial(error_on_function, task)
     for one in options.tables:
-        yield "tables", one.name, partial(error_on_table, one.read, QUICK["rows"] if options.quick else None)
+        rows = QUICK["rows"] if options.quick else None
+        yield "tables" if one.package else "files", one.name, partial(error_on_table, one.read, rows)
     if "unseen" in options.groups:
         for number in range(options.functions):
             task = draw(DRAW, number, QUICK_ROWS).task if options.quick else draw(DRAW, number).task
@@ -159,23 +162,20 @@ def report(records: Sequence[Record]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    """Return the options; `tables` are those to read."""
+    """Return the options; `tables` are those to read, of packages and of files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    groups = ("suite", "tables", "unseen")
-    parser.add_argument("--groups", nargs="+", choices=groups, default=list(groups), help="these only")
-    parser.add_argument("--folder", type=Path, help="read its .npz files instead of the ten tables")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="these only")
+    parser.add_argument("--folder", type=Path, help="its .npz files are the group files")
     parser.add_argument("--without", nargs="+", metavar="TABLE", default=[], help="leave these tables out")
     parser.add_argument("--functions", type=int, default=len(KINDS), help="how many unseen ones; one a kind")
     parser.add_argument("--framework", choices=tuple(frameworks.LABELS), default="jax")
     parser.add_argument("--quick", action="store_true", help="few rows, folds, steps and functions")
     parser.add_argument("--out", type=Path, default=Path("quality-run"))
+    parser.add_argument("--resume", action="store_true", help="go on with the file of results that is there")
     options = parser.parse_args()
-    every = TABLES if options.folder is None else of_folder(options.folder)
-    options.tables = [one for one in every if one.name not in options.without and "tables" in options.groups]
-    if "tables" in options.groups and not options.tables:
-        raise SystemExit(
-            "shape_choice.py --groups tables: expected a table; got none. Name other groups, or a --folder."
-        )
+    every = [*TABLES, *(() if options.folder is None else of_folder(options.folder))]
+    every = [one for one in every if ("tables" if one.package else "files") in options.groups]
+    options.tables = [one for one in every if one.name not in options.without]
     need(one.package for one in options.tables)
     if options.quick:
         options.tables, options.functions, options.out = options.tables[:1], 1, options.out / "quick"
@@ -185,10 +185,12 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print the table, write the records."""
     options = arguments()
-    records = []
-    for task in tasks_of(options):
-        records.append(record_of(*task, options.framework, QUICK["steps"] if options.quick else STEPS))
-        write(records, options.out / "shape_choice.json")
+    path, steps = options.out / "shape_choice.json", QUICK["steps"] if options.quick else STEPS
+    records = json.loads(path.read_text()) if options.resume and path.exists() else []
+    for group, name, error in tasks_of(options):
+        if (group, name) not in {(one["group"], one["task"]) for one in records}:
+            records.append(record_of(group, name, error, options.framework, steps))
+            write(records, path)
     print(report(records))
 
 

@@ -1,6 +1,7 @@
 """`fit(shape="auto")` says which fit it gives back, and what it gained; the benchmark of the choice has its fits."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -77,6 +78,27 @@ def test_the_benchmark_measures_what_fit_chooses_and_fits_each_setting_once():
     assert len(fits.made) == made
     fits.regressor("planes")(x + 1, y, x, 3)  # control: other rows
     assert len(fits.made) == made + 1
+
+
+def test_what_the_file_of_results_has_is_not_done_again(tmp_path, monkeypatch, capsys):
+    done = []
+
+    def measure(group, name, *given):
+        done.append(name)
+        return record(group, *[1.0] * 7) | {"task": name}
+
+    monkeypatch.setattr(shape_choice, "record_of", measure)
+    words = ["shape_choice.py", "--groups", "suite", "unseen", "--quick", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    shape_choice.main()
+    first = [name for name in done]
+    assert len(first) == len(set(first)) == 3
+    monkeypatch.setattr(sys, "argv", [*words, "--resume"])
+    shape_choice.main()
+    assert done == first and "| unseen | 1 |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", words)  # control
+    shape_choice.main()
+    assert done == [*first, *first]
 
 
 def test_a_table_is_held_out_in_folds_of_one_size():
