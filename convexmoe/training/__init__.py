@@ -7,7 +7,7 @@ from .fit import HullFit
 from .history import History
 from .losses import Expectile, Huber, Objective, Quantile
 from .parts import Parts
-from .run import Engine, FitResult, FitState, Fold, check_finite, given_rows, run
+from .run import Engine, FitResult, FitState, Fold, check_finite, given_rows, train
 from .schedule import ADAM_DECAYS, EVALUATIONS, Schedule, learning_rates
 from .start import Weights
 from .stream import Position, Stream
@@ -37,5 +37,5 @@ __all__ = [
     "fingerprint",
     "given_rows",
     "learning_rates",
-    "run",
+    "train",
 ]

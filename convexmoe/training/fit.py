@@ -94,8 +94,7 @@ class HullFit(HullEngine, Protocol):
 
         Raises:
             TypeError, ValueError: data of the wrong shape, not finite, or too few; `resume` is of another config, of
-                other rows, or at a step at which this schedule does not evaluate; `shape="auto"` with it, or without
-                rows held out.
+                other rows or other options; `shape="auto"` with it, or without rows held out.
             FloatingPointError: the loss is no longer finite.
 
         >>> from convexmoe_torch import VectorHull, fit
@@ -199,9 +198,9 @@ class HullFit(HullEngine, Protocol):
         parts = folds(data[0], seed, first_copies(*data)) if parts is None else parts
         objective = objective_of(loss, normalization, sign)
         engine = cls(model, replace(config, normalization=normalization), objective, data, parts, batch_size)
-        engine.known_by, engine.constant, engine.bent = known_by, constant, np.ones(given.out_dim)
+        engine.known_by, engine.num_copies, engine.constant = known_by, len(parts.train), constant
         engine.given, engine.given_weights, engine.turned = given, engine.weights_of(model), turned
-        engine.last = engine.judged = engine.draws = None
+        engine.last, engine.judged, engine.draws, engine.bent = None, None, None, np.ones(given.out_dim)
         engine.new_draws = None if survey is None else partial(Draws, rows[0], given, unseen, seed)
         engine.set_planes()
         return engine

@@ -14,14 +14,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..errors import fail
 from ..hull.config import HullConfig
 from .curvature import Curvature, Judged, compare_errors
 from .data import Data, normalize_rows
 from .history import History
 from .losses import Objective
 from .parts import Parts
-from .run import Engine, FitResult, FitState, Fold, check_finite, check_position, pieces, run
+from .run import Engine, FitResult, FitState, Fold, check_finite, pieces, run
 from .schedule import EVALUATIONS, Batches, Schedule, default_rate
 from .start import (
     Plane,
@@ -120,7 +119,7 @@ class HullEngine(Engine, Protocol):
         parts: the rows of each copy; planes: the plane of each.
         bent: `[O]`, the share of what is bent that the last evaluation chose.
         last, judged: the errors of the last evaluation, and of the best, on the rows held out; None without any.
-        known_by: the fingerprint of the rows; constant: `bool[D]`, the inputs that are constant in those to train on.
+        constant: `bool[D]`, the inputs that are constant in those to train on.
         given, given_weights: config and weights of the hull to start from; one without units is new.
         new_draws: of a stream: a position -> where the rows of the steps come from; data is then its sample. Else None.
         draws: where they come from now; None where they are those of data, as in comparisons.
@@ -148,7 +147,6 @@ class HullEngine(Engine, Protocol):
     bent: np.ndarray
     last: Any
     judged: Any
-    known_by: str
     constant: np.ndarray
     given: HullConfig
     given_weights: Weights
@@ -323,17 +321,12 @@ class HullEngine(Engine, Protocol):
         return all(np.isfinite(value).all() for value in weights.values())
 
     def resume(self, state: FitState) -> Weights:
-        if state.rows != self.known_by or len(state.folds) + 1 != len(self.parts.train):
-            rule, got = "a state of the given rows, weights, loss, validation and seed", "one of others"
-            fix = "Pass what the run was begun with."
-            fail("fit", "resume", rule, got, fix)
-        check_position(self.new_draws is not None, state)
         self.go_on([*state.folds, Fold(state.model, state.optimizer)])
         return self.weights_of(state.best)
 
     def state(self, history: History, best: Weights, best_step: int) -> FitState:
         *others, last = self.copies()
-        return FitState(*last, history, self.hull(best), best_step, tuple(others), self.known_by, self.position)
+        return FitState(*last, history, self.hull(best), best_step, tuple(others))
 
     def center(self, weights: Weights) -> Weights:
         """Return weights with the offsets at which the loss of the rows to train on is least: a level is met there.

@@ -7,13 +7,15 @@ both packages.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from ..errors import describe, fail
-from ..hull.rows import AT_ONCE, as_numbers, is_tensor
+from ..hull.rows import AT_ONCE, as_numbers, is_tensor, to_array
 from .curvature import Curvature, Judged
+from .data import fingerprint
 from .history import History, progress_bar
 from .schedule import LEARNING_RATE, Batches, Schedule
 from .start import spread_rows
@@ -70,8 +72,10 @@ class FitState(NamedTuple, Generic[Model]):
         best: the hull, or the weights, with the best mean over steps so far.
         best_step: the last of those steps.
         folds: of `fit`, the copies that hold rows out.
-        rows: of `fit`, a fingerprint of the rows and of which are for what.
+        rows: a fingerprint of the rows and, of `fit`, of which are for what; "" is not compared.
         position: of a `Stream`, where in it the next step begins.
+        schedule: of the run, None where it is not compared, as in files of earlier versions.
+        kept: of `train` in PyTorch copies of the states of module and optimizer, which are in use; else None.
     """
 
     model: Model
@@ -82,6 +86,8 @@ class FitState(NamedTuple, Generic[Model]):
     folds: tuple[Fold, ...] = ()
     rows: str = ""
     position: Position | None = None
+    schedule: Schedule | None = None
+    kept: Any = None
 
     @property
     def params(self) -> Model:
@@ -96,6 +102,7 @@ class Engine(Protocol):
         rows: x and y to train on, arrays of the framework; of a stream those read last.
         draws: of a stream, where the rows of the steps come from; else None.
         held_out: x and y of the rows held out, or None.
+        known_by: the fingerprint of the rows; num_copies: how many are trained side by side.
 
     Methods:
         loss: returns the mean squared error of the mean weights; before any step that of the weights.
@@ -112,6 +119,8 @@ class Engine(Protocol):
     rows: Any
     held_out: Any
     draws: Draws | None = None
+    known_by: str = ""
+    num_copies: int = 1
 
     def loss(self, x: Any, y: Any) -> float: ...
     def take_steps(self, rows: np.ndarray, rates: np.ndarray, before: int = 0) -> float: ...
@@ -160,12 +169,6 @@ class Engine(Protocol):
             if start >= done:
                 yield np.broadcast_to(0, (len(rates), *copies, batch)), rates
 
-    def set_draws(self, x: Any, seed: int, resume: FitState | None) -> None:
-        """Take the rows of the steps from a `Stream`, if x is one, from where an earlier run stood."""
-        check_position(isinstance(x, Stream), resume)
-        if isinstance(x, Stream):
-            self.draws = Draws(x, None, np.empty(0, np.int64), seed, None if resume is None else resume.position)
-
     @property
     def position(self) -> Position | None:
         """Where the next row of a stream is."""
@@ -190,11 +193,32 @@ def given_rows(x: Any, y: Any, validation: Any) -> tuple[Any, Any]:
     return (plain("x", x), plain("y", y)), held_out
 
 
-def check_position(is_stream: bool, resume: FitState | None) -> None:
-    """Check that a run to a stream goes on from one to a stream, and one to arrays from one to arrays."""
-    if resume is not None and is_stream != (resume.position is not None):
-        got, rule = "none" if resume.position is None else "one", f"{'a' if is_stream else 'no'} position in a Stream"
-        fail("fit", "resume", rule, got, "Pass what on_evaluation was given, with the same data.")
+def train(engine: Engine, x: Any, schedule: Schedule, resume: FitState | None, on_evaluation: Any) -> FitResult:
+    """Run what `train` of a package has set up; x is what it was given, maybe a `Stream`."""
+    rows: list[Any] = [*engine.rows, *(engine.held_out or ())]
+    if isinstance(x, Stream):
+        engine.draws = Draws(x, None, np.empty(0, np.int64), schedule.seed, resume and resume.position)
+        rows.append(np.array([x.rows, x.count().rows, x.count().checksum]))
+    with suppress(RuntimeError):  # of rows that lie on several machines, which are not compared
+        if resume is not None or on_evaluation is not None:
+            engine.known_by = fingerprint(*(np.asarray(to_array(part)) for part in rows))
+    return run(engine, schedule, resume, on_evaluation)
+
+
+def resume_run(engine: Engine, schedule: Schedule, resume: FitState) -> Any:
+    """Go on with the best weights so far, which are returned, if options and rows are those of the beginning."""
+    names, fix = ("steps", "batch_size", "learning_rate", "seed"), "Pass what the run was begun with."
+    if (engine.draws is None) != (resume.position is None):
+        rule, got = ("no", "one") if engine.draws is None else ("a", "none")
+        fail("fit", "resume", f"{rule} position in a Stream", got, fix)
+    others = [name for name in names if getattr(resume.schedule or schedule, name) != getattr(schedule, name)]
+    if others:
+        rule = "a state of the given steps, batch_size, learning_rate and seed"
+        fail("fit", "resume", rule, f"another {' and '.join(others)}", fix)
+    known = "" in (resume.rows, engine.known_by) or resume.rows == engine.known_by
+    if not known or len(resume.folds) + 1 != engine.num_copies:
+        fail("fit", "resume", "a state of the given rows, weights, loss, validation and seed", "one of others", fix)
+    return engine.resume(resume)
 
 
 def pieces(rows: int) -> list[slice]:
@@ -210,7 +234,7 @@ def run(
     They are the best by the loss on the rows held out; where there are none, the last.
     """
     history, best_step = (History(), 0) if resume is None else (resume.history, resume.best_step)
-    best = None if resume is None else engine.resume(resume)
+    best = None if resume is None else resume_run(engine, schedule, resume)
     with progress_bar(schedule.progress, schedule.steps, history.last_step) as show:
         if resume is None:
             history = history.add(0, engine.start_loss(), engine.held_out_loss())
@@ -224,8 +248,10 @@ def run(
             show(history, len(rates) * picked.shape[-1])
             if history.is_best:
                 best, best_step = engine.mean_weights(), history.last_step
-            if on_evaluation is not None and on_evaluation(engine.state(history, best, best_step)):
-                break
+            if on_evaluation is not None:
+                state = engine.state(history, best, best_step)._replace(schedule=schedule, rows=engine.known_by)
+                if on_evaluation(state._replace(position=engine.position)):
+                    break
     check_finite(engine.is_finite(best), "Lower learning_rate.")
     return FitResult(engine.result(best), history, best_step)
 

@@ -140,7 +140,7 @@ class Engine(core.Engine):
 
     def state(self, history: History, best: Any, best_step: int) -> FitState:
         params, optimizer = jax.tree.map(np.array, self.carry)
-        return FitState(params, optimizer, history, best, best_step, position=self.position)
+        return FitState(params, optimizer, history, best, best_step)
 
     def arrays(self, x: np.ndarray, y: np.ndarray) -> Any:
         return jnp.asarray(x, self.dtype), jnp.asarray(y, self.dtype)
@@ -289,16 +289,13 @@ def train(
         validation: the same for held-out rows: the best weights by its loss are returned, and training stops when
             `PATIENCE` of the `EVALUATIONS` have brought none.
         steps, batch_size, learning_rate, seed, progress: as for `fit`.
-        resume: where an earlier call with the same data and schedule stood; its weights replace `params`.
+        resume: where an earlier call with the same data and options stood; its weights replace `params`.
         on_evaluation: is given where training stands; True ends it there.
 
     Raises:
-        ValueError: this schedule does not evaluate at the step of `resume`.
+        ValueError: `resume` is of other rows, or of other steps, batch_size, learning_rate or seed.
         FloatingPointError: the loss is no longer finite.
     """
     schedule = Schedule(steps, batch_size, learning_rate, seed, progress)
     engine = Engine(model, params, *core.given_rows(x, y, validation))
-    engine.set_draws(x, seed, resume)
-    if resume is not None:
-        engine.resume(resume)
-    return core.run(engine, schedule, resume, on_evaluation)
+    return core.train(engine, x, schedule, resume, on_evaluation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -123,11 +124,15 @@ class Engine(core.Engine):
         return all(bool(torch.isfinite(value).all()) for value in weights.values())
 
     def resume(self, state: FitState) -> Any:
-        self.optimizer, self.mean_params = state.optimizer, state.best
+        module, optimizer = state.kept or (state.model.state_dict(), state.optimizer.state_dict())
+        self.module.load_state_dict(module)
+        self.optimizer.load_state_dict(deepcopy(optimizer))
+        self.mean_params = state.best
         return state.best
 
     def state(self, history: History, best: Any, best_step: int) -> FitState:
-        return FitState(self.module, self.optimizer, history, best, best_step, position=self.position)
+        kept = deepcopy((self.module.state_dict(), self.optimizer.state_dict()))
+        return FitState(self.module, self.optimizer, history, best, best_step, kept=kept)
 
     def arrays(self, x: np.ndarray, y: np.ndarray) -> Any:
         return [torch.as_tensor(part).to(next(self.module.parameters())) for part in (x, y)]
@@ -284,16 +289,13 @@ def train(
         validation: the same for held-out rows: the module gets the best weights by its loss, and training stops when
             `PATIENCE` of the `EVALUATIONS` have brought none.
         steps, batch_size, learning_rate, seed, progress: as for `fit`.
-        resume: where an earlier call with the same data and schedule stood, with the module as it was.
+        resume: where an earlier call with the same data and options stood; its weights replace those of the module.
         on_evaluation: is given where training stands; True ends it there.
 
     Raises:
-        ValueError: this schedule does not evaluate at the step of `resume`.
+        ValueError: `resume` is of other rows, or of other steps, batch_size, learning_rate or seed.
         FloatingPointError: the loss is no longer finite.
     """
     schedule = Schedule(steps, batch_size, learning_rate, seed, progress)
     engine = Engine(module, *core.given_rows(x, y, validation), batch_size)
-    engine.set_draws(x, seed, resume)
-    if resume is not None:
-        engine.resume(resume)
-    return core.run(engine, schedule, resume, on_evaluation)
+    return core.train(engine, x, schedule, resume, on_evaluation)

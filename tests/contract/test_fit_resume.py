@@ -132,10 +132,29 @@ def test_a_run_at_its_end_stays_as_it_is(backend):
 
 @pytest.mark.parametrize("steps", [50, 270, 41 * 40])
 def test_another_schedule_is_refused(steps):
-    state = half(TORCH, "float32")
+    state = half(TORCH, "float32")._replace(schedule=None)  # as earlier versions have it
     x, y, validation = data()
     with pytest.raises(ValueError, match=r"fit.resume: expected a multiple of \d+ steps, at most \d+; got 60"):
         TORCH.package.fit(state.model, x, y, validation=validation, steps=steps, seed=3, resume=state)
+
+
+@pytest.mark.parametrize("changed", [{"batch_size": 66}, {"learning_rate": 0.06}, {"steps": 240}, {"seed": 4}])
+def test_other_options_are_refused_in_the_same_words(backend, changed):
+    """Else the run ends in silence as no run would have that did not stop."""
+    state = half(backend, "float32")
+    text = (
+        rf"expected a state of the given steps, batch_size, learning_rate and seed; got another {next(iter(changed))}\."
+    )
+    with pytest.raises(ValueError, match=text):
+        fitted(backend, state.model, "float32", resume=state, **changed)
+
+
+def test_control_other_options_change_the_result():
+    """A state without a schedule, as earlier versions have it, takes any."""
+    state = half(TORCH, "float32")._replace(schedule=None)
+    assert gap(fitted(TORCH, state.model, "float32", resume=state), whole(TORCH, "float32")) == 0
+    other = fitted(TORCH, state.model, "float32", resume=state, batch_size=66)
+    assert gap(other, whole(TORCH, "float32")) > BOUNDS["float32"]
 
 
 @pytest.mark.parametrize("change", ["none now", "none before", "another seed", "other rows"])
@@ -150,7 +169,9 @@ def test_other_held_out_rows_are_refused(change):
     TORCH.package.fit(
         start(TORCH, "float32"), x, y, **(options | now | before), on_evaluation=lambda s: not states.append(s)
     )
-    with pytest.raises(ValueError, match="of the given rows, weights, loss, validation and seed; got one of others"):
+    text = "of the given rows, weights, loss, validation and seed; got one of others"
+    text = "learning_rate and seed; got another seed" if change == "another seed" else text
+    with pytest.raises(ValueError, match=text):
         TORCH.package.fit(states[-1].model, x, y, **(options | now | later), resume=states[-1])
     # control: with the same rows it goes on
     on = TORCH.package.fit(states[-1].model, x, y, **(options | now | before), resume=states[-1])
