@@ -28,7 +28,7 @@ from convexmoe.files.format import (
     to_safetensors,
     write_sealed,
 )
-from convexmoe.files.schema import OPTIMIZER, PREFIX, TensorFile, check_header, open_tensors
+from convexmoe.files.schema import OPTIMIZER, PREFIX, TensorFile, check_header, has_form, open_tensors
 from convexmoe.hull.parameters import flatten, nest
 
 from . import frameworks
@@ -168,7 +168,8 @@ def _write_orbax(target: Path, header: Header, arrays: Arrays) -> None:
     frameworks.choose("jax")
     import orbax.checkpoint as ocp
 
-    if target.exists() and not (target / DESCRIPTION).is_file():
+    own = target.is_dir() and {DESCRIPTION} <= {*os.listdir(target)} <= {DESCRIPTION, *FOLDERS}
+    if target.exists() and not own:
         raise InputError(f"{target}: expected a new directory; something else is there. Name another one.")
     trees = nest({_orbax_name(name): value for name, value in arrays.items()})
     text = json.dumps(header | {"sha256": digest(header, arrays)}, sort_keys=True, allow_nan=False) + "\n"
@@ -186,19 +187,13 @@ def _write_orbax(target: Path, header: Header, arrays: Arrays) -> None:
 
 def _write_hub(source: Path, target: Path, header: Header, arrays: Arrays) -> None:
     """Write a folder for a hub, with the metrics and the certificate that stand beside the source and are of it."""
-    if source.is_dir():
-        model, beside, proof = source / hub.MODEL, source, source / hub.CERTIFICATE
-    else:
-        model, beside = source, source.parent
-        proof = source.with_name(source.name.removesuffix(".safetensors") + ".certificate.json")
-    metrics, certificate = hub.read_json(beside / hub.METRICS), hub.read_json(proof)
-    data, of_model = (
-        part if isinstance(part, dict) else {} for part in (metrics.get("data"), certificate.get("model"))
-    )
+    model = source / hub.MODEL if source.is_dir() else source
+    metrics = hub.read_json(model.with_name(hub.METRICS))
+    data = metrics["data"] if has_form(metrics, {"data": dict}) else {}
     same = source.is_dir() or all(data.get(name, 0) == header["notes"].get(name) for name in ("columns", "target"))
-    proved = bool(of_model) and of_model.get("sha256") == hub.digest_of(model)
+    certificate = hub.read_certificate(model, source / hub.CERTIFICATE if source.is_dir() else None)
     try:
-        given = metrics if metrics and same else None, certificate if proved else None
+        given = metrics if metrics and same else None, certificate
         with hub.write_pretrained(target, *given) as path:
             write_sealed(path, header, arrays)
     except (FileExistsError, ValueError) as error:

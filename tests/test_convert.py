@@ -215,3 +215,12 @@ def test_refusals(tmp_path):
         assert_one_line_refusal(invoke("convert", *arguments), *words)
     assert sorted(os.listdir(tmp_path)) == ["foreign.safetensors", "model.safetensors", "other"]
     assert (tmp_path / "other" / "precious").read_text() == "x"
+
+
+def test_a_directory_to_which_somebody_added_a_file_is_not_replaced(tmp_path):
+    path, folder = saved("hull", tmp_path), tmp_path / "folder"
+    for _ in range(2):  # the second time it replaces its own
+        assert invoke("convert", path, folder, "--to", "orbax").exit_code == 0
+    (folder / "precious").write_text("x")
+    assert_one_line_refusal(invoke("convert", path, folder, "--to", "orbax"), "something else is there")
+    assert (folder / "precious").read_text() == "x"

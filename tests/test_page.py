@@ -15,8 +15,8 @@ from commands import assert_one_line_refusal, invoke
 from matplotlib.image import imread
 from runs import HOSTILE, make_run
 
+from convexmoe.files.hub import read_certificate
 from interop.command import page
-from interop.command.render import read_certificate
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # For the copy that is measured: what reaches beyond its box or the window, what has no size, which pictures are none.

@@ -101,15 +101,17 @@ def write_folder(target: Path, like: tuple[str, ...] = ()) -> Iterator[Path]:
     Args:
         target: where to, without a link; like: names in it whose mode those of the new folder take, as it does itself.
     """
+    if target == Path.cwd():
+        fail("save", "path", "one that is not the current", repr(str(target)), "Leave it first.", FileExistsError)
     with make_staging(target.parent) as beside:
         fresh = beside / "new"
         fresh.mkdir()
         yield fresh
         old = beside.with_suffix(".old")  # not a leftover: were we killed here, it is all that is left of the target
         if target.exists():
-            os.replace(target, old)
             for name in ("", *like):
-                shutil.copymode(old / name, fresh / name)
+                shutil.copymode(target / name, fresh / name)
+            os.replace(target, old)
         os.replace(fresh, target)
         shutil.rmtree(old, ignore_errors=True)
 

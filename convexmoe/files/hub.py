@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import copy_plain, fail, printable
 from .atomic import follow, write_folder, write_whole
 from .inspect import Inspection, inspect
+from .schema import has_form
 
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 METRICS, CERTIFICATE = "metrics.json", "certificate.json"
@@ -37,6 +38,8 @@ import {package}  # or convexmoe_jax, with the same names: each reads the folder
 model = {package}.load_pretrained("FOLDER")
 {call}
 ```
+
+<!-- sha256 of the names and contents of the other files, as save_pretrained wrote them: {seal} -->
 """
 NAMED = "convexmoe_torch"  # the package that a card shows
 CALLS = {"VectorHull": "y = {package}.predict(model, x{context})", "HierarchicalCELMoE": "y = model(x, routing)"}
@@ -108,13 +111,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return {}
 
 
+def read_certificate(model: Path, proof: Path | None = None) -> dict[str, Any] | None:
+    """Return the certificate beside a model, None where there is none of this very file; `proof`: its own place."""
+    record = read_json(proof or model.with_name(model.name.removesuffix(".safetensors") + ".certificate.json"))
+    of = record and {"verdict": str, "property": str, "strength": object, "model": {"sha256": digest_of(model)}}
+    return record if record and has_form(record, of) else None
+
+
 def digest_of(path: Path) -> str:
     """Return the sha256 of the bytes of a file."""
     return sha256(path.read_bytes()).hexdigest()
 
 
 def _is_as_written(folder: Path) -> bool:
-    """Return whether a folder holds what `write_pretrained` writes, its card to the letter, and nothing else."""
+    """Return whether a folder holds what `write_pretrained` wrote, to the letter, and nothing else."""
     with suppress(OSError, ValueError):
         return {*os.listdir(folder)} <= FILES and (folder / CARD).read_bytes() == describe(folder).encode()
     return False
@@ -134,7 +144,10 @@ def describe(folder: Path) -> str:
         digest = f"sha256 of {MODEL}: {digest_of(folder / MODEL)}"
         lines += ["## Certificate", "", f"{plain(verdict)} ({CERTIFICATE}). {digest}", ""]
     context = ", context" if found.config.get("context_dim") else ""
-    return "\n".join([*lines, USE.format(package=NAMED, call=CALLS[found.kind].format(package=NAMED, context=context))])
+    call = CALLS[found.kind].format(package=NAMED, context=context)
+    others = [f"{digest_of(folder / name)} {name}\n" for name in sorted({*os.listdir(folder)} - {CARD})]
+    seal = sha256("".join(others).encode()).hexdigest()
+    return "\n".join([*lines, USE.format(package=NAMED, call=call, seal=seal)])
 
 
 def _of_hull(found: Inspection) -> list[str]:
@@ -160,7 +173,7 @@ def _of_hull(found: Inspection) -> list[str]:
 
 def _of_hierarchy(found: Inspection) -> list[str]:
     """Return the experts of a hierarchy, level by level."""
-    experts = [f"- {plain(name)}: {recipe['kind']}" for name, recipe in found.config["experts"].items()]
+    experts = [f"- {plain(name)}: {plain(recipe['kind'])}" for name, recipe in found.config["experts"].items()]
     return ["A hierarchy of experts (level.expert), a route a sample:", "", *experts, ""]
 
 

@@ -39,6 +39,7 @@ MOST_AXES, LARGEST_SIZE = 32, 2**63
 # What plain values of another form raise where they are used
 UNFIT = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
 Header = dict[str, Any]
+ANY, LARGEST_FLOAT = ..., float(np.finfo(float).max)  # ANY in a form: each name that it has not
 
 
 class Place(NamedTuple):
@@ -104,6 +105,26 @@ def demand(holds: Any, fault: str) -> None:
     """Raise a ValueError unless a rule holds."""
     if not holds:
         raise ValueError(fault)
+
+
+def has_form(value: Any, form: Any) -> bool:
+    """Return whether a value of JSON has a form: a type, a value, several in a tuple, a list or a dict of forms.
+
+    Of a dict at least these names, of which `ANY` is each other; an int is >= 0, a float finite, or an int.
+
+    >>> [has_form(value, {"a": [int], "b": (None, str)}) for value in ({"a": [1], "b": None}, {"a": [1]})]
+    [True, False]
+    """
+    if isinstance(form, tuple):
+        return any(has_form(value, one) for one in form)
+    if isinstance(form, list):
+        return isinstance(value, list) and all(has_form(part, form[0]) for part in value)
+    if isinstance(form, dict):
+        named = isinstance(value, dict) and form.keys() - {ANY} <= value.keys()
+        return named and all(has_form(part, form.get(name, form.get(ANY, object))) for name, part in value.items())
+    if form in (int, float):
+        return type(value) in (int, form) and (0 if form is int else -LARGEST_FLOAT) <= value <= LARGEST_FLOAT
+    return isinstance(value, form) if isinstance(form, type) else bool(value == form)
 
 
 def _place(name: str, field: Any) -> Place:
@@ -176,8 +197,8 @@ def check_header(name: str, text: str, owner: str = "load", *, sealed: bool = Tr
     if not whole or not isinstance(header["notes"], dict) or not isinstance(header.get("sha256", ""), str):
         fail(owner, "path", f"one of {list(KINDS)} with the fields {sorted(FIELDS)}", repr(name), DAMAGED)
     optimizer = header.get("optimizer", {"rule": "adam", "step": 0})
-    described = isinstance(optimizer, dict) and set(optimizer) == {"rule", "step"} and type(optimizer["step"]) is int
-    if not described or optimizer["rule"] not in list(MOMENTS) or not 0 <= optimizer["step"] <= LARGEST_STEP:
+    described = has_form(optimizer, {"rule": tuple(MOMENTS), "step": int}) and len(optimizer) == 2
+    if not described or optimizer["step"] > LARGEST_STEP:
         rule = f"an optimizer with its rule, one of {list(MOMENTS)}, and its step"
         fail(owner, "path", rule, f"{name!r} with {str(optimizer)[:80]}", DAMAGED)
     return header

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convexmoe.errors import refuse
-from convexmoe.files.schema import demand
+from convexmoe.files.schema import demand, has_form
 from convexmoe.hull import Normalization
 from convexmoe.hull.weights import NUMPY
 from convexmoe.training import Expectile, Huber, Quantile
@@ -132,12 +132,9 @@ class Function:
     def from_json(cls, values: Any) -> Function:
         """Return what a file has of a run; a ValueError for anything that no options say."""
         values = {"categorical": []} | values if isinstance(values, dict) else values  # earlier versions had none
-        demand(isinstance(values, dict) and set(values) == {field.name for field in fields(cls)}, "other fields")
-        options = (*LISTS, "categorical")
-        lists = {option: tuple(values[option]) for option in options if isinstance(values[option], list)}
-        names = [*(name for part in lists.values() for name in part), *filter(None, [values["weights"]])]
-        demand(len(lists) == len(options) and all(type(name) is str for name in names), "columns that are no names")
-        demand(type(values["nonnegative"]) is bool and values["loss"] in LOSSES, "no such loss")
+        form = {**{option: [str] for option in (*LISTS, "categorical")}, "weights": (None, str), "nonnegative": bool}
+        demand(has_form(values, form | {"loss": tuple(LOSSES)}), "what no options say")
+        lists = {option: tuple(names) for option, names in values.items() if isinstance(names, list)}
         found = cls(**values | lists)
         demand((found.number is None) == (not LOSSES[found.loss][0]), "a loss without its number")
         demand(bool(found.objective), "no loss")

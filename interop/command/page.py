@@ -17,6 +17,7 @@ from ..plots.slices import Effect, draw_slices
 from ..plots.style import place_legend
 from .contradiction import explain_contradiction
 from .function import LOSSES
+from .intervals import SHOWN
 from .leverage import read_ranges
 from .pictures import (
     Report,
@@ -177,8 +178,9 @@ def _intervals(metrics: dict[str, Any]) -> str:
     """Return the half-widths of prediction intervals, and what they held."""
     found = metrics.get("interval_coverage") or {}
     rows = [
-        [f"{float(level):.0%}", f"± {_number(float(of['half_width']))}", f"{of['coverage']:.1%}"]
-        for level, of in found.items()
+        [f"{level:.0%}", f"± {_number(float(of['half_width']))}", f"{of['coverage']:.1%}"]
+        for level, of in ((level, found.get(f"{level:g}")) for level in SHOWN)
+        if of
     ]
     heads = ["Interval", "Half-width", "Of rows held out it holds"]
     words = "<p>Prediction intervals, by <code>convexmoe predict --interval</code>:</p>"

@@ -189,7 +189,7 @@ def draw_errors(axes: Any, report: Report) -> None:
         folds = metrics[f"{key}_folds"][name]
         axes.barh(k, mean, height=0.62, color=color, alpha=0.35)
         axes.plot(folds, np.full(len(folds), k), marker, color=color, markersize=4, markeredgecolor=INK, mew=0.4)
-        spread = metrics[f"{key}_spread"][name]
+        spread = abs(metrics[f"{key}_spread"][name])
         axes.errorbar(mean, k, xerr=spread, color=INK, capsize=3, linewidth=1.2)
     axes.set_yticks(range(len(models)), [plain(model_name(metrics, name)) for name in models])
     axes.invert_yaxis()

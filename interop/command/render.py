@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,40 +11,38 @@ import typer
 from convexmoe.errors import refuse
 from convexmoe.files import inspect
 from convexmoe.files.atomic import follow, write_whole
+from convexmoe.files.hub import read_certificate
+from convexmoe.files.schema import ANY, has_form
+from convexmoe.training.curvature import CONCAVE, CONVEX
 
 from .. import frameworks
 from .design import Design
+from .doctor import version_of
 from .function import LOSSES
 from .options import FrameworkOption
 from .output import conclude, say
 from .page import build_page
-from .pictures import draw_report, see_report
+from .pictures import draw_report, error_key, see_report
 from .report_rows import ReportRows
 from .saved_model import design_of, explain_function, read_model
 
 RUN_HELP = "The folder that `convexmoe fit` wrote."
 HTML_HELP = "One page with everything in it, RUN/report.html."
-_NEEDED: dict[str, Any] = {
-    "data": ("name", "target", "columns", "context", "weights"),
-    "plan": ("petals", "depth", "seed", "curvature", "function"),
-    "curvature": ("fitted",),
-    "convexity": ("segments", "violation"),
-    "test_rmse": ("hull",),
-    **dict.fromkeys(("test_rmse_spread", "test_rmse_folds"), ("hull",)),
-    **dict.fromkeys(("hull_ahead", "parameters", "importance"), ()),
+_ERRORS: dict[str, Any] = {"": {"hull": float, ANY: float}, "_spread": {ANY: float}, "_folds": {ANY: [float]}}
+_FORM: dict[str, Any] = {  # of metrics.json
+    "data": {"name": str, "target": str, "columns": [str], "context": [str], "weights": (None, str)},
+    "plan": {"petals": int, "depth": int, "seed": int, "curvature": str}
+    | {"function": {"loss": tuple(LOSSES), "number": (None, float)}},
+    **{"curvature": {"fitted": (CONVEX, CONCAVE)}, "convexity": {"segments": int, "violation": (None, float)}},
+    **{"coverage": (None, {ANY: float}), "parity": (None, {"framework": str, "max_difference": float})},
+    **{"shape": (None, str), "framework": str, "exact": [str], "folds": [int], "importance": {ANY: float}},
+    **{"hull_ahead": {ANY: int}, "parameters": {ANY: int}, "rows": int, "rows_to_train": int},
+    **{"best_step": int, "steps_run": int},
 }
-_OTHERS = (
-    "rows",
-    "rows_to_train",
-    "folds",
-    "best_step",
-    "steps_run",
-    "exact",
-    "coverage",
-    "parity",
-    "shape",
-    "framework",
-)
+_LATER: dict[str, Any] = {  # which earlier versions did not write
+    "interval_coverage": (None, {ANY: {"half_width": float, "coverage": float}}),
+    "convexity_test": (None, {"p_value": float, "at": {ANY: float}}),
+}
 
 
 def render_run(
@@ -78,7 +74,7 @@ def render_run(
         legend = ""
         if as_html:
             sentences = explain_function(inspect(path).config, notes)
-            page = build_page(report, notes, sentences, read_certificate(path), installed_version())
+            page = build_page(report, notes, sentences, read_certificate(path), version_of("convexmoe") or "")
             write_whole(place, page.encode())
         else:
             legend = draw_report(report, place)
@@ -96,35 +92,15 @@ def read_metrics(run: Path, design: Design, target: str) -> dict[str, Any]:
     """
     path, fix = run / "metrics.json", "Name the folder of a convexmoe fit, as it was written."
     try:
-        metrics = json.loads(path.read_text())
-        right = (
-            all({*names} <= metrics[part].keys() for part, names in _NEEDED.items()) and {*_OTHERS} <= metrics.keys()
-        )
-        data = metrics["data"]
-        same = (*data["columns"], *data["context"]) == design.columns and data["target"] == target
-        known = set(metrics["importance"]) == {*design.columns} and metrics["plan"]["function"]["loss"] in LOSSES
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        metrics = dict.fromkeys(_LATER) | json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        metrics = {}
+    key = error_key(metrics)
+    if not has_form(metrics, _FORM | _LATER | {f"{key}{part}": form for part, form in _ERRORS.items()}):
         refuse(path, "the metrics of a run", "none that can be read", fix)
-    if not (right and same and known):
+    data, compared = metrics["data"], [metrics[f"{key}_spread"], metrics[f"{key}_folds"], metrics["coverage"]]
+    columns = {*metrics["importance"]} == {*design.columns} and (*data["columns"], *data["context"]) == design.columns
+    lacks = any(part is not None and metrics[key].keys() - part.keys() for part in compared)
+    if not columns or data["target"] != target or lacks:
         refuse(path, "the metrics of the model beside it", "others", fix)
     return metrics
-
-
-def read_certificate(model: Path) -> dict[str, Any] | None:
-    """Return the certificate beside a model, None where there is none of this very file."""
-    path = model.with_name(model.name.removesuffix(".safetensors") + ".certificate.json")
-    try:
-        record = json.loads(path.read_text())
-        digest = hashlib.sha256(model.read_bytes()).hexdigest()
-        texts = [record["verdict"], record["property"], record["strength"], record["model"]["sha256"]]
-        return record if texts[-1] == digest and all(isinstance(text, str) for text in texts[:2]) else None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-
-
-def installed_version() -> str:
-    """Return the version of convexmoe, "" where it is not installed but only on the path."""
-    try:
-        return version("convexmoe")
-    except PackageNotFoundError:
-        return ""

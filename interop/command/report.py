@@ -12,12 +12,14 @@ from ..frameworks import LABELS
 from .contradiction import explain_contradiction
 from .function import LOSSES
 from .output import say, tabulate
+from .pictures import error_key
 from .tables import shorten
 
 
 def print_results(metrics: dict[str, Any]) -> None:
     """Print what metrics.json holds: the test errors side by side, the convexity check, the parity."""
-    target, error, key_of = metrics["data"]["target"], _error_name(metrics), _error_key(metrics)
+    target, key_of = metrics["data"]["target"], error_key(metrics)
+    error = LOSSES[metrics["plan"]["function"]["loss"]][2]
     errors, rows, covers = metrics[key_of], [], metrics["coverage"]
     fitted, plane = metrics["curvature"]["fitted"], "linear regression" if error == "RMSE" else "linear, the same loss"
     for key, name in {"hull": f"{fitted} mixture", "linear": plane, "mlp": "MLP", "boosting": "boosted trees"}.items():
@@ -30,12 +32,8 @@ def print_results(metrics: dict[str, Any]) -> None:
         size = metrics["parameters"].get(key)
         rows.append((name, "" if size is None else f"{size:,}", figure, _against(metrics, key), *covered))
     title = f"Test error: mean and deviation over {len(metrics['folds'])} folds of {metrics['rows']} rows"
-    heads: dict[str, JustifyMethod] = {
-        "model": "left",
-        "parameters": "right",
-        error: "right",
-        "against linear": "right",
-    }
+    heads: dict[str, JustifyMethod] = {name: "right" for name in ("model", "parameters", error, "against linear")}
+    heads["model"] = "left"
     tabulate(heads if covers is None else heads | {"at or below": "right"}, rows, title)
     if covers is not None:
         say(f"At or below: the share of held-out rows whose {target} is; the level is {covers['level']:.1%}.")
@@ -76,16 +74,6 @@ def _against(metrics: dict[str, Any], key: str) -> str:
     """Return a test error beside that of linear regression; in proportion to rounding it would say nothing."""
     if "linear" in metrics["exact"]:
         return "" if key in metrics["exact"] else "linear is exact"
-    errors = metrics[_error_key(metrics)]
+    errors = metrics[error_key(metrics)]
     ratio = errors[key] / errors["linear"]
     return f"{ratio - 1:+.1%}" if ratio < 10 else f"{ratio:.3g} times"
-
-
-def _error_key(metrics: dict[str, Any]) -> str:
-    """Return the name of the test errors by the loss that is minimized."""
-    return "test_loss" if "test_loss" in metrics else "test_rmse"
-
-
-def _error_name(metrics: dict[str, Any]) -> str:
-    """Return what the test errors are called."""
-    return LOSSES[metrics["plan"]["function"]["loss"]][2]

@@ -66,7 +66,7 @@ class ReportRows:
         path = folder / FILE
         try:
             arrays = load(path.read_bytes())
-            x, y = arrays.pop("x"), arrays.pop("y")
+            x, y, _ = arrays.pop("x"), arrays.pop("y"), arrays[f"{_PREDICTED}hull"]
             history = History(
                 tuple(int(step) for step in arrays.pop(_HISTORY + "step")),
                 *(tuple(arrays.pop(_HISTORY + name).tolist()) for name in History._fields[1:]),
@@ -74,9 +74,10 @@ class ReportRows:
             predicted = {name.removeprefix(_PREDICTED): array for name, array in arrays.items()}
         except (OSError, SafetensorError, ValueError, LookupError, TypeError, OverflowError):
             refuse(path, "the rows that convexmoe fit keeps for pictures", "none that can be read", _FIX)
-        sizes = {len(history.step), len(history.train_loss), len(history.validation_loss) or len(history.step)}
-        right = x.shape == (len(y), width) and len(y) > 0 and {y.shape} == {a.shape for a in predicted.values()}
-        numbers = [x, y, *predicted.values(), np.array([*history.train_loss, *history.validation_loss])]
-        if not right or len(sizes) > 1 or not all(a.dtype == np.float64 and np.isfinite(a).all() for a in numbers):
+        losses = [np.array(part) for part in (history.train_loss, history.validation_loss or history.train_loss)]
+        shapes = [{array.shape for array in (y, *predicted.values())}, {array.shape for array in losses}]
+        right = shapes == [{(y.size or 1,)}, {(len(history.step) or 1,)}] and x.shape == (y.size, width)
+        numbers = [x, y, *predicted.values(), *losses]
+        if not right or not all(array.dtype == np.float64 and np.isfinite(array).all() for array in numbers):
             refuse(path, f"rows of {width} columns, a prediction a row, and losses", "other numbers", _FIX)
         return cls(x, y, predicted, history)

@@ -19,7 +19,7 @@ from typing import Any
 from convexmoe.errors import InputError, refuse
 from convexmoe.files import inspect
 from convexmoe.files.atomic import make_staging, put_in_place
-from convexmoe.files.schema import demand
+from convexmoe.files.schema import demand, has_form
 from convexmoe.training import Fold, History, Position
 from convexmoe.training.curvature import CONCAVE, CONVEX, NEITHER, Curvature
 
@@ -218,52 +218,32 @@ def _files(folder: Path, run: dict[str, Any]) -> list[Path]:
     return paths
 
 
-KINDS: dict[str, Any] = {
+FORM: dict[str, Any] = {
     **dict.fromkeys(("target", "table", "data", "best", "rows"), str),
-    **dict.fromkeys(("plan", "history"), dict),
-    **dict.fromkeys(("drop", "parts", "folds"), list),
-    "curvature": (list, type(None)),
-    "position": (dict, type(None)),
-    "best_step": int,
+    "plan": {**dict.fromkeys(LIMITS, int), "curvature": (CONVEX, CONCAVE)},
+    "history": {"step": [int], "train_loss": [float], "validation_loss": [float]},
+    **{"drop": [str], "folds": [str], "best_step": int, "parts": [{"framework": str, "from_step": int}]},
+    "curvature": (None, list),
+    "position": (None, {"passes": int, "block": int, "used": int, "place": (None, dict)}),
 }
 
 
 def _check_description(run: Any) -> None:
     """Check the description of a run in its file: a ValueError for any other."""
-    known = isinstance(run, dict) and {*run, "position"} == set(KINDS)  # earlier versions wrote none
-    demand(known, "its description has other fields")
-    for name, kind in KINDS.items():
-        demand(isinstance(run.get(name), kind) and type(run.get(name)) is not bool, f"{name} is none")
-    if (position := run.get("position")) is not None:
-        demand(set(position) == set(Position._fields), "its position has other fields")
-        *counts, place = (position[name] for name in Position._fields)
-        whole = all(type(number) is int and number >= 0 for number in counts)
-        demand(whole and isinstance(place, (dict, type(None))), "its position is none")
-    plan, history = run["plan"], run["history"]
-    demand(set(plan) - {"function"} == {*LIMITS, "curvature"}, "plan has other fields")
+    known = isinstance(run, dict) and {*run, "position"} == {*FORM}  # earlier versions wrote none
+    demand(known and has_form({"position": None} | run, FORM), "its description has other fields")
+    plan, history, steps = run["plan"], run["history"], run["history"]["step"]
+    demand(plan.keys() <= {*LIMITS, "curvature", "function"}, "plan has other fields")
     _function_of(plan)
     *errors, shown = (NEITHER,) if run["curvature"] is None else Curvature(*run["curvature"])
-    numbers = all(type(error) is float and 0 <= error < math.inf for error in errors)
-    known = plan["curvature"] in (CONVEX, CONCAVE) and shown in (CONVEX, CONCAVE, NEITHER)
-    demand(numbers and known, "its curvature is none")
+    demand(has_form(errors, [float]) and shown in (CONVEX, CONCAVE, NEITHER), "its curvature is none")
     for name, (least, most, _) in LIMITS.items():
-        whole = type(plan[name]) is int and least <= plan[name] <= most
-        demand(whole, f"{name} is no whole number from {least} to {most}")
-    lengths = {name: len(losses) for name, losses in history.items() if isinstance(losses, list)}
-    alike = set(lengths) == set(History._fields) and len(set(lengths.values())) == 1
-    demand(alike, "history has other fields, or lists of unequal length")
-    losses, steps = [*history["train_loss"], *history["validation_loss"]], history["step"]
-    numbers = all(type(loss) is float for loss in losses) and all(type(step) is int for step in steps)
-    demand(numbers, "history has what are no numbers")
+        demand(least <= plan[name] <= most, f"{name} is no whole number from {least} to {most}")
+    demand(len({*map(len, history.values())}) == 1, "history has lists of unequal length")
     rising = steps and steps[0] == 0 and sorted(set(steps)) == steps and steps[-1] <= plan["steps"]
     demand(rising, "the steps of its history do not rise from 0 up to those of the plan")
     demand(run["best_step"] in steps, "best_step is none of its steps")
-    demand(all(type(name) is str for name in run["drop"]), "drop has what are no names")
-    parts = all(isinstance(part, dict) and set(part) == {"framework", "from_step"} for part in run["parts"])
-    demand(parts, "parts has other fields")
-    known = all(type(p["framework"]) is str and type(p["from_step"]) is int for p in run["parts"])
-    demand(known, "its parts have no such names")
-    names = all(type(name) is str and set(name) <= set("0123456789abcdef") for name in (run["best"], *run["folds"]))
+    names = all(set(name) <= set("0123456789abcdef") for name in (run["best"], *run["folds"]))
     demand(names, "its best or its folds have no such names")
 
 

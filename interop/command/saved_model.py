@@ -10,6 +10,7 @@ from convexmoe.errors import refuse
 from convexmoe.files import Inspection
 from convexmoe.files.format import infinite
 from convexmoe.files.inspect import OF_DIRECTORIES
+from convexmoe.files.schema import has_form
 from convexmoe.training.curvature import CONCAVE, CONVEX
 
 from ..frameworks import Framework
@@ -132,12 +133,8 @@ def read_model(path: Path, framework: Framework) -> tuple[Any, tuple[str, ...], 
 
 def columns_of(notes: dict[str, Any], width: int, kind: str = "columns") -> tuple[str, ...] | None:
     """Return the names of the inputs, or of the context, that the notes of a file hold, None where they hold none."""
-    names = notes.get(kind)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return None
-    if len(set(names)) == len(names) == width:
-        return tuple(names)
-    return None
+    names: Any = notes.get(kind)
+    return tuple(names) if has_form(names, [str]) and len({*names}) == len(names) == width else None
 
 
 def read_hull(path: Path, framework: Framework) -> tuple[Any, dict[str, Any]]:

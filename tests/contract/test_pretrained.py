@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from commands import assert_one_line_refusal, invoke
 from saved_models import hierarchy, hull
 
 import convexmoe_torch
-from convexmoe.files import hub
+from convexmoe.files import atomic, hub
 
 FIELDS = cases.fields(in_dim=3, petals=5, out_dim=1, hidden_dim=7)
 NOTES = {
@@ -99,7 +100,7 @@ def test_a_hierarchy_goes_and_comes(tmp_path):
     assert "- b.z: MLPExpert" in (tmp_path / "h" / "README.md").read_text()
 
 
-def test_only_an_unchanged_folder_of_ours_is_replaced(tmp_path):
+def test_only_an_unchanged_folder_of_ours_is_replaced(tmp_path, monkeypatch):
     torch_backend, folder = BACKENDS[-1], tmp_path / "hull"
     folder.mkdir()  # empty
     save(torch_backend, folder, metrics=METRICS)
@@ -112,11 +113,42 @@ def test_only_an_unchanged_folder_of_ours_is_replaced(tmp_path):
             save(torch_backend, folder)
         assert (folder / name).read_text() == text
         (folder / name).write_bytes(before[name]) if name in before else (folder / name).unlink()
+    save(torch_backend, folder, metrics={"rmse": 1.5, "by": "us"})
+    before = content(folder)
+    for name in ("config.json", "metrics.json", "model.safetensors"):  # a letter of what the card does not show
+        text = before[name].replace(b'"us"', b'"me"') if name == "metrics.json" else before[name][:-1] + b" "
+        (folder / name).write_bytes(text)
+        with pytest.raises(FileExistsError):
+            save(torch_backend, folder)
+        assert (folder / name).read_bytes() == text != before[name]
+        (folder / name).write_bytes(before[name])
+    (folder / "certificate.json").mkdir()  # under a name of ours
+    (folder / "certificate.json" / "words").write_text("mine")
+    with pytest.raises(FileExistsError):
+        save(torch_backend, folder)
+    assert (folder / "certificate.json" / "words").read_text() == "mine"
+    shutil.rmtree(folder / "certificate.json")
     save(torch_backend, folder)  # control: as it was
+    monkeypatch.chdir(folder)
+    with pytest.raises(FileExistsError, match="one that is not the current; got"):
+        save(torch_backend, ".")
+    assert content(folder)
     with pytest.raises(FileNotFoundError, match="a folder in one that exists"):
         save(torch_backend, tmp_path / "none" / "hull")
     with pytest.raises(FileExistsError):
         save(torch_backend, tmp_path / "hull" / "README.md")
+
+
+def test_a_mode_that_cannot_be_copied_moves_nothing(tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise PermissionError("no modes here")
+
+    save(BACKENDS[-1], tmp_path / "hull")
+    before = content(tmp_path / "hull")
+    monkeypatch.setattr(atomic.shutil, "copymode", refuse)
+    with pytest.raises(PermissionError):
+        save(BACKENDS[-1], tmp_path / "hull", metrics=METRICS)
+    assert content(tmp_path / "hull") == before and os.listdir(tmp_path) == ["hull"]
 
 
 @pytest.mark.parametrize("before", [False, True])
