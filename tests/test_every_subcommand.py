@@ -212,6 +212,16 @@ def test_doctor_ends_with_1_where_something_is_broken(name, monkeypatch):
     assert 'JAX: not installed. Run, in a clone of convexmoe: pip install -e ".[jax]".' in result.stdout
 
 
+def test_doctor_ends_with_1_where_no_file_can_be_written(monkeypatch):
+    def no_room():
+        raise FileNotFoundError("No usable temporary directory")
+
+    monkeypatch.setattr(frameworks, "installed", lambda: ("torch",))
+    monkeypatch.setattr(doctor.tempfile, "TemporaryDirectory", no_room)
+    result = invoke("doctor")
+    assert result.exit_code == 1 and "fit in PyTorch: No usable temporary directory" in result.stdout
+
+
 def test_doctor_names_the_extra_of_what_is_missing(monkeypatch):
     version = doctor.version_of
     monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "matplotlib" else version(name))

@@ -71,9 +71,9 @@ def try_out(names: list[str]) -> Iterator[str]:
     Yield what is done next; what does not work raises an error.
     """
     x, side = np.random.default_rng(0).normal(size=(64, 2)), frameworks.get(names[-1])
+    yield f"fit in {frameworks.LABELS[side.name]}"
     with tempfile.TemporaryDirectory() as folder, side.quiet():
         path, label, first = Path(folder) / "model.safetensors", frameworks.LABELS[side.name], None
-        yield f"fit in {label}"
         new = side.new_hull(HullConfig(2, petals=2, out_dim=1, hidden_dim=4, temperature="learned"), 0)
         model = side.package.fit(new, x, (x**2).sum(axis=1), steps=20, seed=0, compare=False).model
         yield f"certify in {label}"

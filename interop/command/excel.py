@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 from zipfile import BadZipFile
 
@@ -23,6 +24,8 @@ FAULTS = (
     *(LookupError, ValueError, TypeError, AttributeError, RuntimeError),
 )
 
+UNSAVED = "\0formula"  # stands for a formula whose value is not in the file
+
 
 @dataclass(frozen=True)
 class SheetTable(TextTable):
@@ -37,6 +40,15 @@ class SheetTable(TextTable):
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield for each row its number in the sheet, counted from 1, and its cells."""
         yield from self.cells
+
+    def _columns(self, names: Sequence[str]) -> Iterator[tuple[tuple[int, ...], list[tuple[str, ...]]]]:
+        for lines, columns in super()._columns(names):
+            for name, cells in zip(names, columns, strict=True):
+                if UNSAVED in cells:
+                    got = f"a formula without one in column {name!r} on line {lines[cells.index(UNSAVED)]}"
+                    fix = "Open and save it in a spreadsheet program, which computes it."
+                    refuse(self.name, "a saved value for each formula", got, fix)
+            yield lines, columns
 
 
 def open_excel(name: str, source: Callable[[], Any], options: TableOptions) -> SheetTable:
@@ -78,6 +90,8 @@ def _read_sheet(name: str, stream: Any, wanted: str | None) -> tuple[list[tuple[
             shown = [title for title, sheet in sheets.items() if sheet.sheet_state == "visible"]
             title = wanted or next(iter([*shown, *sheets]))
             rows = _read_rows(sheets[title])
+            if len({len(cells) for _, cells in rows}) > 1 or any("" in cells for _, cells in rows):
+                rows = _read_rows(sheets[title], load_workbook(stream, read_only=True)[title])
     except InputError:
         raise
     except FAULTS as error:
@@ -87,15 +101,18 @@ def _read_sheet(name: str, stream: Any, wanted: str | None) -> tuple[list[tuple[
     return rows, title + several
 
 
-def _read_rows(sheet: Any) -> list[tuple[int, list[str]]]:
+def _read_rows(sheet: Any, formulas: Any = None) -> list[tuple[int, list[str]]]:
     """Return the rows of a sheet up to the last that has a value, each up to its last value, with their numbers.
 
-    What a sheet says of its size may be wrong, and cells that only have a format are none: each is looked at.
+    What a sheet says of its size may be wrong, and cells that only have a format are none: each is looked at. With the
+    sheet of `formulas` one of them without a saved value is UNSAVED; a saved value that is an empty text is a "str".
     """
-    sheet.reset_dimensions()
+    (formulas or sheet).reset_dimensions()  # that of values first
     rows: list[tuple[int, list[str]]] = []
-    for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
-        texts = ["" if cell is None else str(cell) for cell in cells]
+    others: Any = repeat(repeat(None)) if formulas is None else formulas.iter_rows(values_only=True)
+    for number, (cells, beside) in enumerate(zip(sheet.iter_rows(), others, strict=False), 1):
+        known = [UNSAVED if f is not None and c.data_type != "str" else "" for c, f in zip(cells, beside, strict=False)]
+        texts = [mark if cell.value is None else str(cell.value) for cell, mark in zip(cells, known, strict=True)]
         while texts and not texts[-1]:
             texts.pop()
         if texts:
