@@ -140,6 +140,9 @@ def level(name, routes, experts):
 def test_routes_and_losses_of_a_hierarchy():
     levels = {"family": level("family", [0, 0, 1], ("romance", "slavic")), "all": level("all", [0, 0, 0], ("core",))}
     many = level("many", [0, 19, 19], tuple(f"e{k}" for k in range(20)))
+    long = [f"experts_of_the_northern_regions_{k}_of_all_there_are" for k in range(3)]  # of one label
+    ax = plot_routes(CELMoEOutput({"long": level("long", [0, 1, 1], tuple(long))}, None, {}, {}))
+    assert [bar.get_width() for bar in ax.patches] == [1, 2, 0]
     losses = {"family.romance.fit": torch.tensor(2.0), "all.core.fit": torch.tensor(0.5)}
     output = CELMoEOutput(levels, None, losses, {}, (("family.romance.fit", 0.1),))
     ax = plot_routes(output)
@@ -164,6 +167,14 @@ def test_routes_and_losses_of_a_hierarchy():
         (lambda: plot_slices(hull(), X, C, names=["a"]), "3 different names"),
         (lambda: plot_slices(hull(), X, C, ax=[]), "3 axes, one a picture; got 0"),
         (lambda: plot_slices(hull(), X * np.nan, C), "finite numbers"),
+        (lambda: plot_slices(hull(), X, C, columns=[]), "a column to draw; got none"),
+        (lambda: plot_groups(hull(), X, C, columns=[]), "a column to draw; got none"),
+        (lambda: plot_groups(hull(), X, C, ax=pyplot.figure()), r"1 axes, one a picture; got 1: \[<Figure"),
+        (lambda: plot_groups(hull(), [["a", "b"]], C[:1]), "x: expected numbers"),
+        (lambda: plot_slices(hull(), [[1.0], [1.0, 2.0]], C[:2]), "x: expected rows of equal length"),
+        (lambda: plot_residuals([1.0], ["a"]), "predicted: expected numbers"),
+        (lambda: plot_residuals(None, [1.0]), "true: expected an array of numbers; got NoneType"),
+        (lambda: plot_residuals([1.0], [1.0], ax="x"), r"one a picture; got 1: \['x'\]"),
         (lambda: plot_residuals([1.0], [1.0, 2.0]), "as many numbers as true has, 1; got 2"),
         (lambda: plot_history(None), "a History; got NoneType"),
         (lambda: plot_history(History()), "at least one evaluation"),

@@ -280,6 +280,12 @@ def test_names_where_there_are_none():
     frame, price = numbers()
     with pytest.raises(ValueError, match="expected columns by number, as X has no names"):
         ConvexRegressor(convex=["size"], **TINY).fit(frame.to_numpy(), price)
+    turned = frame.set_axis([1, 0, 2], axis=1)
+    for options in ({"convex": [0]}, {"monotone": {0: 1}}):  # the column that is called 0, or the first?
+        with pytest.raises(ValueError, match=r"in order: a number is a place; got \[1, 0, 2\]"):
+            ConvexRegressor(**options, **TINY).fit(turned, price)
+    assert ConvexRegressor(**TINY).fit(turned, price).inputs_ == [0, 1, 2]  # control
+    assert ConvexRegressor(convex=[0, 2], **TINY).fit(frame.set_axis([0, 1, 2], axis=1), price).inputs_ == [0, 2]
 
 
 def test_tables_of_few_rows_and_constants():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convexmoe.errors import fail
+from convexmoe.hull.rows import as_numbers
 from convexmoe.training import History
 
 from .style import COLORS, INK, limits_of, new_axes, place_legend, plain, tidy
@@ -33,7 +34,7 @@ def plot_residuals(true: Any, predicted: Any, *, target: str = "target", ax: Any
     >>> plot_residuals([1.0, 2.0, 4.0], [1.5, 2.0, 3.0], target="price").get_xlabel()
     'predicted price'
     """
-    y, p = (np.asarray(values, np.float64).ravel() for values in (true, predicted))
+    y, p = (as_numbers("plot_residuals", *part).ravel() for part in (("true", true), ("predicted", predicted)))
     if len(y) != len(p) or not len(y):
         fix = "Pass one prediction a row."
         fail("plot_residuals", "predicted", f"as many numbers as true has, {len(y)}", f"{len(p)}", fix)

@@ -89,7 +89,7 @@ def plot_groups(
     inputs = known[: model.config.in_dim]
     wanted = inputs[:2] if columns is None else columns
     places = [column_of("plot_groups", "columns", name, inputs) for name in wanted]
-    [axes] = new_axes("plot_groups", ax)
+    [axes] = new_axes("plot_groups", ax, min(len(places), 1))
     draw_groups(axes, map_groups(side, model, known, rows, places[:2]), target)
     return axes
 

@@ -44,7 +44,7 @@ def plot_routes(output: CELMoEOutput, *, ax: Any = None) -> Axes:
     most = 1
     for k, level in enumerate(output.levels.values()):
         counts = np.bincount(np.asarray(level.routes.tolist(), np.int64), minlength=len(level.expert_names))
-        named = {plain(name): int(count) for name, count in zip(level.expert_names, counts, strict=False)}
+        named = {name: int(count) for name, count in zip(level.expert_names, counts, strict=False)}
         if len(named) > _MOST_BARS:
             order = sorted(named, key=lambda name: -named[name])
             rest = order[_MOST_BARS - 1 :]
@@ -58,7 +58,7 @@ def plot_routes(output: CELMoEOutput, *, ax: Any = None) -> Axes:
             axes.text(count, y, text, va="center", fontsize=8)
         axes.text(0.0, place - 0.8, plain(level.name), fontsize=9, fontweight="bold", va="center")
         most = max(most, *named.values())
-        places, labels, place = [*places, *at], [*labels, *named], place + len(named) + 1.3
+        places, labels, place = [*places, *at], [*labels, *map(plain, named)], place + len(named) + 1.3
     axes.set_yticks(places, labels, fontsize=8)
     axes.set(xlim=(0, 1.25 * most), ylim=(place - 0.9, -1.2), xlabel="rows")
     tidy(axes)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convexmoe.errors import fail, printable
+from convexmoe.hull.rows import as_numbers
 
 from .. import is_installed
 from ..frameworks import not_installed
@@ -33,12 +34,14 @@ def new_axes(owner: str, ax: Any, count: int = 1) -> list[Axes]:
     Raises:
         InputError: matplotlib is not installed. ValueError: another number of axes.
     """
+    if not count:
+        fail(owner, "columns", "a column to draw", "none", "Leave columns out for those that there are.")
     if not is_installed("matplotlib"):
         not_installed(owner, "matplotlib to draw with", "it", "plot")
     if ax is not None:
         given = list(np.ravel(np.asarray(ax, object)))
-        if len(given) != count:
-            fail(owner, "ax", f"{count} axes, one a picture", f"{len(given)}", "Leave ax out for new ones.")
+        if len(given) != count or not all(hasattr(one, "contourf") for one in given):
+            fail(owner, "ax", f"{count} axes, one a picture", f"{len(given)}: {given!r:.80}", "Leave it out for new.")
         return given
     from matplotlib import pyplot
 
@@ -152,7 +155,7 @@ def rows_of(owner: str, model: Any, x: Any, context: Any) -> Vector:
     for argument, given, width in (("x", x, config.in_dim), ("context", context, config.context_dim)):
         if given is None and width == 0:
             continue
-        array = np.asarray(np.empty(0) if given is None else given, np.float64)
+        array = as_numbers(owner, argument, np.empty(0) if given is None else given)
         if array.ndim != 2 or array.shape[1] != width or not len(array):
             rule = f"rows, [N, {width}]"
             fail(owner, argument, rule, f"{list(array.shape)}", f"Pass the {argument} that the hull was fitted to.")

@@ -10,9 +10,13 @@ from convexmoe.errors import fail
 OWNER, ALL = "ConvexRegressor", "all"
 
 
-def check_frame(X: Any) -> None:
-    """Check that a frame has no two columns of one name, and none of text or dates."""
-    names = [*map(str, getattr(X, "columns", ()))]
+def check_frame(X: Any, by_place: bool) -> None:
+    """Check that columns of a frame have names of their own, and no text; `by_place`: a number names its place."""
+    given = list(getattr(X, "columns", ()))
+    if by_place and any(hasattr(name, "__index__") and name != place for place, name in enumerate(given)):
+        fix = "Rename them, as by X.rename(columns=str), and name them by text."
+        fail(OWNER, "X", "names of text, or 0, 1, ... in order: a number is a place", f"{given[:8]}", fix)
+    names = [*map(str, given)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         fail(OWNER, "X", "a name for each column", f"{twice} more than once", "Rename one.")
     kinds = [str(kind).lower() for kind in getattr(X, "dtypes", ())]

@@ -43,8 +43,8 @@ class ConvexRegressor(RegressorMixin, BaseEstimator):
     happens in `fit` is on docs/pages/fitting.md, what the options say of the function on docs/pages/shapes.md.
 
     Args:
-        convex: "all", or the columns by name or number in which the function is convex. In the others, its context,
-            nothing is assumed: categories as columns of 0 and 1, for example.
+        convex: "all", or the columns by name or by place (0, 1, ...) in which the function is convex. In the others,
+            its context, nothing is assumed: categories as columns of 0 and 1, for example.
         monotone: a dict of columns to 1 where the function rises along them, -1 where it falls.
         curvature: "convex", "concave", or "auto": what short fits to the rows speak for, convex if for neither.
         nonnegative: whether it is >= 0; a concave one <= 0.
@@ -140,7 +140,7 @@ class ConvexRegressor(RegressorMixin, BaseEstimator):
             UserWarning: the rows speak for the other curvature; "auto" takes it.
         """
         self.__dict__.pop("model_", None)  # a fit that fails leaves no model of other columns
-        check_frame(X)
+        check_frame(X, not isinstance(self.convex, str) or self.monotone is not None)
         target = getattr(y, "name", None)
         x, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
         names = list(getattr(self, "feature_names_in_", ()))
