@@ -42,6 +42,7 @@ _FORM: dict[str, Any] = {  # of metrics.json
 _LATER: dict[str, Any] = {  # which earlier versions did not write
     "interval_coverage": (None, {ANY: {"half_width": float, "coverage": float}}),
     "convexity_test": (None, {"p_value": float, "at": {ANY: float}}),
+    "shape_gain": (None, float),
 }
 
 
