@@ -81,15 +81,26 @@ def fit_convex(x: np.ndarray, y: np.ndarray, penalty: float) -> Planes:
     """Return the convex function of least squares, with `penalty` on its squared slopes: a QP with N^2 constraints.
 
     Source: Kuosmanen, Representation theorem for convex nonparametric least squares, Econometrics Journal 11, 2008;
-    the penalty on slopes is ours, of the usual kind (cvxreg's documentation has one like it).
+    the penalty is that of pystoned's `pCNLS`, which sums over the rows where ours takes means.
     """
-    import cvxpy as cp
+    import clarabel
+    from scipy import sparse
 
-    rows, dim = x.shape
-    value, slope = cp.Variable(rows), cp.Variable((rows, dim))
-    gaps = []
-    for j in range(rows):
-        gaps.append(value >= value[j] + (x - x[j]) @ slope[j])
-    loss = cp.sum_squares(value - y) / rows + penalty * cp.sum_squares(slope) / rows
-    cp.Problem(cp.Minimize(loss), gaps).solve(solver=cp.CLARABEL)
-    return Planes(slope.value, value.value - np.sum(slope.value * x, axis=1))
+    rows, dim = x.shape  # unknown are values [N] and slopes [N, D], in this order
+    at, touching = (part[~np.eye(rows, dtype=bool)] for part in np.indices((rows, rows)))
+    pair, ones = np.arange(len(at)), np.ones(len(at))
+    slopes = rows + touching[:, None] * dim + np.arange(dim)
+    entries = np.concatenate([ones, -ones, (x[at] - x[touching]).ravel()])
+    places = np.concatenate([pair, pair, np.repeat(pair, dim)]), np.concatenate([touching, at, slopes.ravel()])
+    above = sparse.csc_matrix((entries, places), (len(at), rows + rows * dim))  # what a plane is over the values
+    squares = sparse.diags_array(np.repeat([2 / rows, 2 * penalty / rows], [rows, rows * dim])).tocsc()
+    linear = np.concatenate([-2 / rows * y, np.zeros(rows * dim)])
+    settings = clarabel.DefaultSettings()
+    settings.verbose = False
+    cone = [clarabel.NonnegativeConeT(len(at))]
+    found = clarabel.DefaultSolver(squares, linear, above, np.zeros(len(at)), cone, settings).solve()
+    if found.status not in (clarabel.SolverStatus.Solved, clarabel.SolverStatus.AlmostSolved):
+        raise RuntimeError(f"fit_convex: expected Clarabel to solve the program; got {found.status}.")
+    value, slope = np.split(np.array(found.x), [rows])
+    slope = slope.reshape(rows, dim)
+    return Planes(slope, value - np.sum(slope * x, axis=1))
