@@ -28,7 +28,7 @@ from regressors import fit_convex
 
 LPCF, CNLS = "lpcf", "cnls"
 LPCF_PENALTIES, QUICK = (0.0, 1e-3, 1e-2), 20  # epochs where it is quick
-CNLS_PENALTIES, CNLS_ROWS = (0.1, 0.01, 1.0, 0.001), 2000  # the likeliest first; more rows than these are not tried
+CNLS_PENALTIES, CNLS_ROWS = (1.0, 0.1, 10.0, 0.01), 2000  # the likeliest first; more rows than these are not tried
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x, y [N, 1] to train on; x, y [N, 1] held out
 Predict = Callable[[np.ndarray], np.ndarray]  # [N, D] -> [N, 1]

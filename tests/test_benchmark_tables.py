@@ -1,7 +1,10 @@
 """The benchmark on tables holds out what it says, beside the peers that it names, on tables that are installed."""
 
+import importlib.metadata
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,6 +259,19 @@ def test_a_shipped_table_is_read(table):
     assert x.shape == SHAPES[table.name] and y.shape == x.shape[:1] and x.dtype == y.dtype == np.float64
     assert np.isfinite(x).all() and np.isfinite(y).all() and (np.ptp(x, axis=0) > 0).all()
     assert not any(np.array_equal(column, y) for column in x.T)
+
+
+@pytest.mark.parametrize("table", table_data.TABLES, ids=lambda table: table.name)
+def test_the_page_names_the_package_of_a_table_and_its_license(table):
+    rows, columns = SHAPES[table.name]
+    line = rf"\| {table.name} \| ([\w-]+), ([\w-]+) \| {rows}, {columns} \|"
+    (package, license), *more = re.findall(line, (Path(__file__).parents[1] / "docs/pages/quality.md").read_text())
+    assert not more and package == {"sklearn": "scikit-learn"}.get(table.package, table.package)
+    pytest.importorskip(table.package, reason='pip install -c constraints.txt -e ".[tables]"')
+    said = importlib.metadata.metadata(package)
+    terms = " ".join([said.get("License-Expression", ""), *said.get_all("Classifier", [])])
+    found = [name for name in ("BSD", "MIT", "Apache", "GPL") if name in terms]
+    assert found == [license.removesuffix("-3")]
 
 
 @pytest.mark.parametrize("name", tables.PEERS)
