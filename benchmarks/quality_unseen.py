@@ -8,21 +8,15 @@
 `quality_grammar.py` says what is drawn: nine kinds of functions, D 2 to 50, 200 to 20,000 rows, noise up to half of
 the deviation. Errors are mean squared on 4,000 rows without noise, over the variance of the function there. A hull has
 8 petals; the MLP has as many parameters, one to three layers and a rate that are chosen on a fifth of the rows, which
-also stop the boosted trees and choose their rate, and choose the penalty of lpcf (Schaller, Bemporad and Boyd, arXiv
-2506.04183; 0.1.1, one seed, without hidden layers in the network of its parameter, as there is none).
+also stop the boosted trees and choose their rate, and choose the penalty of lpcf (timed_peers.py says how to get it).
 What peers reach is kept in a folder and not computed again; `fit` is run each time.
-
-lpcf asks for an old JAX but runs with ours, after the extra `peers`:
-`pip install --no-deps lpcf==0.1.1 jax-sysid==1.1.0`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +33,7 @@ from quality_grammar import KINDS, Drawn, draw
 from quality_runs import WORKERS, run, write
 from quality_scores import EXACT, QUICK, SHAPES, Standard, relative_error
 from quality_tasks import Task
+from timed_peers import LPCF, best_in_time
 from timing import table
 
 from convexmoe_jax import HullConfig, VectorHull, fit, predict
@@ -46,9 +41,8 @@ from convexmoe_jax import HullConfig, VectorHull, fit, predict
 FUNCTIONS, LOST, BATCH, STEPS = 45, 1.05, 128, 2000
 QUICK_ROWS = 200, 300
 BUDGET = 300.0  # seconds to choose a shape
-LIMIT = 120.0  # seconds that lpcf is given for a function
+LIMIT = 120.0  # seconds that lpcf may compute for a function
 MLP_RATES, BOOSTING_RATES = (0.002, 0.008, 0.03), (0.03, 0.1, 0.3)
-LPCF_PENALTIES = (0.0, 1e-3, 1e-2)
 
 Record = dict[str, Any]
 
@@ -137,56 +131,9 @@ def fit_ridge(task: Task, quick: bool) -> Reached:
 def fit_lpcf(task: Task, quick: bool) -> Reached:
     """Fit lpcf to standardized rows."""
     data = Standard.of([task])
-    found = best_of_lpcf(tuple(part[0] for part in data.rows), data.x_test[0], quick)
+    x, y, x_held, y_held = (part[0] for part in data.rows)
+    found = best_in_time(LPCF, (x, y, x_held, y_held), data.x_test[0], LIMIT, quick)
     return Reached(None) if found is None else Reached(data.error(0, found.predicted), found.choice)
-
-
-class Sent(NamedTuple):
-    """What a penalty of lpcf came to: its squared error on what is held out, and its predictions."""
-
-    held: float
-    choice: str
-    predicted: np.ndarray
-
-
-def best_of_lpcf(rows: tuple[np.ndarray, ...], x_test: np.ndarray, quick: bool) -> Sent | None:
-    """Fit lpcf in a process of its own, since it sets JAX to float64; its penalties are tried while there is time.
-
-    Args:
-        rows: x and y to train on, x and y held out.
-        x_test: rows to predict; quick: few steps.
-
-    Returns:
-        The penalty that errs least on what is held out, None where none was done in time.
-    """
-    context, deadline = multiprocessing.get_context("spawn"), time.monotonic() + LIMIT
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send_lpcf, args=(sender, rows, x_test, quick))
-    process.start()
-    sender.close()
-    found: list[Sent] = []
-    with contextlib.suppress(EOFError):
-        while receiver.poll(max(0.0, deadline - time.monotonic())):
-            found.append(receiver.recv())
-    process.kill()
-    process.join()
-    best = min(found, key=lambda one: one.held, default=None)
-    return best and best._replace(choice=f"{best.choice}, of {len(found)}")
-
-
-def send_lpcf(sender: Any, rows: tuple[np.ndarray, ...], x_test: np.ndarray, quick: bool) -> None:
-    """Send what each penalty came to, as it is found."""
-    from lpcf.pcf import PCF
-
-    (x, y, x_held, y_held), penalties = rows, LPCF_PENALTIES[: 1 if quick else None]
-    nothing = [np.zeros((len(part), 1)) for part in (x, x_held, x_test)]  # there is no parameter
-    for penalty in penalties:
-        model = PCF(widths_psi=[])
-        epochs = {"adam_epochs": QUICK, "lbfgs_epochs": QUICK} if quick else {}
-        with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-            model.fit(y, x, nothing[0], tau_th=penalty, seeds=0, cores=1, **epochs)
-        held = float(np.nan_to_num(np.mean((model.predict(x_held, nothing[1]) - y_held) ** 2), nan=np.inf))
-        sender.send(Sent(held, f"{penalty:g}", np.asarray(model.predict(x_test, nothing[2]))))
 
 
 MODELS: dict[str, Callable[[Task, bool], Reached]] = {
@@ -195,13 +142,13 @@ MODELS: dict[str, Callable[[Task, bool], Reached]] = {
     "MLP": fit_mlp,
     "boosting": fit_boosting,
     "ridge": fit_ridge,
-    "lpcf": fit_lpcf,
+    LPCF: fit_lpcf,
 }
 OURS, CHOSEN, *_ = MODELS
-NEEDS = {"boosting": "sklearn", "ridge": "sklearn", "lpcf": "lpcf"}
+NEEDS = {"boosting": "sklearn", "ridge": "sklearn", LPCF: LPCF}
 FIXES = {
     "sklearn": 'pip install -c constraints.txt -e ".[peers]"',
-    "lpcf": "pip install --no-deps lpcf==0.1.1 jax-sysid==1.1.0 beside the extra peers, or pass --no-lpcf",
+    LPCF: "pip install --no-deps lpcf==0.1.1 jax-sysid==1.1.0 beside the extra peers, or pass --no-lpcf",
 }
 
 
@@ -296,7 +243,7 @@ def command(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--kept", type=Path, help="folder of peers' results; quality-run/unseen")
     parser.add_argument("--workers", type=int, default=WORKERS, help="jobs side by side")
     options = parser.parse_args(given)
-    models = [model for model in options.only if not (options.no_lpcf and model == "lpcf")]
+    models = [model for model in options.only if not (options.no_lpcf and model == LPCF)]
     for package in dict.fromkeys(NEEDS[model] for model in models if model in NEEDS):
         if importlib.util.find_spec(package) is None:
             raise SystemExit(f"quality_unseen.py needs {package}: {FIXES[package]}")

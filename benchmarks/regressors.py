@@ -9,6 +9,7 @@ import numpy as np
 
 PENALTIES = np.logspace(-8, 4, 61)  # of ridge regression, over the rows
 RESTARTS, SWEEPS, RIDGE = 5, 40, 1e-6
+BROKEN, WORST = 1e-5, 5  # of constraints of convex least squares: by how much, and how many are added
 
 
 class Planes(NamedTuple):
@@ -80,16 +81,60 @@ def fit_ridge(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray
 def fit_convex(x: np.ndarray, y: np.ndarray, penalty: float) -> Planes:
     """Return the convex function of least squares, with `penalty` on its squared slopes: a QP with N^2 constraints.
 
-    Source: Kuosmanen, Representation theorem for convex nonparametric least squares, Econometrics Journal 11, 2008;
-    the penalty on slopes is ours, of the usual kind (cvxreg's documentation has one like it).
-    """
-    import cvxpy as cp
+    A plane touches each row's value and lies below those of the others. Constraints are added where they are broken,
+    until none is by more than `BROKEN` of the deviation of y.
 
-    rows, dim = x.shape
-    value, slope = cp.Variable(rows), cp.Variable((rows, dim))
-    gaps = []
-    for j in range(rows):
-        gaps.append(value >= value[j] + (x - x[j]) @ slope[j])
-    loss = cp.sum_squares(value - y) / rows + penalty * cp.sum_squares(slope) / rows
-    cp.Problem(cp.Minimize(loss), gaps).solve(solver=cp.CLARABEL)
-    return Planes(slope.value, value.value - np.sum(slope.value * x, axis=1))
+    Source: Kuosmanen, Representation theorem for convex nonparametric least squares, Econometrics Journal 11, 2008; the
+    penalty is that of pystoned's `pCNLS`, which sums over the rows where ours takes means. Lee, Johnson, Moreno-Centeno
+    and Kuosmanen, A more efficient algorithm for convex nonparametric least squares, European Journal of Operational
+    Research 227, 2013. Differs from the source: which constraints are there at first, and which are added.
+    """
+    rows, most = len(x), min(WORST, len(x))
+    asked = np.zeros((rows, rows), dtype=bool)  # [row, plane]
+    distances = np.sum(x**2, axis=1) - 2.0 * x @ x.T  # [plane, row], up to a constant of the plane
+    near = np.argsort(distances, axis=1)[:, : x.shape[1] + 2]
+    asked[near.ravel(), np.repeat(np.arange(rows), near.shape[1])] = True
+    while True:
+        np.fill_diagonal(asked, False)
+        value, slope = least_squares_below(x, y, penalty, *np.nonzero(asked))
+        planes = Planes(slope, value - np.sum(slope * x, axis=1))
+        over = x @ slope.T + planes.offsets - value[:, None]
+        over[asked] = -np.inf  # as low as the solver has brought them
+        broken = over > BROKEN * y.std()
+        if not broken.any():
+            return planes
+        for axis in (0, 1):  # the worst rows of each plane, and the worst planes at each row
+            worst = np.argpartition(over, -most, axis=axis).take(range(-most, 0), axis=axis)
+            chosen = np.zeros_like(asked)
+            np.put_along_axis(chosen, worst, True, axis=axis)
+            asked |= chosen & broken
+
+
+def least_squares_below(
+    x: np.ndarray, y: np.ndarray, penalty: float, at: np.ndarray, touching: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return values `[N]` and slopes `[N, D]` of planes, each below the values at some rows.
+
+    Args:
+        x, y, penalty: as in `fit_convex`.
+        at, touching: `[M]`, the rows, and the planes that are below their values; a plane has the number of its row.
+    """
+    import clarabel
+    from scipy import sparse
+
+    (rows, dim), pairs = x.shape, len(at)
+    slopes = rows + touching[:, None] * dim + np.arange(dim)  # unknown are values, then slopes
+    entries = np.concatenate([np.ones(pairs), -np.ones(pairs), (x[at] - x[touching]).ravel()])
+    pair = np.arange(pairs)
+    places = np.concatenate([pair, pair, np.repeat(pair, dim)]), np.concatenate([touching, at, slopes.ravel()])
+    above = sparse.csc_matrix((entries, places), (pairs, rows + rows * dim))
+    squares = sparse.diags_array(np.repeat([2 / rows, 2 * penalty / rows], [rows, rows * dim])).tocsc()
+    linear = np.concatenate([-2 / rows * y, np.zeros(rows * dim)])
+    settings = clarabel.DefaultSettings()
+    settings.verbose = False
+    cone = [clarabel.NonnegativeConeT(pairs)]
+    found = clarabel.DefaultSolver(squares, linear, above, np.zeros(pairs), cone, settings).solve()
+    if found.status not in (clarabel.SolverStatus.Solved, clarabel.SolverStatus.AlmostSolved):
+        raise RuntimeError(f"fit_convex: expected Clarabel to solve the program; got {found.status}.")
+    value, slope = np.split(np.array(found.x), [rows])
+    return value, slope.reshape(rows, dim)

@@ -157,4 +157,6 @@ def need(packages: Iterable[str]) -> None:
     missing = sorted(name for name in set(packages) - {""} if importlib.util.find_spec(name) is None)
     if missing:
         fix = 'pip install -c constraints.txt -e ".[tables]"'
+        if "lpcf" in missing:
+            fix = f'{fix[:-2]},peers]"; pip install --no-deps lpcf==0.1.1 jax-sysid==1.1.0'
         raise SystemExit(f"tables.py needs {', '.join(missing)}: {fix}")

@@ -3,13 +3,15 @@
     python benchmarks/tables.py                        # five folds, three seeds; ours in JAX, or --framework torch
     python benchmarks/tables.py --folder DIR           # every DIR/*.npz with x [N, D] and y [N] instead
     python benchmarks/tables.py --models ours --cache FILE   # FILE keeps what does not change: all but ours
+    python benchmarks/tables.py --models mlp,boosting,lpcf,cnls --seeds 1    # the peers of the documentation
     python benchmarks/tables.py --wide                 # linear truths with few rows, beside ridge regression
 
 Ours is a hull of 8 petals with a learned temperature and the defaults of `fit`; plain is least squares, ridge has its
-penalty chosen by leave-one-out, the MLP (on standardized rows) and boosting are scikit-learn's with its defaults; lpcf,
-where it is named, has two minutes a fit, and a dash where none was done by then (quality_unseen.py says how to get it).
-Errors of the other models are over those of the better of plain and ridge. A run prints a table and writes tables.json
-(or wide.json) into quality-run/. `--quick`: does it run? Extra: `pip install -c constraints.txt -e ".[tables]"`.
+penalty chosen by leave-one-out, the MLP (on standardized rows) and boosting are scikit-learn's with its defaults; lpcf
+and cnls, where they are named, may compute for one and two minutes a fold, and have a dash where nothing was done by
+then (timed_peers.py says what they are, and how to get lpcf). Errors of other models are over those of the better of
+plain and ridge. A run prints a table and writes tables.json (or wide.json) into quality-run/. `--quick`: does it run?
+Extra: `pip install -c constraints.txt -e ".[tables]"`.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import numpy as np
 from quality_runs import write
 from regressors import fit_ridge
 from table_data import TABLES, Table, need, of_folder
+from timed_peers import CNLS, LPCF, best_in_time
 from timing import table
 
 from convexmoe.hull import HullConfig
@@ -36,13 +39,15 @@ from interop import frameworks
 from interop.command.baselines import fit_linear
 from interop.command.importance import rmse
 
-OURS, LINEAR, PEERS, LPCF = "ours", ("plain", "ridge"), ("mlp", "boosting"), "lpcf"
+OURS, LINEAR, PEERS = "ours", ("plain", "ridge"), ("mlp", "boosting")
+LIMITS, HELD = {LPCF: 60.0, CNLS: 120.0}, 15  # seconds that a fold may compute; per cent held out for a penalty
+NEEDS = dict.fromkeys(PEERS, "sklearn") | {LPCF: "lpcf", CNLS: "clarabel"}
 CURVED, CHOSEN = (
     "curvature chosen",
     "shape too",
 )  # a hull of -y where the rows held out speak for it; and `shape="auto"`
 OWN = (OURS, CURVED, CHOSEN)
-OTHERS = (*OWN, *PEERS, LPCF)
+OTHERS = (*OWN, *PEERS, *LIMITS)
 FOLDS, STEPS, QUICK = 5, 2000, {"folds": 2, "steps": 5, "rows": 60}
 WIDE = ((40, 10), (40, 20), (100, 50), (500, 50), (30, 100))  # rows and columns
 NOISES, WIDE_SEEDS, FRESH = (0.1, 1.0), 5, 2000  # noise over the deviation of the truth
@@ -84,17 +89,22 @@ def boosting(x: np.ndarray, y: np.ndarray, rows: np.ndarray, seed: int) -> np.nd
     return HistGradientBoostingRegressor(random_state=seed).fit(x, y).predict(rows)
 
 
-def lpcf(x: np.ndarray, y: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
-    """Predict by lpcf on standardized rows, 15 % of them held out for its penalty; NaN where none is done in time."""
-    from quality_unseen import best_of_lpcf
+def timed(peer: str, limit: float) -> Regressor:
+    """Return a peer of timed_peers.py on standardized rows, 15 % of them held out for its penalty.
 
-    center, width, mean, size = x.mean(axis=0), x.std(axis=0), y.mean(), y.std()
-    x, rows = (x - center) / np.where(width > 0, width, 1), (rows - center) / np.where(width > 0, width, 1)
-    order = np.random.default_rng(seed).permutation(len(y))
-    held, rest = np.split(order, [max(1, len(y) * 15 // 100)])
-    targets = (y[:, None] - mean) / size
-    found = best_of_lpcf((x[rest], targets[rest], x[held], targets[held]), rows, False)
-    return np.full(len(rows), np.nan) if found is None else mean + size * found.predicted[:, 0]
+    It predicts NaN where it was not done within `limit` seconds of computing.
+    """
+
+    def predict(x: np.ndarray, y: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
+        center, width, mean, size = x.mean(axis=0), x.std(axis=0), y.mean(), y.std()
+        x, rows = (x - center) / np.where(width > 0, width, 1), (rows - center) / np.where(width > 0, width, 1)
+        order = np.random.default_rng(seed).permutation(len(y))
+        held, rest = np.split(order, [max(1, len(y) * HELD // 100)])
+        targets = (y[:, None] - mean) / size
+        found = best_in_time(peer, (x[rest], targets[rest], x[held], targets[held]), rows, limit)
+        return np.full(len(rows), np.nan) if found is None else mean + size * found.predicted[:, 0]
+
+    return predict
 
 
 REGRESSORS: dict[str, Regressor] = {
@@ -102,16 +112,21 @@ REGRESSORS: dict[str, Regressor] = {
     "ridge": lambda x, y, rows, seed: fit_ridge(x, y)(rows),
     "mlp": mlp,
     "boosting": boosting,
-    LPCF: lpcf,
+    **{peer: timed(peer, limit) for peer, limit in LIMITS.items()},
 }
 
 
 def held_out_errors(x: np.ndarray, y: np.ndarray, regressor: Regressor, seed: int, folds: int) -> np.ndarray:
-    """Return the errors of all rows, each predicted by a model that was trained on the other folds."""
-    errors = np.empty(len(y))
+    """Return the errors of all rows, each predicted by a model that was trained on the other folds.
+
+    Where a fold gives no predictions, the folds after it are not tried, and their errors are NaN too.
+    """
+    errors = np.full(len(y), np.nan)
     for test in np.array_split(np.random.default_rng(seed).permutation(len(y)), folds):
         rest = np.setdiff1d(np.arange(len(y)), test)
         errors[test] = regressor(x[rest], y[rest], x[test], seed) - y[test]
+        if np.isnan(errors[test]).any():
+            break
     return errors
 
 
@@ -119,7 +134,8 @@ def measure(x: np.ndarray, y: np.ndarray, regressor: Regressor, seed: int, folds
     """Return the RMSE over all rows, the largest error, and the seconds of a fit with its predictions."""
     began = time.perf_counter()
     errors = held_out_errors(x, y, regressor, seed, folds)
-    seconds = (time.perf_counter() - began) / folds
+    done = not np.isnan(errors).any()
+    seconds = (time.perf_counter() - began) / folds if done else np.nan
     return {"rmse": rmse(errors, np.zeros(len(errors))), "largest": float(np.abs(errors).max()), "seconds": seconds}
 
 
@@ -243,8 +259,7 @@ def main() -> None:
     tables = TABLES if options.folder is None else of_folder(options.folder)
     if not tables:
         raise SystemExit(f"tables.py --folder: expected .npz files with x and y; {options.folder} has none.")
-    packages = ["sklearn"] * any(name in options.models for name in PEERS) + [LPCF] * (LPCF in options.models)
-    need([one.package for one in tables] + packages)
+    need([one.package for one in tables] + [NEEDS[name] for name in options.models if name in NEEDS])
     chosen = {c: our_regressor(options.framework, steps, True, s) for c, s in ((CURVED, None), (CHOSEN, "auto"))}
     models = {name: (REGRESSORS | chosen | {OURS: ours})[name] for name in (*LINEAR, *options.models)}
     kept = options.cache is not None and options.cache.exists()

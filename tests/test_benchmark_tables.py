@@ -1,13 +1,17 @@
 """The benchmark on tables holds out what it says, beside the peers that it names, on tables that are installed."""
 
+import importlib.metadata
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import regressors
 import table_data
 import tables
+import timed_peers
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -74,10 +78,33 @@ def test_every_row_is_held_out_once_from_the_model_that_predicts_it():
     assert not np.allclose(errors, tables.held_out_errors(x, y, mean_of_training, 1, 5))  # folds of another seed
 
 
-def record(table, model, seed, rmse, largest):
-    return {"table": table, "shape": [7, 2], "model": model, "seed": seed, "rmse": rmse, "largest": largest} | {
-        "seconds": 1.0
-    }
+def test_a_model_that_is_not_done_in_time_has_a_dash_and_its_other_folds_are_skipped():
+    x, y = rows(23, 2)
+    calls = []
+
+    def late_at(fold):
+        def predict(x_train, y_train, x_test, seed):
+            calls.append(fold)
+            return np.full(len(x_test), np.nan if len(calls) == fold else 0.0)
+
+        return predict
+
+    found = {}
+    for fold, done in ((1, 1), (3, 3), (9, 5)):  # control: one that is never late has all five folds
+        calls.clear()
+        found[fold] = tables.measure(x, y, late_at(fold), 0, 5)
+        assert len(calls) == done and all(np.isnan(value) == (fold != 9) for value in found[fold].values())
+    assert found[9]["rmse"] == pytest.approx(np.sqrt(np.mean(y**2)))
+    linear = [record(table, "plain", 0, 4, 4) for table in "ab"]
+    late = [record("a", "late", 0, **found[1]), record("b", "late", 0, 2, 2)]
+    lines = [tables.line_of([one, peer, one | {"model": "ridge"}]) for one, peer in zip(linear, late, strict=True)]
+    _, _, first, _, mean, _ = tables.report(lines, ["late"]).splitlines()
+    assert first.endswith("| - | - | - |") and mean.endswith("| 0.500 | 0.50 | 1.0 |")
+
+
+def record(table, model, seed, rmse, largest, seconds=1.0):
+    found = {"rmse": rmse, "largest": largest, "seconds": seconds}
+    return {"table": table, "shape": [7, 2], "model": model, "seed": seed} | found
 
 
 def test_ratios_are_over_the_better_linear_model_of_each_table():
@@ -123,6 +150,67 @@ def test_tables_of_a_folder_are_measured_and_only_ours_is_measured_anew(tmp_path
     assert [one["rmse"] == 1e-3 for one in again] == [True, True, False, False]
 
 
+def convex_rows(N: int) -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(5).uniform(-1, 1, (N, 2)) * [1e-3, 1e3]
+    return x, 1e4 * np.abs(x[:, 0] * 1e3) + x[:, 1] + 5e6
+
+
+def test_cnls_is_measured_beside_ridge(tmp_path, monkeypatch):
+    x, y = convex_rows(60)
+    for name, sign in (("convex", 1), ("concave", -1)):
+        np.savez(tmp_path / f"{name}.npz", x=x, y=sign * y)
+    run(monkeypatch, "--quick", "--folder", tmp_path, "--models", "cnls", "--out", tmp_path / "run")
+    records = json.loads((tmp_path / "run" / "quick" / "tables.json").read_text())
+    found = {(one["table"], one["model"]): one["rmse"] for one in records}
+    assert found["convex", "cnls"] < 0.3 * found["convex", "ridge"]
+    assert found["concave", "cnls"] > 0.8 * found["concave", "ridge"]  # control
+
+
+def test_the_penalty_that_errs_least_on_what_is_held_out_counts_of_those_done_in_time():
+    x = np.random.default_rng(6).normal(size=(90, 2))
+    y = np.abs(x[:, :1]) + 0.1 * np.random.default_rng(7).normal(size=(90, 1))
+    parts = x[:40], y[:40], x[40:80], y[40:80]
+    found = timed_peers.best_in_time(timed_peers.CNLS, parts, x[80:], 60)
+    errors, predicted = [], []
+    for penalty in timed_peers.CNLS_PENALTIES:
+        planes = regressors.fit_convex(x[:40], y[:40, 0], penalty)
+        errors.append(np.mean((planes(x[40:80]) - y[40:80, 0]) ** 2))
+        predicted.append(planes(x[80:]))
+    best = int(np.argmin(errors))
+    assert found.choice == f"{timed_peers.CNLS_PENALTIES[best]:g}, of {len(errors)}"
+    np.testing.assert_allclose(found.predicted[:, 0], predicted[best], rtol=1e-9)
+    assert not np.allclose(predicted[best], predicted[best - 1], rtol=1e-2)  # control
+    many = np.random.default_rng(8).normal(size=(900, 5))
+    parts = many[:800], many[:800, :1] ** 2, many[800:], many[800:, :1] ** 2
+    assert timed_peers.best_in_time(timed_peers.CNLS, parts, x, 1) is None
+
+
+def test_a_peer_that_fails_is_not_taken_for_one_that_is_late(monkeypatch, capfd):
+    x, y = np.zeros((9, 2)), np.full((9, 1), np.nan)
+    with pytest.raises(RuntimeError, match="cnls ended with an error"):
+        timed_peers.best_in_time(timed_peers.CNLS, (x, y, x, y), x, 60)
+    assert "expected Clarabel to solve" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("penalty", [0.1, 0.0])
+def test_convex_least_squares_is_the_program_that_pystoned_states(penalty):
+    reason = "pip install --no-deps pystoned==0.7.5 pyomo==6.10.1 pyscipopt==6.3.0"
+    for package in ("pystoned", "pyomo", "pyscipopt"):
+        pytest.importorskip(package, reason=reason)
+    from pystoned.CNLS import CNLS
+    from pystoned.constant import CET_ADDI, FUN_COST, OPT_LOCAL, RTS_VRS
+    from pystoned.pCNLS import pCNLS
+
+    x = np.random.default_rng(9).normal(size=(17, 3))
+    y = np.abs(x).sum(axis=1) + 0.5 * np.random.default_rng(10).normal(size=17)
+    both, form = np.hstack([x, -x]), {"cet": CET_ADDI, "fun": FUN_COST, "rts": RTS_VRS}  # slopes of either sign
+    model = pCNLS(y, both, eta=penalty, penalty=2, **form) if penalty else CNLS(y, both, **form)
+    model.optimize(OPT_LOCAL, "scip_direct")
+    values = regressors.fit_convex(x, y, penalty)(x)
+    np.testing.assert_allclose(values, model.get_predict(both)[:, 0], atol=2e-3)
+    assert not np.allclose(values, regressors.fit_convex(x, y, penalty + 0.02)(x), atol=2e-3)  # control
+
+
 def test_linear_truths_are_predicted_beside_ridge(tmp_path, monkeypatch, capsys):
     run(monkeypatch, "--wide", "--quick", "--out", tmp_path)
     lines = capsys.readouterr().out.strip().splitlines()
@@ -137,6 +225,12 @@ def test_a_missing_package_is_named_before_any_work(missing, monkeypatch, tmp_pa
     with pytest.raises(SystemExit, match=rf"needs {missing}: pip install .*\[tables\]"):
         run(monkeypatch, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_lpcf_stands_in_no_extra_and_is_named_beside_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_data.importlib.util, "find_spec", lambda name: None if name == "lpcf" else name)
+    with pytest.raises(SystemExit, match=r"needs lpcf: pip install .*\[tables,peers\]\"; pip install --no-deps lpcf=="):
+        run(monkeypatch, "--models", "lpcf", "--out", tmp_path / "run")
 
 
 def test_a_folder_without_tables_is_said(tmp_path, monkeypatch):
@@ -165,6 +259,19 @@ def test_a_shipped_table_is_read(table):
     assert x.shape == SHAPES[table.name] and y.shape == x.shape[:1] and x.dtype == y.dtype == np.float64
     assert np.isfinite(x).all() and np.isfinite(y).all() and (np.ptp(x, axis=0) > 0).all()
     assert not any(np.array_equal(column, y) for column in x.T)
+
+
+@pytest.mark.parametrize("table", table_data.TABLES, ids=lambda table: table.name)
+def test_the_page_names_the_package_of_a_table_and_its_license(table):
+    rows, columns = SHAPES[table.name]
+    line = rf"\| {table.name} \| ([\w-]+), ([\w-]+) \| {rows}, {columns} \|"
+    (package, license), *more = re.findall(line, (Path(__file__).parents[1] / "docs/pages/quality.md").read_text())
+    assert not more and package == {"sklearn": "scikit-learn"}.get(table.package, table.package)
+    pytest.importorskip(table.package, reason='pip install -c constraints.txt -e ".[tables]"')
+    said = importlib.metadata.metadata(package)
+    terms = " ".join([said.get("License-Expression", ""), *said.get_all("Classifier", [])])
+    found = [name for name in ("BSD", "MIT", "Apache", "GPL") if name in terms]
+    assert found == [license.removesuffix("-3")]
 
 
 @pytest.mark.parametrize("name", tables.PEERS)

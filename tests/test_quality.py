@@ -97,6 +97,18 @@ def test_convex_regression_fits_convex_functions():
     assert np.mean((regressors.fit_convex(x, -y, 0.0)(x) + y) ** 2) > 0.1  # control
 
 
+@pytest.mark.parametrize("penalty", [0.1, 0.0])
+def test_convex_regression_is_the_program_with_all_constraints(penalty, monkeypatch):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(37, 3))
+    y = np.abs(x).sum(axis=1) + 0.5 * rng.normal(size=37)
+    value, slope = regressors.least_squares_below(x, y, penalty, *np.nonzero(~np.eye(37, dtype=bool)))
+    assert (x @ slope.T + value - np.sum(slope * x, axis=1) < value[:, None] + 1e-6).all()
+    np.testing.assert_allclose(regressors.fit_convex(x, y, penalty)(x), value, atol=1e-3)
+    monkeypatch.setattr(regressors, "BROKEN", 1.0)  # control: constraints are left out
+    assert np.abs(regressors.fit_convex(x, y, penalty)(x) - value).max() > 0.02
+
+
 def test_a_rate_at_an_end_of_the_grid_is_sought_beyond_it():
     """One weight far from its end, so that a few steps do best at a high rate, many at a low one."""
     network = networks.Network(lambda key: {"w": jnp.zeros(1)}, lambda p, x: x * p["w"])
