@@ -28,7 +28,7 @@ RUN_HELP = "The folder that `convexmoe fit` wrote."
 HTML_HELP = "One page with everything in it, RUN/report.html."
 _NEEDED: dict[str, Any] = {
     "data": ("name", "target", "columns", "context", "weights"),
-    "plan": ("petals", "depth", "seed", "curvature", "function"),
+    "plan": ("petals", "depth", "steps", "seed", "curvature", "function"),
     "curvature": ("fitted",),
     "convexity": ("segments", "violation"),
     "test_rmse": ("hull",),
@@ -36,16 +36,8 @@ _NEEDED: dict[str, Any] = {
     **dict.fromkeys(("hull_ahead", "parameters", "importance"), ()),
 }
 _OTHERS = (
-    "rows",
-    "rows_to_train",
-    "folds",
-    "best_step",
-    "steps_run",
-    "exact",
-    "coverage",
-    "parity",
-    "shape",
-    "framework",
+    *("rows", "rows_to_train", "folds", "best_step", "steps_run"),
+    *("exact", "coverage", "parity", "shape", "framework"),
 )
 
 
@@ -97,9 +89,8 @@ def read_metrics(run: Path, design: Design, target: str) -> dict[str, Any]:
     path, fix = run / "metrics.json", "Name the folder of a convexmoe fit, as it was written."
     try:
         metrics = json.loads(path.read_text())
-        right = (
-            all({*names} <= metrics[part].keys() for part, names in _NEEDED.items()) and {*_OTHERS} <= metrics.keys()
-        )
+        right = all({*names} <= metrics[part].keys() for part, names in _NEEDED.items())
+        right = right and {*_OTHERS} <= metrics.keys()
         data = metrics["data"]
         same = (*data["columns"], *data["context"]) == design.columns and data["target"] == target
         known = set(metrics["importance"]) == {*design.columns} and metrics["plan"]["function"]["loss"] in LOSSES

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from convexmoe.errors import fail
 
 OWNER, ALL = "ConvexRegressor", "all"
 
 
 def check_frame(X: Any) -> None:
-    """Check that a frame has no two columns of one name, and none of text or dates."""
+    """Check that a frame has no two columns of one name, and none of text or dates, and that an array has numbers."""
     names = [*map(str, getattr(X, "columns", ()))]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         fail(OWNER, "X", "a name for each column", f"{twice} more than once", "Rename one.")
@@ -21,6 +23,9 @@ def check_frame(X: Any) -> None:
             fix = "Encode it before, by OneHotEncoder for example, and name in convex= the columns of numbers."
             fix = "Write it as a number, as the days since some day." if kind.startswith(("date", "time")) else fix
             fail(OWNER, "X", "numbers", f"{kind} in column {name!r}", fix)
+    if (dtype := np.asarray(X).dtype).kind in "SUMm":
+        fix = "Write it as numbers, dates as days since some day."
+        fail(OWNER, "X", "numbers", f"an array of {dtype}", fix)
 
 
 def number_of(argument: str, column: Any, names: Sequence[str], count: int) -> int:
