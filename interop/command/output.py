@@ -113,11 +113,6 @@ def with_spread(value: float, spread: float) -> str:
     return f"{value:{form}} ± {spread:{form}}"
 
 
-def in_digits(value: float, digits: int = 4) -> str:
-    """Return a number to some digits, a large one below ten millions to the units: `109,821`."""
-    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e7 else f"{value:.{digits}g}"
-
-
 def digits_of(offset: float, spread: float, least: int = 9) -> int:
     """Return how many digits show numbers around an offset to `least` digits of their spread, 17 at most.
 

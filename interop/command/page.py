@@ -14,10 +14,10 @@ from convexmoe.errors import printable
 
 from ..frameworks import LABELS
 from ..plots.slices import Effect, draw_slices
-from ..plots.style import place_legend
+from ..plots.style import in_digits, place_legend
 from .contradiction import explain_contradiction
 from .leverage import read_ranges
-from .output import in_digits, with_spread
+from .output import with_spread
 from .pictures import (
     Report,
     draw_areas,

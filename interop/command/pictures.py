@@ -196,6 +196,7 @@ def draw_errors(axes: Any, report: Report) -> None:
     tidy(axes)
     axes.grid(False, axis="y")
     axes.set_xlim(left=0)
+    axes.locator_params(axis="x", nbins=3)  # numbers of errors may be long
     axes.set_xlabel(f"{error_name(metrics)} on rows held out\nmean ± deviation, a mark a fold")
 
 
@@ -250,7 +251,7 @@ def _fill_effects(part: Any, report: Report) -> None:
     limits_together(grid[: len(report.effects)])
     part.suptitle(title_of_effects(report).replace("$", r"\$"), x=0.01, ha="left", fontweight="bold")
     handles = {label: mark for axes in grid for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    part.legend(handles.values(), handles.keys(), loc="upper right", ncols=4, frameon=False, borderaxespad=0.1)
+    part.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=2, frameon=False, borderaxespad=0.1)
 
 
 def _png(figure: Any) -> bytes:

@@ -9,8 +9,9 @@ from rich.console import JustifyMethod
 from convexmoe.training.curvature import CONCAVE
 
 from ..frameworks import LABELS
+from ..plots.style import in_digits
 from .contradiction import explain_contradiction
-from .output import in_digits, say, tabulate, with_spread
+from .output import say, tabulate, with_spread
 from .pictures import error_key, error_name, model_name, models_of
 from .tables import shorten
 
@@ -31,8 +32,7 @@ def print_results(metrics: dict[str, Any]) -> None:
     tabulate(heads | {"model": "left"}, rows, title)
     if covers is not None:
         say(f"At or below: the share of held-out rows whose {target} is; the level is {covers['level']:.1%}.")
-    gap, parity = metrics["convexity"]["violation"], metrics["parity"]
-    ahead = metrics["hull_ahead"]
+    gap, parity, ahead = metrics["convexity"]["violation"], metrics["parity"], metrics["hull_ahead"]
     lead = f"ahead of {model_name(metrics, 'linear')} in {ahead['linear']} folds"
     for key, name in (("mlp", "the MLP"), ("boosting", "boosted trees")):
         lead += f", of {name} in {ahead[key]}" if key in ahead else ""

@@ -234,9 +234,9 @@ def check_cells(
             rule = f"a category of {column!r} that the model knows ({list_labels(categories[column])})"
             fix = "Correct or remove those rows, or fit the model anew with rows of that category."
             refuse(name, rule, _firsts(unknown, at), fix)
-        mean = [] if may_drop and not missing.keys().isdisjoint(categories) else ["--missing mean"]
-        drop = ["--missing drop", "--missing indicator", "--drop"] if may_drop else []
-        fix = f"Fill in or remove those rows, or use {' or '.join([*mean, *drop])}."
+        ways = [] if may_drop and not missing.keys().isdisjoint(categories) else ["--missing mean"]
+        ways += ["--missing drop", "--missing indicator", "--drop"] if may_drop else []
+        fix = f"Fill in or remove those rows, or use {' or '.join(ways)}."
         if missing and not may_miss:
             refuse(name, "no missing values", _counts(missing, at), fix)
         if large:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from convexmoe.errors import fail
 
 OWNER, ALL = "ConvexRegressor", "all"
@@ -23,7 +21,7 @@ def check_frame(X: Any) -> None:
             fix = "Encode it before, by OneHotEncoder for example, and name in convex= the columns of numbers."
             fix = "Write it as a number, as the days since some day." if kind.startswith(("date", "time")) else fix
             fail(OWNER, "X", "numbers", f"{kind} in column {name!r}", fix)
-    if (dtype := np.asarray(X).dtype).kind in "SUMm":
+    if getattr(dtype := getattr(X, "dtype", None), "kind", "") in tuple("SUMm"):
         fix = "Write it as numbers, dates as days since some day."
         fail(OWNER, "X", "numbers", f"an array of {dtype}", fix)
 
