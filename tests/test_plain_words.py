@@ -1,5 +1,7 @@
 """What is said to people: figures in one notation, steps that are explained, pictures in which nothing collides."""
 
+import itertools
+
 import numpy as np
 import openpyxl
 import pytest
@@ -70,18 +72,15 @@ def test_a_column_of_another_sheet_is_found_there(tmp_path):
 @pytest.fixture
 def figure(tmp_path, monkeypatch):
     """report.png of ten columns and a target with a long name, errors in hundreds of thousands, as it was drawn."""
-    make_run(
-        tmp_path, columns=[f"column {k}" for k in range(10)], context=(), target="a_long_name_of_what_is_predicted"
-    )
+    columns, target = [f"column {k}" for k in range(10)], "a_long_name_of_what_is_predicted"
+    make_run(tmp_path, columns=columns, context=(), target=target)
     side, drawn, new = frameworks.get("torch"), [], pictures.new_figure
     model, columns, target, notes = read_model(tmp_path / "model.safetensors", side)
     design = design_of(tmp_path, notes, columns, model.config.in_dim)
     metrics = read_metrics(tmp_path, design, target)
     for key in ("test_rmse", "test_rmse_spread"):
         metrics[key] = {name: 4e5 * value for name, value in metrics[key].items()}
-    metrics["test_rmse_folds"] = {
-        name: [4e5 * e for e in errors] for name, errors in metrics["test_rmse_folds"].items()
-    }
+    metrics["test_rmse_folds"] = {name: [4e5 * e for e in of] for name, of in metrics["test_rmse_folds"].items()}
     report = pictures.see_report(side, model, metrics, ReportRows.read(tmp_path, len(columns)), design)
     monkeypatch.setattr(pictures, "new_figure", lambda *given: drawn.append(new(*given)) or drawn[-1])
     pictures.draw_report(report, tmp_path / "report.png")
@@ -94,7 +93,7 @@ def collisions(figure):
     for axes in figure.findobj(lambda artist: hasattr(artist, "get_xticklabels")):
         low, high = axes.get_xlim()
         labels = [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
-        pairs += zip(labels, labels[1:], strict=False)
+        pairs += itertools.pairwise(labels)
     boxes = [tuple(artist.get_window_extent() for artist in pair) for pair in pairs]
     return len(pairs), sum(bool(one.overlaps(other)) for one, other in boxes)
 
@@ -104,9 +103,7 @@ def test_nothing_collides_in_the_report(figure):
     assert pairs > 20 and found == 0
     part = next(part for part in figure.subfigs if part.legends)
     part.legends[0].set_ncols(4)  # the control: in one line it reaches the title
-    errors = next(
-        axes for axes in figure.findobj(lambda a: hasattr(a, "get_xlabel")) if "held out" in axes.get_xlabel()
-    )
+    [errors] = figure.findobj(lambda artist: "RMSE on" in getattr(artist, "get_xlabel", str)())
     errors.locator_params(axis="x", nbins=12)
     figure.canvas.draw()
     assert collisions(figure)[1] >= 2 and np.isfinite(errors.get_xlim()).all()

@@ -135,7 +135,7 @@ STOPS = {  # what the table has, options, what the line says
     "a gap without an option": (
         {"Region": GAP},
         PLAIN,
-        ["line 2). Fill in or remove those rows, or use --missing drop or"],
+        ["line 2). Fill in or remove those rows, or use --missing drop"],
     ),
     "a gap of numbers": ({"Alter": [None, *NUMBERS[1:]]}, PLAIN, ["or use --missing mean or --missing drop or"]),
     "all contexts": (
@@ -313,7 +313,7 @@ def test_a_sheet_is_chosen_and_what_is_no_workbook_refused(folder, tmp_path, mon
     table = read_table(folder / "t.xlsx")
     assert table.columns == tuple(records()) and table.place(0) == "line 3"  # the first row of the sheet is empty
     assert table.numbers(["Preis"])[2] == ("t.xlsx read as: sheet Data, the first of 2",)
-    with pytest.raises(InputError, match="^convexmoe predict --sheet: expected one of Data, notes; got 'nota'"):
+    with pytest.raises(InputError, match=r"^convexmoe predict --sheet: expected one of Data, notes; got 'nota'"):
         read_table(folder / "t.xlsx", TableOptions(sheet="nota", owner="convexmoe predict"))
     with pytest.raises(InputError, match="no --sep, --decimal and --encoding for an Excel file"):
         read_table(folder / "t.xlsx", TableOptions(sep=";"))
