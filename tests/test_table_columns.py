@@ -132,11 +132,7 @@ STOPS = {  # what the table has, options, what the line says
     "text alone": ({}, (*PLAIN, "--context", "Alter,Fläche [m²]"), ["numbers, or leave Alter out of --context."]),
     "a sign": ({}, (*PLAIN, "--increasing", "Region"), ["--increasing: expected columns of numbers; got 'Region'"]),
     "a weight": ({}, (*PLAIN, "--weights", "Region"), ["the text 'Süd' in column 'Region'"]),
-    "a gap without an option": (
-        {"Region": GAP},
-        PLAIN,
-        ["line 2). Fill in or remove those rows, or use --missing drop"],
-    ),
+    "a gap of text": ({"Region": GAP}, PLAIN, ["line 2). Fill in or remove those rows, or use --missing drop"]),
     "a gap of numbers": ({"Alter": [None, *NUMBERS[1:]]}, PLAIN, ["or use --missing mean or --missing drop or"]),
     "all contexts": (
         {},
