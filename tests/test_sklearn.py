@@ -313,6 +313,7 @@ def test_a_refit_that_fails_leaves_no_model_of_other_columns():
     "frame, message",
     [
         ({"a": [1.0, 2.0, 3.0], "region": ["n", "s", "n"]}, "got str in column 'region'. Encode it before"),
+        ({"a": [1.0, 2.0, 3.0], 7: np.array(["n", 2.0, "n"], object)}, "got object in column 7. Encode it before"),
         ({"a": [1.0, 2.0, 3.0], "day": pd.date_range("2024-01-01", periods=3)}, "got datetime.* in column 'day'"),
     ],
 )

@@ -16,8 +16,9 @@ def check_frame(X: Any) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         fail(OWNER, "X", "a name for each column", f"{twice} more than once", "Rename one.")
     kinds = [str(kind).lower() for kind in getattr(X, "dtypes", ())]
-    for name, kind in zip(names, kinds, strict=False):
-        if kind.startswith(("str", "cat", "enum", "date", "time")):
+    for name, kind in zip(getattr(X, "columns", ()), kinds, strict=False):
+        is_text = kind == "object" and any(isinstance(cell, str) for cell in X[name])
+        if is_text or kind.startswith(("str", "cat", "enum", "date", "time")):
             fix = "Encode it before, by OneHotEncoder for example, and name in convex= the columns of numbers."
             fix = "Write it as a number, as the days since some day." if kind.startswith(("date", "time")) else fix
             fail(OWNER, "X", "numbers", f"{kind} in column {name!r}", fix)
