@@ -13,7 +13,6 @@ from .function import LEVEL_LOSSES
 from .output import terminal
 
 LEVEL = 0.05  # a p-value up to it is called a contradiction
-NOTE = "contradiction"  # of the file: the sentence of it
 
 
 def ask_rows(data: Dataset, curvature: str, seed: int) -> dict[str, Any] | None:

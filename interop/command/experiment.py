@@ -26,7 +26,7 @@ from .. import frameworks
 from ..frameworks import Framework
 from . import report_rows
 from .baselines import fit_baselines, reason_against_boosting, rows_to_learn
-from .contradiction import LEVEL, NOTE, ask_rows, explain_contradiction
+from .contradiction import LEVEL, ask_rows, explain_contradiction
 from .dataset import Dataset, remarks_on
 from .function import LEVEL_LOSSES, QUANTILE, Function
 from .importance import importance, rmse
@@ -132,7 +132,7 @@ def run_fit(run: Run) -> int | None:
         notes |= interval_notes(np.concatenate(scores.residuals))
     asked = ask_rows(data, plan.curvature, plan.seed)
     if asked is not None and asked["p_value"] <= LEVEL:
-        notes[NOTE] = explain_contradiction(asked, plan.curvature)
+        notes["contradiction"] = explain_contradiction(asked, plan.curvature)
     run.framework.package.save(fitted.model, path, notes=notes)
     metrics = _measure(run, fitted, scores, record, path) | {"convexity_test": asked}
     try:

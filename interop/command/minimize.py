@@ -20,7 +20,6 @@ from convexmoe.minimization.minimum import UNBOUNDED
 
 from ..frameworks import LABELS, Framework, choose
 from .at import NUMBER, OWNER, read_context
-from .contradiction import NOTE
 from .design import Design, read_design
 from .leverage import outside, read_ranges
 from .options import FrameworkOption, HullArgument
@@ -150,7 +149,7 @@ def minimize(
     of_output = notes if out_dim == 1 else notes | {"target_range": None}
     point = np.concatenate([x, () if context is None else context])
     remarks = _remarks(of_output, (*columns, *contexts), shorten([name]), point, (value - gap, value + gap))
-    if isinstance(contradiction := notes.get(NOTE), str):
+    if isinstance(contradiction := notes.get("contradiction"), str):
         remarks.append(f"{contradiction} The model cannot follow them there: compare its point with the rows near it.")
     ends, is_largest = (lower, upper, x, value, float(bound), gap), model.config.is_concave
     return BoxMinimum(columns, name, is_largest, *ends, gap <= allowed, binding, tuple(remarks))

@@ -35,10 +35,7 @@ _NEEDED: dict[str, Any] = {
     **dict.fromkeys(("test_rmse_spread", "test_rmse_folds"), ("hull",)),
     **dict.fromkeys(("hull_ahead", "parameters", "importance"), ()),
 }
-_OTHERS = (
-    *("rows", "rows_to_train", "folds", "best_step", "steps_run"),
-    *("exact", "coverage", "parity", "shape", "framework"),
-)
+_OTHERS = "rows rows_to_train folds best_step steps_run exact coverage parity shape framework".split()
 
 
 def render_run(

@@ -23,8 +23,7 @@ def check_frame(X: Any) -> None:
             fix = "Write it as a number, as the days since some day." if kind.startswith(("date", "time")) else fix
             fail(OWNER, "X", "numbers", f"{kind} in column {name!r}", fix)
     if getattr(dtype := getattr(X, "dtype", None), "kind", "") in tuple("SUMm"):
-        fix = "Write it as numbers, dates as days since some day."
-        fail(OWNER, "X", "numbers", f"an array of {dtype}", fix)
+        fail(OWNER, "X", "numbers", f"an array of {dtype}", "Write it as numbers, dates as days since one.")
 
 
 def number_of(argument: str, column: Any, names: Sequence[str], count: int) -> int:
