@@ -35,18 +35,7 @@ _NEEDED: dict[str, Any] = {
     **dict.fromkeys(("test_rmse_spread", "test_rmse_folds"), ("hull",)),
     **dict.fromkeys(("hull_ahead", "parameters", "importance"), ()),
 }
-_REST = (
-    "rows",
-    "rows_to_train",
-    "folds",
-    "best_step",
-    "steps_run",
-    "exact",
-    "coverage",
-    "parity",
-    "shape",
-    "framework",
-)
+_ALL = ("rows", "rows_to_train", "folds", "best_step", "steps_run", "exact", "coverage", "parity", "shape", "framework")
 
 
 def render_run(
@@ -98,7 +87,7 @@ def read_metrics(run: Path, design: Design, target: str) -> dict[str, Any]:
     try:
         metrics = json.loads(path.read_text())
         right = all({*names} <= metrics[part].keys() for part, names in _NEEDED.items())
-        right = right and {*_REST} <= metrics.keys()
+        right = right and {*_ALL} <= metrics.keys()
         data = metrics["data"]
         same = (*data["columns"], *data["context"]) == design.columns and data["target"] == target
         known = set(metrics["importance"]) == {*design.columns} and metrics["plan"]["function"]["loss"] in LOSSES
