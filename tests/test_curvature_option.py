@@ -53,7 +53,7 @@ def concave(request, tables, tmp_path_factory):
 
 def test_a_concave_target_is_found_and_fitted(concave, tables):
     _, out, printed, groups = concave
-    assert "The rows speak for a concave function: concave by" in printed
+    assert "The rows speak for a concave function: a convex one errs" in printed
     assert "; --curvature auto takes concave." in printed and "Concavity: no violation in" in printed
     found, model = metrics(out), out / "model.safetensors"
     assert found["plan"]["curvature"] == found["curvature"]["fitted"] == found["curvature"]["shown"] == "concave"
@@ -135,10 +135,10 @@ def test_an_unfinished_run_of_an_earlier_version_that_has_minus_the_target_is_re
 
 # Table and option to what is printed, and to what is fitted.
 SAID = {
-    ("concave", "convex"): ("concave function: concave by", "; pass --curvature concave or auto.", "convex"),
-    ("convex", "concave"): ("convex function: convex by", "; pass --curvature convex or auto.", "concave"),
-    ("convex", "convex"): ("convex function: convex by", "times against a plane.", "convex"),
-    ("convex", "auto"): ("convex function: convex by", "; --curvature auto takes convex.", "convex"),
+    ("concave", "convex"): ("concave function: a convex one errs", "; pass --curvature concave or auto.", "convex"),
+    ("convex", "concave"): ("convex function: a concave one errs", "; pass --curvature convex or auto.", "concave"),
+    ("convex", "convex"): ("convex function: a concave one errs", " times.", "convex"),
+    ("convex", "auto"): ("convex function: a concave one errs", "; --curvature auto takes convex.", "convex"),
 }
 
 
@@ -165,7 +165,7 @@ def test_of_no_curvature_auto_makes_a_convex_function(tmp_path):
     table = write(tmp_path / "t.csv", rows(60, flatten))
     options = ("--framework", "torch", "--curvature", "auto", "--out", tmp_path / "run", "--pause-at", 2)
     result = invoke("fit", table, *RUN, *options)
-    assert "The rows speak for neither a convex nor a concave function: no curvature that" in result.stdout
+    assert "The rows speak for neither a convex nor a concave function: on rows held out" in result.stdout
     assert "; --curvature auto takes convex." in result.stdout
 
 

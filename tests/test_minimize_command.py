@@ -148,7 +148,8 @@ def test_what_binds_has_a_multiplier(framework):
     [
         (["--box", "0<=c<=1"], "got 'c'. The closest is"),
         (["--box", "2<=a<=1"], "expected lower <= upper for 'a'; got 2 and 1"),
-        (["--box", "a~1"], "expected bounds as"),
+        (["--box", "a~1"], "Write numbers and a column."),
+        (["--box", "a<=2,5"], "got 'a<=2,5'. Write a decimal point, as 2.5."),
         (["--box", "a=inf"], "expected a finite number; got 'a=inf'. Write \"a<=inf\" for no bound above."),
         (["--box", "a>=inf"], "expected a finite number"),
         (["--box", "a<=1", "--box", "a>=0"], "got two for 'a'"),

@@ -142,6 +142,20 @@ def test_a_contradiction_is_said(run, tmp_path):
     assert nothing == "No rows lie between enough others to contradict a convex function."
 
 
+def test_the_file_knows_of_a_contradiction_and_minimize_says_it(run, tmp_path):
+    def bend(cells):
+        for row in cells[1:]:
+            row[2] = f"{-(float(row[0]) ** 2) - float(row[1]) ** 2:.4f}"
+
+    options = ("--target", "y", "--steps", 5, "--petals", 2, "--framework", "torch", "--out", tmp_path / "run")
+    printed = invoke("fit", write(tmp_path / "t.csv", rows(80, bend)), *options).stdout
+    model = tmp_path / "run" / "model.safetensors"
+    words = convexmoe_torch.read_notes(model)["contradiction"]
+    assert words in printed and words.startswith("The rows contradict a convex function (p = ")
+    assert f"{words} The model cannot follow" in invoke("minimize", model, "--framework", "torch").stdout
+    assert "contradiction" not in convexmoe_torch.read_notes(run[0] / "model.safetensors")  # the control
+
+
 def test_rows_that_stop_trees_have_weights():
     """Of many rows of weight 0 none stops them: scikit-learn refuses weights that are all 0."""
     weight = np.zeros(200)

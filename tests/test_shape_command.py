@@ -202,7 +202,7 @@ def test_it_is_proved_for_every_context_and_described(fitted, tmp_path):
     shown = invoke("inspect", model)
     assert words in shown.stdout and '"context_dim": 2' in shown.stdout
     convexmoe_torch.save(convexmoe_torch.VectorHull(2, petals=3), model)  # the control: a plain hull
-    assert "The function of" not in invoke("inspect", model).stdout
+    assert "The function of x0, x1: convex.\n" in invoke("inspect", model).stdout
 
 
 @pytest.mark.parametrize("fitted", ["torch"], indirect=True)

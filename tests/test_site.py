@@ -33,6 +33,7 @@ def test_the_site_builds_and_shows_what_is_public(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     pages = {page: (tmp_path / "reference" / page / "index.html").read_text() for page in reference().PAGES}
     assert 'id="convexmoe.minimization.sets.Box"' in pages["both"]
+    assert 'href="../../site.css"' in pages["both"] and "pre-wrap" in (tmp_path / "site.css").read_text(), "code is cut"
     assert "convexmoe_torch.hull.module.VectorHull" in pages["torch"]
     assert "convexmoe_jax.hull.module.VectorHull" in pages["jax"]
     assert "convexmoe.training.fit.HullFit.fit" in pages["both"], "what both packages have from the core stands once"

@@ -319,12 +319,23 @@ def test_a_refit_that_fails_leaves_no_model_of_other_columns():
     "frame, message",
     [
         ({"a": [1.0, 2.0, 3.0], "region": ["n", "s", "n"]}, "got str in column 'region'. Encode it before"),
+        ({"a": [1.0, 2.0, 3.0], 7: np.array(["n", 2.0, "n"], object)}, "got object in column 7. Encode it before"),
         ({"a": [1.0, 2.0, 3.0], "day": pd.date_range("2024-01-01", periods=3)}, "got datetime.* in column 'day'"),
     ],
 )
 def test_columns_that_are_no_numbers_are_named(frame, message):
     with pytest.raises(ValueError, match=message):
         ConvexRegressor(framework="torch").fit(pd.DataFrame(frame), [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("kind", ["U4", "M8[D]"])
+def test_an_array_of_text_or_of_dates_is_refused(kind):
+    """Numpy would read a year in text, and days since 1970, as numbers."""
+    array = np.array([["2001"], ["2002"], ["2003"]]).astype(kind)
+    with pytest.raises(ValueError, match=r"ConvexRegressor\.X: expected numbers; got an array of .*\. Write it as"):
+        ConvexRegressor(**TINY).fit(array, [1.0, 2.0, 3.0])
+    numbers = array.astype(str).astype(object).astype(float) if kind == "U4" else array.astype(float)
+    assert ConvexRegressor(**TINY).fit(numbers, [1.0, 2.0, 3.0]).predict(numbers).shape == (3,)  # the control
 
 
 def test_two_columns_of_one_name_are_refused():

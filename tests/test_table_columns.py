@@ -129,13 +129,20 @@ STOPS = {  # what the table has, options, what the line says
     "many texts": ({"Region": TEXTS}, PLAIN, ["37 different texts in column 'Region'", "--categorical Region."]),
     "one text": ({"Region": ["x"] * N}, PLAIN, ["'Region' to vary; got the text 'x' throughout", "--drop Region"]),
     "a typing error": ({"Region": ["1O", *NUMBERS[1:]]}, PLAIN, ["the text '1O' in", "line 2. Leave it out with"]),
-    "text alone": ({}, (*PLAIN, "--context", "Alter,Fläche [m²]"), ["one input column of numbers"]),
+    "text alone": ({}, (*PLAIN, "--context", "Alter,Fläche [m²]"), ["numbers, or leave Alter out of --context."]),
     "a sign": ({}, (*PLAIN, "--increasing", "Region"), ["--increasing: expected columns of numbers; got 'Region'"]),
     "a weight": ({}, (*PLAIN, "--weights", "Region"), ["the text 'Süd' in column 'Region'"]),
+    "a gap of text": ({"Region": GAP}, PLAIN, ["line 2). Fill in or remove those rows, or use --missing drop"]),
+    "a gap of numbers": ({"Alter": [None, *NUMBERS[1:]]}, PLAIN, ["or use --missing mean or --missing drop or"]),
+    "all contexts": (
+        {},
+        ("--drop", "Datum,Kennung,Region", "--context", "Alter,Fläche [m²]"),
+        ["beside the target 'Preis'; got the others in --context and --drop. Add a column of inputs, or"],
+    ),
     "a gap": ({"Region": GAP}, (*PLAIN, "--missing", "mean"), ["1 missing in column 'Region' (first on line 2)"]),
     "no such option": ({}, ("--missing", "x"), ["--missing: expected drop, mean or indicator; got 'x'"]),
     "no such column": ({}, ("--categorical", "Regoin"), ["--categorical: expected columns of", "is 'Region'"]),
-    "a sheet of text": ({}, ("--sheet", "Data"), ["--sheet: expected an Excel file, which has sheets"]),
+    "a sheet of text": ({}, ("--sheet", "Data"), ["convexmoe fit --sheet: expected an Excel file, which has sheets"]),
 }
 
 
@@ -302,8 +309,8 @@ def test_a_sheet_is_chosen_and_what_is_no_workbook_refused(folder, tmp_path, mon
     table = read_table(folder / "t.xlsx")
     assert table.columns == tuple(records()) and table.place(0) == "line 3"  # the first row of the sheet is empty
     assert table.numbers(["Preis"])[2] == ("t.xlsx read as: sheet Data, the first of 2",)
-    with pytest.raises(InputError, match="--sheet: expected one of Data, notes; got 'nota'"):
-        read_table(folder / "t.xlsx", TableOptions(sheet="nota"))
+    with pytest.raises(InputError, match=r"^convexmoe predict --sheet: expected one of Data, notes; got 'nota'"):
+        read_table(folder / "t.xlsx", TableOptions(sheet="nota", owner="convexmoe predict"))
     with pytest.raises(InputError, match="no --sep, --decimal and --encoding for an Excel file"):
         read_table(folder / "t.xlsx", TableOptions(sep=";"))
     (tmp_path / "old.xls").write_bytes(b"\xd0\xcf\x11\xe0" + bytes(600))

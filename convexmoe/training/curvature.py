@@ -39,11 +39,13 @@ class Curvature(NamedTuple):
     shown: str
 
     def words(self) -> str:
-        """Return what the data speak for, in words."""
+        """Return what the rows speak for, in words, and how much more the others err."""
         if self.shown == NEITHER:
-            return "no curvature that the rows held out would show"
+            return "neither a convex nor a concave function: on rows held out none is clearly ahead"
         best, other = sorted((self.convex, self.concave))
-        return f"{self.shown} by {other / best:.2g} times, and by {self.plane / best:.2g} times against a plane"
+        times = [f"{error / best:.2g}" if error < 100 * best else "over 100" for error in (other, self.plane)]
+        minus = CONVEX if self.shown == CONCAVE else CONCAVE
+        return f"a {self.shown} function: a {minus} one errs {times[0]} times as much, a linear one {times[1]} times"
 
 
 def compare_errors(convex: Judged, concave: Judged) -> Curvature:

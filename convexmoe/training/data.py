@@ -144,7 +144,7 @@ def check_weight(weight: Any, rows: int, least: int = 2, first: int = 0) -> np.n
     check_finite("fit", "sample_weight", weight, "Remove that row or give it 0.", first)
     if (weight < 0).any() or np.count_nonzero(weight) < least:
         got = f"{weight.min():g} to {weight.max():g}, {np.count_nonzero(weight)} of them not 0"
-        fail("fit", "sample_weight", "numbers >= 0, two of them above zero", got, fix)
+        fail("fit", "sample_weight", "numbers >= 0, two of them above zero", got, "Give a row 0 to leave it out.")
     return weight
 
 

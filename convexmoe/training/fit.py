@@ -231,7 +231,7 @@ def read_rows(
 def hint_at(curvature: Curvature | None, config: HullConfig) -> None:
     """Warn where a function is the wrong way round."""
     if curvature is not None and curvature.shown not in (NEITHER, config.curvature):
-        text = f"fit.y: expected a {config.curvature} function; got rows that speak for another: {curvature.words()}. "
+        text = f"fit.y: expected a {config.curvature} function; got rows that speak for {curvature.words()}. "
         warnings.warn(f'{text}Build the hull with curvature="{curvature.shown}".', stacklevel=3)
 
 

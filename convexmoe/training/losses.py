@@ -84,7 +84,8 @@ def check_loss(loss: Any) -> Any:
     known = loss in (SQUARED, ABSOLUTE) if isinstance(loss, str) else isinstance(loss, (Huber, Quantile, Expectile))
     if not known and (isinstance(loss, (str, type)) or not callable(loss)):
         rule = '"squared", "absolute", a Huber, Quantile or Expectile, or a function of prediction and y'
-        fail("fit", "loss", rule, repr(loss), 'Pass "squared".', ValueError if isinstance(loss, str) else TypeError)
+        fix = 'Pass "squared", or convexmoe.Quantile(0.9), for example.'
+        fail("fit", "loss", rule, repr(loss), fix, ValueError if isinstance(loss, str) else TypeError)
     return loss
 
 

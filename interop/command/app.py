@@ -105,6 +105,6 @@ VersionOption = Annotated[
 
 @app.callback(invoke_without_command=True)
 def start(context: typer.Context, version: VersionOption = False) -> None:
-    """Convex mixtures of experts: fit one to a table of numbers, predict from the saved file."""
+    """Convex mixtures of experts: fit one to a table, predict from the saved file."""
     if context.invoked_subcommand is None:
         emit(context.get_help())

@@ -23,7 +23,7 @@ def convert_file(
     conversion = convert(source, target, to)
     if conclude(conversion._asdict() | {"out": target}):
         return
-    words = f"{target}: {conversion.form}{', without its optimizer' * conversion.dropped}"
+    words = f"Written to {target}, {conversion.form}{', without its optimizer' * conversion.dropped}"
     if conversion.infinite:
         words += f", with NaN or infinity in {shorten(conversion.infinite)}: nothing can be computed with it"
     say(words, error=True)

@@ -110,8 +110,11 @@ def prepare(
     others = {target, *drop, *function.context, function.weights}
     inputs = tuple(name for name in table.columns if name not in others)
     if not inputs:
-        rule = f"at least one input column beside the target {target!r}"
-        refuse(table.name, rule, f"the columns {shorten(table.columns)}", "Add a column of inputs.")
+        parts = {"--context": function.context, "--drop": drop, "--weights": function.weights}
+        taken = " and ".join(option for option, names in parts.items() if names)
+        got = f"the others in {taken}" if taken else f"the columns {shorten(table.columns)}"
+        fix = f"Add a column of inputs{', or leave one out of there' if taken else ''}."
+        refuse(table.name, f"at least one input column beside the target {target!r}", got, fix)
     design = learn_design(table, inputs, function.context, function.categorical)
     function = function.take_contexts(design.contexts)
     of_weights = tuple(filter(None, [function.weights]))

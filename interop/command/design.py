@@ -223,7 +223,8 @@ def learn_design(table: Table, inputs: Sequence[str], context: Sequence[str], na
     numbers = tuple(name for name in inputs if name not in categories)
     if not numbers:
         rule = "at least one input column of numbers, in which the function is convex"
-        refuse(table.name, rule, f"only text in {shorten(inputs)}", "Add a column of numbers.")
+        free = [f", or leave {name} out of --context" for name in context if name not in categories]
+        refuse(table.name, rule, f"only text in {shorten(inputs)}", f"Add a column of numbers{''.join(free[:1])}.")
     ordered = (*numbers, *context, *(name for name in inputs if name in categories))
     design = Design(ordered, len(numbers), categories)
     design.check_names(table)

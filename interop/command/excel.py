@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
 from zipfile import BadZipFile
@@ -16,7 +16,7 @@ from .. import is_installed
 from ..frameworks import not_installed
 from .layout import Layout
 from .options import TableOptions
-from .tables import TextTable, check_columns, shorten
+from .tables import Categories, TextTable, check_columns, shorten
 
 # What openpyxl raises for files that are damaged, encrypted, or no workbooks: it has no error of its own for most.
 FAULTS = (
@@ -33,9 +33,11 @@ class SheetTable(TextTable):
 
     Attributes:
         cells: for each row under the header its number in the sheet, and its cells.
+        others: what stands in the first rows of each other sheet of the workbook.
     """
 
     cells: tuple[tuple[int, list[str]], ...] = ()
+    others: Categories = field(default_factory=dict)
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield for each row its number in the sheet, counted from 1, and its cells."""
@@ -63,7 +65,7 @@ def open_excel(name: str, source: Callable[[], Any], options: TableOptions) -> S
         fix = "Leave them out: they are of text."
         refuse(name, "no --sep, --decimal and --encoding for an Excel file", "one of them", fix)
     with source() as stream:
-        rows, sheet = _read_sheet(name, stream, options.sheet)
+        rows, sheet, others = _read_sheet(name, stream, options)
     start = next((k for k, (_, cells) in enumerate(rows) if any(cells)), None)
     if start is None:
         refuse(name, "a header row and rows", f"an empty sheet {sheet}", "Name another one: --sheet.")
@@ -71,11 +73,11 @@ def open_excel(name: str, source: Callable[[], Any], options: TableOptions) -> S
     padded = tuple((row, (cells + [""] * width)[:width]) for row, cells in rows[start:])
     header = tuple(cell.strip() for cell in padded[0][1])
     columns = check_columns(name, header)
-    return SheetTable(name, Layout(source, "", header=header, sheet=sheet), ".", columns, 0, padded[1:])
+    return SheetTable(name, Layout(source, "", header=header, sheet=sheet), ".", columns, 0, padded[1:], others)
 
 
-def _read_sheet(name: str, stream: Any, wanted: str | None) -> tuple[list[tuple[int, list[str]]], str]:
-    """Return the rows of a sheet, each with its number, and in words which it is."""
+def _read_sheet(name: str, stream: Any, options: TableOptions) -> tuple[list[tuple[int, list[str]]], str, Categories]:
+    """Return the rows of a sheet, each with its number; in words which it is; what the first rows of others hold."""
     from openpyxl import load_workbook
 
     try:
@@ -83,22 +85,26 @@ def _read_sheet(name: str, stream: Any, wanted: str | None) -> tuple[list[tuple[
             warnings.simplefilter("ignore")
             book = load_workbook(stream, read_only=True, data_only=True)
             sheets = {sheet.title: sheet for sheet in book.worksheets}
-            if wanted is not None and wanted not in sheets:
-                refuse("--sheet", f"one of {shorten([*sheets])}", repr(shorten([wanted])), "Name one of these.")
+            if options.sheet is not None and options.sheet not in sheets:
+                known = f"one of {shorten([*sheets])}"
+                refuse(f"{options.owner} --sheet", known, repr(shorten([options.sheet])), "Name one of these.")
             if not sheets:
                 refuse(name, "a sheet of cells", "none", "Save the table as a sheet.")
             shown = [title for title, sheet in sheets.items() if sheet.sheet_state == "visible"]
-            title = wanted or next(iter([*shown, *sheets]))
-            rows = _read_rows(sheets[title])
+            title = options.sheet or next(iter([*shown, *sheets]))
+            sheet = sheets.pop(title)
+            rows = _read_rows(sheet)
             if len({len(cells) for _, cells in rows}) > 1 or any("" in cells for _, cells in rows):
-                rows = _read_rows(sheets[title], load_workbook(stream, read_only=True)[title])
+                rows = _read_rows(sheet, load_workbook(stream, read_only=True)[title])
+            heads = {other: one.iter_rows(max_row=9, values_only=True) for other, one in sheets.items()}
+            others = {other: [str(cell).strip() for row in head for cell in row] for other, head in heads.items()}
     except InputError:
         raise
     except FAULTS as error:
         got, fix = f"another or a damaged one ({type(error).__name__})", "Save it as .xlsx, or as CSV."
         refuse(name, "an Excel workbook (.xlsx)", got, fix)
-    several = f", the first of {len(sheets)}" if wanted is None and len(sheets) > 1 else ""
-    return rows, title + several
+    several = f", the first of {len(sheets) + 1}" if options.sheet is None and sheets else ""
+    return rows, title + several, others
 
 
 def _read_rows(sheet: Any, formulas: Any = None) -> list[tuple[int, list[str]]]:

@@ -26,7 +26,7 @@ from .. import frameworks
 from ..frameworks import Framework
 from . import report_rows
 from .baselines import fit_baselines, reason_against_boosting, rows_to_learn
-from .contradiction import ask_rows
+from .contradiction import LEVEL, ask_rows, explain_contradiction
 from .dataset import Dataset, remarks_on
 from .function import LEVEL_LOSSES, QUANTILE, Function
 from .importance import importance, rmse
@@ -130,8 +130,11 @@ def run_fit(run: Run) -> int | None:
     scores = _cross_validate(run, replace(fitted.model.config, normalization=None))
     if scores.residuals:
         notes |= interval_notes(np.concatenate(scores.residuals))
+    asked = ask_rows(data, plan.curvature, plan.seed)
+    if asked is not None and asked["p_value"] <= LEVEL:
+        notes["contradiction"] = explain_contradiction(asked, plan.curvature)
     run.framework.package.save(fitted.model, path, notes=notes)
-    metrics = _measure(run, fitted, scores, record, path)
+    metrics = _measure(run, fitted, scores, record, path) | {"convexity_test": asked}
     try:
         text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False)
     except ValueError:
@@ -194,8 +197,7 @@ def _choose_curvature(run: Run) -> tuple[Run, Curvature | None]:
         fix = f"; --curvature auto takes {taken}"
     elif found.shown not in (taken, NEITHER):
         fix = f"; pass --curvature {found.shown} or auto"
-    speak = "neither a convex nor a concave" if found.shown == NEITHER else f"a {found.shown}"
-    say(f"The rows speak for {speak} function: {found.words()}{fix}.")
+    say(f"The rows speak for {found.words()}{fix}.")
     return replace(run, plan=replace(plan, curvature=taken)), found
 
 
@@ -311,7 +313,6 @@ def _measure(run: Run, fitted: Any, scores: Scores, record: RunRecord, path: Pat
         **({} if data.function.loss == SQUARED else by_loss),
         "coverage": _coverage(data, scores.predicted) if data.function.loss == QUANTILE else None,
         "interval_coverage": measure_intervals(scores.residuals) if scores.residuals else None,
-        "convexity_test": ask_rows(data, plan.curvature, plan.seed),
         "hull_ahead": {name: int(np.sum(np.less(folds["hull"], folds[name]))) for name in mean if name != "hull"},
         "exact": [name for name, error in mean.items() if error <= rounding],
         "parameters": scores.sizes,

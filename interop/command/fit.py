@@ -66,7 +66,7 @@ def fit_table(
     data: Annotated[Path | None, typer.Argument(metavar="DATA.csv", help=DATA_HELP, show_default=False)] = None,
     target: Annotated[str | None, typer.Option(help="Column to predict.", show_default="mpg, of the embedded")] = None,
     framework: FrameworkOption = None,
-    petals: Annotated[int, typer.Option(help="Convex networks in the mixture.")] = LIMITS["petals"][2],
+    petals: Annotated[int, typer.Option(help="Convex networks in the hull.")] = LIMITS["petals"][2],
     depth: Annotated[int, typer.Option(help="Hidden layers of each.")] = LIMITS["depth"][2],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = LIMITS["steps"][2],
     seed: Annotated[int, typer.Option(help="Of folds, weights and batches.")] = LIMITS["seed"][2],
@@ -95,7 +95,7 @@ def fit_table(
     pause_at: Annotated[int | None, typer.Option(help=PAUSE_HELP, show_default=False)] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help=RESUME_HELP, show_default=False)] = None,
 ) -> None:
-    """Fit a convex mixture of experts to a table: writes model.safetensors, metrics.json and report.png."""
+    """Fit a hull, a convex mixture of experts, to a table: writes model.safetensors, metrics.json and report.png."""
     for name in KEPT if resume is not None else ():
         if getattr(call.get_parameter_source(name), "name", None) == "COMMANDLINE":  # the run itself has set it
             got, fix = f"--{name} beside it", f"Leave --{name} out."
@@ -111,7 +111,8 @@ def fit_table(
     seconds = check_choices(shape, budget, pause_at)
     if missing not in (None, DROP, MEAN, INDICATOR):
         refuse(MISSING, "drop, mean or indicator", repr(missing), "Try --missing drop.")
-    side, earlier, options = frameworks.choose(framework), None, check_table_options(sep, decimal, encoding, sheet)
+    side, earlier = frameworks.choose(framework), None
+    options = check_table_options("convexmoe fit", sep, decimal, encoding, sheet)
     if not frameworks.is_installed("matplotlib"):
         frameworks.not_installed("convexmoe fit", "matplotlib for report.png", "it", "plot")
     if resume is not None:

@@ -28,10 +28,10 @@ def inspect_file(file: Annotated[Path, typer.Argument(metavar="FILE", help=FILE_
     say(f"{inspection.path}: {inspection.kind}, schema {inspection.schema}")
     outcome = "as computed" if intact else "but the content has ANOTHER: fetch the file again or save the model anew"
     say(f"sha256 of the content {inspection.sha256}, {outcome}")
-    say(f"config {json.dumps(inspection.config)}")
+    say(f"config {json.dumps(inspection.config, ensure_ascii=False)}")
     long = {"leverage": dict, "interval_widths": list}  # more numbers than a reader wants
     shorter = {name: "..." for name, kind in long.items() if isinstance(inspection.notes.get(name), kind)}
-    say(f"notes {json.dumps(inspection.notes | shorter)}")
+    say(f"notes {json.dumps(inspection.notes | shorter, ensure_ascii=False)}")
     of_hull = explain_function(inspection.config, inspection.notes) if inspection.kind == "VectorHull" else []
     for line in (*of_hull, *explain_sign(inspection.notes)):
         say(line)

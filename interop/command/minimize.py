@@ -19,8 +19,7 @@ from convexmoe.errors import InputError, refuse
 from convexmoe.minimization.minimum import UNBOUNDED
 
 from ..frameworks import LABELS, Framework, choose
-from .at import NUMBER as _NUMBER
-from .at import OWNER, read_context
+from .at import NUMBER, OWNER, read_context
 from .design import Design, read_design
 from .leverage import outside, read_ranges
 from .options import FrameworkOption, HullArgument
@@ -31,9 +30,9 @@ from .tables import NONE, shorten
 BOX_HELP = 'Bounds of a column, as "0<=weight<=4", "weight>=0" or "weight=3"; may be repeated.'
 AT_HELP = "The context, as season=2,region=north: a value for each of its columns."
 BINDING_TOLERANCE = 1e-7  # of the gaps that tell what binds; kinks seldom allow less
-_BETWEEN = re.compile(rf"^\s*({_NUMBER})\s*(<=|>=)\s*(.+?)\s*\2\s*({_NUMBER})\s*$")
-_ONE_SIDED = re.compile(rf"^\s*(.+?)\s*(<=|>=|==|=)\s*({_NUMBER})\s*$")
-_TURNED = re.compile(rf"^\s*({_NUMBER})\s*(<=|>=|==|=)\s*(.+?)\s*$")
+_BETWEEN = re.compile(rf"^\s*({NUMBER})\s*(<=|>=)\s*(.+?)\s*\2\s*({NUMBER})\s*$")
+_ONE_SIDED = re.compile(rf"^\s*(.+?)\s*(<=|>=|==|=)\s*({NUMBER})\s*$")
+_TURNED = re.compile(rf"^\s*({NUMBER})\s*(<=|>=|==|=)\s*(.+?)\s*$")
 Vector = NDArray[np.float64]
 
 
@@ -47,7 +46,7 @@ class BoxMinimum:
         lower, upper, x: `[in_dim]`, in original units.
         value, bound, gap: of the target: no value is beyond the bound; certified: whether the gap is small enough.
         binding: for each column "lower", "upper", "fixed" or "".
-        remarks: how point and value lie outside the training rows, in sentences; none where they do not.
+        remarks: how point and value lie outside the training rows, and that these contradict the shape: in sentences.
     """
 
     columns: tuple[str, ...]
@@ -149,9 +148,11 @@ def minimize(
     name = target if isinstance(target, str) else "output" if output is None else f"output {output}"
     of_output = notes if out_dim == 1 else notes | {"target_range": None}
     point = np.concatenate([x, () if context is None else context])
-    remarks = tuple(_remarks(of_output, (*columns, *contexts), shorten([name]), point, (value - gap, value + gap)))
+    remarks = _remarks(of_output, (*columns, *contexts), shorten([name]), point, (value - gap, value + gap))
+    if isinstance(contradiction := notes.get("contradiction"), str):
+        remarks.append(f"{contradiction} The model cannot follow them there: compare its point with the rows near it.")
     ends, is_largest = (lower, upper, x, value, float(bound), gap), model.config.is_concave
-    return BoxMinimum(columns, name, is_largest, *ends, gap <= allowed, binding, remarks)
+    return BoxMinimum(columns, name, is_largest, *ends, gap <= allowed, binding, tuple(remarks))
 
 
 def _solve(package: Any, model: Any, box: Any, tol: float, output: int | None, context: Vector | None) -> Any:
@@ -245,7 +246,8 @@ def read_box(text: str) -> tuple[str, float | None, float | None]:
         low = None if match[2] == (">=" if turned else "<=") else bound
         high = None if match[2] == ("<=" if turned else ">=") else bound
     else:
-        refuse(f"{OWNER} --box", 'bounds as "0<=weight<=4"', repr(shorten([text])), "Write numbers and a column.")
+        fix = "Write a decimal point, as 2.5." if re.search(r"\d,\d", text) else "Write numbers and a column."
+        refuse(f"{OWNER} --box", 'bounds as "0<=weight<=4"', repr(shorten([text])), fix)
     if low == math.inf or high == -math.inf:
         fix = f'Write "{name}<=inf" for no bound above.'
         refuse(f"{OWNER} --box", "a finite number", repr(shorten([text])), fix)

@@ -19,28 +19,29 @@ HullArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A saved hul
 
 
 class TableOptions(NamedTuple):
-    """What options say of a table: the character between cells, its decimal mark, its encoding; the sheet of Excel."""
+    """What options of a command say of a table: the character between cells, decimal mark, encoding; the sheet."""
 
     sep: str | None = None
     decimal: str | None = None
     encoding: str | None = None
     sheet: str | None = None
+    owner: str = "convexmoe fit"
 
 
 def check_table_options(
-    sep: str | None, decimal: str | None, encoding: str | None, sheet: str | None = None
+    owner: str, sep: str | None, decimal: str | None, encoding: str | None, sheet: str | None = None
 ) -> TableOptions:
-    """Return the options of a table after their checks."""
+    """Return the options of a table after their checks; the owner is the command, for messages."""
     sep = "\t" if sep in ("tab", "\\t") else sep
     if sep is not None and (len(sep) != 1 or sep in '"\r\n' or sep.isalnum()):
-        refuse("--sep", "one character between cells", repr(sep), 'Try --sep ";", or --sep tab.')
+        refuse(f"{owner} --sep", "one character between cells", repr(sep), 'Try --sep ";", or --sep tab.')
     if decimal not in (None, ".", ","):
-        refuse("--decimal", '"." or ","', repr(decimal), 'Try --decimal ",".')
+        refuse(f"{owner} --decimal", '"." or ","', repr(decimal), 'Try --decimal ",".')
     try:
         io.TextIOWrapper(io.BytesIO(), encoding or "utf-8")
     except LookupError:
-        refuse("--encoding", "an encoding of text", repr(encoding), "Try --encoding cp1252.")
-    return TableOptions(sep, decimal, encoding, sheet)
+        refuse(f"{owner} --encoding", "an encoding of text", repr(encoding), "Try --encoding cp1252.")
+    return TableOptions(sep, decimal, encoding, sheet, owner)
 
 
 def check_whole_number(command: str, name: str, value: int, least: int, most: int, usual: int) -> None:

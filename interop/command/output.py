@@ -104,6 +104,15 @@ def tabulate(columns: Mapping[str, JustifyMethod], rows: Iterable[Iterable[objec
     terminal().print(table)
 
 
+def with_spread(value: float, spread: float) -> str:
+    """Return a figure >= 0 and its deviation in one notation: `9,871 ± 447`, `(2.00 ± 0.03)e-07`."""
+    power = math.floor(math.log10(value)) if value > 0 else 0
+    if not -5 < power < 7:
+        return f"({value / 10.0**power:.2f} ± {spread / 10.0**power:.2f})e{power:+03d}"
+    form = f",.{0 if power > 2 else max(2, 2 - power)}f"
+    return f"{value:{form}} ± {spread:{form}}"
+
+
 def digits_of(offset: float, spread: float, least: int = 9) -> int:
     """Return how many digits show numbers around an offset to `least` digits of their spread, 17 at most.
 

@@ -14,11 +14,11 @@ from convexmoe.errors import printable
 
 from ..frameworks import LABELS
 from ..plots.slices import Effect, draw_slices
-from ..plots.style import place_legend
+from ..plots.style import in_digits, place_legend
 from .contradiction import explain_contradiction
-from .function import LOSSES
 from .intervals import SHOWN
 from .leverage import read_ranges
+from .output import with_spread
 from .pictures import (
     Report,
     draw_areas,
@@ -29,10 +29,12 @@ from .pictures import (
     draw_residuals,
     drawable,
     error_key,
+    error_name,
     model_name,
     models_of,
     title_of_effects,
 )
+from .report import explain_steps
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -118,7 +120,7 @@ def _text(value: object) -> str:
 
 
 def _number(value: Any) -> str:
-    return _text(f"{value:.4g}" if isinstance(value, float) else value)
+    return _text(in_digits(value) if isinstance(value, float) else value)
 
 
 def _listed(names: Iterable[object]) -> str:
@@ -154,18 +156,18 @@ def _table_of_errors(metrics: dict[str, Any]) -> str:
     key = error_key(metrics)
     rows = []
     for name in models_of(metrics):
-        mean = metrics[key][name]
         size = metrics["parameters"].get(name)
-        figure = "exact" if name in metrics["exact"] else f"{mean:.4g} ± {metrics[f'{key}_spread'][name]:.2g}"
+        spread = metrics[f"{key}_spread"][name]
+        figure = "exact" if name in metrics["exact"] else with_spread(metrics[key][name], spread)
         ahead = f"{metrics['hull_ahead'][name]} of {len(metrics['folds'])}" if name in metrics["hull_ahead"] else ""
         cover = metrics["coverage"]
         cells = (figure, ahead, "" if size is None else f"{size:,}")
         rows.append([_text(model_name(metrics, name)), *cells, *([] if cover is None else [f"{cover[name]:.1%}"])])
-    error = LOSSES[metrics["plan"]["function"]["loss"]][2]
+    error = error_name(metrics)
     heads = [
         "Model",
         f"{error[0].upper()}{error[1:]}",
-        "Folds in which the mixture errs less",
+        "Folds in which the hull errs less",
         "Numbers learned",
         *([] if metrics["coverage"] is None else ["Rows at or below"]),
     ]
@@ -243,12 +245,12 @@ def _facts(metrics: dict[str, Any], sentences: Sequence[str]) -> str:
     function = plan["function"]
     number = "" if function["number"] is None else f" {function['number']:g}"
     rows = [
-        ["Function", " ".join(map(_text, sentences)) or f"{_text(plan['curvature'])} in {_listed(data['columns'])}"],
+        ["Function", " ".join(map(_text, sentences))],
         ["Context", _listed(data["context"]) or "none"],
         ["Loss", _text(function["loss"]) + number],
         ["Rows weighted by", "all alike" if data["weights"] is None else _text(data["weights"])],
         ["Petals, depth", f"{plan['petals']}, {plan['depth']}"],
-        ["Steps", f"{metrics['steps_run']:,}, of which step {metrics['best_step']:,} is kept"],
+        ["Steps", explain_steps(metrics)],
         ["Seed, framework", f"{plan['seed']}, {_text(LABELS.get(metrics['framework'], metrics['framework']))}"],
     ]
     rows += [["Shape, chosen on rows held out", _text(metrics["shape"])]] if metrics["shape"] else []

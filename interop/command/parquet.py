@@ -158,7 +158,7 @@ def open_parquet(path: Path, options: TableOptions) -> ParquetTable:
     name = printable(path.name)
     if not is_installed("pyarrow"):
         not_installed(name, "pyarrow for a Parquet file", "it", "data")
-    if options != TableOptions():
+    if options[:3] != TableOptions()[:3]:
         fix = "Leave them out: they are of text."
         refuse(name, "no --sep, --decimal and --encoding for a Parquet file", "one of them", fix)
     from pyarrow import ArrowException

@@ -196,9 +196,8 @@ def draw_errors(axes: Any, report: Report) -> None:
     tidy(axes)
     axes.grid(False, axis="y")
     axes.set_xlim(left=0)
-    axes.set_xlabel(
-        f"{LOSSES[metrics['plan']['function']['loss']][2]} on rows held out\nmean ± deviation, a mark a fold"
-    )
+    axes.locator_params(axis="x", nbins=3)  # numbers of errors may be long
+    axes.set_xlabel(f"{error_name(metrics)} on rows held out\nmean ± deviation, a mark a fold")
 
 
 def models_of(metrics: dict[str, Any]) -> list[str]:
@@ -211,9 +210,15 @@ def error_key(metrics: dict[str, Any]) -> str:
     return "test_loss" if "test_loss" in metrics else "test_rmse"
 
 
+def error_name(metrics: dict[str, Any]) -> str:
+    """Return what the test errors are called."""
+    return LOSSES[metrics["plan"]["function"]["loss"]][2]
+
+
 def model_name(metrics: dict[str, Any], key: str) -> str:
     """Return what a model of the metrics is called."""
-    return f"{metrics['curvature']['fitted']} mixture" if key == "hull" else MODELS.get(key, key)
+    names = MODELS if metrics["plan"]["function"]["loss"] == SQUARED else MODELS | {"linear": "linear, the same loss"}
+    return f"{metrics['curvature']['fitted']} hull" if key == "hull" else names.get(key, key)
 
 
 def _heights(report: Report) -> dict[str, float]:
@@ -246,7 +251,7 @@ def _fill_effects(part: Any, report: Report) -> None:
     limits_together(grid[: len(report.effects)])
     part.suptitle(title_of_effects(report).replace("$", r"\$"), x=0.01, ha="left", fontweight="bold")
     handles = {label: mark for axes in grid for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    part.legend(handles.values(), handles.keys(), loc="upper right", ncols=4, frameon=False, borderaxespad=0.1)
+    part.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=2, frameon=False, borderaxespad=0.1)
 
 
 def _png(figure: Any) -> bytes:

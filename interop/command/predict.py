@@ -47,7 +47,7 @@ def predict_rows(
         fix = "A row in is a row out: try --missing mean."
         refuse(f"{OWNER} --missing", "mean or indicator", repr(missing), fix)
     percent = check_interval(interval)
-    side, options = choose(framework), check_table_options(sep, decimal, encoding, sheet)
+    side, options = choose(framework), check_table_options(OWNER, sep, decimal, encoding, sheet)
     with side.quiet():
         hull, columns, target, notes = read_model(model, side)
     design = design_of(model, notes, columns, hull.config.in_dim)

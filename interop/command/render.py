@@ -31,7 +31,7 @@ HTML_HELP = "One page with everything in it, RUN/report.html."
 _ERRORS: dict[str, Any] = {"": {"hull": float, ANY: float}, "_spread": {ANY: float}, "_folds": {ANY: [float]}}
 _FORM: dict[str, Any] = {  # of metrics.json
     "data": {"name": str, "target": str, "columns": [str], "context": [str], "weights": (None, str)},
-    "plan": {"petals": int, "depth": int, "seed": int, "curvature": str}
+    "plan": {"petals": int, "depth": int, "steps": int, "seed": int, "curvature": str}
     | {"function": {"loss": tuple(LOSSES), "number": (None, float)}},
     **{"curvature": {"fitted": (CONVEX, CONCAVE)}, "convexity": {"segments": int, "violation": (None, float)}},
     **{"coverage": (None, {ANY: float}), "parity": (None, {"framework": str, "max_difference": float})},

@@ -9,50 +9,42 @@ from rich.console import JustifyMethod
 from convexmoe.training.curvature import CONCAVE
 
 from ..frameworks import LABELS
+from ..plots.style import in_digits
 from .contradiction import explain_contradiction
-from .function import LOSSES
-from .output import say, tabulate
-from .pictures import error_key
+from .output import say, tabulate, with_spread
+from .pictures import error_key, error_name, model_name, models_of
 from .tables import shorten
 
 
 def print_results(metrics: dict[str, Any]) -> None:
     """Print what metrics.json holds: the test errors side by side, the convexity check, the parity."""
-    target, key_of = metrics["data"]["target"], error_key(metrics)
-    error = LOSSES[metrics["plan"]["function"]["loss"]][2]
-    errors, rows, covers = metrics[key_of], [], metrics["coverage"]
-    fitted, plane = metrics["curvature"]["fitted"], "linear regression" if error == "RMSE" else "linear, the same loss"
-    for key, name in {"hull": f"{fitted} mixture", "linear": plane, "mlp": "MLP", "boosting": "boosted trees"}.items():
-        if key not in errors:
-            continue
-        form = ".2f" if 0.1 <= errors[key] < 1000 else ",.0f" if 1000 <= errors[key] < 1e7 else ".3g"
-        figure = f"{errors[key]:{form}} ± {metrics[f'{key_of}_spread'][key]:{form}}"
-        figure = "exact" if key in metrics["exact"] else figure
+    target, error, rows, covers = metrics["data"]["target"], error_name(metrics), [], metrics["coverage"]
+    fitted, key_of = metrics["curvature"]["fitted"], error_key(metrics)
+    for key in models_of(metrics):
+        spread = metrics[f"{key_of}_spread"][key]
+        figure = "exact" if key in metrics["exact"] else with_spread(metrics[key_of][key], spread)
         covered = () if covers is None else (f"{covers[key]:.1%}",)
-        size = metrics["parameters"].get(key)
-        rows.append((name, "" if size is None else f"{size:,}", figure, _against(metrics, key), *covered))
+        size = f"{metrics['parameters'][key]:,}" if key in metrics["parameters"] else ""
+        rows.append((model_name(metrics, key), size, figure, _against(metrics, key), *covered))
     title = f"Test error: mean and deviation over {len(metrics['folds'])} folds of {metrics['rows']} rows"
-    heads: dict[str, JustifyMethod] = {name: "right" for name in ("model", "parameters", error, "against linear")}
-    heads["model"] = "left"
-    tabulate(heads if covers is None else heads | {"at or below": "right"}, rows, title)
+    last: tuple[str, ...] = () if covers is None else ("at or below",)
+    heads: dict[str, JustifyMethod] = dict.fromkeys(("model", "parameters", error, "against linear", *last), "right")
+    tabulate(heads | {"model": "left"}, rows, title)
     if covers is not None:
         say(f"At or below: the share of held-out rows whose {target} is; the level is {covers['level']:.1%}.")
-    gap, parity = metrics["convexity"]["violation"], metrics["parity"]
-    ahead = metrics["hull_ahead"]
-    lead = f"ahead of {plane} in {ahead['linear']} folds"
+    gap, parity, ahead = metrics["convexity"]["violation"], metrics["parity"], metrics["hull_ahead"]
+    lead = f"ahead of {model_name(metrics, 'linear')} in {ahead['linear']} folds"
     for key, name in (("mlp", "the MLP"), ("boosting", "boosted trees")):
         lead += f", of {name} in {ahead[key]}" if key in ahead else ""
     by = metrics["data"]["weights"]
-    say(f"{error} in units of {target}{f', rows weighted by {by}' if by else ''}. The mixture is {lead}.")
+    say(f"{error} in units of {target}{f', rows weighted by {by}' if by else ''}. The hull is {lead}.")
     if metrics["interval_coverage"]:
         title = "Prediction intervals, measured on the folds"
         kinds: dict[str, JustifyMethod] = {"level": "right", "half-width": "right", "rows held out within it": "right"}
         parts = metrics["interval_coverage"].items()
-        tabulate(
-            kinds, [(f"{float(k):.0%}", f"{v['half_width']:.3g}", f"{v['coverage']:.1%}") for k, v in parts], title
-        )
-    kept = f"kept step {metrics['best_step']}, the best on rows held out"
-    say(f"The saved model is fitted to all rows: {metrics['steps_run']} steps, {kept}.")
+        levels = [(f"{float(k):.0%}", in_digits(v["half_width"], 3), f"{v['coverage']:.1%}") for k, v in parts]
+        tabulate(kinds, levels, title)
+    say(f"The saved model is fitted to all rows: {explain_steps(metrics)}.")
     if metrics["shape"] is not None:
         gain = f"where the given one has {metrics['shape_gain']:.2f} times its mean loss"
         say(f"Shape, chosen on rows held out, {gain}: {metrics['shape']}. The folds have it, too, at the usual rate.")
@@ -68,6 +60,12 @@ def print_results(metrics: dict[str, Any]) -> None:
     else:
         start = f"Parity: the saved file, read in {LABELS[parity['framework']]}, predicts the same"
         say(f"{start} within {parity['max_difference']:.1e} of the largest value.")
+
+
+def explain_steps(metrics: dict[str, Any]) -> str:
+    """Return how many steps the saved model was trained for, which one is kept, and why."""
+    why = ", the best on rows held out" if metrics["best_step"] else ", the start: none is better on rows held out"
+    return f"{metrics['steps_run']:,} of {metrics['plan']['steps']:,} steps, kept step {metrics['best_step']:,}{why}"
 
 
 def _against(metrics: dict[str, Any], key: str) -> str:

@@ -82,7 +82,7 @@ def explain_sign(notes: dict[str, Any]) -> list[str]:
 
 
 def explain_function(config: dict[str, Any], notes: dict[str, Any]) -> list[str]:
-    """Return in a sentence what a hull is known to be, from its config and its notes; none of a plain one."""
+    """Return in a sentence what a hull is known to be, from its config and its notes."""
     in_dim, signs = config["in_dim"], config.get("monotone") or ()
     inputs = columns_of(notes, in_dim) or tuple(f"x{k}" for k in range(in_dim))
     concave = config.get("curvature", CONVEX) == CONCAVE
@@ -98,7 +98,7 @@ def explain_function(config: dict[str, Any], notes: dict[str, Any]) -> list[str]
         shown = contexts if design is None else design.contexts
         words += [f"for every value of {shorten(shown)}"] if shown else []
         known = [] if design is None else design.explain()
-    return [f"The function of {shorten(inputs)}: {', '.join(words)}.", *known] if known or words != [CONVEX] else []
+    return [f"The function of {shorten(inputs)}: {', '.join(words)}.", *known]
 
 
 def design_of(path: Path, notes: dict[str, Any], columns: tuple[str, ...], in_dim: int) -> Design:

@@ -234,8 +234,9 @@ def check_cells(
             rule = f"a category of {column!r} that the model knows ({list_labels(categories[column])})"
             fix = "Correct or remove those rows, or fit the model anew with rows of that category."
             refuse(name, rule, _firsts(unknown, at), fix)
-        drop = ", --missing drop, --missing indicator or --drop" if may_drop else ""
-        fix = f"Fill in or remove those rows, or use --missing mean{drop}."
+        ways = [] if may_drop and not missing.keys().isdisjoint(categories) else ["--missing mean"]
+        ways += ["--missing drop", "--missing indicator", "--drop"] if may_drop else []
+        fix = f"Fill in or remove those rows, or use {' or '.join(ways)}."
         if missing and not may_miss:
             refuse(name, "no missing values", _counts(missing, at), fix)
         if large:
@@ -273,7 +274,7 @@ def read_table(path: Path, options: TableOptions = PLAIN) -> Table:
     except OSError as error:
         refuse(path, "a readable table", str(error.strerror), "Check the path.")
     if options.sheet is not None and head not in WORKBOOKS:
-        refuse("--sheet", "an Excel file, which has sheets", printable(path.name), "Leave it out.")
+        refuse(f"{options.owner} --sheet", "an Excel file, which has sheets", printable(path.name), "Leave it out.")
     if is_parquet:
         from .parquet import open_parquet  # which imports this module
 
@@ -322,6 +323,8 @@ def require_columns(table: Table, names: Sequence[str], owner: str) -> None:
         close = difflib.get_close_matches(absent[0].lower(), lower, n=1, cutoff=CLOSE)
         rule = f"columns of {table.name} ({shorten(table.columns)})"
         fix = f"The closest column to {absent[0]!r} is {lower[close[0]]!r}." if close else "Name one of these."
+        for sheet in [sheet for sheet, cells in getattr(table, "others", NONE).items() if absent[0] in cells][:1]:
+            fix = f"Another sheet has {absent[0]!r}: --sheet {_quoted(sheet)}."
         refuse(owner, rule, shorten(list(map(repr, absent))), fix)
 
 

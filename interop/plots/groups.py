@@ -18,6 +18,7 @@ from .style import (
     OTHERS,
     Vector,
     column_of,
+    in_digits,
     limits_of,
     names_of,
     new_axes,
@@ -166,7 +167,7 @@ def _draw_areas(axes: Axes, group_map: GroupMap, index: NDArray[np.int64], style
                 axes.contourf(*group_map.axes, (area == k).astype(float), levels=(0.5, 1.5), **fill)
     if np.ptp(group_map.value) > 0:
         lines = axes.contour(*group_map.axes, group_map.value, levels=6, colors=INK, linewidths=0.6, alpha=0.8)
-        for text in axes.clabel(lines, fontsize=7, fmt=lambda value: f"{value:.5g}", zorder=4):
+        for text in axes.clabel(lines, fontsize=7, fmt=in_digits, zorder=4):
             text.set_bbox({"facecolor": "white", "alpha": 0.75, "pad": 0.6, "edgecolor": "none"})
             place = axes.transAxes.inverted().transform(axes.transData.transform(text.get_position()))
             text.set_visible(bool(((place > 0.06) & (place < 0.94)).all()))  # none is cut by the frame

@@ -76,6 +76,11 @@ def place_legend(axes: Axes, **options: Any) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, fontsize=8, borderaxespad=0.2, **options)
 
 
+def in_digits(value: float, digits: int = 4) -> str:
+    """Return a number to some digits, a large one below ten millions to the units: `109,821`."""
+    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e7 else f"{value:.{digits}g}"
+
+
 def plain(name: object, width: int = WIDTH) -> str:
     """Return a name so that matplotlib draws it as it is, its middle cut out where it is long.
 

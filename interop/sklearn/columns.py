@@ -11,7 +11,7 @@ OWNER, ALL = "ConvexRegressor", "all"
 
 
 def check_frame(X: Any, by_place: bool) -> None:
-    """Check that columns of a frame have names of their own, and no text; `by_place`: a number names its place."""
+    """Check that a table has numbers, and a frame a name for each column; `by_place`: a number names its place."""
     given = list(getattr(X, "columns", ()))
     if by_place and any(hasattr(name, "__index__") and name != place for place, name in enumerate(given)):
         fix = "Rename them, as by X.rename(columns=str), and name them by text."
@@ -20,11 +20,14 @@ def check_frame(X: Any, by_place: bool) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         fail(OWNER, "X", "a name for each column", f"{twice} more than once", "Rename one.")
     kinds = [str(kind).lower() for kind in getattr(X, "dtypes", ())]
-    for name, kind in zip(names, kinds, strict=False):
-        if kind.startswith(("str", "cat", "enum", "date", "time")):
+    for name, kind in zip(getattr(X, "columns", ()), kinds, strict=False):
+        is_text = kind == "object" and any(isinstance(cell, str) for cell in X[name])
+        if is_text or kind.startswith(("str", "cat", "enum", "date", "time")):
             fix = "Encode it before, by OneHotEncoder for example, and name in convex= the columns of numbers."
             fix = "Write it as a number, as the days since some day." if kind.startswith(("date", "time")) else fix
             fail(OWNER, "X", "numbers", f"{kind} in column {name!r}", fix)
+    if getattr(dtype := getattr(X, "dtype", None), "kind", "") in tuple("SUMm"):
+        fail(OWNER, "X", "numbers", f"an array of {dtype}", "Write it as numbers, dates as days since one.")
 
 
 def number_of(argument: str, column: Any, names: Sequence[str], count: int) -> int:

@@ -251,7 +251,7 @@ class ConvexRegressor(RegressorMixin, BaseEstimator):
         """Warn where the rows speak for the other curvature than that of the hull."""
         found, fitted = self.curvature_, self.model_.config.curvature
         if found is not None and found.shown not in (fitted, NEITHER):
-            text = f"expected a {fitted} function; got rows that speak for another: {found.words()}"
+            text = f"expected a {fitted} function; got rows that speak for {found.words()}"
             warnings.warn(f'{OWNER}.y: {text}. Pass curvature="{found.shown}" or "auto".', stacklevel=3)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def test_a_function_is_given_original_units():
     ("loss", "error", "message"),
     [
         ("cubic", ValueError, "fit.loss: expected .*; got 'cubic'. Pass"),
+        ("quantile", ValueError, r"got 'quantile'. Pass .* or convexmoe\.Quantile\(0\.9\), for example"),
         (3, TypeError, "fit.loss: expected .*; got 3. Pass"),
         (Huber, TypeError, "fit.loss: expected"),
     ],

@@ -171,8 +171,11 @@ def test_chance_is_no_curvature():
     lucky = Judged(plane + rng.normal(size=200) - 0.01, plane)
     assert compare_errors(better, same).shown == "convex" and compare_errors(same, better).shown == "concave"
     assert compare_errors(lucky, same).shown == compare_errors(same, same).shown == "neither"
-    assert compare_errors(better, same).words().startswith("convex by 1.4 times")
-    assert isinstance(compare_errors(same, same), Curvature) and "no curvature" in compare_errors(same, same).words()
+    words = "a convex function: a concave one errs 1.4 times as much, a linear one 1.4 times"
+    assert compare_errors(better, same).words() == words
+    exact = compare_errors(same, Judged(plane / 1e6, plane)).words()
+    assert exact == "a concave function: a convex one errs over 100 times as much, a linear one over 100 times"
+    assert isinstance(compare_errors(same, same), Curvature) and "neither" in compare_errors(same, same).words()
 
 
 @pytest.mark.parametrize("backend", [pytest.param(backends.BACKENDS[0], marks=pytest.mark.release), TORCH])
