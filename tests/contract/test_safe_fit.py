@@ -151,7 +151,7 @@ def test_a_fit_says_which_way_the_data_are_bent(backend, sign, shown):
         alone = backend.package.compare_curvature(fresh(backend, 3), x, y, **SHORT)
     assert found.shown == shown and alone == found
     texts = [str(one.message) for one in caught if "fit.y" in str(one.message)]
-    assert len(texts) == (shown == "concave") and all("concave by" in text for text in texts)
+    assert len(texts) == (shown == "concave") and all("a concave function" in text for text in texts)
     if sign:
         assert found.plane > 2 * min(found.convex, found.concave)
 
