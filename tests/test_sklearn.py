@@ -192,7 +192,7 @@ def test_the_rows_that_speak_for_the_other_curvature_warn():
     x = np.random.default_rng(0).uniform(0, 1, (40, 1))
     y = np.sqrt(x[:, 0])
     options = TINY | {"steps": 40, "hidden_dim": 8}
-    with pytest.warns(UserWarning, match=r'ConvexRegressor.y: expected a convex .* a concave function: .* curvature="concave"'):
+    with pytest.warns(UserWarning, match=r'ConvexRegressor.y: expected a convex .* a concave .* curvature="concave"'):
         model = ConvexRegressor(**options).fit(x, y)
     assert model.curvature_.shown == "concave"
     with warnings.catch_warnings():
