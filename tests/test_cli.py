@@ -181,7 +181,7 @@ def test_the_report_is_drawn_again_from_the_folder_alone(trained, tmp_path):
     page = invoke("report", out, "--html", "--framework", name, "--out", tmp_path / "page.html")
     assert page.exit_code == 0 and sorted(os.listdir(out)) == FILES, page.output
     text, metrics = (tmp_path / "page.html").read_text(), json.loads((out / "metrics.json").read_text())
-    assert text.startswith("<!DOCTYPE html>") and f"{metrics['test_rmse']['mlp']:.4g}" in text
+    assert text.startswith("<!DOCTYPE html>") and f"{metrics['test_rmse']['mlp']:.2f} ± " in text
 
 
 def test_the_metrics_are_those_of_the_saved_model(trained):

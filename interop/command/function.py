@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -133,7 +133,8 @@ class Function:
         """Return what a file has of a run; a ValueError for anything that no options say."""
         values = {"categorical": []} | values if isinstance(values, dict) else values  # earlier versions had none
         form = {**{option: [str] for option in (*LISTS, "categorical")}, "weights": (None, str), "nonnegative": bool}
-        demand(has_form(values, form | {"loss": tuple(LOSSES)}), "what no options say")
+        whole = has_form(values, form | {"loss": tuple(LOSSES)}) and {*values} == {field.name for field in fields(cls)}
+        demand(whole, "what no options say")
         lists = {option: tuple(names) for option, names in values.items() if isinstance(names, list)}
         found = cls(**values | lists)
         demand((found.number is None) == (not LOSSES[found.loss][0]), "a loss without its number")
