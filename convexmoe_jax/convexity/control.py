@@ -23,8 +23,11 @@ def _cond(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
 
 def _scan(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     params = operation.params
-    first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, carry, rows = inputs[:first], inputs[first:second], inputs[second:]
+    if "ft_in" in params:  # from JAX 0.12 on: the three parts of what is given, as a tree
+        counts = [len([*part]) for part in params["ft_in"].unpack()]
+    else:
+        counts = [params["num_consts"], params["num_carry"]]
+    consts, carry, rows = inputs[: counts[0]], inputs[counts[0] : sum(counts[:2])], inputs[sum(counts[:2]) :]
     graph, length = graph_of(params["jaxpr"]), params["length"]
     if length == 0:
         return [*carry, *(facts.nothing(walk.graph.shapes[n]) for n in operation.outputs[len(carry) :])]
