@@ -71,12 +71,12 @@ session = onnxruntime.InferenceSession("hull.onnx", providers=["CPUExecutionProv
 [y] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
 assert np.allclose(y, model(x).detach().numpy(), atol=1e-5)
 """,
-    "torch,data": """
+    "torch,plot,data": """
 import numpy as np, pyarrow as pa, pyarrow.parquet
 x = np.random.default_rng(0).normal(size=(40, 2))
 pa.parquet.write_table(pa.table({"a": x[:, 0], "b": x[:, 1], "y": (x**2).sum(axis=1)}), "rows.parquet")
 """,
-    "torch,excel": """
+    "torch,plot,excel": """
 import numpy as np, openpyxl
 book, x = openpyxl.Workbook(), np.random.default_rng(0).normal(size=(40, 2))
 for row in [("a", "b", "y"), *((a, b, a * a + b * b) for a, b in x.tolist())]:
@@ -84,7 +84,7 @@ for row in [("a", "b", "y"), *((a, b, a * a + b * b) for a, b in x.tolist())]:
 book.save("rows.xlsx")
 """,
 }
-TABLES = {"torch,data": "rows.parquet", "torch,excel": "rows.xlsx"}  # which the command then fits
+TABLES = {"torch,plot,data": "rows.parquet", "torch,plot,excel": "rows.xlsx"}  # which the command then fits
 
 
 class Environment(NamedTuple):
