@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from compilations import QUICK_FLAGS
 
 TESTS = Path(__file__).parents[1]
 DEVICES = "--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false"
-QUICK = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"  # at level 0 gradients may be NaN
 ERRORS = {
     "data": "ValueError: make_mesh.data: expected data * expert = 8, the number of devices; got 3 * 2. Pass data=4",
     "divisor": "ValueError: make_mesh.expert: expected a divisor of 8, the number of devices; got 3. Pass expert=2",
@@ -33,7 +33,7 @@ ERRORS = {
 }
 
 
-@pytest.fixture(scope="module", params=[QUICK, pytest.param("", marks=pytest.mark.release)])
+@pytest.fixture(scope="module", params=[QUICK_FLAGS, pytest.param("", marks=pytest.mark.release)])
 def run(request, tmp_path_factory):
     """The folder and what the program found."""
     folder = tmp_path_factory.mktemp("checkpoints")

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from compilations import QUICK_FLAGS
 
 TESTS = Path(__file__).parents[1]
-FLAGS = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+FLAGS = f"--xla_cpu_multi_thread_eigen=false {QUICK_FLAGS}"
 # what JAX says of a process that no longer answers, by its number; it calls the first one the leader
 WORDS = {0: "the leader task was preempted/died", 1: "(stopped sending heartbeats):\n1\n"}
 
