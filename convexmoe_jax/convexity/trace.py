@@ -17,18 +17,9 @@ from convexmoe.convexity import Graph, NotTraced
 
 from ..settings import standard_promotion
 
-# Primitives that call a program with their own inputs, and where that stands in their parameters. What custom_jvp and
-# custom_vjp add is of derivatives, and the value is that of the program.
-CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "composite": "jaxpr",
-}
+# Primitives that call a program with their own inputs: what custom_jvp and custom_vjp add is of derivatives.
+CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "composite"}
+PROGRAMS = ("jaxpr", "call_jaxpr")  # where it stands in their parameters, by the version of JAX
 # The identity on values.
 IDENTITIES = {"stop_gradient", "copy", "sharding_constraint", "optimization_barrier", "pvary"}
 # Parameters that do not change the value.
@@ -71,7 +62,7 @@ def _write(graph: Graph, jaxpr: Any, consts: Any, inputs: list[int], caller: str
         arguments = [number(atom) for atom in equation.invars]
         source = source_line(equation) or caller
         name = name_of(equation.primitive)
-        body = equation.params.get(CALLS.get(name, ""))
+        body = next((equation.params.get(key) for key in PROGRAMS if name in CALLS and key in equation.params), None)
         if (
             name == "custom_linear_solve" and {"jaxprs", "const_lengths"} <= equation.params.keys()
         ):  # the program of its solution, with that program's constants
