@@ -25,7 +25,7 @@ import numpy as np
 
 from convexmoe.errors import fail
 from convexmoe.hull.config import HullConfig
-from convexmoe.hull.parameters import Tree, averaged, check_parameters, effective, map_tree
+from convexmoe.hull.parameters import Tree, averaged, check_parameters, effective, map_tree, neighbor_means
 from convexmoe.hull.weights import NUMPY
 from convexmoe.minimization import (
     Conjugate,
@@ -41,7 +41,7 @@ from convexmoe.minimization import (
 from convexmoe.minimization.solver import Arrays, Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers JAX)
-from .hull import FoldedHull, VectorHull, compiled_apply, petals
+from .hull import FoldedHull, VectorHull, compiled_apply, fusion, petals
 from .settings import P, by_compiler, leading_spec, standard_promotion, vary
 
 __all__ = [
@@ -106,7 +106,7 @@ def _compute(params: Tree, arrays: Arrays, function: Callable, config: HullConfi
     """Return what `function` computes in numpy, as arrays of JAX."""
     with np.errstate(all="ignore"):
         weights = effective(params, config, NUMPY)
-        weights, config = averaged(weights, config, np.roll)
+        weights, config = averaged(weights, config, partial(neighbor_means, roll=np.roll))
         record = function(weights, *arrays, config=config, **static)
     return type(record)(*(jax.device_put(part) for part in record))
 
@@ -122,7 +122,7 @@ def _trace(
     def run(given: Any) -> Any:
         params, arrays = vary(given, given)
         params = map_tree(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
-        weights, own_config = averaged(petals.effective(params, config), config, jnp.roll)
+        weights, own_config = averaged(petals.effective(params, config), config, fusion.neighbor_means)
         return function(weights, *arrays, config=own_config, **dict(static))
 
     problems = dict(static).get("problems") or (arrays[0].shape[:-1] if differentiable else ())

@@ -37,6 +37,7 @@ from convexmoe.minimization.solver import Arrays, Record, solver_of
 
 from . import arrays as _arrays  # noqa: F401  (it registers PyTorch)
 from .hull import HullModule, apply
+from .hull.fusion import neighbor_means
 from .hull.petals import effective
 
 __all__ = [
@@ -85,7 +86,7 @@ class HullSolver:
     ) -> Record:
         with torch.set_grad_enabled(beside is not None and torch.is_grad_enabled()):
             weights = map_tree(Tensor.double, model.tree)
-            weights, config = averaged(effective(weights, model.config), model.config, torch.roll)
+            weights, config = averaged(effective(weights, model.config), model.config, neighbor_means)
             known = [np.array(v) if hasattr(v, "__array__") and not isinstance(v, Tensor) else v for v in arrays]
             kinds, like = (Tensor, np.ndarray), weights["shifts"]
             given = [torch.as_tensor(value).to(like) if isinstance(value, kinds) else value for value in known]

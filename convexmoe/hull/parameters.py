@@ -245,15 +245,24 @@ def effective(params: Tree, config: HullConfig, operations: Operations) -> Tree:
     return {**params, **gate, "trunk": trunk, "readout": layer(params["readout"])}
 
 
-def averaged(weights: Tree, config: HullConfig, roll: Callable[[Any, int, int], Any]) -> tuple[Tree, HullConfig]:
+def neighbor_means(weight: Any, roll: Callable[[Any, int, int], Any]) -> Any:
+    """Return the means of each petal and the next one in a circle, of the axis before the last."""
+    return 0.5 * (weight + roll(weight, -1, -2))
+
+
+def averaged(weights: Tree, config: HullConfig, means: Callable[[Any], Any]) -> tuple[Tree, HullConfig]:
     """Return effective parameters, and a config without means, that give the same function.
 
     With a shared trunk the mean over neighboring petals can be taken of their read-outs, D + H numbers an output, in
     place of their values, one a row: cheaper for more rows than that. Other hulls are returned as they are.
+
+    Args:
+        weights, config: of the hull.
+        means: `neighbor_means`, of the library of the weights.
     """
     if config.trunk == "private" or config.petals == 1 or config.group_size == 1:
         return weights, config
-    readout = {name: 0.5 * (w + roll(w, -1, -2)) for name, w in weights["readout"].items()}
+    readout = {name: means(weight) for name, weight in weights["readout"].items()}
     return {**weights, "readout": readout}, config.without_means
 
 

@@ -31,7 +31,7 @@ from convexmoe.hull.parameters import nest as nest
 from convexmoe.hull.rows import row_blocks, warn_of_rounding
 
 from ..settings import by_compiler, on_any_mesh, standard_promotion
-from .fusion import group_values, learned_temperature, maximum, smooth_maximum
+from .fusion import group_values, learned_temperature, maximum, neighbor_means, smooth_maximum
 from .initialization import initial_parameters
 from .petals import OPERATIONS, effective, petal_values
 from .positive import softplus
@@ -197,10 +197,10 @@ def at(params: Tree, config: HullConfig, context: Any) -> tuple[Tree, HullConfig
 def averaged(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:
     """Return effective parameters, and a config without means, that give the same function."""
 
-    def roll(weight: jax.Array, *where: int) -> jax.Array:
-        return by_compiler(lambda w: jnp.roll(w, *where), weight, jax.typeof(weight).sharding.spec)
+    def means(weight: jax.Array) -> jax.Array:
+        return by_compiler(neighbor_means, weight, jax.typeof(weight).sharding.spec)
 
-    return parameters.averaged(params, config, roll)
+    return parameters.averaged(params, config, means)
 
 
 @standard_promotion

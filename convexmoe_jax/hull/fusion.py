@@ -16,6 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from convexmoe.hull import parameters
 from convexmoe.hull.config import LEAST_TEMPERATURE
 
 from .positive import softplus
@@ -32,7 +33,12 @@ def group_values(f_NPO: jax.Array, shifts_P: jax.Array, group_size: int) -> jax.
     """Return g, the shifted means of neighboring petals, (N, P, O)."""
     if group_size == 1:
         return shifts_P[:, None] + f_NPO
-    return shifts_P[:, None] + 0.5 * (f_NPO + jnp.roll(f_NPO, -1, axis=-2))
+    return shifts_P[:, None] + neighbor_means(f_NPO)
+
+
+def neighbor_means(weight: jax.Array) -> jax.Array:
+    """Return the means of each petal and the next one in a circle, of the axis before the last."""
+    return parameters.neighbor_means(weight, jnp.roll)
 
 
 def maximum(g_NPO: jax.Array) -> jax.Array:

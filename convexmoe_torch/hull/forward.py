@@ -30,7 +30,7 @@ from convexmoe.hull.parameters import Tree, nest
 from convexmoe.hull.rows import row_blocks, warn_of_rounding
 
 from ..settings import is_traced, may_recompute
-from .fusion import group_values, learned_temperature, maximum, smooth_maximum
+from .fusion import group_values, learned_temperature, maximum, neighbor_means, smooth_maximum
 from .initialization import initial_parameters
 from .petals import OPERATIONS, effective, petal_values
 from .positive import softplus
@@ -125,8 +125,7 @@ def fused_petals(rows: Rows) -> Tensor:
     blocks = 1 if whole else row_blocks(x_ND.shape[0], config, x_ND.element_size())
     if blocks > 1 and not is_traced() and may_recompute():
         return fuse_by_blocks(params, x_ND, config, blocks)
-    f_NPO = petal_values(params, x_ND, config, heads)
-    y_NO = fuse(f_NPO, params, config, heads)
+    y_NO = fuse(params, x_ND, config, heads)
     return y_NO if heads is None else add_readout(y_NO, x_ND, heads, config)
 
 
@@ -134,7 +133,7 @@ def fuse_by_blocks(params: Tree, x_ND: Tensor, config: HullConfig, blocks: int) 
     """Return the fused petals, (N, O), of one block of rows after the other, each computed again for the gradient."""
 
     def one_block(x_ND: Tensor) -> Tensor:
-        return fuse(petal_values(params, x_ND, config), params, config, None)
+        return fuse(params, x_ND, config, None)
 
     parts = x_ND.tensor_split(blocks)
     if torch.is_grad_enabled():
@@ -143,11 +142,11 @@ def fuse_by_blocks(params: Tree, x_ND: Tensor, config: HullConfig, blocks: int) 
     return torch.cat([one_block(part) for part in parts])
 
 
-def fuse(f_NPO: Tensor, params: Tree, config: HullConfig, heads: Tree | None) -> Tensor:
-    """Return the fusion of petals, (N, O)."""
+def fuse(params: Tree, x_ND: Tensor, config: HullConfig, heads: Tree | None) -> Tensor:
+    """Return the petals, fused, (N, O)."""
+    g_NPO = groups(params, x_ND, config, heads)
     if config.petals == 1:
-        return f_NPO[:, 0]
-    g_NPO = shifted_groups(f_NPO, params, config, heads)
+        return g_NPO[:, 0]
     if config.temperature == 0.0:
         return maximum(g_NPO)
     if isinstance(config.temperature, str):  # LEARNED
@@ -155,9 +154,17 @@ def fuse(f_NPO: Tensor, params: Tree, config: HullConfig, heads: Tree | None) ->
     return smooth_maximum(g_NPO, config.temperature)
 
 
-def shifted_groups(f_NPO: Tensor, params: Tree, config: HullConfig, heads: Tree | None) -> Tensor:
-    """Return the groups of petals, with the shifts that their context gives."""
-    g_NPO = group_values(f_NPO, params["shifts"], config.group_size)
+def groups(params: Tree, x_ND: Tensor, config: HullConfig, heads: Tree | None) -> Tensor:
+    """Return the groups of petals, (N, P, O), with the shifts that their context gives; one petal has none."""
+    if config.petals == 1:
+        return petal_values(params, x_ND, config, heads)
+    if config.group_size == 1:  # the shifts are part of the biases
+        readout = params["readout"]
+        bias = readout["bias"] + params["shifts"][:, None]
+        own = {name: bias if name == "bias" else readout[name] for name in readout}
+        g_NPO = petal_values({**params, "readout": own}, x_ND, config, heads)
+    else:
+        g_NPO = group_values(petal_values(params, x_ND, config, heads), params["shifts"], config.group_size)
     return g_NPO if heads is None else g_NPO + heads["readout"]["shifts"][..., None]
 
 
@@ -183,8 +190,7 @@ def winners(
     """Return which group is the maximum at `x` and by how much (arguments as for `apply`)."""
     units = units_of(config, params["shifts"]) if units is None else units
     tree, config, x_ND, heads, leading = given_rows(checked_effective(params, config), x, config, context, units)
-    f_NPO = petal_values(tree, x_ND, config, heads)
-    g_NPO = f_NPO if config.petals == 1 else shifted_groups(f_NPO, tree, config, heads)
+    g_NPO = groups(tree, x_ND, config, heads)
     group = torch.argmax(g_NPO, dim=-2)
     won = torch.arange(config.petals, device=group.device)[:, None] == group[:, None, :]
     margin = torch.amax(g_NPO, dim=-2) - torch.amax(g_NPO.masked_fill(won, -math.inf), dim=-2)
@@ -212,7 +218,7 @@ def at(params: Tree, config: HullConfig, context: Any) -> tuple[Tree, HullConfig
 
 def averaged(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:
     """Return effective parameters, and a config without means, that give the same function."""
-    return parameters.averaged(params, config, torch.roll)
+    return parameters.averaged(params, config, neighbor_means)
 
 
 def fold_parameters(params: Tree, config: HullConfig) -> tuple[Tree, HullConfig]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convexmoe.hull import parameters
 from convexmoe.hull.config import LEAST_TEMPERATURE
 
 from ..settings import is_plain_eager, is_transforming
@@ -36,39 +37,72 @@ def group_values(f_NPO: Tensor, shifts_P: Tensor, group_size: int) -> Tensor:
         return shifts_P[:, None] + f_NPO
     if is_plain_eager(f_NPO):
         return _NeighborMeans.apply(f_NPO, shifts_P)
-    return torch.add(shifts_P[:, None], f_NPO + torch.roll(f_NPO, -1, dims=-2), alpha=0.5)
+    return shifts_P[:, None] + parameters.neighbor_means(f_NPO, torch.roll)
+
+
+def neighbor_means(weight: Tensor) -> Tensor:
+    """Return the means of each petal and the next one in a circle, of the axis before the last."""
+    if is_plain_eager(weight):
+        return _NeighborMeans.apply(weight, None)
+    return parameters.neighbor_means(weight, torch.roll)
 
 
 class _NeighborMeans(torch.autograd.Function):
-    """The shifted means of neighbors in one array, which `roll` and two sums need three for."""
+    """The means of neighbors, shifted where there are shifts, in one array: `roll` and two sums need three."""
 
     @staticmethod
-    def forward(ctx: Any, f_NPO: Tensor, shifts_P: Tensor) -> Tensor:
+    def forward(ctx: Any, f_NPO: Tensor, shifts_P: Tensor | None) -> Tensor:
         g_NPO = sums_of_neighbors(f_NPO, 1)
-        return torch.add(shifts_P[:, None], g_NPO, alpha=0.5, out=g_NPO)
+        return g_NPO.mul_(0.5) if shifts_P is None else torch.add(shifts_P[:, None], g_NPO, alpha=0.5, out=g_NPO)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (grad_NPO,) = grads
         of_f, of_shifts = ctx.needs_input_grad
         shifts_P = grad_NPO.sum(-1).sum(0) if of_shifts else None
-        if torch.is_grad_enabled() or is_transforming() or torch._C._functorch.is_legacy_batchedtensor(grad_NPO):
-            return (0.5 * (grad_NPO + torch.roll(grad_NPO, 1, dims=-2)) if of_f else None), shifts_P
-        return sums_of_neighbors(grad_NPO, -1).mul_(0.5) if of_f else None, shifts_P
+        if not of_f:
+            return None, shifts_P
+        if is_differentiated(grad_NPO):
+            return 0.5 * (grad_NPO + torch.roll(grad_NPO, 1, dims=-2)), shifts_P
+        return sums_of_neighbors(grad_NPO, -1).mul_(0.5), shifts_P
+
+
+def is_differentiated(grad: Tensor) -> bool:
+    """Return whether a backward pass is itself differentiated or transformed: it takes PyTorch's own operators then."""
+    return torch.is_grad_enabled() or is_transforming() or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def sums_of_neighbors(f_NPO: Tensor, step: int) -> Tensor:
     """Return the sums of each petal and the next one in a circle, or with a step of -1 the one before, (N, P, O)."""
     sums_NPO = torch.empty_like(f_NPO)
     inner, (end, start) = (slice(None, -1), (-1, 0)) if step == 1 else (slice(1, None), (0, -1))
-    torch.add(f_NPO[:, :-1], f_NPO[:, 1:], out=sums_NPO[:, inner])
-    torch.add(f_NPO[:, end], f_NPO[:, start], out=sums_NPO[:, end])
+    torch.add(f_NPO[..., :-1, :], f_NPO[..., 1:, :], out=sums_NPO[..., inner, :])
+    torch.add(f_NPO[..., end, :], f_NPO[..., start, :], out=sums_NPO[..., end, :])
     return sums_NPO
 
 
 def maximum(g_NPO: Tensor) -> Tensor:
     """Return the maximum over groups, (N, O). A tie shares the gradient evenly."""
-    return torch.amax(g_NPO, dim=-2)
+    return _Maximum.apply(g_NPO) if is_plain_eager(g_NPO) else torch.amax(g_NPO, dim=-2)
+
+
+class _Maximum(torch.autograd.Function):
+    """The maximum, whose gradient needs one array of the groups' dtype beside a mask; PyTorch's own needs more."""
+
+    @staticmethod
+    def forward(ctx: Any, g_NPO: Tensor) -> Tensor:
+        y_NO = torch.amax(g_NPO, dim=-2)
+        ctx.save_for_backward(g_NPO, y_NO)
+        return y_NO
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad_NO,), (g_NPO, y_NO) = grads, ctx.saved_tensors
+        won_NPO = (g_NPO == y_NO[..., None, :]).to(g_NPO.dtype)
+        share_NO = grad_NO / won_NPO.sum(-2)
+        if is_differentiated(grad_NO):
+            return won_NPO * share_NO[..., None, :]
+        return won_NPO.mul_(share_NO[..., None, :])
 
 
 def smooth_maximum(g_NPO: Tensor, temperature: Tensor | float) -> Tensor:

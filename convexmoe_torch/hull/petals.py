@@ -24,6 +24,7 @@ from convexmoe.hull.config import HullConfig
 from convexmoe.hull.context import mixed_inputs
 from convexmoe.hull.parameters import Operations, Tree
 
+from ..settings import is_plain_eager
 from .positive import softplus
 
 
@@ -55,6 +56,29 @@ def add_linear(start: Tensor, x_ND: Tensor, weight: Tensor) -> Tensor:
     flat = start.reshape(*start.shape[: start.ndim - weight.ndim + 1], width)
     product = torch.addmm(flat, x_ND, weight.reshape(-1, width))
     return product.reshape(x_ND.shape[0], *weight.shape[1:])
+
+
+def add_both(bias: Tensor, x_ND: Tensor, weight: Tensor, z_NH: Tensor, mix: Tensor) -> Tensor:
+    """Return `bias + x @ weight + z @ mix`, (N, P, O), the second product added to the first in its place."""
+    width = bias.numel()
+    product = torch.addmm(bias.reshape(width), x_ND, weight.reshape(-1, width))
+    add = _AddProduct.apply if is_plain_eager(product) else torch.addmm
+    return add(product, z_NH, mix.reshape(-1, width)).reshape(-1, *bias.shape)
+
+
+class _AddProduct(torch.autograd.Function):
+    """`addmm_`, which counters of operations, that know `addmm` with `out`, see as well."""
+
+    @staticmethod
+    def forward(ctx: Any, start: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.mark_dirty(start)
+        ctx.save_for_backward(x, weight)
+        return torch.addmm(start, x, weight, out=start)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (x, weight), (_, of_x, of_weight) = grads, ctx.saved_tensors, ctx.needs_input_grad
+        return grad, grad @ weight.T if of_x else None, x.T @ grad if of_weight else None
 
 
 def add_mix(start: Tensor, z: Tensor, weight: Tensor, trunk: str) -> Tensor:
@@ -103,5 +127,7 @@ def petal_values(params: Tree, x_ND: Tensor, config: HullConfig, heads: Tree | N
     """
     z = hidden_units(params, x_ND, config, heads)
     readout = params["readout"]
-    f_NPO = add_linear(readout["bias"], x_ND, readout["weight"])
-    return add_mix(f_NPO, z, readout["positive_weight"], config.trunk)
+    bias, weight, mix = readout["bias"], readout["weight"], readout["positive_weight"]
+    if config.trunk == "shared":
+        return add_both(bias, x_ND, weight, z, mix)
+    return add_mix(add_linear(bias, x_ND, weight), z, mix, config.trunk)

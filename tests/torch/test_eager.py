@@ -1,11 +1,11 @@
-"""The means of neighbors that eager PyTorch computes in one array: the formula, and its derivatives of all orders."""
+"""What eager PyTorch computes in fewer arrays: means of neighbors, maxima, products; derivatives of all orders."""
 
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from convexmoe_torch import VectorHull
-from convexmoe_torch.hull.fusion import group_values
+from convexmoe_torch.hull.fusion import group_values, maximum
 
 
 def drawn(P=5):
@@ -33,6 +33,33 @@ def test_derivatives_of_first_and_second_order():
     together = torch.autograd.grad(group_values(f, shifts, 2).square().sum(), (f, shifts))
     apart = torch.autograd.grad(formula(f, shifts).square().sum(), (f, shifts))
     assert all(torch.allclose(a, b, rtol=1e-14, atol=1e-14) for a, b in zip(together, apart, strict=True))
+
+
+def test_a_maximum_has_the_gradient_of_amax_with_ties_and_without():
+    torch.manual_seed(0)
+    apart = torch.randn(3, 5, 7, dtype=torch.float64, requires_grad=True)
+    tied = torch.randint(2, (3, 5, 7)).double().requires_grad_()
+    along = torch.randn(3, 7, dtype=torch.float64)
+    for g in (apart, tied):
+        y = maximum(g)
+        (own,), (amax,) = (torch.autograd.grad(z, g, along, retain_graph=True) for z in (y, torch.amax(g, dim=-2)))
+        assert torch.equal(y, torch.amax(g, dim=-2)) and torch.allclose(own, amax, rtol=1e-15, atol=0)
+        assert torch.equal(own, torch.autograd.grad(y, g, along)[0])  # once more: nothing was overwritten
+        first = torch.autograd.grad(torch.max(g, dim=-2).values, g, along)[0]
+        assert torch.equal(own, first) == (g is apart)  # control: the first of a tie takes all
+    assert torch.autograd.gradcheck(maximum, (apart,)) and torch.autograd.gradgradcheck(maximum, (apart,))
+
+
+@pytest.mark.parametrize("temperature", [0.0, "learned"])
+@pytest.mark.parametrize("rows", [4, 40])  # fewer and more than an output has weights: means of values, and of weights
+def test_a_hull_has_derivatives_of_second_order_and_may_be_differentiated_twice(rows, temperature):
+    torch.manual_seed(0)
+    model = VectorHull(3, petals=4, out_dim=2, hidden_dim=5, depth=2, temperature=temperature).double()
+    x = torch.randn(rows, 3, dtype=torch.float64, requires_grad=True)
+    y = model(x).square().sum()
+    once, twice = (torch.autograd.grad(y, (x, *model.parameters()), retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, once, twice))
+    assert torch.autograd.gradcheck(model, (x,)) and torch.autograd.gradgradcheck(model, (x,))
 
 
 def test_transforms_and_autocast_take_the_formula():
