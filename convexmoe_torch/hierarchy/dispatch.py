@@ -34,11 +34,11 @@ class Plan(NamedTuple):
 def make_plan(routes: Tensor, num_experts: int) -> Plan:
     """Return the plan of integer `routes`, `[B]`; a route outside [0, E) has no expert."""
     valid = (routes >= 0) & (routes < num_experts)
-    keys, take = torch.sort(torch.where(valid, routes, num_experts), stable=True)
-    places = torch.arange(len(routes), device=routes.device)
-    back = torch.empty_like(take).scatter_(0, take, places)
-    ends = torch.searchsorted(keys, torch.arange(num_experts + 1, device=routes.device), right=True)
-    return Plan(take, back, torch.diff(ends, prepend=ends.new_zeros(1)))
+    keys = torch.where(valid, routes, num_experts).to(torch.int64)
+    take = torch.argsort(keys, stable=True)
+    back = torch.empty_like(take).scatter_(0, take, torch.arange(len(routes), device=routes.device))
+    counts = keys.new_zeros(num_experts + 1).scatter_add_(0, keys, torch.ones_like(keys))
+    return Plan(take, back, counts)
 
 
 class _Permute(torch.autograd.Function):
