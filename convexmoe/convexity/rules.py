@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -31,6 +32,13 @@ def over_axes(law: str, function: Callable[[Value, tuple[int, ...]], Value]) -> 
 def scalar_rule(name: str) -> Rule:
     """Return the rule of a function of `scalars`."""
     return elementwise(SCALAR_LAWS.get(name, "scalar"), lambda value: scalars.apply(name, value))
+
+
+def logarithm(base: float) -> Rule:
+    """Return the rule of log u / log of the base, which lies between two numbers next to each other."""
+    scale = 1 / math.log(base)
+    factor = facts.parameter((), math.nextafter(scale, 0.0), math.nextafter(scale, 2.0))
+    return elementwise("logarithm", lambda value: calculus.multiply(factor, scalars.apply("log", value)))
 
 
 def _multiply(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:

@@ -145,6 +145,7 @@ LOGIC = (lax.and_p, lax.or_p, lax.not_p)
 RULES: dict[str, Rule] = {
     walk.FOLD: Rule("folded", _fold),
     **{name: rules.scalar_rule(name) for name in scalars.SCALARS},
+    "log2": rules.logarithm(2.0),  # of JAX 0.12, which has no primitive for the base 10
     **rules.SHARED_RULES,
     **{f"{name}_to": Rule("comparison", partial(_total_order, name)) for name in ("lt", "le", "eq")},
     **{bits.name: rules.logic_rule(bits.name, partial(_whole_numbers, bits)) for bits in LOGIC},

@@ -21,7 +21,6 @@ from convexmoe.convexity import (
     order,
     products,
     rules,
-    scalars,
     walk,
 )
 
@@ -112,13 +111,6 @@ def _softplus(walk: Walk, operation: Operation, inputs: Inputs) -> Inputs:
     return [value if beta == 1 else calculus.divide(value, scale)]
 
 
-def _logarithm(base: float) -> Rule:
-    """log u / log of the base, which lies between two numbers next to each other."""
-    scale = 1 / math.log(base)
-    factor = facts.parameter((), math.nextafter(scale, 0.0), math.nextafter(scale, 2.0))
-    return rules.elementwise("logarithm", lambda value: calculus.multiply(factor, scalars.apply("log", value)))
-
-
 def sorts(operation: Operation) -> tuple[int, bool] | None:
     """Return (axis, whether the order is falling) of an operation that sorts one array."""
     if operation.name in ("sort", "topk"):
@@ -144,8 +136,8 @@ RULES: dict[str, Rule] = {
     walk.FOLD: Rule("folded", _fold),
     **{name: rules.scalar_rule(name) for name in SCALAR_OPERATIONS},
     "sigmoid": rules.scalar_rule("logistic"),
-    "log2": _logarithm(2.0),
-    "log10": _logarithm(10.0),
+    "log2": rules.logarithm(2.0),
+    "log10": rules.logarithm(10.0),
     **rules.SHARED_RULES,
     **{f"logical_{name}": rule for name, rule in LOGIC.items()},
     **{f"bitwise_{name}": rule for name, rule in LOGIC.items()},
