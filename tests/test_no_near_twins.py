@@ -18,7 +18,6 @@ SHORTEST, EQUAL = (12, 0.8)  # lines of a unit that is compared; the share of to
 
 # Files of both packages that may be near twins or hold some, and why. A row whose files hold none any more must go.
 EXCUSED: dict[str, str] = {
-    "hull/forward.py": "`winners` is three lines of array operations after the petals, on which each package stands",
     "hull/petals.py": "tuned apart: the order of the products is what a forward pass costs",
     "convexity/atoms.py": "reference programs, which are traced: each in the operations of its framework",
 }
