@@ -5,13 +5,13 @@
     python benchmarks/shape_choice.py --groups suite --resume      # what the file of results has is not done again
 
 A setting is one of the shapes of `convexmoe.training.shapes` at the usual rate, or the given shape (8 petals, learned
-temperature) at another rate. Each is fitted to the same rows, and `shape="auto"` chooses among the same fits by the
-rows that they hold out, with no budget that would end it. Errors are mean squared ones without noise, over the variance
-of the function; of tables root mean squared ones on three folds. The best single setting is the one whose geometric
-mean over the tasks of a group is least; which is best on each task no rule can know. The suite is that of `quality.py`
-in 2 and 8 dimensions with noise 0.1, the unseen functions the first of `quality_unseen.py --draw 1`. A run prints a
-table and writes shape_choice.json into quality-run/. `--quick`: does it run? Extra: `pip install -c constraints.txt
--e ".[tables]"`.
+temperature) with the other activation or at another rate. Each is fitted to the same rows, and `shape="auto"` chooses
+among the same fits by the rows that they hold out, with no budget that would end it. Errors are mean squared ones
+without noise, over the variance of the function; of tables root mean squared ones on three folds. The best single
+setting is the one whose geometric mean over the tasks of a group is least; which is best on each task no rule can know.
+The suite is that of `quality.py` in 2 and 8 dimensions with noise 0.1, the unseen functions the first of
+`quality_unseen.py --draw 1`. A run prints a table and writes shape_choice.json into quality-run/. `--quick`: does it
+run? Extra: `pip install -c constraints.txt -e ".[tables]"`.
 """
 
 from __future__ import annotations
@@ -39,11 +39,18 @@ from timing import table
 from convexmoe.hull import HullConfig
 from convexmoe.training import FitResult
 from convexmoe.training.schedule import default_rate
-from convexmoe.training.shapes import RATES, Trial, fit_shapes, shapes
+from convexmoe.training.shapes import RATES, STAGES, Trial, fit_shapes
 from interop import frameworks
 
 DIMS, NOISE, DRAW, FOLDS = (2, 8), 0.1, 1, 3
-SETTINGS = ("given shape", "more petals", "planes", "one layer more", *[f"rate x {rate:g}" for rate in RATES])
+SETTINGS = (
+    "given shape",
+    "more petals",
+    "planes",
+    "one layer more",
+    "other activation",
+    *[f"rate x {rate:g}" for rate in RATES],
+)
 AUTO, GROUPS = "auto", ("suite", "tables", "files", "unseen")
 
 Record = dict[str, Any]
@@ -92,8 +99,8 @@ class Fits:
 
 def settings(config: HullConfig) -> list[Trial]:
     """Return what `shape="auto"` may try before it knows more: `SETTINGS`."""
-    trials = shapes(config)
-    return [*trials, *[trials[0]._replace(faster=faster) for faster in RATES]]
+    given = Trial("the given shape", config)
+    return [given, *[trial for stage in STAGES for trial in stage(given)]]
 
 
 def error_on_function(task: Task, regressor: Regressor) -> float:

@@ -175,7 +175,9 @@ def test_the_folds_have_the_shape_that_was_chosen(curvature, tables, tmp_path, m
 
     def choose(train, config, budget, shown):
         asked.append((budget, shown))
-        return train(shapes.shapes(config)[1])._replace(shape="12 petals on 16 units", gain=1.25)
+        return train(shapes.shapes(shapes.Trial("the given shape", config))[0])._replace(
+            shape="12 petals on 16 units", gain=1.25
+        )
 
     monkeypatch.setattr(fit, "fit_shapes", choose)
     options = (*RUN, "--framework", "torch", "--curvature", curvature, "--out", tmp_path / "run")

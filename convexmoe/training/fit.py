@@ -85,8 +85,8 @@ class HullFit(HullEngine, Protocol):
                 files, docs/pages/files.md): training goes on from there, and the model of it takes the place of
                 `model`.
             on_evaluation: is given where training stands at each of the `EVALUATIONS`; True ends it there.
-            shape: None for that of the model; "auto" tries others, and other rates, and gives back the one that errs
-                least on the rows held out.
+            shape: None for that of the model; "auto" tries others, another activation and other rates, and gives back
+                what errs least on the rows held out.
             budget: seconds for `shape="auto"`, finite and above 0; a shape that would end after them is not begun.
             compare: whether short fits of y and of -y tell which way the rows are bent (`result.curvature`, and a
                 warning where it is the other way round); two fifths of a fit more. Not after a stop, nor where the rows

@@ -13,6 +13,7 @@ from .curvature import is_less
 from .run import FitResult
 
 AUTO, GIVEN = "auto", "given"
+SOFT, BENT = "softplus", "huber_relu"
 STANDARD_ERRORS = 1.0  # of a gain, for which another shape is taken
 RATES = 0.25, 4.0  # that are tried with the best shape, over the usual one
 
@@ -25,21 +26,36 @@ class Trial(NamedTuple):
     faster: float = 1.0
 
 
-def shapes(config: HullConfig) -> list[Trial]:
-    """Return the given shape, and others: more petals on fewer units, nearly a maximum of planes, one layer more."""
+def shapes(best: Trial) -> list[Trial]:
+    """Return other shapes: more petals on fewer units, nearly a maximum of planes, one layer more."""
+    config = best.config
     many, units = 4 * config.petals, max(2, config.hidden_dim // 4)
     others: dict[str, Any] = {
         f"{many} petals on {units} units": {"petals": many, "hidden_dim": units},
         f"{2 * many} petals on 2 units": {"petals": 2 * many, "hidden_dim": 2, "group_size": 1},
         f"{config.depth + 1} layers": {"depth": config.depth + 1},
     }
-    return [Trial("the given shape", config), *(Trial(name, replace(config, **part)) for name, part in others.items())]
+    return [best._replace(name=name, config=replace(config, **part)) for name, part in others.items()]
+
+
+def activations(best: Trial) -> list[Trial]:
+    """Return the same shape with the other activation: one bends everywhere, one between two points."""
+    name = SOFT if best.config.activation != SOFT else BENT
+    return [best._replace(name=f"{best.name}, {name}", config=replace(best.config, activation=name))]
+
+
+def rates(best: Trial) -> list[Trial]:
+    """Return the same at other rates."""
+    return [best._replace(name=f"{best.name}, rate x {factor:g}", faster=factor) for factor in RATES]
+
+
+STAGES = shapes, activations, rates  # each tries others than the best so far
 
 
 def fit_shapes(fit: Callable[[Trial], FitResult], config: HullConfig, budget: float, shown: bool) -> FitResult:
-    """Return the best of the fits of several shapes, then of the best one at other rates, as many as the budget allows.
+    """Return the best of the fits of several shapes, then with another activation, then at other rates.
 
-    Another than the first is taken where it errs less beyond its standard error.
+    As many as the budget allows. Another than the first is taken where it errs less beyond its standard error.
 
     Args:
         fit: fits a trial.
@@ -47,24 +63,28 @@ def fit_shapes(fit: Callable[[Trial], FitResult], config: HullConfig, budget: fl
         budget: seconds; a trial that would end after them is not begun, but for the first.
         shown: whether a bar shows what is tried, and how long it will take.
     """
-    began, longest = time.monotonic(), 0.0
-    queue, done = shapes(config), list[tuple[Trial, FitResult]]()
-    with trial_bar(shown, len(queue) + len(RATES)) as show:
-        while queue:
-            trial, start = queue.pop(0), time.monotonic()
+    given, done = Trial("the given shape", config), list[tuple[Trial, FitResult]]()
+    began, longest, left = time.monotonic(), 0.0, 1 + sum(len(stage(given)) for stage in STAGES)
+    with trial_bar(shown, left) as show:
+
+        def attempt(trial: Trial) -> None:
+            nonlocal longest, left
+            start = time.monotonic()
             if done and start - began + longest > budget:
-                break
-            show(trial, min(longest * (len(queue) + 1), budget))
-            found = fit(trial)
+                return
+            show(trial, min(longest * left, budget))
+            found, left = fit(trial), left - 1
             longest = max(longest, time.monotonic() - start)
             if not done or is_less(found.judged.hull, done[-1][1].judged.hull, STANDARD_ERRORS):  # type: ignore[union-attr]
                 done.append((trial, found))
-            if not queue and trial.faster == 1.0:
-                best = done[-1][0]
-                queue = [best._replace(name=f"{best.name}, rate x {f:g}", faster=f) for f in RATES]
+
+        attempt(given)
+        for stage in STAGES:
+            for trial in stage(done[-1][0]):
+                attempt(trial)
     trial, found = done[-1]
-    given, least = (one.judged.hull.mean() for one in (done[0][1], found))  # type: ignore[union-attr]
-    return found._replace(shape=trial.name, gain=float(given / least) if len(done) > 1 else 1.0)
+    first, least = (one.judged.hull.mean() for one in (done[0][1], found))  # type: ignore[union-attr]
+    return found._replace(shape=trial.name, gain=float(first / least) if len(done) > 1 else 1.0)
 
 
 @contextmanager
