@@ -24,6 +24,9 @@ from ..settings import is_plain_eager, is_transforming
 from .positive import softplus
 
 FLAT = 16.0  # the temperature from which `log_mean_exp` takes its form for small differences
+LARGE = 2**17  # numbers from which a function with a gradient of its own is faster than what it is made of
+    2**17
+)  # numbers from which a function with a gradient of its own is faster than the operators that it is made of
 
 
 def learned_temperature(raw: Tensor) -> Tensor:
@@ -42,7 +45,7 @@ def group_values(f_NPO: Tensor, shifts_P: Tensor, group_size: int) -> Tensor:
 
 def neighbor_means(weight: Tensor) -> Tensor:
     """Return the means of each petal and the next one in a circle, of the axis before the last."""
-    if is_plain_eager(weight):
+    if weight.numel() > LARGE and is_plain_eager(weight):
         return _NeighborMeans.apply(weight, None)
     return parameters.neighbor_means(weight, torch.roll)
 
