@@ -25,8 +25,6 @@ from .positive import softplus
 
 FLAT = 16.0  # the temperature from which `log_mean_exp` takes its form for small differences
 LARGE = 2**17  # numbers from which a function with a gradient of its own is faster than what it is made of
-    2**17
-)  # numbers from which a function with a gradient of its own is faster than the operators that it is made of
 
 
 def learned_temperature(raw: Tensor) -> Tensor:
