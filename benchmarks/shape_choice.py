@@ -48,6 +48,7 @@ SETTINGS = (
     "more petals",
     "planes",
     "one layer more",
+    "units apart",
     "other activation",
     *[f"rate x {rate:g}" for rate in RATES],
 )
