@@ -48,7 +48,6 @@ SETTINGS = (
     "more petals",
     "planes",
     "one layer more",
-    "units apart",
     "other activation",
     *[f"rate x {rate:g}" for rate in RATES],
 )

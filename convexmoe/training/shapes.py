@@ -27,16 +27,14 @@ class Trial(NamedTuple):
 
 
 def shapes(best: Trial) -> list[Trial]:
-    """Return other shapes: more petals on fewer units, nearly a maximum of planes, one layer more, units apart."""
+    """Return other shapes: more petals on fewer units, nearly a maximum of planes, one layer more."""
     config = best.config
-    many, units, own = 4 * config.petals, max(2, config.hidden_dim // 4), max(2, config.hidden_dim // config.petals)
+    many, units = 4 * config.petals, max(2, config.hidden_dim // 4)
     others: dict[str, Any] = {
         f"{many} petals on {units} units": {"petals": many, "hidden_dim": units},
         f"{2 * many} petals on 2 units": {"petals": 2 * many, "hidden_dim": 2, "group_size": 1},
         f"{config.depth + 1} layers": {"depth": config.depth + 1},
     }
-    if config.trunk == "shared" and config.petals > 1:
-        others[f"{own} units a petal"] = {"trunk": "private", "hidden_dim": own}
     return [best._replace(name=name, config=replace(config, **part)) for name, part in others.items()]
 
 
