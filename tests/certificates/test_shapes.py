@@ -107,17 +107,17 @@ def context_that_sees_x(package, monkeypatch):
     monkeypatch.setattr(package.hull.forward, "rows_in_context", broken)
 
 
-def gate_that_sees_x(package, monkeypatch):
+def factor_of_any_sign(package, monkeypatch):
     forward = package.hull.forward
+    add_readout = forward.add_readout
 
-    def broken(f_NPO, params, config, heads):
-        g_NPO = forward.group_values(f_NPO, params["shifts"], config.group_size)
-        return g_NPO + 5.0 * heads["readout"]["shifts"][..., None] * f_NPO
+    def broken(y_NO, x_ND, heads, config):
+        return add_readout(y_NO, x_ND, heads, config) - 50.0 * heads["readout"]["shifts"][..., :1] * y_NO
 
-    monkeypatch.setattr(forward, "shifted_groups", broken)
+    monkeypatch.setattr(forward, "add_readout", broken)
 
 
-FAULTS = (scale_of_any_sign, context_that_sees_x, gate_that_sees_x)
+FAULTS = (scale_of_any_sign, context_that_sees_x, factor_of_any_sign)
 
 
 @each_package
