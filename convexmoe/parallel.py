@@ -66,6 +66,26 @@ def check_divided(expert: int, counts: dict[str, int]) -> None:
         fail("place", "mesh", f"an axis expert={expert} that divides experts or petals", got, fix)
 
 
+def check_step(step: int, latest: int | None, folder: str) -> None:
+    """Check that a sharded checkpoint is of more steps than the latest in its folder."""
+    if latest is not None and step <= latest:
+        fix = "Count the steps on from the checkpoint that was restored, or choose another folder."
+        fail("save_sharded", "step", f"a step above {latest}, the latest in {folder!r}", str(step), fix)
+
+
+def choose_step(steps: list[int], step: int | None, folder: str) -> int:
+    """Return the step of the sharded checkpoint to restore: the one that is asked for, or the latest for None.
+
+    Raises:
+        FileNotFoundError: there is none in `folder`, which has those of `steps`, ascending.
+    """
+    if not steps or step not in (None, *steps):
+        rule = "a folder with a whole checkpoint" if step is None else f"one with a whole checkpoint of step {step}"
+        got, fix = f"{folder!r} with those of steps {steps}", "Look at latest_step(folder) first."
+        fail("restore_sharded", "folder", rule, got, fix, FileNotFoundError)
+    return steps[-1] if step is None else step
+
+
 def check_description(stored: dict[str, Any], header: dict[str, Any], folder: str) -> None:
     """Check that the description of a sharded checkpoint is of a format that is known, and of such a model."""
     if stored.get("format") != SHARDED_FORMAT:

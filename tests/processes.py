@@ -273,6 +273,7 @@ def write_all(rank: int, folder: Path) -> dict[str, Any]:
             found[f"gradients {kind}"] = largest(given, wanted)
         optimizer.step()
         parallel.save(model, folder / kind, optimizer=optimizer, notes={"step": 1})
+        parallel.save_sharded(folder / f"{kind} shards", 3, model, optimizer)
         stored = parameters_of(c.load(folder / kind, expert_factory=make_expert))
         held = parameters_of(getattr(model, "module", model))
         found[f"stored {kind}"] = largest([stored[name] for name in held], [whole_of(v) for v in held.values()])
@@ -285,16 +286,25 @@ def read_all(rank: int, folder: Path) -> None:
         model, optimizer = wrap(kind, seed=2)
         parallel.restore(folder / kind, model, optimizer)
         parallel.save(model, folder / f"{kind} by two", optimizer=optimizer, notes={"step": 1})
+        model, optimizer = wrap(kind, seed=3)
+        assert parallel.restore_sharded(folder / f"{kind} shards", model, optimizer) == 3
+        parallel.save(model, folder / f"{kind} shards by two", optimizer=optimizer, notes={"step": 1})
 
 
 def read_alone(folder: Path) -> dict[str, Any]:
-    """In one process: load, and save again; are the files of four, two and one processes the same bytes?"""
+    """In one process: load, and save again; are files and shards of four, two and one processes the same bytes?"""
     found = {}
     for kind in KINDS:
         model = c.load(folder / kind, expert_factory=make_expert)
         optimizer = c.load_optimizer(folder / kind, torch.optim.Adam(model.parameters()), model)
         c.save(model, folder / f"{kind} by one", optimizer=optimizer, notes={"step": 1})
-        files = [(folder / f"{kind}{by}").read_bytes() for by in ("", " by two", " by one")]
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+        optimizer = torch.optim.Adam(model.parameters())
+        parallel.restore_sharded(folder / f"{kind} shards", model, optimizer)
+        c.save(model, folder / f"{kind} shards by one", optimizer=optimizer, notes={"step": 1})
+        names = ("", " by two", " by one", " shards by two", " shards by one")
+        files = [(folder / f"{kind}{by}").read_bytes() for by in names]
         found[kind] = [files[0] == file for file in files]
     return found
 

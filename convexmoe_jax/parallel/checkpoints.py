@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from convexmoe.errors import describe, dtype_name, fail, same_keys, whole_number
-from convexmoe.parallel import SHARDED_FORMAT, check_description
+from convexmoe.parallel import SHARDED_FORMAT, check_description, check_step, choose_step
 
 Tree = Any
 Folder = str | os.PathLike[str]
@@ -58,10 +58,7 @@ def save_sharded(folder: Folder, step: int, model: Any, state: Tree = None, *, k
     tree = _on_mesh("save_sharded", {"model": nnx.to_pure_dict(nnx.state(model)), "state": state})
     description = _header(model) | {"format": SHARDED_FORMAT, "arrays": _shapes(tree)}
     with _manager("save_sharded", folder, keep) as (manager, args):
-        latest = manager.latest_step()
-        if latest is not None and step <= latest:
-            fix = "Count the steps on from the checkpoint that was restored, or choose another folder."
-            fail("save_sharded", "step", f"a step above {latest}, the latest in {str(folder)!r}", str(step), fix)
+        check_step(step, manager.latest_step(), str(folder))
         whole = args.Composite(arrays=args.StandardSave(tree), description=args.JsonSave(description))
         manager.save(step, args=whole, force=True)
 
@@ -85,12 +82,7 @@ def restore_sharded(folder: Folder, model: Any, state: Tree = None, step: int | 
     graph, own = nnx.split(model)
     tree = _on_mesh("restore_sharded", {"model": nnx.to_pure_dict(own), "state": state})
     with _manager("restore_sharded", folder) as (manager, args):
-        steps = sorted(manager.all_steps())
-        if not steps or step not in (None, *steps):
-            rule = "a folder with a whole checkpoint" if step is None else f"one with a whole checkpoint of step {step}"
-            got, fix = f"{str(folder)!r} with those of steps {steps}", "Look at latest_step(folder) first."
-            fail("restore_sharded", "folder", rule, got, fix, FileNotFoundError)
-        chosen = steps[-1] if step is None else step
+        chosen = choose_step(sorted(manager.all_steps()), step, str(folder))
         description = manager.restore(chosen, args=args.Composite(description=args.JsonRestore())).description
         check_description(description, _header(model), str(folder))
         stored = {name: (tuple(shape), dtype) for name, (shape, dtype) in description["arrays"].items()}

@@ -5,6 +5,7 @@ Rates, decays and schedules are not state: the program that goes on states its o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,6 +41,13 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, *, step:
         ValueError: the parameters have taken different numbers of steps, which optax, with one count for all, cannot
             say; none of them is the model's; or `step` is not their count.
     """
+    return state_of(optimizer, model, step, lambda value: moment_of(to_numpy(value)))
+
+
+def state_of(
+    optimizer: torch.optim.Optimizer, model: nn.Module, step: int | None, take: Callable[[Tensor], Tensor]
+) -> OptimizerState:
+    """Return what `optimizer_state` does, of what `take` makes of each moment: a copy, or what it is."""
     rule = _rule(optimizer)
     parameters = parameters_of(model)
     _check_owner(optimizer, parameters)
@@ -56,7 +64,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, *, step:
         for moment, arrays in moments.items():
             value = own.get(KEYS[moment])
             value = torch.zeros_like(parameter) if value is None else value
-            arrays[name] = moment_of(to_numpy(value))
+            arrays[name] = take(value)
     return OptimizerState(rule, count, moments)
 
 

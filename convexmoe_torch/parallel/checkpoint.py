@@ -1,7 +1,4 @@
-"""Checkpoints of a model that many processes hold: the neutral file, whole, whatever wraps or divides the model.
-
-The format of `torch.distributed.checkpoint` has a pickle in it (`.metadata`); there is none here.
-"""
+"""Checkpoints of a model that many processes hold: the neutral file, whole, whatever wraps or divides the model."""
 
 from __future__ import annotations
 
@@ -47,16 +44,14 @@ def save(
     Raises:
         OSError, TypeError, ValueError: as of `convexmoe_torch.save`, some on the first process alone.
     """
-    inner = _unwrap("save", model)
+    inner = inside("save", model)
     weights = _collect(inner, {name: from_numpy(value) for name, value in neutral_arrays(inner).items()})
     state = None if optimizer is None else optimizers.optimizer_state(optimizer, inner, step=step)
     if state is not None:
         state = state._replace(moments={m: _collect(inner, values) for m, values in state.moments.items()})
     try:
         if distributed.get_rank() == 0:
-            write(
-                path, _describe(inner), {PREFIX + n: optimizers.to_numpy(v) for n, v in weights.items()}, notes, state
-            )
+            write(path, describe(inner), {PREFIX + n: optimizers.to_numpy(v) for n, v in weights.items()}, notes, state)
     finally:
         distributed.barrier()  # whoever goes on finds the file
 
@@ -74,9 +69,9 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | Non
     Raises:
         FileNotFoundError, ValueError: as of `convexmoe_torch.load`, or the model has another config, or other weights.
     """
-    inner = _unwrap("restore", model)
+    inner = inside("restore", model)
     header, arrays = read(path, PREFIX)
-    check_same_model("restore", header, _describe(inner), os.fspath(path))
+    check_same_model("restore", header, describe(inner), os.fspath(path))
     parameters = parameters_of(inner)
     expected, got = (
         {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in values.items()}
@@ -95,7 +90,7 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | Non
         optimizers.restore(optimizer, inner, state._replace(moments=own))
 
 
-def _unwrap(owner: str, model: nn.Module) -> Any:
+def inside(owner: str, model: nn.Module) -> Any:
     """Return the hull or the hierarchy of a model."""
     inner = unwrap(model)
     if not isinstance(inner, MODELS):
@@ -104,7 +99,7 @@ def _unwrap(owner: str, model: nn.Module) -> Any:
     return inner
 
 
-def _describe(model: Any) -> dict[str, Any]:
+def describe(model: Any) -> dict[str, Any]:
     """Return kind and config of a model, as `content_of` does of one that is whole."""
     config = json.loads(model.config.to_json())
     if isinstance(model, MODELS[0]):
