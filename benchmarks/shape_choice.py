@@ -5,10 +5,11 @@
     python benchmarks/shape_choice.py --groups suite --resume      # what the file of results has is not done again
 
 A setting is one of the shapes of `convexmoe.training.shapes` at the usual rate, or the given shape (8 petals, learned
-temperature) with the other activation or at another rate. Each is fitted to the same rows, and `shape="auto"` chooses
-among the same fits by the rows that they hold out, with no budget that would end it. Errors are mean squared ones
-without noise, over the variance of the function; of tables root mean squared ones on three folds. The best single
-setting is the one whose geometric mean over the tasks of a group is least; which is best on each task no rule can know.
+temperature) with the other activation, at another rate or with more steps. Each is fitted to the same rows, and
+`shape="auto"` chooses among the same fits by the rows that they hold out, with no budget that would end it. Errors are
+mean squared ones without noise, over the variance of the function; of tables root mean squared ones on three folds. The
+best single setting is the one whose geometric mean over the tasks of a group is least; which is best on each task no
+rule can know.
 The suite is that of `quality.py` in 2 and 8 dimensions with noise 0.1, the unseen functions the first of
 `quality_unseen.py --draw 1`. A run prints a table and writes shape_choice.json into quality-run/. `--quick`: does it
 run? Extra: `pip install -c constraints.txt -e ".[tables]"`.
@@ -39,7 +40,7 @@ from timing import table
 from convexmoe.hull import HullConfig
 from convexmoe.training import FitResult
 from convexmoe.training.schedule import default_rate
-from convexmoe.training.shapes import RATES, STAGES, Trial, fit_shapes
+from convexmoe.training.shapes import LONGER, RATES, STAGES, Trial, fit_shapes
 from interop import frameworks
 
 DIMS, NOISE, DRAW, FOLDS = (2, 8), 0.1, 1, 3
@@ -50,6 +51,7 @@ SETTINGS = (
     "one layer more",
     "other activation",
     *[f"rate x {rate:g}" for rate in RATES],
+    f"{LONGER} x the steps",
 )
 AUTO, GROUPS = "auto", ("suite", "tables", "files", "unseen")
 
@@ -73,10 +75,10 @@ class Fits:
 
     def fit(self, x: np.ndarray, y: np.ndarray, seed: int, trial: Trial) -> FitResult:
         """Return the fit that `shape="auto"` makes of a trial."""
-        key = (x.tobytes(), y.tobytes(), seed, trial.config, trial.faster)
+        key = (x.tobytes(), y.tobytes(), seed, *trial[1:])
         if key not in self.made:
             rate = default_rate(len(x), x.shape[1]) * trial.faster
-            options = {"steps": self.steps, "seed": seed, "learning_rate": rate, "compare": False}
+            options = {"steps": self.steps * trial.longer, "seed": seed, "learning_rate": rate, "compare": False}
             self.made[key] = self.side.package.fit(self.side.new_hull(trial.config, seed), x, y, **options)
         return self.made[key]
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import convexmoe_torch
 from convexmoe import HullConfig
 from convexmoe.training import FitResult, History
 from convexmoe.training.curvature import Judged
-from convexmoe.training.shapes import RATES, Trial, fit_shapes, shapes
+from convexmoe.training.shapes import LONGER, RATES, Trial, fit_shapes, shapes
 
 CONFIG = HullConfig(2, 8, 1, hidden_dim=16, temperature="learned")
 ROWS = np.random.default_rng(0).uniform(0.5, 1.5, 400)  # errors on the rows held out
@@ -30,16 +31,35 @@ def choose(factors, budget=math.inf):
     return fit_shapes(fit, CONFIG, budget, False), tried
 
 
+def test_more_steps_begin_where_there_is_time_for_them(monkeypatch):
+    """A trial lasts a second a length: after seven, one of four more seconds."""
+    now, made = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def fit(trial):
+        made.append(trial)
+        now[0] += trial.longer
+        return FitResult(trial.name, History(), 0, Judged(ROWS, ROWS))
+
+    for budget, count in ((6.5, 6), (7.0, 7), (10.9, 7), (11.0, 8)):
+        now[0], made[:] = 0.0, []
+        fit_shapes(fit, CONFIG, budget, False)
+        assert len(made) == count
+    assert made[-1] == Trial(f"the given shape, {LONGER} x the steps", CONFIG, 0.5, LONGER)
+
+
 def test_the_gain_is_the_loss_of_the_given_shape_over_that_of_the_chosen_one():
     names = ["the given shape", *[trial.name for trial in shapes(Trial("the given shape", CONFIG))]]
     found, tried = choose({"32 petals on 4 units": 0.9, "2 layers": 0.5})
     assert (found.model, found.shape) == ("2 layers", "2 layers") and found.gain == pytest.approx(2.0)
-    assert tried == [*names, "2 layers, huber_relu", *[f"2 layers, rate x {rate:g}" for rate in RATES]]
+    rates = [f"2 layers, rate x {rate:g}" for rate in RATES]
+    assert tried == [*names, "2 layers, huber_relu", *rates, f"2 layers, {LONGER} x the steps"]
     found, tried = choose({"2 layers": 0.5, "2 layers, huber_relu": 0.4})
     assert found.shape == "2 layers, huber_relu" and found.gain == pytest.approx(2.5)
-    assert tried[5:] == [f"2 layers, huber_relu, rate x {rate:g}" for rate in RATES]
-    found, _ = choose({"2 layers": 0.5, "2 layers, rate x 4": 0.25})
+    assert tried[5:-1] == [f"2 layers, huber_relu, rate x {rate:g}" for rate in RATES]
+    found, tried = choose({"2 layers": 0.5, "2 layers, rate x 4": 0.25})
     assert found.shape == "2 layers, rate x 4" and found.gain == pytest.approx(4.0)
+    assert tried[-1] == "2 layers, rate x 4, 4 x the steps"
     # controls: a gain within chance, and no time for another
     noise = np.random.default_rng(1).normal(size=len(ROWS))
     lucky = 1.0 + (noise - noise.mean() - 0.02) / ROWS
@@ -55,11 +75,11 @@ def record(group, *errors):
 
 
 def test_the_best_single_setting_is_that_of_the_group_and_not_of_each_task():
-    records = [record("suite", 4, 1, 2, 8, 8, 8, 8, 2), record("suite", 4, 9, 2, 8, 8, 8, 8, 1)]
+    records = [record("suite", 4, 1, 2, 8, 8, 8, 8, 8, 2), record("suite", 4, 9, 2, 8, 8, 8, 8, 8, 1)]
     *cells, best, over_best, over_each = shape_choice.line_of("suite", records)
     assert best == "planes" and cells[:5] == ["suite", "2", "1.000", "0.750", "0.500"]
     assert over_best == f"{math.sqrt(2 / 2 * 1 / 2):.3f}" and over_each == f"{math.sqrt(2 / 1 * 1 / 2):.3f}"
-    text = shape_choice.report([*records, record("tables", *[1.0] * 7, 1.5)])
+    text = shape_choice.report([*records, record("tables", *[1.0] * 8, 1.5)])
     assert "given shape | 1.500 | 1.500 |" in text and len(text.splitlines()) == 4
 
 
@@ -72,7 +92,7 @@ def test_the_benchmark_measures_what_fit_chooses_and_fits_each_setting_once():
     config = HullConfig(2, 8, 1, temperature="learned")
     options = {"steps": steps, "seed": 3, "compare": False, "shape": "auto", "budget": 600.0}
     found = convexmoe_torch.fit(fits.side.new_hull(config, 3), x, y, **options)
-    assert fits.chosen == [found.shape] and len(fits.made) <= len(shape_choice.SETTINGS) + 1 + len(RATES)
+    assert fits.chosen == [found.shape] and len(fits.made) <= len(shape_choice.SETTINGS) + 2 + len(RATES)
     assert np.array_equal(predicted[shape_choice.AUTO], fits.side.package.predict(found.model, x)[:, 0])
     others = [name for name, values in predicted.items() if not np.array_equal(values, predicted[shape_choice.AUTO])]
     assert len(others) >= 3  # control: the settings differ
@@ -88,7 +108,7 @@ def test_what_the_file_of_results_has_is_not_done_again(tmp_path, monkeypatch, c
 
     def measure(group, name, *given):
         done.append(name)
-        return record(group, *[1.0] * 8) | {"task": name}
+        return record(group, *[1.0] * 9) | {"task": name}
 
     monkeypatch.setattr(shape_choice, "record_of", measure)
     words = ["shape_choice.py", "--groups", "suite", "unseen", "--quick", "--out", str(tmp_path)]

@@ -85,8 +85,8 @@ class HullFit(HullEngine, Protocol):
                 files, docs/pages/files.md): training goes on from there, and the model of it takes the place of
                 `model`.
             on_evaluation: is given where training stands at each of the `EVALUATIONS`; True ends it there.
-            shape: None for that of the model; "auto" tries others, another activation and other rates, and gives back
-                what errs least on the rows held out.
+            shape: None for that of the model; "auto" tries others, another activation, other rates and more steps, and
+                gives back what errs least on the rows held out.
             budget: seconds for `shape="auto"`, finite and above 0; a shape that would end after them is not begun.
             compare: whether short fits of y and of -y tell which way the rows are bent (`result.curvature`, and a
                 warning where it is the other way round); two fifths of a fit more. Not after a stop, nor where the rows
@@ -121,7 +121,7 @@ class HullFit(HullEngine, Protocol):
 
             def fit(trial: Trial) -> FitResult:
                 new = model if trial.config == engine.given else cls.new(trial.config, seed, model)
-                quiet = replace(schedule, progress=False, learning_rate=rate * trial.faster)
+                quiet = replace(schedule, progress=False, learning_rate=rate * trial.faster, steps=steps * trial.longer)
                 return cls.of(new, given, loss, validation, seed, batch_size).train(quiet)
 
             found = fit_shapes(fit, engine.given, budget, progress)

@@ -16,14 +16,16 @@ AUTO, GIVEN = "auto", "given"
 SOFT, BENT = "softplus", "huber_relu"
 STANDARD_ERRORS = 1.0  # of a gain, for which another shape is taken
 RATES = 0.25, 4.0  # that are tried with the best shape, over the usual one
+LONGER, SLOWER = 4, 0.5  # times the steps, at so many times the rate, are tried in the end
 
 
 class Trial(NamedTuple):
-    """What is tried: its name, the config, and by how much its rate is that of the others."""
+    """What is tried: its name, the config, and how many times the rate and the steps of the others."""
 
     name: str
     config: HullConfig
     faster: float = 1.0
+    longer: int = 1
 
 
 def shapes(best: Trial) -> list[Trial]:
@@ -49,11 +51,17 @@ def rates(best: Trial) -> list[Trial]:
     return [best._replace(name=f"{best.name}, rate x {factor:g}", faster=factor) for factor in RATES]
 
 
-STAGES = shapes, activations, rates  # each tries others than the best so far
+def more_steps(best: Trial) -> list[Trial]:
+    """Return the same with more steps at a lower rate, where the rows leave no noise but that of the steps."""
+    name = f"{best.name}, {LONGER} x the steps"
+    return [best._replace(name=name, faster=SLOWER * best.faster, longer=LONGER)]
+
+
+STAGES = shapes, activations, rates, more_steps  # each tries others than the best so far
 
 
 def fit_shapes(fit: Callable[[Trial], FitResult], config: HullConfig, budget: float, shown: bool) -> FitResult:
-    """Return the best of the fits of several shapes, then with another activation, then at other rates.
+    """Return the best of the fits of several shapes, then with another activation, at other rates, and of more steps.
 
     As many as the budget allows. Another than the first is taken where it errs less beyond its standard error.
 
@@ -64,17 +72,19 @@ def fit_shapes(fit: Callable[[Trial], FitResult], config: HullConfig, budget: fl
         shown: whether a bar shows what is tried, and how long it will take.
     """
     given, done = Trial("the given shape", config), list[tuple[Trial, FitResult]]()
-    began, longest, left = time.monotonic(), 0.0, 1 + sum(len(stage(given)) for stage in STAGES)
-    with trial_bar(shown, left) as show:
+    began, slowest = time.monotonic(), 0.0
+    lengths = [1, *[trial.longer for stage in STAGES for trial in stage(given)]]
+    left = sum(lengths)  # in fits of the usual length
+    with trial_bar(shown, len(lengths)) as show:
 
         def attempt(trial: Trial) -> None:
-            nonlocal longest, left
+            nonlocal slowest, left
             start = time.monotonic()
-            if done and start - began + longest > budget:
+            if done and start - began + slowest * trial.longer > budget:
                 return
-            show(trial, min(longest * left, budget))
-            found, left = fit(trial), left - 1
-            longest = max(longest, time.monotonic() - start)
+            show(trial, min(slowest * left, budget))
+            found, left = fit(trial), left - trial.longer
+            slowest = max(slowest, (time.monotonic() - start) / trial.longer)
             if not done or is_less(found.judged.hull, done[-1][1].judged.hull, STANDARD_ERRORS):  # type: ignore[union-attr]
                 done.append((trial, found))
 
