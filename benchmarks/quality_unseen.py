@@ -7,8 +7,9 @@
 
 `quality_grammar.py` says what is drawn: nine kinds of functions, D 2 to 50, 200 to 20,000 rows, noise up to half of
 the deviation. Errors are mean squared on 4,000 rows without noise, over the variance of the function there. A hull has
-8 petals; the MLP has as many parameters, one to three layers and a rate that are chosen on a fifth of the rows, which
-also stop the boosted trees and choose their rate, and choose the penalty of lpcf (timed_peers.py says how to get it).
+8 petals; the MLP has as many parameters, 8,000 steps, one to three layers and a rate chosen on a fifth of the rows.
+These also stop the boosted trees and choose their rate, and choose the penalty of lpcf (timed_peers.py says how to get
+it).
 What peers reach is kept in a folder and not computed again; `fit` is run each time.
 """
 
@@ -38,7 +39,8 @@ from timing import table
 
 from convexmoe_jax import HullConfig, VectorHull, fit, predict
 
-FUNCTIONS, LOST, BATCH, STEPS = 45, 1.05, 128, 2000
+FUNCTIONS, LOST, BATCH = 45, 1.05, 128
+STEPS = 8000  # of a peer: as many as a hull with its shape chosen may take
 QUICK_ROWS = 200, 300
 BUDGET = 300.0  # seconds to choose a shape
 LIMIT = 120.0  # seconds that lpcf may compute for a function

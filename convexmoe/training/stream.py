@@ -229,15 +229,20 @@ def check_pair(batch: Any, first: int) -> Data:
     return x, y
 
 
+def shapes_of(x: np.ndarray, target: np.ndarray) -> str:
+    """Return the shapes of one row, in words."""
+    return f"{x.shape[1:]} and {target.shape[1:]}"
+
+
 def take_count(batches: Iterable[Batch], size: int) -> Count:
     """Return what a pass tells of rows of any shape, with the first `size` rows."""
     end, checksum, held = 0, 0, 0
     taken: list[Data] = []
     for first, x, target, _ in batches:
-        shapes = x.shape[1:], target.shape[1:]
-        if taken and shapes != (taken[0][0].shape[1:], taken[0][1].shape[1:]):
-            rule = f"rows shaped {taken[0][0].shape[1:]} and {taken[0][1].shape[1:]} as the first"
-            fail("Stream", "source", rule, f"{shapes[0]} and {shapes[1]} at row {first}", "Pad them to one shape.")
+        shapes = shapes_of(x, target)
+        if taken and shapes != (wanted := shapes_of(*taken[0])):
+            got, fix = f"{shapes} at row {first}", "Pad them to one shape."
+            fail("Stream", "source", f"rows shaped {wanted} as the first", got, fix)
         checksum, end = add_checksum(checksum, x, target), first + len(x)
         if held < size:
             taken.append((x[: size - held], target[: size - held]))
@@ -367,7 +372,11 @@ class Draws:
         """Yield the number of each block of a pass from one on, and the batches that reach into it."""
         size, checksum, end, whole = self.stream.rows, 0, 0, place is None
         held: list[Batch] = []
+        rule, shapes = f"the same {self.survey.rows} rows in each pass", shapes_of(self.survey.x, self.survey.target)
         for batch in self.stream.read(self.config, place):
+            if (other := shapes_of(batch.x, batch.target)) != shapes:
+                got = f"some shaped {other} at row {batch.first} in pass {passes + 2}"
+                fail("Stream", "source", f"{rule}, shaped {shapes}", got, UNLIKE)
             end = batch.end
             if whole:
                 checksum = add_checksum(checksum, batch.x, batch.target)
@@ -382,7 +391,7 @@ class Draws:
             yield block, held
         if end != self.survey.rows or (whole and checksum != self.survey.checksum):
             got = f"{end} rows in pass {passes + 2}" if end != self.survey.rows else f"others in pass {passes + 2}"
-            fail("Stream", "source", f"the same {self.survey.rows} rows in each pass", got, UNLIKE if end else USED_UP)
+            fail("Stream", "source", rule, got, UNLIKE if end else USED_UP)
 
     def _shuffle(self, passes: int, block: int, batches: list[Batch]) -> Data:
         """Return the rows of a block in their order, without those held out."""

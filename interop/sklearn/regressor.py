@@ -53,8 +53,8 @@ class ConvexRegressor(RegressorMixin, BaseEstimator):
         loss: "squared", "absolute", `Huber(delta)`, `Quantile(level)`, `Expectile(level)` of `convexmoe.training`, or a
             function, as for `fit`.
         steps, batch_size, learning_rate: of `fit`.
-        shape: None for the options above; "auto" tries other shapes and rates on rows held out, `shape_` is what it
-            took.
+        shape: None for the options above; "auto" tries other shapes, rates and steps on rows held out, `shape_` is what
+            it took.
         budget: seconds for shape="auto", finite and above 0.
         framework: "jax", "torch", or "auto": JAX where it is installed, else PyTorch.
         random_state: of the weights, the folds and the batches: a number, a RandomState, or None for another each time.
