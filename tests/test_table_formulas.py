@@ -45,3 +45,17 @@ def test_a_formula_without_a_saved_value_is_no_missing_cell(tmp_path):
     save_formulas(tmp_path / "t.xlsx", b"")  # and where the value is an empty text
     with pytest.raises(InputError, match="no missing values; got 28 in column 'c'"):
         prepare(read_table(tmp_path / "t.xlsx"), "y", (), 0)
+
+
+def test_a_last_row_of_such_formulas_is_not_lost(tmp_path):
+    book = openpyxl.Workbook()
+    for k in range(20):
+        book.active.append(["a", "y"] if k == 0 else [1.5 * k, k * k])
+    book.active.append(["=1.5*20", "=20*20"])
+    book.save(tmp_path / "t.xlsx")
+    with pytest.raises(InputError, match=r"a formula without one in column .a. on line 21\. Open"):
+        prepare(read_table(tmp_path / "t.xlsx"), "y", (), 0)
+    book.active["A21"], book.active["B21"] = None, None  # control: an empty row that has a format
+    book.active["A21"].number_format = "0.00"
+    book.save(tmp_path / "t.xlsx")
+    assert len(prepare(read_table(tmp_path / "t.xlsx"), "y", (), 0).x) == 19

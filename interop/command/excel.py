@@ -93,9 +93,10 @@ def _read_sheet(name: str, stream: Any, options: TableOptions) -> tuple[list[tup
             shown = [title for title, sheet in sheets.items() if sheet.sheet_state == "visible"]
             title = options.sheet or next(iter([*shown, *sheets]))
             sheet = sheets.pop(title)
-            rows = _read_rows(sheet)
-            if len({len(cells) for _, cells in rows}) > 1 or any("" in cells for _, cells in rows):
-                rows = _read_rows(sheet, load_workbook(stream, read_only=True)[title])
+            rows, last = _read_rows(sheet)
+            widths = {len(cells) for _, cells in rows}
+            if len(widths) > 1 or any("" in cells for _, cells in rows) or (rows and last > rows[-1][0]):
+                rows, _ = _read_rows(sheet, load_workbook(stream, read_only=True)[title])
             heads = {other: one.iter_rows(max_row=9, values_only=True) for other, one in sheets.items()}
             others = {other: [str(cell).strip() for row in head for cell in row] for other, head in heads.items()}
     except InputError:
@@ -107,14 +108,15 @@ def _read_sheet(name: str, stream: Any, options: TableOptions) -> tuple[list[tup
     return rows, title + several, others
 
 
-def _read_rows(sheet: Any, formulas: Any = None) -> list[tuple[int, list[str]]]:
-    """Return the rows of a sheet up to the last that has a value, each up to its last value, with their numbers.
+def _read_rows(sheet: Any, formulas: Any = None) -> tuple[list[tuple[int, list[str]]], int]:
+    """Return the rows of a sheet up to the last that has a value, each up to its last value, and the last number.
 
     What a sheet says of its size may be wrong, and cells that only have a format are none: each is looked at. With the
     sheet of `formulas` one of them without a saved value is UNSAVED; a saved value that is an empty text is a "str".
     """
     (formulas or sheet).reset_dimensions()  # that of values first
     rows: list[tuple[int, list[str]]] = []
+    number = 0
     others: Any = repeat(repeat(None)) if formulas is None else formulas.iter_rows(values_only=True)
     for number, (cells, beside) in enumerate(zip(sheet.iter_rows(), others, strict=False), 1):
         known = [UNSAVED if f is not None and c.data_type != "str" else "" for c, f in zip(cells, beside, strict=False)]
@@ -124,4 +126,4 @@ def _read_rows(sheet: Any, formulas: Any = None) -> list[tuple[int, list[str]]]:
         if texts:
             first = rows[-1][0] + 1 if rows else 1
             rows += [*((empty, []) for empty in range(first, number)), (number, texts)]
-    return rows
+    return rows, number
