@@ -79,6 +79,7 @@ def choose_step(steps: list[int], step: int | None, folder: str) -> int:
     Raises:
         FileNotFoundError: there is none in `folder`, which has those of `steps`, ascending.
     """
+    step = None if step is None else whole_number("restore_sharded", "step", step, 0)
     if not steps or step not in (None, *steps):
         rule = "a folder with a whole checkpoint" if step is None else f"one with a whole checkpoint of step {step}"
         got, fix = f"{folder!r} with those of steps {steps}", "Look at latest_step(folder) first."
@@ -90,7 +91,7 @@ def check_description(stored: dict[str, Any], header: dict[str, Any], folder: st
     """Check that the description of a sharded checkpoint is of a format that is known, and of such a model."""
     if stored.get("format") != SHARDED_FORMAT:
         fix = "Install the version of convexmoe that wrote it, or a newer one."
-        rule, got = f"a checkpoint of format {SHARDED_FORMAT}", f"{folder!r} of format {stored.get('format')!r}"
+        rule, got = f"a checkpoint of format {SHARDED_FORMAT}", f"{folder!r} of format {stored.get('format')!r:.60}"
         fail("restore_sharded", "folder", rule, got, fix)
     check_same_model("restore_sharded", stored, header, folder)
 

@@ -206,6 +206,14 @@ def compare_all(rank: int, folder: Path) -> dict[str, Any]:
     with mock.patch.object(parallel, "average_gradients", lambda model: None):
         found["control: gradients that are not averaged"] = check(placed)
     found["messages"] = refusals(placed, folder)
+    hull = make_hull()
+    optimizer = torch.optim.Adam((make_hull() if rank == 1 else hull).parameters())
+    try:
+        parallel.save_sharded(folder / "none", 1, hull, optimizer)
+    except (RuntimeError, ValueError) as error:
+        found["where one fails"] = f"{type(error).__name__}: {error}"
+    distributed.barrier()
+    found["what one leaves"] = [*map(str, (folder / "none").iterdir())]
     return found
 
 
@@ -260,6 +268,13 @@ def whole_of(value: Any) -> torch.Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value.detach()
 
 
+def evaluate(model: nn.Module, kind: str) -> None:
+    """A forward pass, after which a module of `fully_shard` holds gathered parameters in place of its own."""
+    if "hull" in kind:
+        with torch.no_grad():
+            model(batch_of("uniform")[0]["x"])
+
+
 def write_all(rank: int, folder: Path) -> dict[str, Any]:
     """Take a step, save; is what the file has what the processes hold, and are the gradients those of one process?"""
     found: dict[str, Any] = {}
@@ -272,6 +287,7 @@ def write_all(rank: int, folder: Path) -> dict[str, Any]:
         if "hull" in kind:
             found[f"gradients {kind}"] = largest(given, wanted)
         optimizer.step()
+        evaluate(model, kind)
         parallel.save(model, folder / kind, optimizer=optimizer, notes={"step": 1})
         parallel.save_sharded(folder / f"{kind} shards", 3, model, optimizer)
         stored = parameters_of(c.load(folder / kind, expert_factory=make_expert))
@@ -284,6 +300,7 @@ def read_all(rank: int, folder: Path) -> None:
     """Restore into models of other weights, and save again."""
     for kind in KINDS:
         model, optimizer = wrap(kind, seed=2)
+        evaluate(model, kind)
         parallel.restore(folder / kind, model, optimizer)
         parallel.save(model, folder / f"{kind} by two", optimizer=optimizer, notes={"step": 1})
         model, optimizer = wrap(kind, seed=3)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from convexmoe.errors import dtype_name, fail, same_keys
+from convexmoe.files import steps_taken
 from convexmoe.files.format import read
 from convexmoe.files.schema import PREFIX
 from convexmoe.parallel import EXPERT, check_same_model
@@ -48,7 +52,8 @@ def save(
     weights = _collect(inner, {name: from_numpy(value) for name, value in neutral_arrays(inner).items()})
     state = None if optimizer is None else optimizers.optimizer_state(optimizer, inner, step=step)
     if state is not None:
-        state = state._replace(moments={m: _collect(inner, values) for m, values in state.moments.items()})
+        taken = one_count(together("save", partial(getattr, state, "step")))
+        state = state._replace(step=taken, moments={m: _collect(inner, values) for m, values in state.moments.items()})
     try:
         if distributed.get_rank() == 0:
             write(path, describe(inner), {PREFIX + n: optimizers.to_numpy(v) for n, v in weights.items()}, notes, state)
@@ -82,20 +87,50 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | Non
     if optimizer is not None and state is None:
         fix = "Write it with save(model, path, optimizer=...)."
         fail("restore", "path", "a file with an optimizer", repr(os.fspath(path)), fix)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(_divide(from_numpy(arrays[PREFIX + name]), parameter))
     if optimizer is not None and state is not None:
         own = {m: {n: _divide(v[n], p) for n, p in parameters.items()} for m, v in state.moments.items()}
         optimizers.restore(optimizer, inner, state._replace(moments=own))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(_divide(from_numpy(arrays[PREFIX + name]), parameter))
+
+
+def together(owner: str, work: Callable[[], Any]) -> list[Any]:
+    """Return what `work` returns on each process, plain values; where it fails on one, all raise."""
+    value, error = None, None
+    try:
+        value = work()
+    except Exception as caught:
+        error = caught
+    told = [(value, error and f"{type(error).__name__}: {error}")]
+    if distributed.is_initialized():
+        own, told = told[0], [(None, None)] * distributed.get_world_size()
+        distributed.all_gather_object(told, own)
+    if error is not None:
+        raise error
+    for rank, (_, said) in enumerate(told):
+        if said:
+            raise RuntimeError(f"{owner}: expected success on all processes; got on process {rank} {said}")
+    return [one for one, _ in told]
+
+
+def one_count(steps: Sequence[int]) -> int:
+    """Return the steps that an optimizer has taken, of its counts on each process: 0 where it has nothing to train."""
+    return steps_taken({count for count in steps if count}, None, "Begin with a fresh state on all processes.")
 
 
 def inside(owner: str, model: nn.Module) -> Any:
-    """Return the hull or the hierarchy of a model."""
+    """Return the hull or the hierarchy of a model, with the parameters that it keeps.
+
+    After `fully_shard` a forward pass leaves others in their place, gathered ones, which are thrown away later.
+    """
     inner = unwrap(model)
     if not isinstance(inner, MODELS):
         rule, fix = "a VectorHull or a HierarchicalCELMoE", "Pass such a model, as it is or wrapped."
         fail(owner, "model", rule, type(inner).__name__, fix, TypeError)
+    for module in inner.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
     return inner
 
 

@@ -9,7 +9,8 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from hashlib import file_digest
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,20 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from convexmoe.errors import dtype_name, fail, same_keys, whole_number
 from convexmoe.files.atomic import follow, make_staging, put_in_place
-from convexmoe.files.schema import DAMAGED, OPTIMIZER, PREFIX, UNFIT
+from convexmoe.files.hub import read_json
+from convexmoe.files.optimizer import LARGEST_STEP
+from convexmoe.files.schema import ANY, DAMAGED, OPTIMIZER, PREFIX, has_form
 from convexmoe.parallel import SHARDED_FORMAT, check_description, check_step, choose_step
 
 from ..files import optimizer as optimizers
 from ..files.layers import parameters_of
-from .checkpoint import describe, inside
+from .checkpoint import describe, inside, one_count, together
 
 Folder = str | os.PathLike[str]
-DESCRIPTION, NO_ROOM = "description.json", "Check the permissions of the folder and the room left."
+STEP, DESCRIPTION = "step-", "description.json"
+NO_ROOM = "Check the permissions of the folder and the room left."
+OF_OPTIMIZER = {"rule": ("adam", "sgd"), "step": int}
+FORM = {"files": {ANY: str}, "arrays": {ANY: [([int], str)]}, "optimizer": (None, OF_OPTIMIZER), "format": int}
 
 
 def save_sharded(
@@ -38,7 +44,7 @@ def save_sharded(
     """Write a sharded checkpoint: a folder of its own in `folder`, there whole or not at all.
 
     Every process calls it, on a folder that all of them see, and no process holds more than it has. Config, shapes and
-    the sizes of the shards stand beside them as JSON, with the version of the format.
+    the sha256 of each shard stand beside them as JSON, with the version of the format.
 
     Args:
         folder: of all checkpoints of a run; it is made where it is missing.
@@ -50,31 +56,46 @@ def save_sharded(
     Raises:
         ImportError: PyTorch is older than 2.9.
         OSError: it cannot be written; what was there before stays.
+        RuntimeError: another process failed; the message names it, and says why.
         TypeError, ValueError: the step is not above the latest, the model is no such one, or the optimizer is another.
     """
-    step, keep = whole_number("save_sharded", "step", step, 0), whole_number("save_sharded", "keep", keep, 1)
+    step = whole_number("save_sharded", "step", step, 0, LARGEST_STEP)
+    keep = whole_number("save_sharded", "keep", keep, 1)
     writer, _ = _library("save_sharded")
-    tensors, description = _content("save_sharded", model, optimizer, Tensor.detach)
-    place, first = follow(folder), _rank() == 0
-    place.mkdir(parents=True, exist_ok=True)
-    check_step(step, latest_step(place), os.fspath(folder))
-    try:
-        with make_staging(place) if first else nullcontext(place) as staging:
-            fresh = Path(_share(os.fspath(staging / "new")))
-            try:
-                with _without_warning():
-                    dcp.save(tensors, storage_writer=writer(fresh, save_distributed=True))
-            except CheckpointException as error:  # it is no Exception
-                _refuse("save_sharded", "a place that can be written", error, NO_ROOM, OSError)
-            if first:
-                description["files"] = {file.name: file.stat().st_size for file in sorted(fresh.iterdir())}
-                (fresh / DESCRIPTION).write_text(json.dumps(description, sort_keys=True))
-                put_in_place(fresh, place / str(step))
-                for old in _steps(place)[:-keep]:
-                    put_in_place(place / str(old), staging / str(old))  # it goes with the staging
-    finally:
-        if distributed.is_initialized():
-            distributed.barrier()  # whoever goes on finds it
+    place, rank = follow(folder), _rank()
+    content: dict[str, Any] = {}
+
+    with ExitStack() as stack:
+
+        def begin() -> tuple[str, int]:
+            content["tensors"], content["own"] = _content("save_sharded", model, optimizer, Tensor.detach)
+            check_step(step, latest_step(place), os.fspath(folder))
+            with _written():
+                place.mkdir(parents=True, exist_ok=True)
+                staging = os.fspath(stack.enter_context(make_staging(place))) if rank == 0 else ""
+            return staging, (content["own"]["optimizer"] or {}).get("step", 0)
+
+        def measure() -> dict[str, str]:
+            own = fresh.glob(f"shard-{rank + 1:05d}-*")
+            return {file.name: _digest(file) for file in own}
+
+        def finish() -> None:
+            if rank == 0:
+                with _written():
+                    (fresh / DESCRIPTION).write_text(json.dumps(description, sort_keys=True))
+                    put_in_place(fresh, place / f"{STEP}{step}")
+                    for old in _steps(place)[:-keep]:
+                        put_in_place(place / f"{STEP}{old}", fresh.parent / str(old))  # it goes with the staging
+
+        begun = together("save_sharded", begin)
+        fresh, description = Path(begun[0][0]) / "new", content["own"]
+        if optimizer is not None:
+            description["optimizer"]["step"] = one_count([count for _, count in begun])
+        with _failures("save_sharded", "a place that can be written", NO_ROOM, OSError):
+            dcp.save(content["tensors"], storage_writer=writer(fresh, save_distributed=True))
+        shards = together("save_sharded", measure)
+        description["files"] = {name: digest for files in shards for name, digest in files.items()}
+        together("save_sharded", finish)
 
 
 def restore_sharded(
@@ -93,38 +114,41 @@ def restore_sharded(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ImportError, TypeError: as of `save_sharded`.
+        ImportError, RuntimeError, TypeError: as of `save_sharded`.
         ValueError: the model has another config, or a shard is missing or damaged.
     """
     _, reader = _library("restore_sharded")
-    tensors, own = _content("restore_sharded", model, optimizer, torch.empty_like)
     place = follow(folder)
-    chosen = choose_step(_steps(place), step, os.fspath(folder))
-    stored = _description(place / str(chosen))
-    check_description(stored, own, os.fspath(folder))
-    same_keys(
-        "restore_sharded", *({n: (tuple(s), d) for n, (s, d) in part["arrays"].items()} for part in (own, stored))
-    )
-    rule = own["optimizer"] and own["optimizer"]["rule"]
-    if rule is not None and (stored["optimizer"] or {}).get("rule") != rule:
-        fix = "Pass the optimizer that it was saved with, or none."
-        fail("restore_sharded", "optimizer", f"a checkpoint with the state of {rule}", repr(stored["optimizer"]), fix)
-    try:
-        with _without_warning():
-            dcp.load(tensors, storage_reader=reader(place / str(chosen)))
-    except CheckpointException as error:
-        _refuse("restore_sharded", "whole shards", error, DAMAGED, ValueError)
+    content: dict[str, Any] = {}
+
+    def begin() -> None:
+        content["tensors"], own = _content("restore_sharded", model, optimizer, _unfilled)
+        content["step"] = choose_step(_steps(place), step, os.fspath(folder))
+        content["path"] = place / f"{STEP}{content['step']}"
+        stored = content["stored"] = _description(content["path"])
+        check_description(stored, own, os.fspath(folder))
+        of_arrays = ({n: (tuple(s), d) for n, (s, d) in part["arrays"].items()} for part in (own, stored))
+        same_keys("restore_sharded", *of_arrays)
+        rules = [part["optimizer"] and part["optimizer"]["rule"] for part in (own, stored)]
+        if rules[0] not in (None, rules[1]):
+            fix = "Pass the optimizer that it was saved with, or none."
+            fail("restore_sharded", "optimizer", f"a checkpoint with the state of {rules[0]}", repr(rules[1]), fix)
+
+    together("restore_sharded", begin)
+    tensors, stored = content["tensors"], content["stored"]
+    with _failures("restore_sharded", "whole shards", DAMAGED, ValueError):
+        dcp.load(tensors, storage_reader=reader(content["path"]))
     inner = inside("restore_sharded", model)
     parameters = parameters_of(inner)
+    if optimizer is not None:
+        rule, count = stored["optimizer"]["rule"], stored["optimizer"]["step"]
+        names = optimizers.MOMENTS[rule]
+        moments = {m: {name: tensors[f"{OPTIMIZER}{m}/{name}"] for name in parameters} for m in names}
+        optimizers.restore(optimizer, inner, optimizers.OptimizerState(rule, count, moments))
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[PREFIX + name])
-    if optimizer is not None:
-        names = optimizers.MOMENTS[rule]
-        moments = {m: {name: tensors[f"{OPTIMIZER}{m}/{name}"] for name in parameters} for m in names}
-        state = optimizers.OptimizerState(rule, stored["optimizer"]["step"], moments)
-        optimizers.restore(optimizer, inner, state)
-    return chosen
+    return int(content["step"])
 
 
 def latest_step(folder: Folder) -> int | None:
@@ -151,22 +175,28 @@ def _content(
     return tensors, description
 
 
+def _unfilled(value: Tensor) -> Tensor:
+    """Return a tensor like another, of NaN: what is not read is seen."""
+    return torch.full_like(value, torch.nan)
+
+
 def _description(checkpoint: Path) -> dict[str, Any]:
-    """Return the description of a checkpoint, all of whose shards are there and of their size.
+    """Return the description of a checkpoint, all of whose shards are there, byte for byte.
+
+    Each process reads some of them; together they read all.
 
     Raises:
-        ValueError: a shard is missing or cut off, or the description is damaged.
+        ValueError: a shard is missing, or another, or the description is damaged.
     """
-    found = {file.name: file.stat().st_size for file in checkpoint.iterdir() if file.name != DESCRIPTION}
-    try:
-        description: dict[str, Any] = json.loads((checkpoint / DESCRIPTION).read_bytes())
-        wrong = sorted(
-            name for name in found | description["files"] if found.get(name) != description["files"].get(name)
-        )
-        _ = [(list(shape), str(dtype)) for shape, dtype in description["arrays"].values()]
-        _ = description["optimizer"] and int(description["optimizer"]["step"])
-    except UNFIT:
-        wrong = [DESCRIPTION]
+    description, names = read_json(checkpoint / DESCRIPTION), {file.name for file in checkpoint.iterdir()}
+    if has_form(description.get("format"), int) and description["format"] != SHARDED_FORMAT:
+        return description  # which is refused for it
+    wrong = [] if has_form(description, FORM) else [DESCRIPTION]
+    if not wrong:
+        files, size = description["files"], distributed.get_world_size() if distributed.is_initialized() else 1
+        wrong = sorted((names - {DESCRIPTION}) ^ files.keys())
+        own = sorted(names & files.keys())[_rank() :: size]
+        wrong += [name for name in own if _digest(checkpoint / name) != files[name]]
     if wrong:
         rule = "the shards that were written, whole"
         fail("restore_sharded", "folder", rule, f"others in {os.fspath(checkpoint)!r}: {wrong[:8]}", DAMAGED)
@@ -175,8 +205,8 @@ def _description(checkpoint: Path) -> dict[str, Any]:
 
 def _steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints in a folder, ascending."""
-    files = folder.glob(f"*/{DESCRIPTION}")
-    return sorted(int(name) for file in files if (name := file.parent.name).isdecimal() and str(int(name)) == name)
+    names = (file.parent.name.removeprefix(STEP) for file in folder.glob(f"{STEP}*/{DESCRIPTION}"))
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 def _library(owner: str) -> tuple[Any, Any]:
@@ -187,27 +217,44 @@ def _library(owner: str) -> tuple[Any, Any]:
     return writer, reader
 
 
-def _refuse(owner: str, rule: str, error: CheckpointException, fix: str, kind: type[Exception]) -> None:
-    """Raise an error of the kind that says what went wrong on the first process where something did."""
-    cause, _ = next(iter(error.failures.values()))
-    fail(owner, "folder", rule, f"{type(cause).__name__}: {cause}"[:400], fix, kind)
+@contextmanager
+def _failures(owner: str, rule: str, fix: str, kind: type[Exception]) -> Iterator[None]:
+    """Raise an error of the kind for what went wrong on the first process where something did.
+
+    Interrupts, and what the library warns a process alone of, are passed on, and over.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    except CheckpointException as error:  # it is no Exception
+        cause, _ = next(iter(error.failures.values()))
+        if not isinstance(cause, Exception) or (isinstance(cause, (MemoryError, OSError)) and kind is not OSError):
+            raise cause from None
+        fail(owner, "folder", rule, f"{type(cause).__name__}: {cause}"[:400], fix, kind)
 
 
 @contextmanager
-def _without_warning() -> Iterator[None]:
-    """Pass over the warning that a process alone gets: it is as welcome."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+def _written() -> Iterator[None]:
+    """Say of an error of the system what it means for a checkpoint."""
+    try:
         yield
+    except OSError as error:
+        fail(
+            "save_sharded",
+            "folder",
+            "a place that can be written",
+            f"{type(error).__name__}: {error}",
+            NO_ROOM,
+            OSError,
+        )
+
+
+def _digest(file: Path) -> str:
+    """Return the sha256 of a file."""
+    with open(file, "rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()
 
 
 def _rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def _share(text: str) -> str:
-    """Return the text of the first process, on all of them."""
-    texts = [text]
-    if distributed.is_initialized():
-        distributed.broadcast_object_list(texts, src=0)
-    return texts[0]

@@ -34,6 +34,11 @@ def test_four_processes_compute_what_one_does(tmp_path):
         for kind in KINDS:
             assert rank[f"stored {kind}"] == 0.0, f"the file has other weights than the processes: {kind}"
         check_messages(rank["messages"])
+        assert rank["what one leaves"] == []
+    own = "ValueError: OptimizerState.optimizer: expected an optimizer of the model's parameters; got one of others. "
+    others = f"RuntimeError: save_sharded: expected success on all processes; got on process 1 {own}"
+    said = [rank["where one fails"] for rank in found["processes"]]
+    assert said[1].startswith(own) and all(words.startswith(others) for words in (said[0], *said[2:])), said
     for kind in KINDS:  # weights and moments: each writes the same bytes again
         assert found["files"][kind] == [True] * 5, kind
 
