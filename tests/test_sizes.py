@@ -1,11 +1,11 @@
-"""No file over 400 lines, no function over 60, in the four source trees together no more than 34,750 lines."""
+"""No file over 400 lines, no function over 60, in the four source trees together no more than 34,850 lines."""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TREES = ("convexmoe", "convexmoe_jax", "convexmoe_torch", "interop")
-FILE, FUNCTION, ALL = 400, 60, 34_750
+FILE, FUNCTION, ALL = 400, 60, 34_850
 
 # What is over a limit, with the reason; a row that is within it by now must go.
 EXCUSED: dict[str, str] = {}

@@ -215,7 +215,7 @@ def test_a_source_that_changes_is_refused():
         with pytest.raises(ValueError, match=rf"expected the same {N} rows in each pass; {words}"):
             drawn(source, [N, N])
     passes = [cut(64, X, Y), [*cut(64, X[:900], Y[:900]), (X[900:], Y[900:], None, np.ones(N - 900))]]
-    message = r"in each pass, shaped \(3,\) and \(2,\); got some shaped \(3,\) and \(3,\) at row 900 in pass 2\."
+    message = r"in each pass, shaped \(3,\) and \(2,\); got \(3,\) and \(3,\) at row 900 in pass 2\."
     with pytest.raises(ValueError, match=message):
         drawn(lambda: passes.pop(0), [N, N])
     with pytest.raises(ValueError, match="rows: expected a whole number >= 2"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
 
 from ..errors import fail
 
@@ -20,6 +22,13 @@ def open_source(source: Any) -> Iterator[Any]:
     except TypeError:
         rule, fix = "a function that returns an iterator", "Return one, or yield the batches."
         fail("Stream", "source", rule, f"one that returns {type(given).__name__}", fix, TypeError)
+
+
+def check_alike(rows: Sequence[np.ndarray], like: Sequence[np.ndarray], rule: str, where: str, fix: str) -> None:
+    """Check that each row of x and of the targets is shaped as others are."""
+    shapes, wanted = (" and ".join(str(part.shape[1:]) for part in parts) for parts in (rows, like))
+    if shapes != wanted:
+        fail("Stream", "source", f"{rule} {wanted}", f"{shapes} {where}", fix)
 
 
 @contextmanager

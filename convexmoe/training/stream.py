@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import describe, fail, whole_number
 from ..hull.config import HullConfig
 from ..hull.rows import as_numbers
-from .batches import UNLIKE, USED_UP, in_batch, open_source
+from .batches import UNLIKE, USED_UP, check_alike, in_batch, open_source
 from .data import Data, Spread, check_count, check_rows, check_weight, held_out_data, spread_of
 from .parts import FOLDS, Parts
 
@@ -229,20 +229,13 @@ def check_pair(batch: Any, first: int) -> Data:
     return x, y
 
 
-def shapes_of(x: np.ndarray, target: np.ndarray) -> str:
-    """Return the shapes of one row, in words."""
-    return f"{x.shape[1:]} and {target.shape[1:]}"
-
-
 def take_count(batches: Iterable[Batch], size: int) -> Count:
     """Return what a pass tells of rows of any shape, with the first `size` rows."""
     end, checksum, held = 0, 0, 0
     taken: list[Data] = []
     for first, x, target, _ in batches:
-        shapes = shapes_of(x, target)
-        if taken and shapes != (wanted := shapes_of(*taken[0])):
-            got, fix = f"{shapes} at row {first}", "Pad them to one shape."
-            fail("Stream", "source", f"rows shaped {wanted} as the first", got, fix)
+        if taken:
+            check_alike((x, target), taken[0], "rows shaped as the first,", f"at row {first}", "Pad them to one shape.")
         checksum, end = add_checksum(checksum, x, target), first + len(x)
         if held < size:
             taken.append((x[: size - held], target[: size - held]))
@@ -372,11 +365,9 @@ class Draws:
         """Yield the number of each block of a pass from one on, and the batches that reach into it."""
         size, checksum, end, whole = self.stream.rows, 0, 0, place is None
         held: list[Batch] = []
-        rule, shapes = f"the same {self.survey.rows} rows in each pass", shapes_of(self.survey.x, self.survey.target)
+        like, rule = (self.survey.x, self.survey.target), f"the same {self.survey.rows} rows in each pass"
         for batch in self.stream.read(self.config, place):
-            if (other := shapes_of(batch.x, batch.target)) != shapes:
-                got = f"some shaped {other} at row {batch.first} in pass {passes + 2}"
-                fail("Stream", "source", f"{rule}, shaped {shapes}", got, UNLIKE)
+            check_alike(batch[1:3], like, f"{rule}, shaped", f"at row {batch.first} in pass {passes + 2}", UNLIKE)
             end = batch.end
             if whole:
                 checksum = add_checksum(checksum, batch.x, batch.target)

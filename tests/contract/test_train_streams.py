@@ -97,7 +97,7 @@ def test_both_packages_take_the_same_rows():
     [
         ([(X,)], r"expected batches \(x, y\) for train; got a tuple of 1 at row 0"),
         ([(X, Y), (X, Y[:5])], "x and y of as many rows; got .* at row 701"),
-        ([(X, Y), (X[:, 0], Y)], r"expected rows shaped \(2, 3\) and \(1,\) as the first; got .* at row 701"),
+        ([(X, Y), (X[:, 0], Y)], r"expected rows shaped as the first, \(2, 3\) and \(1,\); got .* at row 701"),
         ([], "expected 1 row at least; got 0"),
     ],
 )
